@@ -61,9 +61,10 @@ class Cache:
     """A complete cache on disk.
 
     Attributes:
-        hit: whether it existed before.
-        read, kept: uids of the first stages in Spark whose kept rows it was written from, and of those whose rows this
-            run has kept (`reuseStages`).
+        hit: whether it existed before this run.
+        read: uids of the first stages in Spark that did not run, because the cache was written from the rows that an
+            earlier run kept after them (`reuseStages`).
+        kept: uids of the first stages in Spark after which this run has kept the rows for later runs.
     """
 
     folder: Path
@@ -77,7 +78,7 @@ class Cache:
         return str(self.manifest["fingerprint"])
 
     def columns(self, cut: Cut) -> dict[Version, str]:
-        """The cached column of each column version of the cut, and the column of its null flags."""
+        """Name of the cached column for each column version of the cut, and for its null flags."""
         return names_of(cut, self.manifest["columns"])
 
     def described(self, cut: Cut) -> dict[Version, Mapping[str, Any]]:
@@ -99,11 +100,11 @@ class Cache:
         return sum(p["rows"] for shard in self.manifest["splits"][split] for p in shard)
 
     def size(self, split: str, *, of: Cut | None = None, dense: bool = False) -> int:
-        """Upper limit for the bytes that the rows of a split take as tensors.
+        """Upper limit for the number of bytes that the rows of a split take as tensors.
 
         Args:
-            of: the cut whose columns count; None for all.
-            dense: whether sparse columns become strided, too.
+            of: the cut whose columns count; None for all columns.
+            dense: whether sparse columns are counted as dense tensors.
         """
         read = None if of is None else {*self.columns(of).values(), *OWN}
         columns = [c for c in self.manifest["columns"] if read is None or c["name"] in read]
@@ -120,7 +121,8 @@ class Cache:
 
 
 def root(options: Options) -> Path:
-    """The folder of the caches: the option, the session's conf `spark.sparkdiff.cacheDir`, or a temporary folder.
+    """The folder of the caches: the option `cacheDir`, the session's conf `spark.sparkdiff.cacheDir`, or a temporary
+    folder.
 
     Raises:
         InputError: neither is set and Spark's master is not local, so only one machine would see a temporary folder;
@@ -148,7 +150,7 @@ Watch = Callable[[Path], contextlib.AbstractContextManager[object]]
 
 
 class Growing:
-    """The progress of Spark in writing a cache."""
+    """Observer of Spark's progress in writing a cache, which looks at the files."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -167,15 +169,15 @@ class Growing:
 
 
 def open_cache(request: Request, watch: Watch = contextlib.nullcontext) -> Cache:
-    """Open the cache of a request: the one on disk if its fingerprint exists and its files are complete, else a new
-    one.
+    """Open the cache of a request: the cache on disk with its fingerprint if there is one and its files are complete,
+    else a new one.
 
     Args:
-        watch: entered with the folder while a new one is written.
+        watch: a context manager that is entered with the folder while a new cache is written.
 
     Raises:
         InputError: a column is missing, a label, weight, time or group is null or NaN, or Spark failed on the rows.
-        FullDiskError: the disk has no space for it; no partial cache stays.
+        FullDiskError: the disk has no space for the cache; no partial cache is left behind.
     """
     check_request(request)
     if request.boundaries is None:
@@ -220,8 +222,8 @@ def _opened(request: Request, where: Path, columns: list[dict[str, Any]], watch:
 
 
 def _opened_in_store(request: Request, folder: Path, key: str, columns: list[dict[str, Any]]) -> Cache:
-    """Open a cache in a store; `folder` is its working copy. Files are never renamed there; the manifest, written
-    last, says which of them belong to the cache.
+    """Open a cache in a store; `folder` is its working copy (see `jvm.stores`). Files in a store are never renamed; the
+    manifest, which is written last, lists the files that belong to the cache.
     """
     limit = request.options.localCacheLimit
     with contextlib.suppress(DamagedCacheError):
@@ -288,11 +290,12 @@ def _fetched(folder: Path, key: str, limit: int | None) -> dict[str, Any]:
 
 
 def make_room(folder: Path, needed: int, limit: int | None) -> None:
-    """Remove the copies of other caches beside `folder` that this process no longer needs, if the limit requires it.
+    """Make room for the working copy `folder` of a cache with `needed` bytes: if the limit (`localCacheLimit`) requires
+    it, remove copies of other caches that nothing reads.
 
     Raises:
         InputError: the cache takes more than `localCacheLimit` allows.
-        FullDiskError: it takes more than the free space.
+        FullDiskError: the cache takes more than the free space.
     """
     if limit is not None and needed > limit:
         raise InputError(
@@ -309,7 +312,10 @@ def make_room(folder: Path, needed: int, limit: int | None) -> None:
 
 
 def _evict(folder: Path, needed: int, limit: int) -> None:
-    """Remove the copies of caches that nothing reads, the oldest first, until the limit leaves enough room."""
+    """Remove copies of caches that nothing reads, the oldest first, until all copies stay within the limit.
+    Raises:
+        InputError: copies that are being read leave too little room.
+    """
     others = [p for p in folder.parent.iterdir() if p != folder and (p / MANIFEST).exists()]
     sizes = {other: folder_size(other) for other in others}
     for other in sorted(others, key=lambda p: p.stat().st_mtime):
@@ -348,8 +354,8 @@ def _build(request: Request, key: str, folder: Path, data: Path, columns: list[d
     """Write a cache. Returns the rows that it was written from.
 
     Args:
-        data: the folder into which Spark writes: that of the cache, or one in it.
-        columns: receives the description of its columns as soon as it is known.
+        data: the folder into which Spark writes: the cache's folder, or a folder inside it.
+        columns: an empty list that is filled with the description of the cache's columns as soon as it is known.
     """
     with made_frames(request, folder.parent) as made, jvm.blamed(failure_of(request)):
         columns += columns_of(request, made.frames[0], made.values)

@@ -1,7 +1,7 @@
-"""The fingerprint of a cache: one hash of everything that decides its content. It finds a cache that already exists.
+"""The fingerprint of a cache: one hash of everything that decides its content, by which an existing cache is found.
 
-Rows that neither a plan nor files identify are identified by their content: a few numbers that do not depend on the
-order and the partitions of the rows.
+Rows that their plan and files do not identify are identified by their content: a few numbers computed from all rows,
+which do not depend on the order and the partitions of the rows.
 """
 
 import dataclasses
@@ -60,7 +60,9 @@ class Request:
 
 
 def fingerprint(request: Request, folder: Path) -> str:
-    """Hash of everything that decides the content of a cache; runs no job for deterministic sources in files."""
+    """Hash of everything that decides the content of a cache. Runs no job if the rows come from files and their plan is
+    deterministic.
+    """
     if not request.lasting:
         return uuid.uuid4().hex
     cut, boundaries = request.cut, request.boundaries or splits.find_boundaries(request.sources, request.options)
@@ -73,7 +75,7 @@ def fingerprint(request: Request, folder: Path) -> str:
         uids = dict.fromkeys([*(v.uid for v in cut.graph.vertices), *(stage.uid for stage in ran)])
         tables = None if None in facts else anonymous(facts, [*uids])
     if stages is None or tables is None:
-        # Stages that can't be saved, or that run code of their own, are identified by the rows that they make.
+        # Stages that can't be saved, or whose code is not Spark's, are identified by the rows that they make.
         stages, tables = [content(cut.transform(s.df)) for s in request.sources], ""
     parts = {
         "format": FORMAT,
@@ -95,7 +97,9 @@ def fingerprint(request: Request, folder: Path) -> str:
 
 
 def divided_facts(request: Request) -> list[Any]:
-    """Everything that decides the rows before the first stage, with their splits and slices."""
+    """Everything that decides the rows before the first stage of the pipeline, and their division into splits and
+    slices.
+    """
     o, boundaries = request.options, request.boundaries
     times = None if boundaries is None else dataclasses.astuple(boundaries)
     return [FORMAT, _sources(request), splits.rule(o), o.guardCols, times, request.keyed]
@@ -131,12 +135,15 @@ def anonymous(facts: Any, uids: list[str]) -> str:
 
 
 def deciding_stages(cut: Cut) -> list[Any]:
-    """Stages whose content decides that of the cache."""
+    """Stages whose weights and settings decide the content of the cache: those that run in Spark before it is
+    written.
+    """
     return [*(v.stage for v in cut.stages), *(s for i in cut.live for s in cut.graph.vertices[i].preparation())]
 
 
 def _saved_bytes(cut: Cut, folder: Path) -> list[str] | None:
-    """Digest of the saved stages that run before the cache; None if one cannot be saved or is not a Spark class.
+    """Digests of the stages that run before the cache is written, computed from their saved files; None if one of them
+    cannot be saved or is not a class of Spark.
 
     A subclass of a Spark stage may have its own code, which is not saved.
     """

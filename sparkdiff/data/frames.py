@@ -1,10 +1,11 @@
-"""The rows that a cache is written from: checked, divided into splits and slices, and transformed by the stages in
-Spark. The rows after the first of these stages can be kept in the folder of the caches, so that a later cache is
-written from them.
+"""The rows that a cache is written from: checked, divided into splits (training, validation, ...) and slices (sets of
+rows with one value of a `guardCols` column), and transformed by the stages that run in Spark. The rows after the first
+few of these stages can be kept in the folder of the caches, so that a later cache is written from them.
 
-A cache serves one pipeline: it holds what torch reads. After an edit of a pipeline, its stages before the edit make
-the same rows again. With `reuseStages`, the second run that needs the same rows after the same stages keeps them, and
-later ones start from them (HELIX, Xin et al. 2018, keeps the results of a workflow's steps in the same way).
+A cache serves one pipeline only: it holds the columns that torch reads. If a pipeline is edited, its stages before the
+edit make the same rows again. With `reuseStages`, the second run that needs the same rows after the same stages keeps
+these rows, and later runs start from them (HELIX, Xin et al. 2018, keeps the results of a workflow's steps in the same
+way).
 """
 
 import contextlib
@@ -48,9 +49,9 @@ class Made:
     """The rows of each source after all stages in Spark.
 
     Attributes:
-        values: values of the slices.
-        read: uids of the first stages, whose rows an earlier run has kept.
-        kept: uids of the first stages, whose rows this run has kept.
+        values: the values that form slices, by column of `guardCols`.
+        read: uids of the first stages, which did not run, because an earlier run has kept the rows after them.
+        kept: uids of the first stages after which this run has kept the rows.
     """
 
     frames: Frames
@@ -61,8 +62,8 @@ class Made:
 
 @contextlib.contextmanager
 def frames_after(request: Request, where: Path, divided: Callable[[], tuple[Frames, Slices]]) -> Iterator[Made]:
-    """Yield the rows after all stages in Spark, made from kept rows if there are any. Within the context no process
-    removes these.
+    """Yield the rows after all stages in Spark, made from kept rows if there are any. No process removes the kept rows
+    within this context.
 
     Args:
         where: the folder of the caches.
@@ -90,7 +91,9 @@ def frames_after(request: Request, where: Path, divided: Callable[[], tuple[Fram
 
 
 def _longest(where: Path, keys: Sequence[str], held: contextlib.ExitStack) -> tuple[int, "_Kept | None"]:
-    """The largest number of first stages whose rows are kept, and these rows, locked against removal from now on."""
+    """The largest number k for which the rows after the first k stages are kept, and these rows, which are locked
+    against removal until `held` is closed; 0 and None if no rows are kept.
+    """
     for k in range(len(keys), 0, -1):
         if _Kept.at(where, keys[k - 1]) is not None:
             lock = usage.Lock(where / f"{PREFIX}{keys[k - 1]}")
@@ -108,8 +111,8 @@ def _through(frames: Frames, stages: Sequence[Vertex]) -> Frames:
 def keys_of(request: Request, where: Path) -> list[str]:
     """Hashes of everything that decides the rows after the first stage in Spark, after the first two, and so on.
 
-    Empty if the rows of one of these stages cannot be identified: its code is not Spark's own, or its statement draws
-    random numbers, calls code or asks for the file of a row (for which kept rows would give another answer).
+    Empty if the rows after one of these stages cannot be identified: its code is not Spark's own, or its SQL statement
+    draws random numbers, calls code or asks for the file of a row (which would be another file for kept rows).
     """
     known = hashlib.sha256(json.dumps(divided_facts(request), sort_keys=True, default=str).encode())
     keys, frames = [], [source.df for source in request.sources]
@@ -124,7 +127,7 @@ def keys_of(request: Request, where: Path) -> list[str]:
         facts = [plan_facts(df, after_stages=True) for df in frames] if vertex.custom else []
         if None in facts:
             return []
-        # Digests leave uids out, but the rows have columns whose names contain them.
+        # Digests leave out uids, but names of columns may contain them.
         told = [digest, vertex.inputs, vertex.outputs, anonymous(facts, [vertex.uid])]
         known.update(json.dumps(told).encode())
         keys.append(known.hexdigest()[:16])
@@ -138,7 +141,7 @@ def _seen(where: Path, key: str) -> bool:
 
 
 def _note(where: Path, keys: Sequence[str]) -> None:
-    """Record for later runs that these rows were needed; does nothing where the folder cannot be written."""
+    """Record for later runs that the rows with these keys were needed; does nothing if the folder cannot be written."""
     with contextlib.suppress(OSError):
         folder = where / usage.SEEN
         if not stores.exists(folder):
@@ -160,7 +163,7 @@ class _Kept:
 
     @staticmethod
     def at(where: Path, key: str) -> "_Kept | None":
-        """The kept rows of this key; None if there are none, or if a file of them is missing or truncated."""
+        """The kept rows with this key; None if there are none, or if one of their files is missing or truncated."""
         folder = where / f"{PREFIX}{key}"
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             if stores.url_of(folder) is not None:
@@ -177,8 +180,9 @@ class _Kept:
 
 
 def _keep(where: Path, key: str, frames: Frames, values: Slices, stages: Sequence[Vertex]) -> _Kept | None:
-    """Write the rows. Returns None, with a warning, if that fails: for example, Parquet holds no intervals, the disk
-    may have room only for the cache, and a stage may fail (then the cache's own error reports it).
+    """Write the rows to the folder of the caches, and return them. If that fails, warns and returns None: for example,
+    Parquet has no type for intervals, the disk may have room only for the cache, or a stage may fail (the error is
+    raised when the cache is written).
     """
     folder = where / f"{PREFIX}{key}"
     local = stores.url_of(folder) is None
@@ -241,7 +245,8 @@ def check_request(request: Request) -> None:
 
 
 def frames_of(request: Request) -> tuple[list[DataFrame], dict[str, tuple[Any, ...]]]:
-    """The rows of each source, divided into splits and slices, after the stages in Spark; and the values of the slices.
+    """The rows of each source, divided into splits and slices, after all stages in Spark; and the values that form
+    slices, by column.
 
     Raises:
         InputError: Spark failed on the rows.
@@ -252,7 +257,9 @@ def frames_of(request: Request) -> tuple[list[DataFrame], dict[str, tuple[Any, .
 
 
 def _divided(request: Request) -> tuple[list[DataFrame], dict[str, tuple[Any, ...]]]:
-    """The rows of each source, divided into splits and slices; and the values of the slices."""
+    """The rows of each source, divided into splits and slices, before any stage; and the values that form slices, by
+    column.
+    """
     o = request.options
     by = [f"{n}={v!r}" for n in ("validationIndicatorCol", "groupCol", "timeCol", "guardCols") if (v := getattr(o, n))]
     with jvm.blamed(f"Spark failed while it split the rows ({', '.join(by) or 'by a hash of all columns'})"):
@@ -268,8 +275,8 @@ def _divided(request: Request) -> tuple[list[DataFrame], dict[str, tuple[Any, ..
 
 @contextlib.contextmanager
 def made_frames(request: Request, where: Path) -> Iterator[Made]:
-    """Yield the frames and values of `frames_of`, made from rows that an earlier run has kept beside the caches, if
-    there are any.
+    """Yield the result of `frames_of`; with `reuseStages`, made from rows that an earlier run has kept, if there are
+    any.
     """
     if not request.options.reuseStages:
         yield Made(*frames_of(request))

@@ -19,11 +19,12 @@ NO_TIME = "null or NaN or an infinite value"
 
 
 def weight_range(folder: Path, shards: list[list[dict[str, Any]]], request: Request) -> tuple[int | None, float]:
-    """Exponent of the power of two that divides the weights of a split (None: they stay as they are), and the smallest
-    weight that counts.
+    """Exponent of the power of two by which the weights of a split are to be divided (None: the weights stay
+    unchanged), and the smallest weight that counts.
 
-    Sums of weights times losses, and their squares, do not overflow if the largest weight does not. Weights below
-    NEGLIGIBLE times the largest weight change no digit of such a sum.
+    After the division the largest weight is less than 1, so that sums of weights times losses, and the squares of these
+    sums, do not overflow because of the weights. Weights below NEGLIGIBLE times the largest weight change no digit of
+    such a sum.
     """
     least, largest = math.inf, 0.0
     for table in tables(folder, shards, ["weight"]):
@@ -47,7 +48,9 @@ def weight_range(folder: Path, shards: list[list[dict[str, Any]]], request: Requ
 def label_stats(
     folder: Path, shards: list[list[dict[str, Any]]], request: Request, negligible: float
 ) -> dict[str, Any]:
-    """Label statistics of one split; raises InputError for unusable rows."""
+    """Statistics of the labels of one split. Raises InputError for rows with an unusable label, weight, group or
+    time.
+    """
     o = request.options
     no_time = f"timeCol={o.timeCol!r} holds {NO_TIME}"
     if (nowhere := folder / "split=__HIVE_DEFAULT_PARTITION__").exists():
@@ -66,7 +69,7 @@ def _beside(request: Request) -> dict[str, str]:
 
 
 def stats_of(rows: Iterable[pa.Table], request: Request, negligible: float = 0.0) -> dict[str, Any]:
-    """Label statistics of rows in memory; raises InputError for unusable rows."""
+    """Statistics of the labels of some rows. Raises InputError for rows with an unusable label, group or time."""
     o, beside = request.options, _beside(request)
     null_group, no_time = f"groupCol={o.groupCol!r} holds null", f"timeCol={o.timeCol!r} holds {NO_TIME}"
     n = mean = m2 = 0.0

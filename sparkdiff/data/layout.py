@@ -31,9 +31,11 @@ SPARSE_WIDTH, SPARSE_FILL = 128, 0.25
 PIECE_BYTES = 1 << 26
 SCALAR: dict[str, Any] = {"kind": "scalar", "width": 1}
 OWN = {"label": "float64", "weight": "float64", "block": "int64", "time": "float64", "row": "int64"}
-"""Columns of a cache beside those of the cut, and their dtypes; `row`, the row's hash, only if it is requested."""
+"""Columns of a cache in addition to those of the cut, and their dtypes. `row`, the row's hash, exists only if it is
+requested (`Request.keyed`).
+"""
 USUAL = 64
-"""Weights stay as they are if the largest lies between 2 ** -USUAL and 2 ** USUAL."""
+"""Weights are not rescaled if the largest one lies between 2 ** -USUAL and 2 ** USUAL."""
 
 
 def check_number(option: str, column: str | None, df: DataFrame, casefold: Callable[[str], str]) -> None:
@@ -50,12 +52,12 @@ def check_number(option: str, column: str | None, df: DataFrame, casefold: Calla
 def columns_of(
     request: Request, df: DataFrame, slices: dict[str, tuple[Any, ...]], *, told: bool = False
 ) -> list[dict[str, Any]]:
-    """The storage of each column in the files, the columns of the cut first. Vectors cost a small job over the first
-    rows.
+    """Description of each column of the files (name, kind, width, dtype), the columns of the cut first. If there are
+    vectors, a small job reads their widths from the first rows.
 
     Args:
-        told: whether to trust the widths in the metadata where all entries would be stored anyway, which saves the
-            job.
+        told: whether to trust the width in the metadata of vectors that are too narrow to be stored as sparse; this may
+            save the job.
     """
     out: list[dict[str, Any]] = []
     fields = fields_by_name(df.schema, request.cut.graph.casefold)
@@ -85,7 +87,7 @@ def columns_of(
     for (column, _, field), (width, fill) in zip(vectors, found, strict=True):
         sparse = isinstance(field.dataType, VectorUDT) and width >= SPARSE_WIDTH and fill < SPARSE_FILL
         column |= {"kind": "sparse" if sparse else "dense", "width": width}
-    # Even if the schema allows no null: other sources may, and a field of a struct is null where the struct is null.
+    # Even if this schema allows no null: those of other sources may, and a field of a struct is null if the struct is.
     out += [
         {"name": f"null{i}", "column": read.name + NULL, **SCALAR, "dtype": "bool"}
         for i, read in enumerate(request.cut.columns)
@@ -103,12 +105,12 @@ def columns_of(
 
 
 def names_of(cut: Cut, columns: Sequence[Mapping[str, Any]]) -> dict[Version, str]:
-    """Names, among the columns of the files, of each column version of the cut and of its null flags.
+    """Name of the column of the files for each column version of the cut, and for its null flags.
 
     Args:
         columns: columns of a cache that was written for this cut, or for one with more columns.
     """
-    # Those of the cut come first and take precedence: a column of the data may be named like one of ours.
+    # The cut's columns come first in the list and take precedence: one of them may be named like a column of OWN.
     casefold = cut.graph.casefold
     names = {casefold(c["column"]): c["name"] for c in reversed(columns)}
     flagged = {null_of(c.version): names.get(casefold(c.name + NULL)) for c in cut.columns if c.nulls}
@@ -121,8 +123,8 @@ def holds_true(folder: Path, splits: dict[str, Any], name: str) -> bool:
 
 
 def _widths(df: DataFrame, vectors: Sequence[tuple[CutColumn, StructField]]) -> list[tuple[int, float]]:
-    """Width of each vector column and the share of its entries that is stored, from the first rows in which none is
-    null.
+    """Width of each vector column and the share of its entries that Spark stores, measured on the first rows in which
+    no vector is null.
     """
     if not vectors:
         return []
@@ -181,7 +183,8 @@ def _physical(column: dict[str, Any], field_type: DataType, c: Column) -> list[C
 def write_files(request: Request, frames: list[DataFrame], columns: list[dict[str, Any]], folder: Path) -> None:
     width = sum(c["width"] if c["kind"] == "dense" else 1 for c in columns if c.get("dtype") != "bool")
     piece = max(1024, min(65536, PIECE_BYTES // (8 * width)))
-    # Numbers are read faster without dictionaries. Words and their counts have few values and are smaller with them.
+    # Numbers are read faster without dictionaries. Sparse columns (such as counts of words) have few distinct values
+    # and are smaller with dictionaries.
     dictionaries = {f"parquet.enable.dictionary#{name}.list.element": "true" for name in sparse_fields(columns)}
     stored(request, frames, columns).write.mode("append").options(
         maxRecordsPerFile=piece, **{"parquet.enable.dictionary": "false", **dictionaries}
@@ -194,7 +197,9 @@ def sparse_fields(columns: list[dict[str, Any]]) -> list[str]:
 
 
 def stored(request: Request, frames: list[DataFrame], columns: list[dict[str, Any]]) -> DataFrame:
-    """The rows as in the files, assigned to virtual shards and in their order, with the columns `split` and `shard`."""
+    """The rows as they are written to the files: assigned to virtual shards and sorted, with the columns `split` and
+    `shard`.
+    """
     ties = [*(f"slice{i}" for i in range(len(request.options.guardCols))), *(["row"] if request.keyed else [])]
     # Equal rows are also assigned by their occurrence number, so that the files depend on the rows, not on partitions.
     occurrence = F.row_number().over(Window.partitionBy("hash").orderBy("hash", *ties))
@@ -207,14 +212,14 @@ def stored(request: Request, frames: list[DataFrame], columns: list[dict[str, An
 
 
 def hashed(request: Request, frames: list[DataFrame], columns: list[dict[str, Any]]) -> DataFrame:
-    """The rows with a weight other than 0 as in the files, in any order, with the columns `split` and `hash` (of the
-    row).
+    """The rows with a weight other than 0, with the columns of the files, `split` and `hash` (the hash of the row), in
+    any order.
     """
     slices = [f"slice{i}" for i in range(len(request.options.guardCols))]
     nulls = [c["name"] for c in columns if c.get("dtype") == "bool"]
     union = functools.reduce(DataFrame.unionByName, (_as_stored(request, df, columns) for df in frames))
-    # Without the slices: another guardCol must not change the order of rows, and so the training.
-    # Without the null flags, which add nothing: a null hashes differently from NaN. And without the hash of the row.
+    # The hash leaves out the slices, because another guardCol must not change the order of rows and thereby training;
+    # the null flags, which add nothing, because a null hashes differently from NaN; and the hash of the source row.
     return union.withColumn("hash", row_hash(union.drop(*slices, *nulls, "row")))
 
 
@@ -259,8 +264,9 @@ def _as_stored(request: Request, df: DataFrame, columns: list[dict[str, Any]]) -
 
 
 def shards_in(folder: Path, data: Path, split: str, number: int) -> list[list[dict[str, Any]]]:
-    """Describe the files of one split that Spark wrote to `data`. On this machine, where `data` is the folder of the
-    cache, they are renamed; in a store, where a renaming would copy them, they keep the names from Spark.
+    """Rename and describe the files of one split that Spark wrote to `data`, shard by shard. Only files on this
+    machine, where `data` is the folder of the cache, are renamed; in a store, where renaming would copy them, files
+    keep Spark's names.
     """
     out = []
     for shard in range(number):

@@ -1,4 +1,6 @@
-"""A rehearsal of a cache: the work of Spark to write it, done with a few rows, which stay in memory. Writes nothing."""
+"""A rehearsal of a cache: Spark's work to write it is done with a few rows, to estimate the size, time and number of
+jobs. The rows stay in memory, and nothing is written.
+"""
 
 import dataclasses
 import time
@@ -30,7 +32,7 @@ from sparkdiff.pipeline.schema import is_plain
 from sparkdiff.tensors.rows import SparseRows, offsets_of
 
 SAMPLE, TIMED = 2_000, 40_000
-"""Number of rows that are collected, and of rows that Spark is timed on."""
+"""Largest number of rows that are collected from each source, and of rows on which Spark is timed."""
 
 Range = tuple[float, float]
 """The smallest and the largest value."""
@@ -62,8 +64,8 @@ class Sample:
     """A few rows as a cache would hold them, in memory.
 
     Attributes:
-        rows: number of cached rows, which leave out rows of weight 0.
-        splits: number of cached rows by split.
+        rows: number of rows that a cache would hold, without rows of weight 0.
+        splits: these numbers by split.
         stats: statistics of the labels of each split, as in a manifest.
         entries: mean number of entries of a row in the cache.
     """
@@ -77,8 +79,8 @@ class Sample:
 
 
 def sampled(request: Request) -> Sample:
-    """Cache a few rows in memory, with the fewest and smallest Spark jobs. The shards of the rows and their order are
-    not those of a cache.
+    """Cache a few rows in memory, with as few and as small Spark jobs as possible. The shards and the order of the rows
+    differ from those of a real cache.
 
     Args:
         request: the request for the few rows.
@@ -121,7 +123,8 @@ def _entries(table: pa.Table, column: dict[str, Any]) -> float:
 
 
 def rehearsed(request: Request) -> Rehearsal:
-    """Do for a few rows the work of a cache of all rows, without its files. Counts the rows, and collects some of them.
+    """Rehearse the cache of a request: do the work for a few rows, and write no files. Counts all rows, and collects
+    some of them.
 
     Raises:
         InputError: a column is missing, there are no rows, or Spark failed on them.
@@ -168,7 +171,9 @@ def _frames(sample: Request, request: Request, *, told: bool) -> tuple[list[Data
 
 
 def _with_saving(jobs: int, request: Request) -> Range:
-    """Add the jobs that save these stages for their digest, and those of a third pass for quantiles of `timeCol`."""
+    """Add to the number of jobs those that save the stages for their digest, and those of a third pass for the
+    quantiles of `timeCol`, which may be needed.
+    """
     stages = deciding_stages(request.cut)
     known = stages and all(is_plain(stage) for stage in stages)
     low, high = saving_jobs(stages) if known else (0.0, 0.0)
@@ -176,9 +181,9 @@ def _with_saving(jobs: int, request: Request) -> Range:
 
 
 def saving_jobs(stages: Sequence[Any]) -> Range:
-    """Smallest and largest number of Spark jobs that save a pipeline of these stages: one for the metadata of the
-    pipeline and of each stage, and for the data of each model one, or two where Spark sorts it first, as in 3.5. An
-    ensemble of trees has a list of trees as well, and both are sorted in most versions.
+    """Smallest and largest number of Spark jobs that save a pipeline of these stages: one job for the metadata of the
+    pipeline and of each stage; for the data of each model one job, or two if Spark sorts them first, as in 3.5. An
+    ensemble of trees also saves a list of its trees; most versions sort this list and the data of the model.
     """
     low = high = 1
     for stage in stages:
@@ -194,10 +199,12 @@ def saving_jobs(stages: Sequence[Any]) -> Range:
 
 
 def _timed(request: Request, columns: list[dict[str, Any]], rows: int) -> tuple[float, Range]:
-    """Seconds of a small job, and of all that the cache does with all rows, from two runs of its query on some of them.
+    """Seconds that a small job takes, and the range of seconds that the cache takes for all rows, estimated from runs
+    of its query on some rows.
 
-    Reading a part of the rows may use only one core. All rows use all cores, but are also sorted and written: their
-    time lies between that of one core divided by the number of cores, and one and a half times that of one core.
+    The run on some rows may use only one core. A run on all rows uses all cores, but also sorts and writes the rows:
+    its time lies between the time on one core divided by the number of cores, and one and a half times the time on one
+    core.
     """
 
     def run(number: int) -> float:
@@ -238,7 +245,9 @@ def _table(rows: Sequence[Any], columns: list[dict[str, Any]], shards: Sequence[
 
 
 def _bytes(table: pa.Table, columns: list[dict[str, Any]], rows: int) -> int:
-    """Bytes of the files of so many rows, estimated from files in memory; rows and footers are measured separately."""
+    """Bytes of the files of `rows` rows, estimated from files in memory: the bytes per row and the bytes of a file's
+    footer are measured separately.
+    """
     held = table.drop_columns(["split", "shard"])
 
     def size(some: pa.Table) -> int:

@@ -1,4 +1,4 @@
-"""Hashes of rows, which split and identify them, and numbers that distinguish equal rows."""
+"""Hashes of rows, by which rows are split and identified, and numbers that distinguish equal rows."""
 
 from pyspark.sql import Column, DataFrame, Window, functions as F
 from pyspark.sql.types import (
@@ -22,8 +22,8 @@ VARIANT = "variant"  # Spark 3.5 has no class for it
 COPY = "__sparkdiff_copy"
 HASH = "__sparkdiff_hash"
 FEW_ROWS, FEW_PARTITIONS = 20_000, 2
-"""Up to FEW_ROWS rows, some of them equal, are put into FEW_PARTITIONS partitions: an estimator reads them in each of
-its steps, with a task for each partition, and Spark's shuffles make 200 partitions.
+"""If some rows are equal, the rows pass a shuffle, which makes 200 partitions by default. An estimator reads the rows
+in each of its steps, with a task for each partition; so up to FEW_ROWS rows are put into FEW_PARTITIONS partitions.
 """
 
 
@@ -53,11 +53,11 @@ def is_hashed(kind: DataType) -> bool:
 
 
 def with_copies(df: DataFrame) -> DataFrame:
-    """The rows with COPY, if some of them are equal in all columns that can be read; else the DataFrame itself. Runs a
-    job.
+    """The rows with the column COPY, if some of them are equal in all columns that can be read; else the DataFrame
+    itself. Runs a job.
 
     Equal rows may be numbered in any order, because they cannot be distinguished. The numbers do not depend on
-    partitions, and more rows change none. Without equal rows, all rows stay where they are.
+    partitions, and adding rows changes none of them. Without equal rows, all rows stay in their partitions.
 
     Raises:
         InputError: Spark failed on the rows; the message has the cause.
@@ -77,13 +77,14 @@ def with_copies(df: DataFrame) -> DataFrame:
 
 
 def coin(df: DataFrame, *salt: object) -> Column:
-    """A hash that assigns each row to a split or block: of its content, and of its number among equal rows
-    (`with_copies`).
+    """A hash that assigns each row to a split or block. It depends on the content of the row, and on its number among
+    equal rows (`with_copies`).
 
-    The hash of a row that equals no other and has no null is `row_hash`.
+    For a row that equals no other row and has no null, it equals `row_hash`.
     """
     rows = df.drop(COPY)
-    # A null adds nothing to a hash: only the names of null columns tell apart rows that differ in which column is null.
+    # A null adds nothing to a hash. So the names of the null columns are added, to distinguish rows that are null in
+    # different columns.
     nulls = [F.when(named(name).isNull(), name) for name in sorted(read_by_name(rows))]
     return row_hash(rows, *salt, *nulls, *(named(name) for name in df.columns if name == COPY))
 
@@ -97,7 +98,7 @@ def row_hashes(df: DataFrame) -> list[Column]:
 
 
 def hashed(c: Column, kind: DataType, *, signs: bool = False) -> list[Column]:
-    """The input of `xxhash64` for a column, so that different values of its type have different inputs.
+    """The arguments of `xxhash64` for a column, such that different values of its type have different arguments.
 
     `xxhash64` itself skips nulls, concatenates arrays, treats strings as equal if their collation does, and treats
     -0.0 as 0.0. (Inside arrays and vectors -0.0 still equals 0.0, as in Spark's own operators.)

@@ -1,5 +1,5 @@
 """Soft labels: a label column of class probabilities, turned into rows with one label each. Only rows with true labels
-decide.
+are held out to decide whether a result is kept.
 
 A training row becomes one row per class whose probability is not 0, with the probability as weight: the weighted mean
 of any loss over these rows is the mean expected loss, and all readers of the cache still get one number as the label.
@@ -47,13 +47,13 @@ class Hardened:
     """Rows with one label each.
 
     Attributes:
-        sources: training rows; and of the other splits the rows with true labels.
-        weightCol: the column of their weights.
-        soft, certain: number of training rows with probabilities, and with true labels.
-        held: number of validation rows, all with true labels.
+        sources: the training rows, and those rows of the other splits that have true labels.
+        weightCol: the name of the column with the weights of these rows.
+        soft, certain: number of training rows with class probabilities, and number of those with true labels.
+        held: number of validation rows, all of which have true labels.
         leftOut: number of held-out rows without a true label.
         leftOutReference: number of reference rows without a true label.
-        doubt: a text that says why the true labels may be a model's guesses; empty if there is no such sign.
+        doubt: a text that warns that the true labels may be a model's guesses; empty if nothing indicates this.
     """
 
     sources: tuple[Source, ...]
@@ -92,11 +92,12 @@ def _is_vector(df: DataFrame, column: str) -> bool:
 def hardened(
     sources: Sequence[Source], options: Options, labelCol: str, weightCol: str | None, classes: int
 ) -> Hardened:
-    """Rows with one label each, and a weight. Runs one job per source, which checks the labels, and those of
-    `find_boundaries`.
+    """Turn rows with class probabilities as labels into rows with one label and a weight each. Runs one job per source,
+    which checks the labels, and the jobs of `find_boundaries`.
 
-    Rows with probabilities train. The rows that decide are drawn from those with true labels. If some rows of a group
-    decide, no row of the group trains; with `timeCol` no later row trains.
+    Rows with probabilities train. The held-out rows are drawn from the rows with true labels. If some rows of a group
+    are held out, no row of the group trains; with `timeCol`, no row trains that is later than the start of the held-out
+    part.
 
     Args:
         classes: number of classes of the pipeline, which is also the number of entries of each vector.
@@ -138,8 +139,8 @@ def hardened(
 
 
 def _boundaries(certain: Sequence[Source], counted: Sequence[Source], options: Options) -> Boundaries:
-    """Times that divide the rows with true labels. If no true label has a time, those that divide all rows: then no
-    row is held out, which is no error but gives no evidence.
+    """Times that divide the rows with true labels into training and held-out rows; if no row with a true label has a
+    time, the times that divide all rows. In that case no row is held out, which is no error but gives no evidence.
     """
     try:
         return find_boundaries(certain, options)
@@ -148,8 +149,8 @@ def _boundaries(certain: Sequence[Source], counted: Sequence[Source], options: O
 
 
 def _doubt(sources: Sequence[Source], labelCol: str, certain: int) -> str:
-    """The reason why the true labels may be guesses: a model has made the column, as MLlib's entry in its metadata
-    says.
+    """Text that warns that true labels may be a model's guesses, because MLlib's entry in the metadata of the label
+    column shows that a stage has written it; empty if not.
     """
     casefold = casefolding()
     fields = [f for s in sources for f in s.df.schema.fields if casefold(f.name) == casefold(labelCol)]
@@ -182,11 +183,11 @@ def _of_weight(df: DataFrame, labelCol: str, weightCol: str | None) -> DataFrame
 
 
 def _with_chances(df: DataFrame, labelCol: str) -> DataFrame:
-    """The rows with their probabilities (null where the label is a number), and a flag that says whether the label is
-    true.
+    """The rows with a column of their class probabilities (null where the label is a number), and a flag whether the
+    label is true.
 
-    Each expression refers to the one before only once: if Spark pushes a filter down, it computes them again, with the
-    model that made them.
+    Each expression refers to the previous one only once. If Spark pushes a filter down, it evaluates the expressions
+    again for each reference, together with the model that made the probabilities.
     """
     if not _is_vector(df, labelCol):
         return df.withColumn(CHANCES, F.lit(None).cast("array<double>")).withColumn(CERTAIN, F.lit(True))
@@ -195,7 +196,7 @@ def _with_chances(df: DataFrame, labelCol: str) -> DataFrame:
 
 
 def _side(options: Options) -> Column:
-    """The side (train or validation) of rows in sources that leave it to the options."""
+    """The split (train or validation) of rows of a source for which the options decide it."""
     side = F.col(SPLIT)
     if options.validationIndicatorCol or options.timeCol:
         return side
@@ -246,7 +247,7 @@ def _counted(
 
 
 def _problem(kind: str, column: str, rows: int, whole: int, value: list[float] | None, classes: int) -> str:
-    """The problem with the labels, and the remedy."""
+    """Message for an error about the labels: the problem and how to fix it."""
     if kind == "null":
         which = f"all {rows:,} rows" if rows == whole else f"{rows:,} of {whole:,} rows"
         return (
@@ -278,7 +279,9 @@ def _one_label(df: DataFrame, *, labelCol: str, weightCol: str | None, weight: s
 
 
 def check_options(options: Options) -> None:
-    """Raise InputError for options that compare whole rows with each other, or count their labels."""
+    """Raise InputError for options that need one label per row: losses that compare rows with each other, balanced
+    class weights, which count labels, and numFolds.
+    """
     names = [options.loss] if isinstance(options.loss, str) else [] if callable(options.loss) else list(options.loss)
     for name in ("auc", "mmce"):
         if name in names:

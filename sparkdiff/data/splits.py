@@ -1,6 +1,6 @@
-"""The split of the rows into those that train and those that decide (by an indicator column, a hash of the row or
-group, or time), and their slices; exact quantiles of a column by counting, which do not depend on the partitions and
-collect no row.
+"""The split of the rows into training rows and held-out rows, on which it is decided whether a result is kept (by an
+indicator column, a hash of the row or group, or time); and their slices (sets of rows with one value of a `guardCols`
+column). Exact quantiles of a column by counting, which do not depend on the partitions and collect no row.
 """
 
 import dataclasses
@@ -34,8 +34,8 @@ from sparkdiff.options import Options
 from sparkdiff.pipeline.names import casefolding, named, read_by_name, refuse_stream
 
 ACCURACY = 10_000
-"""Accuracy of the guess: its rank error is at most n / ACCURACY. It affects the cost of the exact values, not the
-values.
+"""Accuracy of Spark's approximate quantiles: their rank error is at most n / ACCURACY. It affects only how long it
+takes to find the exact quantiles.
 """
 
 
@@ -47,8 +47,9 @@ def quantiles(df: DataFrame, column: Column, shares: Sequence[float]) -> list[fl
     """Exact quantiles of a double column: per share the smallest value v with count(value <= v) >= share * count
     (numpy's `inverted_cdf`).
 
-    Null and NaN are ignored; the result is empty if there are no other values. Reads the rows twice, and a third time
-    if a quantile is none of the guesses: then it sorts the rows between two guesses, a few ten-thousandths of all rows.
+    Null and NaN are ignored; the result is empty if there are no other values. Reads the rows twice: for approximate
+    quantiles ("guesses"), and to count the rows around them. If an exact quantile lies between two guesses, the rows
+    between these, a few ten-thousandths of all rows, are read a third time and sorted.
 
     Raises:
         ChangedRowsError: the rows differ between two readings.
@@ -74,7 +75,9 @@ def quantiles(df: DataFrame, column: Column, shares: Sequence[float]) -> list[fl
 
 
 def located(shares: Iterable[float], counts: Sequence[int]) -> list[tuple[int, int]]:
-    """The bucket of each quantile, given the ordered bucket sizes, and its rank in the bucket, from 1."""
+    """Index of the bucket that contains each quantile, and the quantile's rank within the bucket, from 1; `counts` has
+    the numbers of values in the buckets, in ascending order of the values.
+    """
     below = [0, *itertools.accumulate(counts)]
     out = []
     for share in shares:
@@ -85,14 +88,14 @@ def located(shares: Iterable[float], counts: Sequence[int]) -> list[tuple[int, i
 
 
 def _guessed(values: DataFrame, shares: Sequence[float]) -> list[float]:
-    """Spark's approximate quantiles at these shares and slightly below and above."""
+    """Spark's approximate quantiles at these shares, and at shares slightly below and above; empty without values."""
     near = {min(1.0, max(0.0, share + d)) for share in shares for d in (-2 / ACCURACY, 0.0, 2 / ACCURACY)}
     row = values.agg(F.percentile_approx("value", sorted(near), ACCURACY)).first()
     return [] if row is None or row[0] is None else sorted(set(row[0]))
 
 
 def _ranked(rows: DataFrame, wanted: Iterable[tuple[float, int]]) -> dict[tuple[float, int], float]:
-    """The values at these ranks of their buckets."""
+    """The values with these (bucket, rank in the bucket)."""
     ranks = {bucket: [r for _, r in group] for bucket, group in itertools.groupby(wanted, key=operator.itemgetter(0))}
     inside = rows.where(F.col("bucket").isin(list(ranks)))
     at = F.row_number().over(Window.partitionBy("bucket").orderBy("value"))
@@ -105,7 +108,7 @@ def _ranked(rows: DataFrame, wanted: Iterable[tuple[float, int]]) -> dict[tuple[
 TRAIN, VALIDATION, TEST, REFERENCE = SPLITS = ("train", "validation", "test", "reference")
 SPLIT, BLOCK, TIME = "__sparkdiff_split", "__sparkdiff_block", "__sparkdiff_time"
 ROW = "__sparkdiff_row"
-"""The column with the hash of a row, which finds the same row in caches of different pipelines."""
+"""The column with the hash of a row, by which the same row is found in the caches of different pipelines."""
 SLICE = "__sparkdiff_slice"  # and the position in guardCols
 MAX_SLICES = 50  # values of a guardCol
 RULE = (
@@ -115,7 +118,7 @@ RULE = (
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Rows of one source. `split` applies to all of them; with None the options decide.
+    """Rows of one DataFrame. `split` is the split of all of them; None if the options decide for each row.
 
     Attributes:
         numbered: whether `numbered` was already called on these rows, or on rows that contain them.
@@ -133,11 +136,12 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Boundaries:
-    """The times at which `timeCol` divides the rows, in seconds or the numbers of the column; empty without
+    """The times at which `timeCol` divides the rows, in seconds or in the numbers of the column; empty without
     `timeCol`.
 
-    The first time is the start of the held-out part (exclusive), the others are the starts of its later blocks.
-    `reference` has the times of the reference rows.
+    `deciding` divides the rows that train or are held out: its first time is the start of the held-out part
+    (exclusive), the others are the starts of the later blocks of this part. `reference` divides the reference rows
+    into blocks in the same way.
     """
 
     deciding: tuple[float, ...] = ()
@@ -145,7 +149,7 @@ class Boundaries:
 
 
 def rule(options: Options) -> tuple[object, ...]:
-    """Everything except the rows that decides which rows train."""
+    """Everything in the options, and the version of this code (RULE), that decides which rows train."""
     o = options
     return RULE, o.validationIndicatorCol, o.validationFraction, o.groupCol, o.timeCol, o.seed
 
@@ -213,16 +217,18 @@ def field(df: DataFrame, column: str, option: str) -> StructField:
 
 
 def numbered(df: DataFrame, options: Options) -> DataFrame:
-    """The rows `with_copies` if they are split by a hash of the row. Else equal rows need no numbers."""
+    """The rows with numbers for equal rows (`with_copies`), if the options split by a hash of the row; else
+    unchanged.
+    """
     return df if options.groupCol or options.timeCol else with_copies(df)
 
 
 def unit_and_block(df: DataFrame, options: Options) -> tuple[Column, Column]:
-    """The hash of a row's group, or of the row, and the guard's block that it belongs to (null where the group is
-    null).
+    """The hash of a row's group (without `groupCol`: of the row), and the block of the row: a set of rows whose sum the
+    guard treats as one independent observation. The block is null where the group is null.
 
     Args:
-        df: as `numbered` returns it.
+        df: the result of `numbered`.
     """
     row = coin(df, options.seed)
     if options.groupCol:
@@ -232,14 +238,15 @@ def unit_and_block(df: DataFrame, options: Options) -> tuple[Column, Column]:
 
 
 def below(unit: Column, share: float, *salt: object) -> Column:
-    """True if the hash of a row or group puts it into this share of all."""
+    """True for a fraction `share` of all rows or groups, chosen by their hash `unit` and a salt."""
     number = F.pmod(F.xxhash64(unit, *(F.lit(s) for s in salt)), F.lit(1 << 30))
     return number < int(share * (1 << 30))
 
 
 def with_splits(sources: Sequence[Source], options: Options, boundaries: Boundaries | None = None) -> list[DataFrame]:
-    """The sources with SPLIT, BLOCK and TIME columns, divided by time at the boundaries, which are computed first if
-    they are None. One job looks for equal rows; see `with_copies`.
+    """The sources with the columns SPLIT, BLOCK (see `unit_and_block`) and TIME. With `timeCol`, the rows are divided
+    at the boundaries, which are computed first if they are None. One job per source looks for equal rows if `numbered`
+    needs it.
 
     Raises:
         InputError: Spark failed on the rows.
@@ -268,7 +275,9 @@ def with_splits(sources: Sequence[Source], options: Options, boundaries: Boundar
 
 
 def held_out_first(sources: Sequence[Source], options: Options) -> DataFrame:
-    """The rows of all sources except the reference rows, held-out rows first. Equal rows may all be on one side."""
+    """The rows of all sources except the reference rows: first the held-out rows, then the training rows. Unlike in
+    training, equal rows are not numbered, so that all of them are on the same side.
+    """
     own = [dataclasses.replace(s, numbered=True) for s in sources if s.split != REFERENCE]  # saves a job
     dealt = [df.select(*map(named, read_by_name(df))) for df in with_splits(own, options)]
     pairs = [(split, s.split, df) for split in (VALIDATION, TEST, TRAIN) for s, df in zip(own, dealt, strict=True)]
@@ -278,7 +287,7 @@ def held_out_first(sources: Sequence[Source], options: Options) -> DataFrame:
 
 
 def seconds(df: DataFrame, column: str) -> Column:
-    """The time of a row, in seconds or the numbers of the column; null where it is not finite."""
+    """The time of a row, in seconds or in the numbers of the column; null if it is not finite."""
     kind, c = field(df, column, "timeCol").dataType, named(column)
     seconds = c.cast("double") if isinstance(kind, NumericType) else c.cast("timestamp").cast("double")
     # NaN and infinite, like null, are on neither side.
@@ -286,8 +295,8 @@ def seconds(df: DataFrame, column: str) -> Column:
 
 
 def find_boundaries(sources: Sequence[Source], options: Options) -> Boundaries:
-    """The exact times that divide these rows; runs two or three jobs if `timeCol` is set, and as many for reference
-    rows.
+    """The exact times that divide these rows. Runs two or three jobs if `timeCol` is set, and again two or three for
+    reference rows.
 
     Raises:
         InputError: see `check_columns`; or there is no time to divide by, or Spark failed on the rows.
@@ -307,12 +316,14 @@ def find_boundaries(sources: Sequence[Source], options: Options) -> Boundaries:
 
 
 def _boundaries(df: DataFrame, column: str, start: float) -> tuple[float, ...]:
-    """The time at which these rows' part after the share `start` begins, and the starts of its contiguous blocks."""
+    """The start of the part of these rows that remains after the earliest fraction `start`, and the starts of the later
+    ones of the TIME_BLOCKS contiguous blocks of this part.
+    """
     return time_quantiles(df, column, [start + (1 - start) * k / TIME_BLOCKS for k in range(TIME_BLOCKS)])
 
 
 def time_quantiles(df: DataFrame, column: str, shares: Sequence[float]) -> tuple[float, ...]:
-    """The exact times of these rows at these shares.
+    """The exact quantiles of the times of these rows at these shares.
 
     Raises:
         InputError: there is no time, or the times had changed when they were read again; Spark failed on the rows.
@@ -336,10 +347,11 @@ def time_quantiles(df: DataFrame, column: str, shares: Sequence[float]) -> tuple
 
 
 def with_slices(frames: Sequence[DataFrame], options: Options) -> tuple[list[DataFrame], dict[str, tuple[Any, ...]]]:
-    """The frames with one column SLICE0, SLICE1, ... (long) per guardCol, and the values of these codes.
+    """The frames with one column of codes SLICE0, SLICE1, ... (long) per column of `guardCols`, and the values that the
+    codes 0, 1, ... of each column stand for.
 
-    The values are those of all frames, sorted; null and NaN form one slice, None, which comes last. Runs a job per
-    column.
+    The values are those in all frames, sorted; null and NaN form one slice with the value None, which comes last. Runs
+    a job per column.
 
     Raises:
         InputError: a column has more than MAX_SLICES values; the message has their number.
@@ -379,7 +391,7 @@ def _slice(df: DataFrame, name: str, kind: str) -> Column:
 
 
 def training_rows(sources: Sequence[Source], options: Options, boundaries: Boundaries | None = None) -> DataFrame:
-    """The training rows of all sources, with the columns of the data; never a row that decides.
+    """The training rows of all sources, with the columns of the data; no held-out or reference row is among them.
 
     Args:
         boundaries: the times that divide the rows, if already computed.
@@ -396,7 +408,7 @@ def training_rows(sources: Sequence[Source], options: Options, boundaries: Bound
 def fit_on_training_rows(
     estimator: Estimator[Any], sources: Sequence[Source], options: Options, boundaries: Boundaries | None = None
 ) -> Any:
-    """Fit a pipeline or a stage on the training rows, never on the rows that decide; see `training_rows`."""
+    """Fit a pipeline or a stage on the training rows only, never on held-out rows; see `training_rows`."""
     rows = training_rows(sources, options, boundaries)
     with jvm.blamed(f"{estimator.uid} cannot be fitted on the training rows"):
         return estimator.fit(rows)

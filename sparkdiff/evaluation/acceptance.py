@@ -1,5 +1,5 @@
-"""The decision whether the tuned network replaces the original: its gain, slices, changed labels, reference rows, and
-unseen errors.
+"""The decision whether the tuned network replaces the original. It depends on the gain on held-out rows (tested by the
+guard), on slices and reference rows, which must not get worse, on changed labels, and on unseen errors.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ from sparkdiff.stages.predictor import Predictor
 
 NAMED = 3  # largest number of slices that a reason names
 LARGER_FRACTION = 0.3
-"""The validationFraction that a reason recommends."""
+"""The validationFraction that the text of a reason recommends."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,10 @@ class Judgement:
     """The decision and all figures behind it; if no epoch gains, only the verdict.
 
     Attributes:
-        level: p-value below which a set of rows counts as worse, shrunk as in the verdict; None if the guard accepts
-            anything.
-        unseen: one more row that is predicted wrongly; None if the guard accepts anything, and for a regression.
+        level: p-value below which a slice or the reference rows count as worse, shrunk like the level in the verdict;
+            None if the guard accepts any gain.
+        unseen: the gain against the cost of one more row that is predicted wrongly; None if the guard accepts any gain,
+            and if no row can be wrong, as for a regression.
         outside: sentences about changes of outputs outside the loss.
     """
 
@@ -48,7 +49,7 @@ class Judgement:
 
     @property
     def worse(self) -> list[Change]:
-        """Sets of rows that got worse, the smallest p-value first."""
+        """Slices, or the reference rows, on which the metric got worse; the smallest p-value first."""
         sets = [*self.slices, *filter(None, [self.reference])]
         found = [c for c in sets if c.p is not None and self.level is not None and c.p < self.level]
         return sorted(found, key=lambda c: c.p or 0.0)
@@ -95,10 +96,12 @@ def judge(
     """Test the gain of the best epoch, overall and by slice, in passes over the validation and the reference rows.
 
     Args:
-        networks: the original network and the network of the best epoch, or the recorded margins of another pipeline.
-        ledger: gains over the original.
+        networks: the original network and, to compare with it, the network of the best epoch or the recorded margins
+            of another pipeline.
+        ledger: the gains of all trials over the original.
         reference: whether there are reference rows.
-        given: the pipeline that the user passed, if the original is its refit: changed labels are counted against it.
+        given: the pipeline that the user passed, if the original is a refit of it. Labels then count as changed if they
+            differ from the labels of `given`.
     """
     o, (network, tuned) = options, networks
     data = data if given is None else keyed(data)
@@ -108,7 +111,8 @@ def judge(
     if o.guard < 1 and ledger.chosen >= 0:
         spread = paired_rows.read(network, tuned, data, "train", metric, unit_of(o), rows).costs()
     verdict = paired_rows.decide_by_rows(rows, level=level, ledger=ledger, training=spread, seed=o.seed)
-    # A fleet's budget limits false accepts. A false veto costs a gain, never a model, so it keeps the level of one run.
+    # A fleet divides its level for accepting by the number of runs. A false veto only loses a gain and ships no worse
+    # model, so its level is not divided.
     worse = o.guard * verdict.level / level if o.guard < 1 else None
     if verdict.best < 0:
         return Judgement(verdict, worse)
@@ -127,12 +131,12 @@ def judge(
 
 
 def unit_of(options: Options) -> Kind:
-    """Units that decide: rows, groups or blocks of time."""
+    """The kind of unit that the guard counts as independent: rows, groups or blocks of time."""
     return "groups" if options.groupCol else "blocks" if options.timeCol else "rows"
 
 
 def needed(options: Options) -> float:
-    """p-value that a gain needs."""
+    """p-value below which a gain is accepted."""
     return options.guard / options.fleetSize if options.guard < 1 else options.guard
 
 
@@ -150,7 +154,7 @@ def divergence(history: Sequence[Mapping[str, Any]], options: Options) -> str:
         )
     else:
         who, how = f"{len(lost)} of {total} candidates", "; ".join(row["recipe"] for row in lost)
-    by_rate = [row["recipe"].startswith(options.optimizer) for row in lost]  # the others choose their own steps
+    by_rate = [row["recipe"].startswith(options.optimizer) for row in lost]  # other optimizers choose their own steps
     remedies = (
         [f"lower learningRate or {'set ' if options.gradientClip is None else ''}gradientClip"] if any(by_rate) else []
     )
@@ -162,13 +166,13 @@ def reason(
     judgement: Judgement, options: Options, metric: Metric, original: float, history: Sequence[Mapping[str, Any]] = (),
     *, whose: str = "the best epoch's", where: str = "validation", folds: bool = True, divided: bool = True,
 ) -> str:  # fmt: skip
-    """The reason of the decision, in one sentence with the figures; if the original is kept, it ends with the remedy.
+    """The reason for the decision, in one sentence with the figures; if the original is kept, it ends with the remedy.
 
     Args:
-        original: the original's metric on the rows that decide.
+        original: the original's metric on the held-out rows.
         history: a row per epoch and candidate.
-        whose: the name of what gained, in the possessive form.
-        where: the name of the rows that decide.
+        whose: the subject of the gain in the possessive form, such as "the best epoch's".
+        where: the name of the held-out rows in the sentence.
         folds, divided: see `ways_to_decide`.
     """
     verdict, o = judgement.verdict, options
@@ -224,7 +228,7 @@ def reason(
 
 
 def nothing_gained(options: Options, metric: Metric, history: Sequence[Mapping[str, Any]]) -> str:
-    """The reason if no epoch gained on the validation rows."""
+    """The reason for keeping the original if no epoch gained on the validation rows, as text."""
     better = f"had a {metric.direction} {metric.name} on the validation rows"
     lost = divergence(history, options)
     if len(diverged(history)) == candidate_count(history) > 0:
@@ -242,8 +246,8 @@ def ways_to_decide(options: Options, *, folds: bool, divided: bool = True) -> st
     """Remedies that could show a gain that the held-out rows don't show, as the end of a sentence.
 
     Args:
-        folds: whether numFolds is an option of the verb.
-        divided: whether the held-out rows are a share of the rows that were passed.
+        folds: whether the called function has the option numFolds.
+        divided: whether the held-out rows are a fraction of the passed rows, and not rows that the user chose.
     """
     o = options
     divided = divided and o.validationIndicatorCol is None

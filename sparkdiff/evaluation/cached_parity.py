@@ -1,4 +1,6 @@
-"""Cached parity: Spark's stages compared with the network, on cached rows and on rows built at critical values."""
+"""Parity on cached rows: the outputs of Spark's stages compared with those of the network, on some rows of the cache
+and on rows built at critical values (those at which a stage's output jumps).
+"""
 
 import contextlib
 import dataclasses
@@ -34,14 +36,16 @@ from sparkdiff.store.files import moved, room
 from sparkdiff.tensors.rows import Rows, SparseRows, below, dense, taken
 
 PARITY_ROWS, FEWER_ROWS = 10_000, 1_000
-"""Largest numbers of rows compared with Spark: for a model that may ship, and for one that is only measured."""
+"""Largest number of rows that are compared with Spark: for a model that may be returned to the user, and for a model
+that is only measured.
+"""
 DENSE_ENTRIES = 1 << 26
 """Number of entries that Spark may write as dense vectors for the comparison (half a gibibyte of doubles)."""
 KEPT_BYTES = 1 << 26
 SAMPLE = "sample.parquet"
 NARROW = {"tinyint": 7, "smallint": 15, "int": 31, "bigint": 53, "float": None}
-"""Types whose columns get their original type again, because a stage may return its input; integers are limited to 2
-** value.
+"""Types to which a column of doubles is cast back before Spark reads it, because a stage may return its input; integers
+are limited to magnitudes up to 2 ** value.
 """
 
 
@@ -54,10 +58,11 @@ def check(
     Args:
         sample: cached rows, see `sample_of`; emptied once they are written for Spark.
         original: everything that decides the computation of the stages. If given, Spark's outputs are kept in the
-            cache, and the next run with the same stages, rows and Spark compares its network with them.
+            cache, and the next run with the same stages, rows and version of Spark compares its network with these
+            outputs instead of running Spark.
 
     Raises:
-        ParityError: they differ.
+        ParityError: Spark and the network differ.
     """
     where = cache.folder.parent
     with room("the rows to compare", where, ROOM), jvm.temporary(".parity-", where) as folder:
@@ -101,7 +106,9 @@ def _versions(network: Network) -> list[Version]:
 
 
 def _keep(network: Network, versions: Sequence[Version], rows: Path, kept: Path) -> None:
-    """Keep Spark's outputs in place of those of other stages, unless they are large or the disk is full."""
+    """Keep Spark's outputs beside the cached rows, unless they are large or the disk is full; replaces the outputs of
+    other stages that were kept there.
+    """
     files = sorted(rows.glob("part-*.parquet"))
     if sum(file.stat().st_size for file in files) > KEPT_BYTES:
         return
@@ -140,8 +147,8 @@ class _File:
     """The rows in a file for Spark.
 
     Attributes:
-        narrow: Spark's types for the columns that are cast.
-        recovered: the columns that replace the original inputs of stages.
+        narrow: Spark's type, by column, for the columns that are cast to it on reading.
+        recovered: names of the columns with the recovered inputs of `Prepared` stages, by stage and input.
     """
 
     path: Path
@@ -160,7 +167,7 @@ class _File:
 
 
 def _written(network: Network, sample: dict[Version, Rows], cache: Cache, folder: Path) -> _File:
-    """Write the sample and the edge rows to a file for Spark."""
+    """Write the sample and the rows of `_edges` to a file for Spark."""
     graph = network.graph
     flags = {v: sample.pop(v) for v in network.flags if v in sample}
     first = {v: taken(c, torch.tensor([0])) for v, c in (sample | flags).items()}
@@ -168,7 +175,7 @@ def _written(network: Network, sample: dict[Version, Rows], cache: Cache, folder
     columns = {graph.name(v): below([c, edges[v]]) for v, c in sample.items()}
     nulls = {graph.name(v): dense(below([flags[f], edges[f]])) for v in sample if (f := null_of(v)) in flags}
     spoken, recovered = _recovered(network, columns)
-    # Those of the cut come first and take precedence: a column of the data may be named like one of ours.
+    # The cut's columns come first in the manifest and take precedence: one of them may be named like a column of ours.
     casefold, kept = graph.casefold, {c["column"]: c for c in reversed(cache.manifest["columns"])}
     spelled = {casefold(name): entry for name, entry in reversed(kept.items())}
     # Another cached pipeline may spell a column in another case.
@@ -188,7 +195,9 @@ def _written(network: Network, sample: dict[Version, Rows], cache: Cache, folder
 def _recovered(
     network: Network, named: Mapping[str, Rows]
 ) -> tuple[dict[str, pa.Array], dict[tuple[int, Version], str]]:
-    """Original inputs of stages whose inputs cannot enter torch, by column, and the column that replaces each input."""
+    """Inputs of `Prepared` stages (such as words, which cannot enter torch), recovered from the prepared columns, by
+    name of a new column; and this name for each stage and input.
+    """
     graph, columns, standing = network.graph, {}, {}
     prefix = unused("__sparkdiff_source", named)
     for i in network.positions:
@@ -203,7 +212,9 @@ def _recovered(
 
 
 def sample_of(network: Network, data: Data, most: int = PARITY_ROWS) -> dict[Version, Rows]:
-    """Cached rows for `check`: training and validation rows in equal parts, fewer if stages make them dense."""
+    """Cached rows for `check`, at most `most`: training and validation rows in equal parts; fewer rows if a stage makes
+    wide rows dense.
+    """
     most = max(100, min(most, DENSE_ENTRIES // max(1, network.made_dense())))
     parts: list[dict[Version, Rows]] = []
     rows, stored = 0, data.stream.manifest.splits
@@ -219,7 +230,9 @@ def sample_of(network: Network, data: Data, most: int = PARITY_ROWS) -> dict[Ver
 
 
 def _edges(network: Network, row: dict[Version, Rows], sample: dict[Version, Rows]) -> dict[Version, Rows]:
-    """Copies of `row` with one column set to zero, to its extremes and beyond, or to critical values of its stage."""
+    """Copies of `row`, in each of which one column has a special value: zero, the column's extremes in the sample and
+    beyond, or critical values of a stage that reads it. Only copies that the network accepts.
+    """
     graph = network.graph
     changes: list[tuple[Version, Rows]] = []
     for v, column in sample.items():
@@ -227,7 +240,7 @@ def _edges(network: Network, row: dict[Version, Rows], sample: dict[Version, Row
             nothing = torch.zeros(0, dtype=torch.int64)
             changes.append((v, SparseRows(nothing, column.values[:0], torch.zeros(2, dtype=torch.int64), column.width)))
             continue
-        if v[1] < -1:  # columns made together for torch can't change alone, except that a vector may be empty
+        if v[1] < -1:  # prepared columns belong together and can't change alone, except that a vector may be empty
             changes += [(v, torch.zeros_like(column[:1]))] if column.ndim == 2 else []
             continue
         readers = [i for i in network.positions if v in graph.vertices[i].reads]
@@ -255,16 +268,16 @@ def _edges(network: Network, row: dict[Version, Rows], sample: dict[Version, Row
 
 
 def _no_null(row: dict[Version, Rows], v: Version) -> dict[Version, Rows]:
-    """A cleared null flag for a value that was replaced, if it has one."""
+    """The null flag False for a column whose value was replaced, if the column has a null flag."""
     return {null_of(v): torch.tensor([False])} if null_of(v) in row else {}
 
 
 def _accepted(network: Network, rows: Sequence[dict[Version, Rows]]) -> list[dict[Version, Rows]]:
-    """Rows, out of these single rows, that the network accepts; Spark refuses the same rows, for example a cosine of
-    zeros.
+    """Those of these single rows that the network accepts. It refuses the same rows as Spark, for example a row of
+    zeros with the cosine distance.
 
-    The rows run together, and are halved if one is refused: one by one, rows for thousands of trees would take
-    minutes.
+    All rows run together, and if one is refused, each half runs again: one by one, rows for thousands of trees would
+    take minutes.
     """
     if _accepts(network, {v: below([r[v] for r in rows]) for v in rows[0]}):
         return [*rows]

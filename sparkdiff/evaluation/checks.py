@@ -21,11 +21,15 @@ from sparkdiff.stages.predictor import Predictor
 from sparkdiff.tensors.rows import SparseRows
 
 FOLDED = 1e-6
-"""Relative difference allowed between the metric of a candidate in affine form and that of the network itself."""
+"""Largest relative difference between the metric of a candidate as measured in training (in affine form) and the metric
+of the network itself.
+"""
 ROUNDED = 1e-2
-"""Relative difference allowed if the candidates were measured on float32 rows."""
+"""The same limit if the candidates were measured on float32 rows."""
 TIED = 1e-11
-"""Share of the largest margin up to which two margins count as equal, because only the order of additions differs."""
+"""Two margins count as equal if they differ by at most this multiple of the largest margin, because such differences
+come from the order of additions.
+"""
 Stats = Mapping[str, Mapping[str, Any]]
 """Statistics of the labels per split, from the manifest of a cache."""
 
@@ -56,11 +60,12 @@ def all_labels(stats: Stats) -> tuple[LabelStats, float | None]:
 
 
 def check_varies(stats: Stats, options: Options, head: Predictor, labelCol: str | None) -> list[str]:
-    """Check for splits in which all rows have one label, and return warnings about them.
+    """Check for splits in which all rows have the same label, and return warnings about them.
 
     Raises:
-        InputError: training, or the decision, needs the labels of such a split. A user's own loss may not use labels,
-            and neither test nor reference rows can cause an acceptance.
+        InputError: all training rows, or all validation rows, have the same label, but training or the guard needs
+            different ones. A user's own loss may not use labels; and test and reference rows cannot cause an
+            acceptance.
     """
     if labelCol is None:
         return []
@@ -73,7 +78,7 @@ def check_varies(stats: Stats, options: Options, head: Predictor, labelCol: str 
         if why is not None
     ]
     for split, why in found:
-        few = split == VALIDATION and stats[split]["rows"] < MIN_UNITS  # too few rows to decide, whatever their labels
+        few = split == VALIDATION and stats[split]["rows"] < MIN_UNITS  # too few rows for a test, whatever their labels
         if head.labelled and compares.get(split, False) and not few:
             raise InputError(why)
     return [why for _, why in found]
@@ -82,8 +87,8 @@ def check_varies(stats: Stats, options: Options, head: Predictor, labelCol: str 
 def check_finite(
     scores: Mapping[str, Score], metric: Metric, uid: str, labels: LabelStats | None, *, own: bool = False
 ) -> None:
-    """Raise InputError if the original's metric is undefined or NaN, or if it, or the squares that test its gains,
-    overflow on finite inputs.
+    """Raise InputError if the original's metric is undefined, NaN or infinite, or if the sums of its squares, which the
+    guard needs, overflow.
 
     Args:
         uid: the uid of the original.
@@ -117,8 +122,8 @@ def check_finite(
 
 @torch.no_grad()
 def check_repeats(metric: Metric, network: Network, data: Data) -> None:
-    """Raise InputError if a loss function of the caller, with which the guard decides, gives other values for the same
-    rows.
+    """Raise InputError if the caller's loss function, whose values the guard tests, gives different values when it is
+    called twice with the same rows.
     """
     assert metric.rows is not None
     for batch, label, weight, _ in data.batches(VALIDATION):
@@ -133,7 +138,7 @@ def check_repeats(metric: Metric, network: Network, data: Data) -> None:
 
 
 def trained_score(uid: str, options: Options, best: float, metric: Metric, network: Network, data: Data) -> Score:
-    """Compute the metric of the network that would ship, on the validation rows, and check it.
+    """Compute the metric of the trained network on the validation rows, and check it before the network is returned.
 
     Raises:
         ParityError: see `check_trained`.
@@ -146,16 +151,16 @@ def trained_score(uid: str, options: Options, best: float, metric: Metric, netwo
 def check_trained(
     uid: str, best: float, tuned: Score, metric: Metric, network: Network, data: Data, *, single: bool = False
 ) -> None:  # fmt: skip
-    """Raise ParityError if the network that would ship doesn't have the metric for which its candidate was chosen.
+    """Raise ParityError if the trained network doesn't have the metric for which its candidate was chosen.
 
-    Candidates are measured in their affine form. Its rounding differences are far below a millionth, except for the
-    ranks of tied margins. If the `affine_form` of a stage differed from its `forward`, gains would decide that the
-    network doesn't have.
+    In training, candidates are measured in their affine form. Its rounding differences change a metric by far less than
+    a millionth, except for the ranks of tied margins. If the `affine_form` of a stage differed from its `forward`, a
+    candidate could be chosen for a gain that the network itself doesn't have.
 
     Args:
-        best: the metric as a loss, as measured in training.
+        best: the metric as a loss (smaller is better), as measured in training.
         tuned: the score of the network on the validation rows.
-        single: whether the rows were float32 in training, within the limit of the check before training.
+        single: whether the rows were float32 in training; a check before training has limited the error of this.
     """
     room = (ROUNDED if single else FOLDED) * max(abs(best), abs(tuned.mean), 1e-12)
     low, high = tuned.mean, tuned.mean
@@ -171,8 +176,8 @@ def check_trained(
 
 @torch.no_grad()
 def tied_range(network: Network, data: Data, metric: Metric) -> tuple[float, float]:
-    """Smallest and largest value, as a loss, of a metric of ranks on the validation rows, over all orders of rows
-    whose margins are equal up to rounding.
+    """Smallest and largest value, as a loss, that a metric of ranks can have on the validation rows if rows whose
+    margins are equal up to rounding may have any order.
     """
     assert metric.value is not None
     tally = Tally(metric, network.head)
@@ -194,9 +199,9 @@ def tied_range(network: Network, data: Data, metric: Metric) -> tuple[float, flo
 
 @torch.no_grad()
 def check_stored(network: Network, data: Data) -> None:
-    """Raise InputError if training or validation rows hold NaN or infinity in a feature whose coefficient Spark
-    doesn't store. Spark and the network skip such a coefficient, but training moves it, and then these rows have no
-    prediction.
+    """Raise InputError if training or validation rows hold NaN or infinity in a feature whose coefficient Spark doesn't
+    store. Spark and the network skip such a coefficient. But training changes it from 0, and then it is multiplied, so
+    that the prediction for these rows is NaN.
     """
     skipped = [m.skipped() for m in network.head.modules() if isinstance(m, LogisticRegression)]
     if not any(s is not None and bool(s.any()) for s in skipped):

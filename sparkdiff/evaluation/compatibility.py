@@ -1,5 +1,5 @@
-"""The change of the predictions for users: changed labels, shift of the scores, calibration, metrics that do not
-decide.
+"""The change of the predictions as users see it, for reports: changed labels, shift of the scores, calibration, and
+metrics other than the one that the guard tests.
 """
 
 import itertools
@@ -21,7 +21,9 @@ from sparkdiff.stages.base import columns_of
 from sparkdiff.stages.predictor import Predictor
 
 RANKED_ROWS = 1_000_000
-"""Number of rows whose scores are kept for the area under the ROC curve: with more rows, that of the first ones."""
+"""Largest number of rows whose scores are kept for the area under the ROC curve; with more rows, it is computed on the
+first ones.
+"""
 OF_REGRESSIONS, OF_CLASSIFIERS = ("mse", "mae"), ("accuracy", "logLoss", "brier", "areaUnderROC")
 EDGE_ROWS = 65_536
 """Number of rows for the bins of the scores. The rows of a shard are in the order of their hash, so the first ones
@@ -31,10 +33,10 @@ BINS = 10
 CHANGES = 30
 """Number of bins of the histogram of changes."""
 TAIL = 0.005
-"""Share of the changes beyond each end of that histogram; its first and last bin include them."""
+"""Fraction of the changes that lie beyond each end of the histogram of changes; its first and last bin include them."""
 SHOWN = ("predictionCol", "probabilityCol", "rawPredictionCol")
 MOVED = 0.1
-"""The prediction of a regression counts as changed if it moves by more than this share."""
+"""The prediction of a regression counts as changed if it moves by more than this fraction of its old value."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,12 @@ class Compatibility:
 
     Attributes:
         rows: number of rows of weight > 0.
-        changed: share of rows whose predicted label changes, at the model's threshold(s); for a regression, share of
-            rows whose prediction moves by more than a tenth.
+        changed: fraction of rows whose predicted label changes, at the model's threshold(s); for a regression, fraction
+            of rows whose prediction changes by more than a tenth of its old value.
         labels: whether `changed` counts labels.
-        psi: population stability index of the scores over the deciles of the original's; below 0.1 is usually called
-            stable, above 0.25 shifted. Half a row is added to each bin, so that an empty one is finite.
+        psi: population stability index of the scores, in bins at the deciles of the original's scores. Values below 0.1
+            are usually called stable, above 0.25 shifted. Half a row is added to each bin, so that empty bins give
+            finite values.
         correlation: correlation of the two scores; None if one is constant.
         calibration: {"measure", "before", "after"}: a classifier's expected calibration error over ten bins of equal
             width (Naeini et al. 2015; with several classes that of the predicted one, Guo et al. 2017), a regression's
@@ -121,8 +124,8 @@ def compare(old: Predicts, new: Predicts, data: Data, split: str) -> Compatibili
 
 
 def mean(parts: Sequence[Compatibility], weights: Sequence[float]) -> Compatibility:
-    """Means of parts that share no row, weighted by their rows; of `others` weighted by `weights`, like metrics. The
-    tables by decile and of changes are left out, because each part has its own bins.
+    """Mean of results on disjoint sets of rows, weighted by their numbers of rows; only `others` is weighted by
+    `weights`, as metrics are. `bins` and `changes` are left out, because each set has its own bins.
     """
     sizes = [c.rows for c in parts]
     rows = sum(sizes)
@@ -184,7 +187,7 @@ class _Changes:
         self.kept: list[Tensor] = []
 
     def add(self, change: Tensor) -> None:
-        """Keep as many changes (n,) as there is still room for."""
+        """Keep these changes (n,), as long as no more than EDGE_ROWS are kept in all."""
         if room := EDGE_ROWS - sum(map(len, self.kept)):
             self.kept.append(change[:room])
 
@@ -243,8 +246,8 @@ def _table(counts: Tensor, sums: Tensor) -> list[dict[str, Any]]:
 
 
 class SideMetrics:
-    """Sums for the metrics of two pipelines, batch by batch. Each metric equals that of the same name in the option
-    `metric`.
+    """Running sums for further metrics of two pipelines, batch by batch. Each metric equals the metric of this name in
+    the option `metric`.
 
     A regression has rmse, mae and r2; a classifier accuracy, with probabilities logLoss and brier, with two classes
     areaUnderROC. All are weighted. A clustering has none.
@@ -296,7 +299,7 @@ class SideMetrics:
 
 
 def _metrics(head: Predictor) -> dict[str, Metric]:
-    """Metrics that apply to the predictor."""
+    """Those of OF_CLASSIFIERS or OF_REGRESSIONS that are defined for the predictor, by name."""
     found = dict[str, Metric]()
     for name in OF_CLASSIFIERS if head.classes else OF_REGRESSIONS:
         with suppress(InputError):

@@ -16,13 +16,17 @@ from sparkdiff.tensors.rows import Rows, SparseRows
 from sparkdiff.tensors.team import ALONE, Team
 
 EVAL_ROWS, SPARSE_ROWS = 8192, 1024
-"""Number of rows that are measured at a time; fewer for sparse rows, which need a dozen temporaries."""
+"""Number of rows that are measured at a time; the second, smaller one for sparse rows, which need a dozen temporary
+tensors.
+"""
 GPU_ROWS = 16
-"""Factor of this number on a GPU, which would be idle between small pieces; less for wide rows."""
+"""Factor by which this number is larger on a GPU, which would be idle between small pieces; smaller for wide rows."""
 GPU_BYTES, FEWEST = 256 << 20, 256
 """Largest size of the rows measured at a time on a GPU, and the smallest number of rows."""
 DENSE_ENTRIES = 1 << 24
-"""Number of entries that a stage may make dense at a time while rows are measured (128 MiB of doubles)."""
+"""Largest number of entries of sparse rows that a stage makes dense at a time while rows are measured (128 MiB of
+doubles).
+"""
 
 
 def rows_at_once(network: Network, stream: Stream) -> int:
@@ -39,9 +43,9 @@ def rows_at_once(network: Network, stream: Stream) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """The stream, its columns, and the process that reads it.
-
-    `tick` is called for every measured batch, each of about `rows` rows per process.
+    """The cached rows of a pipeline: the stream, the name in it of each column version, and the team of processes that
+    reads it.
+    `tick` is called for every batch that is measured; a batch has about `rows` rows per process.
     """
 
     stream: Stream
@@ -55,7 +59,9 @@ class Data:
         return {v: batch[name] for v, name in self.columns.items()}
 
     def prepared(self, network: Network) -> "Data":
-        """The same data with the column versions that no trainable parameter changes, which are computed once."""
+        """The same data with further column versions: those that no trainable parameter changes, which are computed
+        once when rows are gathered.
+        """
         fixed, routed = fixed_versions(network), routed_versions(network)
         made = {v: f"prepared {i}" for i, v in enumerate([*fixed, *routed])}
 

@@ -15,9 +15,8 @@ from sparkdiff.tensors.rows import Rows, SparseRows, width
 
 
 def entering(network: Network) -> list[Version]:
-    """Column versions that stages with parameters read and that do not depend on any parameter.
-
-    Identifiers are not features.
+    """Column versions through which features enter the trainable part: stages with parameters read them, and they
+    depend on no parameter. Identifiers do not count as features.
     """
     plain: set[int] = set()
     for i in network.positions:
@@ -54,7 +53,9 @@ class FeatureNames:
             }
 
     def name(self, version: Version, slot: int) -> str:
-        """Name for users: `temp`, `weather=snow` for a level, `features[7]` without a name in the metadata."""
+        """Name of a slot for users: `temp` for a number, `weather=snow` for a category, `features[7]` if the metadata
+        have no name.
+        """
         source, own = self._source(version, slot)
         column = self.graph.name(source)
         if isinstance(own, str):
@@ -64,17 +65,17 @@ class FeatureNames:
         return f"{column}[{own}]" if self.vectors.get(source) else column
 
     def level(self, version: Version, index: int) -> str:
-        """Category of a value of an index column."""
+        """Text of the category with this index in an index column; `(index 7)` if it is unknown."""
         levels = self.levels.get(version, [])
         return levels[index] if index < len(levels) else f"(index {index})"
 
     def named(self, version: Version) -> bool:
-        """True if the slots of a version have names; those of hashed text and of plain vectors have none."""
+        """True if the slots of a version have names. The slots of hashed text and of plain vectors have none."""
         return not self.vectors[version] or not self.name(version, 0).endswith("[0]")
 
     def binary(self, version: Version, *, encoded: bool = True) -> Tensor:
-        """Mask (w,), True for slots of categories, but for those that an encoder of the network makes only with
-        `encoded`.
+        """Mask (w,), True for slots that are indicators of categories. Slots that a OneHotEncoder of the network makes
+        count only if `encoded` is True.
         """
         out = torch.zeros(self.widths[version], dtype=torch.bool)
         if version in self.attributes:
@@ -89,7 +90,7 @@ class FeatureNames:
         return out
 
     def encoded(self) -> dict[Version, int]:
-        """Index columns that an encoder of the network reads, with their number of categories."""
+        """Number of categories of each index column that a OneHotEncoder of the network reads."""
         found: dict[Version, int] = {}
         for i in self.network.positions:
             module = self.network.module(i)
@@ -102,7 +103,9 @@ class FeatureNames:
         return (self.network.module(i), self.graph.vertices[i].reads) if i in self.network.positions else (None, ())
 
     def _source(self, version: Version, slot: int) -> tuple[Version, int | str]:
-        """The column that a slot comes from, and its slot there or, if the metadata have one, its name."""
+        """The column that a slot comes from, and the slot's name if the metadata have one, else the slot's index in
+        that column.
+        """
         if version in self.attributes:
             return version, self.attributes[version].get(slot, (None, slot))[1]
         module, reads = self._writer(version)

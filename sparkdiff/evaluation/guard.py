@@ -1,34 +1,34 @@
-"""The guard: a test whether a tuned candidate's gain on the validation rows is larger than chance explains; and the
-ledger, its input: block sums of gains by candidate and epoch.
+"""The guard: a test whether a tuned candidate's gain on the validation rows is larger than chance explains. Its input
+is the ledger: sums of the gains over blocks of rows, with a column for each candidate and epoch.
 
-K candidates times E epochs were all measured on the same validation rows, and the best of them is also tested on these
-rows. A z-score that ignores the choice finds a gain in 6 to 18% of simulated runs without one, and in up to 67% if the
-columns are less alike (benchmarks/guard_size.py). White (2000), "A Reality Check for Data Snooping", compares the best
-gain with the distribution of the *largest* gain over all columns, drawn with random multipliers per row. This is that
-test, with rows grouped into blocks that can be treated as independent, and with changes that the benchmark showed to
-be necessary:
+K candidates after each of E epochs are all measured on the same validation rows, and the best of them is tested on
+these rows. A z-score that ignores the choice finds a gain in 6 to 18% of simulated runs without one, and in up to 67%
+if the columns are less alike (benchmarks/guard_size.py). White (2000), "A Reality Check for Data Snooping", compares
+the best gain with the distribution of the *largest* gain over all columns, drawn with random multipliers per row. This
+is that test, with rows grouped into blocks that can be treated as independent, and with changes that the benchmark
+showed to be necessary:
 
 - The multipliers are random signs, and the null hypothesis is imposed: the block sums are not centred (Cameron, Gelbach
   and Miller 2008, the wild cluster bootstrap). If the sums are symmetric under the null, this is a randomisation test,
   exact for any number of blocks and any dependence between columns. Centred gaussian multipliers are not: at a level of
   2.5% they accept up to 5% with 50 groups.
 - Each column is divided by its own root sum of squares (Hansen 2005). So one noisy, bad candidate neither drowns the
-  others' gains nor hides, as the column drawn most often, that there was a choice among the others.
-- The column that ships, one with the largest mean gain, is compared with the largest *score* of any column. Its own score
-  may be smaller than that of another column, so the test keeps its level whatever the quality of the other columns, and
-  whichever column is chosen among equal gains.
+  other candidates' gains, nor hides, by having the largest drawn sum most often, that there was a choice among them.
+- The column that ships, one with the largest mean gain, is compared with the largest *score* of any column. Its own
+  score may be smaller than that of another column, so the test keeps its level whatever the quality of the other
+  columns, and whichever column is chosen among equal gains.
 - Signs make the drawn distribution symmetric, but rare large losses skew the gains to the left: a sample with too few
   of the rare losses looks both good and steady. Then the score is lowered to the signed root of the empirical
   likelihood ratio (Owen 1988), which follows the skewness; it is never raised.
-- A sample without any of the rare losses shows no skewness either. There are several times as many training rows, and they
-  show how often a row gets worse, and by how much. So the mean square of the amounts by which rows get worse is taken
-  from the training rows if it is larger there. If fewer than five of them make up that mean, their number says little
-  about the frequency of such rows, and the mean is multiplied by three (Hanley and Lippman-Hand 1983, the rule of
-  three); with more of them, by less and less.
+- A sample without any of the rare losses shows no skewness either. There are several times as many training rows, and
+  they show how often a row gets worse, and by how much. So the mean square of the amounts by which rows get worse is
+  taken from the training rows if it is larger there. If fewer than five training rows make up that mean, their number
+  says little about the frequency of such rows, and the mean is multiplied by three (Hanley and Lippman-Hand 1983, the
+  rule of three); the factor falls towards 1 if more rows make it up.
 
-The same test with reversed signs finds rows that got worse (`worsening`, for slices and reference rows; because some
-are small, it has a stricter allowance for skewness). Inverted, it gives the interval of the relative gain: all ratios
-to the original's loss that it would not reject as the true one.
+The same test with reversed signs finds sets of rows that got worse (`worsening`, for slices and reference rows; because
+some sets are small, it has a stricter allowance for skewness). Inverted, the test gives the confidence interval of the
+relative gain: all ratios of gain to the original's loss that it would not reject as the true ratio.
 """
 
 import math
@@ -51,7 +51,7 @@ class LedgerTrial(NamedTuple):
 
 @dataclass(frozen=True)
 class Ledger:
-    """Block sums of all trials, wherever the rows were measured.
+    """Sums of gains over blocks of rows, for all trials (candidates after an epoch), over the rows of all processes.
 
     Attributes:
         gains: (C, B) per column the block sums of w * (loss of the original - loss).
@@ -66,8 +66,8 @@ class Ledger:
     chosen: int
 
     def measured_again(self, gains: Tensor) -> "Ledger":
-        """The ledger with other block sums (B,) for the chosen column, for one that was first measured on rounded
-        rows.
+        """The ledger with these block sums (B,) for the chosen column, because it was first measured on rows rounded to
+        float32.
         """
         if self.chosen < 0:
             return self
@@ -82,10 +82,10 @@ def candidate_count(history: Sequence[Mapping[str, Any]]) -> int:
 
 
 def diverged(history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Rows of the history in which candidates diverged, one for each diverged candidate: the last row with a figure
-    that is not finite; else its first epoch, if the training loss there is more than twice the original's, and also in
-    the next epoch, if there is one. Steps that are too long can lead anywhere, so the second loss may be smaller than
-    the first.
+    """One row of the history for each diverged candidate. A candidate has diverged if one of its figures is not finite
+    (its row is the last such one), or if its training loss is more than twice the original's after the first epoch, and
+    also after the second if there is one (its row is that of the first epoch). Steps that are too long can lead
+    anywhere, so the second loss may be smaller than the first.
 
     The training loss of the original is known (`trainLoss` of epoch 0) for candidates that gained nothing.
     """
@@ -105,7 +105,7 @@ def diverged(history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return list({row["candidate"]: row for row in (*lost, *broken)}.values())
 
 
-MIN_UNITS = 30  # fewest rows, groups or blocks that can decide
+MIN_UNITS = 30  # smallest number of rows, groups or blocks of time for a test
 FEW_GROUPS = 50
 SHORT_BLOCK = 200  # rows
 TIMES_CORRELATION = 10
@@ -158,22 +158,23 @@ def decide(
     finalists: int = 1,
     seed: int = 0,
 ) -> Verdict:
-    """Test whether the gain of the chosen column is true. Uses no global state.
+    """Test whether the gain of the chosen column is more than chance. Uses no global state.
 
     Args:
         gains: (C, B) sums over the rows of each block of weight * (loss of the original - loss of the column). A
             column that is not finite throughout has diverged and is never chosen.
         weights: (B,) sums of the weights; blocks of weight 0 are dropped.
-        chosen: the column to test, -1 for the original. The caller passes its choice, because a second choice here
-            could differ if columns gain the same. The test is valid for any choice. Default: the first column with the
-            largest mean gain.
-        level: a gain is accepted if its p-value is below; from 1 on any positive mean gain is accepted.
+        chosen: the column to test; -1 if the original is best. The caller passes its own choice, because a second
+            choice made here could differ if several columns gain the same. The test is valid for any choice. Default:
+            the first column with the largest mean gain.
+        level: a gain is accepted if its p-value is below this level; with a level of 1 or more, any positive mean gain
+            is accepted.
         original: (B,) sums of weight * loss of the original, for the interval of the relative gain.
         units: the rows, groups or blocks of time that the metric counts; default: each block with weight is a row.
         blockRows: mean number of rows of a time block (only for blocks of time).
         correlationTime: correlation time of the loss differences, in rows (only for blocks of time).
         dependence: the variance of a sum over the blocks, as a multiple of that of independent blocks, at least 1.
-        costs: costs of the chosen column on the units that decide, and on training units.
+        costs: costs (see `Costs`) of the chosen column on the held-out units, and on training units.
         finalists: the number of tests like this one, by which the p-value is multiplied (Bonferroni).
     """
     gains, weights = (x.detach().to("cpu", torch.float64) for x in (gains, weights))
@@ -218,11 +219,11 @@ def untested(units: Units) -> str:
 def worsening(gains: Tensor, *, level: float, joined: int = 1, dependence: float = 1.0, seed: int = 0) -> Tensor:
     """Adjusted p-values of the null hypothesis that the true gain is not negative. (S, B) -> (S,)
 
-    Each of S sets of rows (for example slices, which may overlap) has a row of block sums like those of `decide`, 0 in
-    the blocks without rows of the set. The p-value is the share of random signs of the blocks for which the largest
-    score of any set reaches the score of this one (Westfall & Young 1993, single-step maxT). So the chance that any
-    p-value of sets without a true loss lies below a level is at most that level, however the sets depend on each
-    other.
+    Each of S sets of rows (for example slices, which may overlap) has a row of block sums of gains, like a candidate in
+    `decide`, with 0 for blocks without rows of the set. The p-value of a set is the share of random signs of the blocks
+    for which the largest score of any set reaches the score of this set (Westfall & Young 1993, single-step maxT). So
+    the chance that any p-value of sets without a true loss lies below a level is at most that level, however the sets
+    depend on each other.
 
     Args:
         level: the level that the p-values are compared with; it decides the number of draws.
@@ -272,8 +273,8 @@ def _join(x: Tensor, count: int) -> Tensor:
 
 
 def _likelihood_root(x: Tensor) -> float:
-    """Signed root of the empirical likelihood ratio of mean 0, for x (B,) with a positive sum; inf without entries <
-    0.
+    """Signed root of the empirical likelihood ratio statistic for mean 0, for x (B,) with a positive sum; inf if no
+    entry is < 0.
     """
     high = float(-x.min())
     if high <= 0:
@@ -312,7 +313,7 @@ def _score(x: Tensor, *, adjusted: bool = False) -> float:
 
 
 def _signs(blocks: int, draws: int, seed: int) -> Iterator[Tensor]:
-    """Random signs (n, blocks), in chunks; the first ones do not depend on the number of draws."""
+    """Yield random signs (n, blocks) in chunks; a smaller number of draws gives the beginning of the same sequence."""
     generator = torch.Generator().manual_seed(seed)
     for first in range(0, draws, CHUNK):
         shape = min(CHUNK, draws - first), blocks
@@ -328,7 +329,7 @@ def _p_value(columns: Tensor, score: float, level: float, seed: int) -> float:
     for signs in _signs(columns.shape[1], draws, seed):
         hits += int(((signs @ columns.T).amax(1) >= score).sum())
         drawn += len(signs)
-        if 1 + hits >= level * (1 + draws):  # acceptance is out of reach (Besag and Clifford 1991): changes no decision
+        if 1 + hits >= level * (1 + draws):  # no further draw can change the decision (Besag and Clifford 1991)
             break
     return min((1 + hits) / (1 + drawn), bound)
 
@@ -355,13 +356,15 @@ def _interval(
     squares, cross, own = gains.square().sum(1), gains @ loss, float(loss @ loss)
 
     def excess(r: float, side: int) -> float:
-        """Score minus the largest score that is not rejected."""
+        """Score at the ratio r minus the largest score that is not rejected there; > 0 if r is rejected."""
         norm = (squares - 2 * r * cross + r * r * own).clamp_min(1e-300).sqrt()
         largest = ((drawn[:, :-1] - r * drawn[:, -1:]) / norm).amax(1)
         return _score(side * (best - r * loss)) / wider - min(float(largest.topk(allowed + 1).values[-1]), certain)
 
     def bound(outside: float, side: int) -> float:
-        """Last ratio between the estimate and `outside` (or beyond) that is not rejected."""
+        """End of the interval on one side: the last ratio, going from the estimate to `outside` and beyond, that is not
+        rejected.
+        """
         inside, below = ratio, excess(ratio, side)
         for _ in range(60):
             if (above := excess(outside, side)) > 0:
@@ -386,9 +389,9 @@ def _interval(
 def correlation_time(differences: Tensor) -> float:
     """Integrated autocorrelation time, in rows, of per-row loss differences (n,) in the order of time; at least 1.
 
-    1 + 2 * the sum of the autocorrelations, truncated by Geyer's (1992) initial monotone sequence: sums of
-    neighbouring pairs until one is not positive, each limited to the one before. A shorter window would miss a small
-    but slow component.
+    1 + 2 * the sum of the autocorrelations, truncated by Geyer's (1992) initial monotone sequence: the autocorrelations
+    are added in neighbouring pairs, each limited to the previous pair's sum, until a pair's sum is not positive. A
+    shorter window would miss a small but slow component.
     """
     x = differences.detach().to("cpu", torch.float64)
     n = len(x)

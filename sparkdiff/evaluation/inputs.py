@@ -12,7 +12,7 @@ from sparkdiff.stages.base import FeatureStats, StageModule
 from sparkdiff.tensors.rows import Rows, SparseRows, dense, matrix, taken, width
 
 VALUES = 1 << 15
-"""Number of distinct values that are kept of a feature."""
+"""Approximate number of distinct values that are kept of a feature with more values."""
 
 
 @torch.no_grad()
@@ -98,7 +98,9 @@ def leaf_counts(network: Network, data: Data) -> dict[int, Tensor]:
 
 @torch.no_grad()
 def tallies(network: Network, data: Data) -> dict[int, dict[str, Tensor]]:
-    """Training sums of trainable stages over the training rows with weight > 0, by position, in one pass."""
+    """Results of `training_sums`, summed over the training rows with weight > 0, for each trainable stage that has
+    them, by position; in one pass.
+    """
     asking = [
         i
         for i in network.positions

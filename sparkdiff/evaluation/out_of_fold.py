@@ -1,30 +1,32 @@
-"""The dependence of gains on out-of-fold rows, which the test of a finalist takes into account.
+"""The dependence between gains on out-of-fold rows. The test of a finalist (one of the few pipelines that remain for
+the final test) takes it into account.
 
 The rows are divided into folds. For each fold, an original and a tuned network were made from the rows outside of it,
-in the same way, and measured on its own rows. The networks that a row judges have not seen it, and neither have the
-trials and choices that led to them. So there is one column of gains and no choice to correct for (`guard.decide`). The
-question is about the procedure: is its result better, on rows that it has not seen, than the network it starts from?
-The same procedure makes the model that ships from all rows, and none of these rows can judge it again.
+in the same way, and measured on the fold's own rows. So the networks that are measured on a row have not seen it, and
+neither have the trials and choices that led to these networks: there is one column of gains and no choice to correct
+for (`guard.decide`). The question is about the procedure: is its result better, on rows that it has not seen, than the
+network that it starts from? The same procedure then makes the final model from all rows, so that no row is left on
+which this model could be tested.
 
-The gains of rows of different folds are not independent: each row has trained the networks of all other folds. Write
-row i's gain as a part that depends only on i, plus a part b(i, j) for each training row j whose mean over i and over j
-is 0. For training by small steps this is exact, because a gradient is a sum over rows. Two gains g_i and g_j are then
-correlated only if i has trained the network that j judges, and j the network that i judges: E[g_i g_j] = E[b(i, j)
-b(j, i)]. By the Cauchy-Schwarz inequality this adds at most the sum of all E[b(i, j)^2] to the variance of the sum of
-all gains: the part that the training rows decide counts twice,
+The gains of rows in different folds are not independent, because each row has trained the networks of all other folds.
+Write row i's gain as a part that depends only on i, plus a part b(i, j) for each training row j whose mean over i and
+over j is 0. For training by small steps this is exact, because a gradient is a sum over rows. Two gains g_i and g_j are
+then correlated only if i has trained the network that is measured on j, and j the network measured on i: E[g_i g_j] =
+E[b(i, j) b(j, i)]. By the Cauchy-Schwarz inequality this adds at most the sum of all E[b(i, j)^2] to the variance of
+the sum of all gains: the part that the training rows decide counts twice,
 
     Var(sum g) <= sum E[g^2] + sum E[b^2],  at most 2 sum E[g^2].
 
-The bound is reached in the worst case: if nothing can be gained and the tuned network has moved a little by chance,
-its gains consist only of b, and are symmetric. A paired test that ignores this accepts up to 8% instead of 2.5%, and
-more with more parameters that train. (Bengio and Grandvalet 2004 show that no estimate of this variance from one
-cross-validation is unbiased; Nadeau and Bengio 2003 take a factor of 1 + K / (K - 1), 2.25 for five folds, as a rule
-of thumb.) A true gain, however, is mostly in the part that depends only on i, so a factor of 2 would waste half of the
+The bound is reached in the worst case: if nothing can be gained and the tuned network has moved a little by chance, its
+gains consist only of b, and are symmetric. A paired test that ignores this accepts up to 8% instead of 2.5%, and more
+with more parameters that train. (Bengio and Grandvalet 2004 show that no estimate of this variance from one
+cross-validation is unbiased; Nadeau and Bengio 2003 take a factor of 1 + K / (K - 1), 2.25 for five folds, as a rule of
+thumb.) A true gain, however, is mostly in the part that depends only on i, so a factor of 2 would waste half of the
 rows. The disagreement of the folds shows how much the training rows decide: the networks of the K - 1 other folds have
 all trained on row i, each without one more fold, and the variance of their gains on it is 1 / (K - 1) of the sum of
-b(i, j)^2. Row i's own influence as a training row moves all of them alike. So the factor is estimated, between 1 and
-2. Rows that happen to favour a direction raise the score and lower the estimated factor; the two together keep the
-level for any number of parameters (benchmarks/proof_size.py).
+b(i, j)^2. Row i's own influence as a training row moves all of them alike. So the factor is estimated, between 1 and 2.
+Rows that happen to favour a direction raise the score and lower the estimated factor; the two together keep the level
+for any number of parameters (benchmarks/proof_size.py).
 """
 
 from collections.abc import Sequence
@@ -34,20 +36,21 @@ import torch
 from torch import Tensor
 
 MOST = 2.0
-"""Largest factor of the variance, used if it can't be estimated."""
+"""Largest factor of the variance, which is also used if the factor can't be estimated."""
 FEWEST = 3
 """Smallest number of folds from which the factor can be estimated."""
 
 
 @dataclass(frozen=True)
 class FoldSums:
-    """The results of the networks of one fold on the rows, as sums over blocks that are the same in all folds.
+    """The gains of one fold's networks, as sums over blocks of rows; all folds have the same blocks.
 
     Attributes:
-        gains: (B,) sums of weight * (loss of the original - loss of the tuned network) on the rows of the fold.
-        weights: (B,) sums of the weights there.
-        elsewhere: (B,) gains of the same two networks on the rows of all other folds, which trained them. They only
-            show how much the folds' networks disagree, and are used if no block has rows of several folds.
+        gains: (B,) sums of weight * (loss of the original - loss of the tuned network) over the rows of the fold.
+        weights: (B,) sums of the weights of these rows.
+        elsewhere: (B,) the same sums of gains over the rows of all other folds, on which the fold's networks were
+            trained. They only show how much the networks of the folds disagree, and are used only if no block has rows
+            of several folds.
     """
 
     gains: Tensor

@@ -1,4 +1,6 @@
-"""The rows that decide between two pipelines, and the test of the second one's gain on them: the same for all verbs."""
+"""Held-out rows with the losses of two pipelines, and the test of the second pipeline's gain on them, which all
+functions that may replace a pipeline use.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,8 +18,8 @@ from sparkdiff.evaluation.units import Costs, Kind, Units, by_unit, effective_nu
 from sparkdiff.objectives.metric import Metric, influence
 
 TRAINING_ROWS = 1_000_000
-"""Number of training rows that are checked for rare losses: the first ones of the cache, which are in the order of a
-hash.
+"""Largest number of training rows that are searched for rare losses: the first rows of the cache, which are in the
+order of a hash and so a random sample.
 """
 
 
@@ -26,15 +28,17 @@ class PairedRows:
     """Rows of weight > 0 with the losses of two pipelines.
 
     Attributes:
-        original, other: (n,) weight * loss, or weight * influence, smaller is better.
-        weight, block: (n,)
+        original, other: (n,) weight * loss of the first and of the second pipeline; weight * influence for a metric
+            that is no mean over rows. Smaller is better.
+        weight, block: (n,) weight of a row, and the guard's block that it belongs to.
         unit: (n,) group or block of time of a row; None if each row is a unit.
-        units: the units that the metric counts.
-        wrong: (3, k) weight, original and other for one more, wrongly predicted unit per denominator of the metric.
-            Without it, a class that is predicted for few rows, all of them correctly, has no variance.
-        beside: (2, n) original and other of the rows when these units are added.
-        time: (n,) None without a timeCol.
-        columns, label: (n,) for both pipelines, the input of the metric.
+        units: the number and kind of the units that the metric counts.
+        wrong: (3, k) weight, `original` and `other` of k added units: a wrongly predicted one for each denominator of
+            the metric. Without them, a class that is predicted for few rows, all of them correctly, would have no
+            variance.
+        beside: (2, n) `original` and `other` of the n rows if these units are added.
+        time: (n,) time of a row; None without a timeCol.
+        columns, label: the input of the metric and the label, (n,) for each of the two pipelines.
     """
 
     original: Tensor
@@ -50,7 +54,7 @@ class PairedRows:
     label: tuple[Tensor, ...] = ()
 
     def __add__(self, other: "PairedRows") -> "PairedRows":
-        """Rows of both, which share no unit."""
+        """The rows of both sets, which must not share a unit."""
         names = [
             name for name in ("original", "other", "weight", "block", "unit", "time") if getattr(self, name) is not None
         ]
@@ -68,7 +72,9 @@ class PairedRows:
         return dataclasses.replace(self, **{name: factor * getattr(self, name) for name in names})
 
     def costs(self) -> Costs:
-        """Costs of the second pipeline on the rows or groups; blocks of time are for held-out rows only."""
+        """Costs of replacing the first pipeline by the second, per group or else per row (never per block of time,
+        which only held-out rows have).
+        """
         losses, unit = self.other - self.original, self.unit if self.units.kind == "groups" else None
         return Costs.of(losses, self.weight, unit, "rows" if unit is None else "groups")
 
@@ -77,10 +83,11 @@ class PairedRows:
         return x.new_zeros(MAX_BLOCKS).index_add(0, self.block, x)
 
     def ledger(self, other: Ledger | None) -> tuple[Ledger, Tensor]:
-        """Block sums to test (of all trials, or only of the second pipeline), and those of the original's loss.
+        """Block sums of gains for the test (of all trials in `other`, or only of the second pipeline), and block sums
+        of the original's loss.
 
-        If the metric divides by numbers of rows, the chosen column is measured together with the wrongly predicted
-        units, each of which is a block of its own.
+        If the metric divides by numbers of rows, the chosen column includes the wrongly predicted units (`wrong`), each
+        of which is a block of its own.
         """
         weight, first, second = self.wrong
         pairs = ((self.weight, weight), (self.beside[0], first), (self.beside[1], second))
@@ -101,11 +108,12 @@ def pair(
     """Paired rows of two pipelines.
 
     Args:
-        columns: input of the metric for both pipelines: a margin if it is a mean over rows, else the metric's column.
+        columns: input of the metric for each pipeline: the margin if the metric is a mean over rows, else the result of
+            `metric.column`.
         label: (n,) for each pipeline, in the same order.
-        held: the rows that decide, if these are training rows. The influence of a row on an rmse, for example, is
-            smaller if the rmse is larger. To make both comparable, this function takes the training rows' influence on
-            the metric of the rows that decide.
+        held: the held-out rows, if the new ones are training rows. The influence of a row on an rmse, for example, is
+            smaller if the rmse is larger. To make the influences comparable, those of the training rows are computed
+            for the metric on the held-out rows.
     """
     counted = metric.denominators
     if metric.rows is not None:
@@ -147,10 +155,11 @@ _NONE = torch.empty((3, 0), dtype=torch.float64)
 def read(
     original: Predicts, other: Predicts, data: Data, split: str, metric: Metric, kind: Kind, held: PairedRows | None = None
 ) -> PairedRows:  # fmt: skip
-    """Read the rows of a non-empty split, in one process; takes 40 bytes a row.
+    """Read the rows of a non-empty split, with the losses of both pipelines, in one process; takes 40 bytes per row.
 
     Args:
-        held: the rows that decide, if these are training rows, of which only the first are read; see `pair`.
+        held: the held-out rows, if the split is that of training rows, of which only the first ones are read; see
+            `pair`.
     """
     parts: list[tuple[Tensor, ...]] = []
     seen = 0
@@ -175,7 +184,9 @@ def read(
 
 @torch.no_grad()
 def held_out_units(data: Data, metric: Metric, kind: Kind) -> Units:
-    """Smallest number of validation units that the metric counts, as far as labels show it; takes 24 bytes a row."""
+    """Smallest number of validation units that the metric counts, as far as it is known from labels without
+    predictions; takes 24 bytes per row.
+    """
     parts = [(y[w > 0], w[w > 0], scalar(b, "block")[w > 0]) for b, y, w, _ in data.batches("validation")]
     label, weight, block = (torch.cat(x) for x in zip(*parts, strict=True))
     unit = None if kind == "rows" else block
@@ -197,8 +208,10 @@ def decide_by_rows(
     """Test the gain of the second pipeline on these rows; see `guard.decide`.
 
     Args:
-        ledger: all trials, with the second pipeline as the chosen column; None: nothing else was tried.
+        ledger: block sums of all trials, among which the second pipeline is the chosen column; None if nothing else was
+            tried.
         training: costs of the second pipeline on training rows; None if unknown.
+        dependence, finalists: see `guard.decide`.
     """
     if level >= 1:  # the metric alone decides
         rows = dataclasses.replace(rows, wrong=_NONE, beside=torch.stack([rows.original, rows.other]))

@@ -1,5 +1,5 @@
-"""Margins of one pipeline, kept by row, so that it can be compared row by row with a pipeline that reads other
-columns.
+"""Margins of one pipeline, kept by row, so that the pipeline can be compared row by row with another one that reads
+other columns from another cache.
 """
 
 from collections.abc import Mapping
@@ -21,8 +21,8 @@ ROW_VERSION: Version = (ROW, -1)
 
 
 class Predicts(Protocol):
-    """The part of a network that a judgement needs: `margin(values)`, (n,) or (n, k), and the stage that turns it into
-    columns.
+    """The part of a network that a comparison needs: `margin(values)`, (n,) or (n, k), and the predictor that turns a
+    margin into columns. Implemented by `Network` and `Recorded`.
     """
 
     @property
@@ -46,7 +46,7 @@ class Recorded:
         network: the network with these margins.
         keys: (n,) hashes of the rows, sorted.
         margins: (n,) or (n, k). Rows with the same hash are the same row, and have the same margin.
-        labels: (n,) labels in this pipeline, where a stage may have indexed them.
+        labels: (n,) labels in this pipeline, one of whose stages may have indexed them.
     """
 
     def __init__(self, network: Network, keys: Tensor, margins: Tensor, labels: Tensor):
@@ -105,13 +105,13 @@ def recorded(network: Network, data: Data, splits: tuple[str, ...]) -> Recorded:
 
 
 def changed(one: Tensor, other: Tensor, what: str, beside: str) -> str:
-    """A text with the number of rows that have another label or weight, and the first of them; empty if there are
-    none. NaN equals NaN.
+    """A text with the number of rows that have another label or weight in two pipelines, and the first of these rows;
+    empty if there are none. NaN equals NaN.
 
     Args:
-        one, other: (n,) of a pipeline, and of the one that it is compared with.
+        one, other: (n,) labels or weights in a pipeline, and in the pipeline that it is compared with.
         what: "label" or "weight".
-        beside: the name of the other pipeline.
+        beside: the name of the second pipeline.
     """
     differ = (one != other) & ~(one.isnan() & other.isnan())
     if not bool(differ.any()):

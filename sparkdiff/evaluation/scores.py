@@ -21,9 +21,7 @@ from sparkdiff.tensors.team import Team
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """Weighted sums of one network's metric on one split; smaller is better: a metric for which larger is better is
-    negated.
-    """
+    """Weighted sums of one network's metric on one split, as a loss: a metric for which larger is better is negated."""
 
     blocks: Tensor  # (B,) sum of w * loss per block; for a metric that is no mean over rows, of w * influence
     weights: Tensor  # (B,) sum of w
@@ -45,8 +43,8 @@ class Score:
 class Tallies:
     """Running sums of the metric of K networks with the same head over the rows of a split.
 
-    For a metric that is not a mean over rows they keep one number per row and network, and each row's label, weight and
-    block, never features. All tensors are on the device of the margins.
+    For a metric that is not a mean over rows, one number per row and network is kept, and each row's label, weight and
+    block, but never features. All tensors are on the device of the margins.
     """
 
     def __init__(self, metric: Metric, head: Predictor, number: int):
@@ -76,7 +74,8 @@ class Tallies:
             made = [metric.column(margin) for margin in margins]
             finite = torch.stack([_finite(column) for column in made])
 
-            # Does not wait for a GPU's number of rows that count; clones, as the stream may reuse a batch's memory.
+            # On a GPU all rows are kept, because it would have to wait for the number of rows that count; they are
+            # cloned, because the stream may reuse a batch's memory.
             def own(x: Tensor) -> Tensor:
                 return x.clone() if gpu else x[counts]
 
@@ -108,7 +107,7 @@ class Tallies:
             own.index_add_(0, block, loss)
 
     def scores(self, team: Team) -> list[Score]:
-        """Sums over all processes, the same in each of them; with one exchange."""
+        """Score of each network, summed over all processes and the same in each process; with one exchange."""
         metric = self.metric
         team.sum_(self.weights, self.below, *([self.blocks] if metric.rows is not None else []))
         if metric.rows is None:
@@ -144,7 +143,7 @@ class Tally(Tallies):
         return self.add_all(margin[None], label, weight, block)[0]
 
     def score(self, team: Team) -> Score:
-        """Sum over all processes, the same in each of them."""
+        """Score of the network, summed over all processes and the same in each process."""
         return self.scores(team)[0]
 
 
@@ -172,7 +171,9 @@ def score(network: Predicts, data: Data, split: str, metric: Metric) -> Score:
 
 
 def _explain(network: Network, data: Data, batch: Batch, bad: Tensor) -> None:
-    """Raise an InputError for rows without a finite loss if an input is the cause."""
+    """Raise an InputError that names the cause if rows have no finite loss because of an input; `bad` marks these rows,
+    (n,).
+    """
     values = data.values(batch)
     with torch.no_grad():
         network.run(values, [v for i in network.positions for v in network.graph.vertices[i].reads if v not in values])

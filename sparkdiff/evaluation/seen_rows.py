@@ -1,22 +1,24 @@
-"""A test at the 1% level whether a fitted original was fitted on these rows, or on part of them.
+"""A test at the 1% level whether the original (the fitted pipeline that the user passed) was fitted on these rows, or
+on some of them.
 
 There are three kinds of evidence, depending on what Spark keeps about the rows of a fit:
 
 - A refit on all rows reproduces the original: then it was fitted on exactly these rows.
-- The equations of a linear last stage. Its coefficients make the sum over its own rows of weight * slope of the loss *
-  feature, plus the slope of the penalty, zero. On other rows the sum of n such terms has its own mean and variance:
-  Hotelling's T² of its q entries is chi-square with q degrees of freedom if the original has the true coefficients,
-  and larger if it was fitted on few rows, on rows that differ, or didn't converge. On rows of which it has seen the
-  share f, it is 1/f - 1 times a chi-square. So a T² below the 1% point shows that it has seen them. The covariance of
-  the terms is estimated from the rows, not from the model (the sandwich estimator: White 1980), so uneven noise, wrong
-  models and penalties don't invalidate the test. It needs no refit, and stages before the last may have been fitted on
-  any rows. (The distance of the coefficients from those of a refit, in units of the model's own covariance, is too
-  small on other rows if there is a penalty, or less noise far out: benchmarks/seen_rows.py.)
-- The losses of trees, whose roots show how many rows they were grown from. A model is better on its own rows than on
-  others. Suppose that an original was grown from no more rows than the table has, and that its losses lie more than a
-  third of the way from those of refits that haven't seen the rows to those of a refit that has. Then it has seen some
-  of them. A loss merely smaller than that of refits would show little: the quality of trees depends on their rows and
-  random numbers, and up to a fifth of the forests grown from other rows are better, too.
+- The equations of a linear last stage. On the rows of its fit, the sum of weight * slope of the loss * feature, plus
+  the slope of the penalty, is zero for each coefficient. On other rows the sum of n such terms has a mean and a
+  variance: Hotelling's T² of its q entries is chi-square with q degrees of freedom if the original has the true
+  coefficients, and larger if it was fitted on few rows, on rows that differ, or didn't converge. If it has seen a
+  fraction f of the rows, T² is 1/f - 1 times a chi-square. So a T² below the 1% point shows that it has seen them. The
+  covariance of the terms is estimated from the rows, not from the model (the sandwich estimator: White 1980), so uneven
+  noise, wrong models and penalties don't invalidate the test. It needs no refit, and stages before the last may have
+  been fitted on any rows. (The distance of the coefficients from those of a refit, in units of the model's own
+  covariance, is too small on other rows if there is a penalty, or less noise far out: benchmarks/seen_rows.py.)
+- The losses of trees, whose roots show how many rows they were grown from. A model is better on the rows of its fit
+  than on others. Suppose that an original was grown from no more rows than the table has, and that its loss on these
+  rows has moved more than a third of the way from the loss of refits that haven't seen them towards the loss of a refit
+  that has. Then the original has seen some of them. A loss that is merely smaller than that of unseen refits would show
+  little: the quality of trees depends on their rows and random numbers, and up to a fifth of the forests grown from
+  other rows are better, too.
 """
 
 import math
@@ -37,34 +39,37 @@ LEVEL = 0.01
 SAME = 1e-5
 """Largest relative difference of two fits on the same rows: Spark adds numbers in another order each time."""
 MOST = 100
-"""Largest number of equations in the test; more equations are replaced by so many random combinations."""
+"""Largest number of equations in the test; if there are more, this number of random combinations replaces them."""
 ROWS = 10
 """Smallest number of rows per equation."""
 NUMBERS = 20_000_000
-"""Largest number of entries of the random combinations."""
+"""Largest number of entries of the matrix of random combinations."""
 SINGULAR = 1e-9
-"""Share of the variance below which a combination of equations counts as one that always holds."""
+"""A combination of equations with a smaller relative variance than this counts as one that holds on any rows."""
 SPREAD = 2.0
-"""Factor of the variance of the losses of refits, because the quality of a fit depends on its rows."""
+"""Factor by which the variance of the comparison of losses is increased, because the quality of a refit depends on its
+rows.
+"""
 SHARE = 1 / 3
-"""Share of the way from unseen to seen rows that chance doesn't explain. If the refits have fewer rows than the
-original, half of the missing share is added: p coefficients fitted on n rows lose p / n on other rows, and look 2 p /
-n better on their own.
+"""Fraction of the way from the loss of refits that haven't seen the rows to the loss of a refit that has, which chance
+doesn't explain. If the refits have fewer rows than the original, half of the missing fraction of rows is added: p
+coefficients fitted on n rows lose p / n on other rows, and look 2 p / n better on their own rows.
 """
 TINY = 1e-300
 """Divisor in place of 0."""
 ERRORS = 3.0
-"""Number of standard errors by which a number of rows must exceed another to count as larger."""
+"""Number of standard errors by which an estimated number of rows must exceed another number to count as larger."""
 
 
 @dataclass(frozen=True)
 class SeenRows:
-    """The answer whether an original was fitted on these rows.
+    """The answer whether the original was fitted on these rows.
 
     Attributes:
-        shown: whether a test at 1% shows it.
-        words: the continuation of a sentence about the original.
-        kind: the evidence: "reproduction", "equations", "losses"; "count" if it had more rows; empty if there is none.
+        shown: whether a test at the 1% level shows that it was.
+        words: the answer as text, which continues a sentence that begins with the original's name.
+        kind: the evidence for it: "reproduction", "equations" or "losses"; "count" if the original was fitted on more
+            rows; empty if there is no evidence.
     """
 
     shown: bool
@@ -86,7 +91,9 @@ class RowCount:
 
 @dataclass(frozen=True)
 class Penalty:
-    """Spark's penalty of a linear stage: regParam * (1 - elasticNetParam), and regParam * elasticNetParam."""
+    """Spark's penalty of a linear stage: `ridge` is regParam * (1 - elasticNetParam), `lasso` regParam *
+    elasticNetParam.
+    """
 
     ridge: float = 0.0
     lasso: float = 0.0
@@ -113,12 +120,12 @@ def seen_rows(
     rows: int, *, reproduced: bool = False, count: RowCount | None = None, equations: float | None = None,
     losses: float | None = None,
 ) -> SeenRows:  # fmt: skip
-    """Weigh the evidence.
+    """Combine the evidence whether the original was fitted on these rows.
 
     Args:
         rows: number of rows of the table.
         reproduced: whether a refit on all rows reproduces the original.
-        count: the number of rows that it was fitted on, if known.
+        count: the number of rows that the original was fitted on, if known.
         equations, losses: the p-values of `p_of_equations` and `p_of_losses`.
     """
     if count is not None and count.exceeds(rows):
@@ -135,8 +142,8 @@ def seen_rows(
 
 
 def reproduces(original: Tensor, refit: Tensor) -> bool:
-    """True if the margins of a refit, or its losses, equal those of the original up to rounding; False if those of the
-    original are all 0, which show nothing.
+    """True if the margins of a refit, or its losses, equal those of the original up to rounding. False if the
+    original's are all 0, because that shows nothing.
 
     Margins are stronger evidence: the losses of a million rows are nearly the same for all models of a million rows.
     """
@@ -148,7 +155,7 @@ def reproduces(original: Tensor, refit: Tensor) -> bool:
 
 
 def rows_of_roots(counts: Tensor, subsamplingRate: float = 1.0, *, bootstrap: bool = False) -> RowCount | None:
-    """Number of rows that trees were grown from; None if their roots don't have it.
+    """Number of rows that trees were grown from, estimated from the counts in their roots; None without counts.
 
     Args:
         counts: (T,) rawCount of the roots.
@@ -166,12 +173,12 @@ def p_of_losses(
     count: RowCount | None, refitted: float, *, original: Tensor, seen: Tensor, unseen: Tensor, weights: Tensor,
     squared: bool = False,
 ) -> float | None:  # fmt: skip
-    """p-value of the original's losses being this close to those of a refit that has seen the rows, if it hasn't seen
-    them; None if its number of rows isn't known or there are too few units.
+    """p-value of the null hypothesis that the original hasn't seen the rows, tested by how close its losses are to
+    those of a refit that has; None if the original's number of rows is unknown, or if there are too few units.
 
     Args:
         count: the number of rows that the original was fitted on.
-        refitted: the smallest number of rows of a refit that hasn't seen the rows.
+        refitted: the smallest number of rows that any of the refits that haven't seen the rows was fitted on.
         original: (B,) sums over blocks of weight * loss of the original.
         seen, unseen: (B,) the same for a refit on all rows, and for refits that haven't seen the rows that they are
             measured on.
@@ -194,8 +201,8 @@ def p_of_losses(
 
 
 def p_of_equations(head: Predictor, batches: Callable[[], Iterator[LinearRows]], penalty: Penalty) -> float | None:
-    """p-value of a linear stage's equations holding this closely if it hasn't seen the rows; None if there is no
-    answer.
+    """p-value of the null hypothesis that the original hasn't seen the rows, tested by how closely the equations of its
+    linear last stage hold on them; None if the test isn't possible.
 
     For classifiers the equations of the intercepts don't count: they also hold on other rows if the shares of the
     classes are the same by design (Prentice and Pyke 1979).
@@ -257,8 +264,8 @@ def _columns(batches: Callable[[], Iterator[LinearRows]]) -> _Columns:
 
 
 def _combinations(used: Tensor, columns: _Columns) -> Tensor:
-    """Combinations (k, p, K) of the equations of the coefficients in the mask `used` (k, p): each by itself if they
-    are few, else random ones.
+    """Combinations (k, p, K) of the equations of the coefficients in the mask `used` (k, p): single equations if there
+    are few, else random linear combinations.
     """
     at, most = used.nonzero(), min(MOST, columns.rows // ROWS, NUMBERS // used.numel())
     if len(at) <= most:
@@ -302,10 +309,11 @@ def _slopes(head: Predictor, rows: LinearRows) -> tuple[Tensor, Tensor | None]:
 def _pulls(
     head: Predictor, rows: LinearRows, curvature: Tensor | None, b: Tensor, penalty: Penalty, columns: _Columns, combined: Tensor
 ) -> Tensor:  # fmt: skip
-    """Combined slope of the penalty, as a mean over rows, (n, K) or (K,).
+    """Slope of the penalty in each combination of equations, as a term per row whose mean over the rows it is, (n, K)
+    or (K,).
 
-    Spark divides by standard deviations of the same rows, so their part of the slope is also a mean over rows, which
-    varies with the rows. For a GLM the sum is divided by the sum of the working weights.
+    Spark's penalty depends on standard deviations of the rows of the fit. So a part of its slope is itself a mean over
+    rows, and varies with them. For a GLM the sum is divided by the sum of the working weights.
     """
 
     def together(x: Tensor) -> Tensor:
@@ -329,8 +337,8 @@ def _pulls(
 
 
 def _hotelling(total: Tensor, products: Tensor, n: int) -> tuple[Tensor, int]:
-    """Hotelling's T² of n terms with these sums (q,) and sums of products (q, q), and the number of their combinations
-    that vary.
+    """Hotelling's T² for the mean of n terms with these sums (q,) and sums of products (q, q), and its degrees of
+    freedom: the number of their independent combinations that vary.
     """
     mean = total / n
     covariance = products / n - mean[:, None] * mean

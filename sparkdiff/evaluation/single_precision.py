@@ -1,4 +1,4 @@
-"""Movement of a network's predictions if its rows and weights are rounded to float32."""
+"""Check how much a network's predictions change if its rows and weights are rounded to float32."""
 
 import torch
 
@@ -12,7 +12,7 @@ from sparkdiff.tensors.rows import Rows, SparseRows
 
 MARGIN = "margin"
 MOST = 1e-3
-"""Largest relative difference with which a network may train."""
+"""Largest relative difference of the margin for which a network may train in float32."""
 
 
 @torch.no_grad()
@@ -54,7 +54,9 @@ def check(network: Network, data: Data) -> Parity:
 
 
 def _culprit(columns: dict[str, Rows]) -> str:
-    """The column that loses most of its standard deviation by rounding, as part of a sentence."""
+    """The column whose values rounding changes most, relative to its standard deviation, as a part of a sentence; empty
+    if there is none.
+    """
     worst, said = 0.0, ""
     for name, column in columns.items():
         x = column.values[:, None] if isinstance(column, SparseRows) else column.reshape(len(column), -1)

@@ -1,4 +1,6 @@
-"""Tests whether the tuned network is worse on slices of the validation rows or on reference rows."""
+"""Tests whether the tuned network is worse than the original on slices (validation rows with one value of a `guardCols`
+column) or on reference rows (further rows that the user passed, on which the metric must not get worse).
+"""
 
 import math
 from collections.abc import Sequence
@@ -19,19 +21,20 @@ from sparkdiff.objectives.metric import Metric, influence
 
 @dataclass(frozen=True)
 class Change:
-    """The metric on a set of rows, and evidence whether it got worse.
+    """The metric of both networks on a set of rows, and evidence whether it got worse.
 
     Attributes:
-        column, value: the slice; None and None if the set is a whole split. Null has the value None too.
+        column, value: column and value of the slice; both None if the set is a whole split. The value of a slice of
+            nulls is None, too.
         rows: number of rows of weight > 0.
-        units: the effective number, by their weights, of rows, or of blocks of groups or of time (with many groups
-            some share a block), that the metric counts: see `sparkdiff.evaluation.units`.
+        units: the effective number, given the weights, of units that the metric counts: rows, or blocks of groups or of
+            time (with many groups, several share a block); see `sparkdiff.evaluation.units`.
         before, after: the metric, None without rows or if it is undefined on them (for example the area under the ROC
             curve with one class).
-        gain: improvement in the metric's units, larger is better.
-        error: standard error of the gain, by block; None with fewer than two blocks.
-        p: probability of a loss like this without a true one, adjusted for the number of sets; None if the metric is
-            undefined or the units are too few to test, 0 if the metric was finite and no longer is.
+        gain: improvement of the metric, in its units; larger is better.
+        error: standard error of the gain, computed from the blocks; None with fewer than two blocks.
+        p: p-value of the null hypothesis that the metric doesn't get worse, adjusted for the number of sets; None if
+            the metric is undefined or the units are too few for a test, 0 if the metric was finite and no longer is.
     """
 
     column: str | None
@@ -60,7 +63,7 @@ def changes(
     """Changes of the metric on every slice by these columns, or on the whole split if there are no columns; one pass.
 
     Args:
-        unit: "rows", "groups" or "blocks": the units that were divided into blocks.
+        unit: "rows", "groups" or "blocks" (of time): the kind of unit that the guard counts.
         level, joined: see `guard.worsening`.
     """
     return judged(sums(old, new, data, split, metric, columns, unit=unit), level=level, joined=joined, seed=seed)
@@ -70,7 +73,8 @@ def changes(
 def sums(
     old: Predicts, new: Predicts, data: Data, split: str, metric: Metric, columns: Sequence[BatchColumn], *, unit: Kind
 ) -> "SliceSums":  # fmt: skip
-    """Sums of both networks' metric per slice by these columns, and per block of the guard; one pass.
+    """Sums of both networks' metric per slice by these columns and per block of the guard (a set of rows whose sum
+    counts as one independent observation); one pass.
 
     The split may be larger than memory; for a metric that is no mean over rows, the numbers that it needs of each row
     are kept.
@@ -110,8 +114,8 @@ def sums(
 def judged(
     of: "SliceSums", *, level: float, joined: int = 1, dependence: float = 1.0, seed: int = 0
 ) -> list[Change]:  # fmt: skip
-    """Change on each slice, with its p-value. Slices with fewer than guard.MIN_UNITS units aren't tested and don't
-    count.
+    """Change on each slice, with its p-value. Slices with fewer than guard.MIN_UNITS units aren't tested, and p-values
+    are not adjusted for them.
 
     Args:
         level, joined, dependence: see `guard.worsening`.
@@ -135,7 +139,7 @@ class SliceSums:
 
     Attributes:
         sets: column and value of each of the S slices.
-        loss, gains, weights: (S, B) sums of weight * loss of the old network, of weight * gain, of the weights.
+        loss, gains, weights: (S, B) sums of weight * loss of the old network, of weight * gain, and of the weights.
         rows, units: (S,) numbers of rows and units of weight > 0, see `Change`.
         sign: sign of the metric, -1 if larger is better.
     """
@@ -149,12 +153,12 @@ class SliceSums:
     sign: float
 
     def __add__(self, other: "SliceSums") -> "SliceSums":
-        """Sums over the rows of both, which share no row and no unit."""
+        """Sums over the rows of both, which must not share a row or a unit."""
         names = ("loss", "gains", "weights", "rows", "units")
         return replace(self, **{name: getattr(self, name) + getattr(other, name) for name in names})
 
     def scaled(self, factor: float) -> "SliceSums":
-        """Sums for weights multiplied by this factor."""
+        """The sums that weights multiplied by this factor would give."""
         return replace(self, loss=factor * self.loss, gains=factor * self.gains, weights=factor * self.weights)
 
 

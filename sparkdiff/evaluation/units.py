@@ -1,9 +1,10 @@
-"""The units that decide (rows, groups or blocks of time): their effective number, and the costs of a change on them.
+"""The units that the guard counts as independent (rows, groups or blocks of time): their effective number, and the
+costs of a change on them.
 
 A metric that is a mean over few rows shows little, however many rows there are in all: precision counts the rows that
-are predicted as a class, recall those of the class, and an area under a curve compares the rows of two classes. So the
-number that counts is that of the units in its denominator. n units with uneven weights are equivalent to (sum w)^2 /
-sum w^2 units with equal weights (Kish 1965, the effective sample size).
+are predicted as a class, recall the rows of the class, and an area under a curve compares the rows of two classes. So
+the number of units that matters is that in the metric's denominator. n units with uneven weights are equivalent to (sum
+w)^2 / sum w^2 units with equal weights (Kish 1965, the effective sample size).
 """
 
 import math
@@ -18,10 +19,10 @@ from sparkdiff.objectives.metric import Denominators, Metric
 
 Kind = Literal["rows", "groups", "blocks"]
 FEW = 5
-"""Training units that must make up the mean square of the costs; with fewer, it is increased."""
+"""If fewer than this number of training units make up the mean square of the costs, the mean square is increased."""
 RULE_OF_THREE = 3.0
 WORST = 0.025
-"""Share of the units that may be worse than an added one, because a few outliers are no likely units."""
+"""Fraction of the units that may be worse than an added one: an additional unit is unlikely to be an outlier."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class Units:
     """The units that a metric counts.
 
     Attributes:
-        number: effective number, by their weights.
-        of: words for the class that they belong to; empty for all.
+        number: effective number, given their weights.
+        of: words for the class that they belong to, such as " of class 1"; empty if all units count.
     """
 
     number: float
@@ -44,13 +45,13 @@ class Units:
 
 @dataclass(frozen=True)
 class Costs:
-    """The costs of a change on units.
+    """The costs of replacing the original on units (rows or groups): by how much each of them gets worse.
 
     Attributes:
         each: (n,) weight * (loss - loss of the original) of a unit if that is positive, else 0.
         weight: (n,) > 0.
-        power: exponent of the weight with which weighted changes grow: 1 if losses don't depend on the weight, less if
-            heavy units have smaller losses, as with inverse variances.
+        power: weighted changes of the loss grow like weight ** power: 1 if losses don't depend on the weight, less if
+            heavy units have smaller losses, as with inverse variances as weights.
     """
 
     each: Tensor
@@ -60,7 +61,7 @@ class Costs:
 
     @staticmethod
     def of(losses: Tensor, weight: Tensor, unit: Tensor | None, kind: Kind) -> "Costs":
-        """The costs of rows.
+        """The costs on the units of some rows.
 
         Args:
             losses: (n,) weight * (loss - loss of the original).
@@ -79,15 +80,16 @@ class Costs:
 
     @property
     def mean_square(self) -> float:
-        """Mean square over the units; 0 without units."""
+        """Mean over the units of the squared costs; 0 without units."""
         return float(self.each.square().sum()) / max(len(self.each), 1)
 
     def missing_from(self, held: "Costs") -> float:
-        """Sum of squares that units like `held` would show, judging by these training units, and don't show.
+        """Sum of squared costs that is missing on the held-out units `held`: the sum expected from these training
+        units, minus the observed one; at least 0.
 
-        The weights of `held` are known, and a rare loss may hit any of them. So the sum is also estimated from their
-        weights and the costs, without the weights, of the heavier half of the training units; the larger estimate
-        counts.
+        The weights of `held` are known, and a rare loss may hit any of these units. So the expected sum is also
+        estimated from these weights and the costs per weight of the heavier half of the training units; the larger
+        estimate counts.
         """
         if not len(self.each):
             return 0.0
@@ -106,26 +108,26 @@ class Costs:
 
 
 def _effective(costs: Tensor) -> float:
-    """Number of units (n,) that make up the sum of squares, (sum c^2)^2 / sum c^4."""
+    """Effective number of units that make up the sum of squares of their costs (n,): (sum c^2)^2 / sum c^4."""
     squares, fourths = float(costs.square().sum()), float(costs.pow(4).sum())
     return squares**2 / fourths if fourths > 0 else float(len(costs))
 
 
 def _likely_square(costs: Tensor) -> float:
-    """Mean square of costs (n,), increased if few costs make it up, because these may be more common than in the
-    sample.
+    """Mean square of costs (n,), increased if few large costs make it up, because such costs may be more common than in
+    this sample.
     """
     factor = 1 + (RULE_OF_THREE - 1) * min(FEW / max(_effective(costs), 1.0), 1.0) ** 2
     return factor * float(costs.square().mean())
 
 
 def high(costs: Tensor) -> float:
-    """Cost (n,) that the share WORST of them exceeds; 0 without costs."""
+    """The cost that a fraction WORST of these costs (n,) exceeds; 0 without costs."""
     return float(costs.kthvalue(max(1, math.ceil((1 - WORST) * len(costs)))).values) if len(costs) else 0.0
 
 
 def by_unit(x: Tensor, unit: Tensor | None) -> Tensor:
-    """Sums of rows (n,) over their units, (units,)."""
+    """Sums of a number per row (n,) over the rows of each unit, (units,); unchanged if each row is a unit (None)."""
     if unit is None:
         return x
     codes = unit.unique(return_inverse=True)[1]
@@ -142,7 +144,7 @@ def effective_number(weight: Tensor, unit: Tensor | None) -> float:
 def units_of(
     metric: Metric, columns: Sequence[Tensor], label: Sequence[Tensor], weight: Tensor, unit: Tensor | None, kind: Kind
 ) -> Units:  # fmt: skip
-    """Smallest number of units that the metric of one of these pipelines counts.
+    """Smallest of the numbers of units that the metric counts, over its denominators and over these pipelines.
 
     Args:
         columns, label: (n,) for each pipeline, the metric's input and the label.
@@ -166,8 +168,9 @@ def units_of(
 
 
 def _in_all(counted: Denominators, each: Sequence[float], label: Tensor, weight: Tensor) -> float:
-    """Effective units behind a sum of the classes' rates weighted by their shares s: with equal variances, that of
-    sum(s * rate) is sum(s^2 / n), like that of one rate of 1 / sum(s^2 / n) units.
+    """Effective number of units behind a sum of the classes' rates weighted by the classes' shares s of the labels. If
+    the rates have equal variance per unit, the variance of sum(s * rate) is sum(s^2 / n) of it, like that of a single
+    rate of 1 / sum(s^2 / n) units.
     """
     shares = [float(weight[label == k].sum() / weight.sum()) for k in counted.classes]
     inverse = sum(s * s / max(n, 1.0) for s, n in zip(shares, each, strict=True))

@@ -19,7 +19,7 @@ _read: weakref.WeakKeyDictionary[Any, tuple[Table, Table]] = weakref.WeakKeyDict
 
 
 def tables(stage: Any) -> tuple[Table, Table]:
-    """Factor tables of users and of items. Those of a fitted model never change, so they are read once."""
+    """Factor tables of users and of items. The tables of a fitted model never change, so each is read only once."""
     if stage not in _read:
         _read[stage] = _table(stage.userFactors, stage.rank), _table(stage.itemFactors, stage.rank)
     return _read[stage]

@@ -1,8 +1,8 @@
 """The class archive of this machine: Java maps Spark's classes from one file instead of reading and checking each at
 every start.
 
-It is an application class data sharing archive (JEP 350). Java itself refuses one that doesn't fit its version or the
-jars, and starts without it.
+It is an application class data sharing archive (JEP 350). If an archive doesn't match Java's version or the jars, Java
+itself refuses it, and starts without it.
 """
 
 import hashlib
@@ -41,10 +41,10 @@ def place(java: str) -> Path:
 
 
 def archive_option(java: str) -> str:
-    """Option with which a Java uses its archive; empty if no usable archive exists.
+    """JVM option that makes a Java use its archive; empty if no usable archive exists.
 
     Args:
-        java: Java's version text; empty if this process starts no Java.
+        java: Java's version text, as `check_java` returns it; empty if this process starts no Java.
     """
     if not java or WRITE in os.environ.get("SPARK_SUBMIT_OPTS", ""):
         return ""
@@ -64,7 +64,7 @@ def write_archive(program: Sequence[str], java: str) -> Path:
         java: Java's version text.
 
     Raises:
-        InputError: this Java writes no archive, or not for a class path such as this one.
+        InputError: this Java writes no archives, or writes none for a class path with folders of files.
     """
     if folder := _folder_with_files():
         way = "unset SPARK_CONF_DIR" if os.environ.get("SPARK_CONF_DIR") else "set SPARK_CONF_DIR to an empty folder"

@@ -1,4 +1,4 @@
-"""Coefficients of fitted linear stages: read as a matrix and written back, with another width if features change."""
+"""Coefficients of fitted linear stages, read as a matrix and written back; the number of features may change."""
 
 from typing import Any
 
@@ -18,8 +18,8 @@ def matrix_of(stage: Any) -> Array:
 
 
 def stored_of(stage: Any) -> Array:
-    """Mask of the coefficients that Spark stores, (1, d) or (k, d) bool; one that is not stored is never multiplied,
-    not even by NaN.
+    """Mask of the coefficients that Spark stores, (1, d) or (k, d) bool. Spark never multiplies a coefficient that it
+    does not store, not even by NaN.
     """
     if hasattr(stage, "coefficientMatrix"):
         matrix = stage.coefficientMatrix

@@ -21,8 +21,9 @@ Numbers = npt.NDArray[np.float64]
 
 
 def category_maps(stage: Any) -> dict[int, dict[float, int]]:
-    """Categories of a VectorIndexerModel: its `categoryMaps`, in which PySpark leaves out features without categories
-    and all but one NaN. Here each NaN that Spark counts has its own entry, because no NaN equals another one.
+    """Index of each category by feature, of a VectorIndexerModel: its `categoryMaps`, but complete. PySpark's maps lack
+    the features without categories, and have only one entry for several NaN; here each NaN that Spark counts has its
+    own entry, because no NaN equals another.
     """
     if sessions.has_constructors():
         text = mapper().writeValueAsString(stage._java_obj.javaCategoryMaps())
@@ -68,8 +69,8 @@ def _one_row(row: Mapping[str, float]) -> DataFrame:
 
 
 def binarizer_keeps_null(stage: Any) -> bool:
-    """True if a Binarizer leaves null as it is, as up to Spark 3.5; later versions turn it into 0. Asks for a schema,
-    and runs no job.
+    """True if a Binarizer leaves null unchanged, as up to Spark 3.5; later versions turn it into 0. Reads this from the
+    schema of its output, and runs no job.
     """
     return _keeps_null(type(stage), sessions.session().version)  # type: ignore[arg-type]  # a class can be hashed
 
@@ -89,7 +90,7 @@ class Statistics(NamedTuple):
 
 
 ENTRY = re.compile(r"\(([^,()]+),\(([^,()]+),([^,()]+)\)\)")
-"""An entry of a Scala Seq[(Double, (Double, Double))] as text; a double's text gives the exact double."""
+"""An entry of a Scala Seq[(Double, (Double, Double))] as text. Reading the text of a double gives the same double."""
 
 
 def statistics(stage: Any) -> list[Statistics]:
@@ -103,8 +104,8 @@ def statistics(stage: Any) -> list[Statistics]:
 
 
 FEW = 1000
-"""Number of categories up to which a model is created by its constructor, which takes a separate call of Java for each
-category.
+"""Largest number of categories for which a model is created by its constructor, which takes a separate call of Java for
+each category; beyond it, the model is loaded from files.
 """
 
 

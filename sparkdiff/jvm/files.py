@@ -32,8 +32,8 @@ def saved(stage: Any) -> Iterator[str]:
 
 
 def kept(stage: Any) -> str:
-    """Save a stage to a folder that stays until this process ends, for models that read their files when they are
-    used. Returns its address.
+    """Save a stage to a folder that exists until this process ends, for models that read their files only when they
+    are used. Returns the folder's address.
     """
     folder = Path(tempfile.mkdtemp(prefix=".stage-", dir=scratch_folder()))
     atexit.register(stores.remove, folder)
@@ -43,7 +43,7 @@ def kept(stage: Any) -> str:
 
 
 def write_text(where: str, text: str) -> None:
-    """Write a line of text as Spark does."""
+    """Write a line of text to a new folder, as Spark's saveAsTextFile does."""
     folder = stores.local_of(where)
     folder.mkdir(parents=True)
     (folder / "part-00000").write_text(f"{text}\n", encoding="utf-8")
@@ -69,9 +69,10 @@ def read_rows(where: str) -> pa.Table:
 
 
 def write_rows(where: str, data: pa.Table) -> None:
-    """Write such a folder, or replace it. A schema saved by Spark has the metadata from which Spark recognises vectors.
+    """Write a folder of Parquet like those that `read_rows` reads, or replace it. The schema should be one that Spark
+    saved, because its metadata tell Spark which columns are vectors.
 
-    Runs no job; rows sent through Spark would take a Python process and a tenth of a second for each partition.
+    Runs no job; sending the rows through Spark would take a Python process and a tenth of a second for each partition.
     """
     folder = stores.local_of(where)
     if folder.exists():
@@ -82,7 +83,7 @@ def write_rows(where: str, data: pa.Table) -> None:
 
 
 def table_of(rows: Iterable[Sequence[Any]], schema: pa.Schema) -> pa.Table:
-    """Rows with Spark's Python values as a table with a schema from `read_rows`."""
+    """Table of rows with pyspark's values (vectors, matrices, numbers), in a schema from `read_rows`."""
     columns = list(zip(*rows, strict=True)) or [()] * len(schema)
     return pa.Table.from_arrays([_arrow(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
 
@@ -92,8 +93,8 @@ def _arrow(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
 
 
 def _plain(value: Any, kind: pa.DataType) -> Any:
-    """A value in a form for Arrow: vectors and matrices as Spark stores them, integers as floats where the schema has
-    floats.
+    """A value in a form that Arrow accepts for a type: vectors and matrices as the structs that Spark stores, integers
+    as floats for a floating-point type.
     """
     value = value.__UDT__.serialize(value) if hasattr(value, "__UDT__") else value
     if value is None:

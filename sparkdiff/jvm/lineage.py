@@ -1,5 +1,5 @@
-"""The changes that a transform makes, from its analysed plan: an unchanged column keeps its expression id. Runs no
-job.
+"""The changes that a transform makes to a DataFrame, read from the analysed plan, in which an unchanged column keeps
+its expression id. Runs no job.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ class Changes:
 
     Attributes:
         passed: the columns that it doesn't change.
-        reads: the columns from which it computes others or chooses rows; None if they are not known.
+        reads: the columns from which it computes other columns or chooses rows; None if they are unknown.
         drops_rows: whether it may drop rows.
     """
 
@@ -49,7 +49,8 @@ def changes_between(before: DataFrame, after: DataFrame) -> Changes | None:
 def with_lost_columns(
     before: DataFrame, after: DataFrame, casefold: Callable[[str], str], without: Collection[str] = ()
 ) -> DataFrame:
-    """The rows after a transform of `before`, with the columns that it dropped added back, if the plan allows it.
+    """The result `after` of a transform of `before`, with the columns that the transform dropped added back if the plan
+    allows it; else `after` unchanged.
 
     Args:
         without: casefolded names of dropped columns that are not added back.
@@ -78,8 +79,8 @@ def _plan_of(df: DataFrame) -> Any:
 
 
 def _path(node: Any, start: Any) -> list[Node] | None:
-    """Nodes from this one down to the plan that a transform started from, without that plan; None if other nodes are
-    in between.
+    """Nodes of a transform: from `node` down to the plan `start` that it started from, without `start`. None if a node
+    that is not in PASSING, or an outer join, lies between them.
     """
     if node.equals(start):
         return []

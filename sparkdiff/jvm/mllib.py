@@ -1,5 +1,5 @@
-"""Fitted stages whose constructors take other objects than their weights, mostly of spark.mllib: IDF,
-IsotonicRegression, KMeans and GaussianMixture.
+"""Fitted stages whose constructors take an object around the weights, mostly a model of spark.mllib: IDF, feature
+selectors, IsotonicRegression, KMeans and GaussianMixture.
 """
 
 from typing import Any
@@ -56,7 +56,7 @@ def _curve(boundaries: np.ndarray, predictions: np.ndarray, rises: bool) -> Any:
 
 
 def k_means(stage: Any, centers: np.ndarray) -> Any:
-    """A KMeansModel like `stage` with these centres (k, d). Its training cost and iterations stay those of the fit."""
+    """A KMeansModel like `stage` with these centres (k, d). It keeps the training cost and iterations of the fit."""
 
     def construct(old: Any) -> Any:
         parent = old._java_obj.parentModel()

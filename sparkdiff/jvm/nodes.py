@@ -19,7 +19,7 @@ SCALARS = {
 
 @dataclasses.dataclass(frozen=True)
 class Nodes:
-    """All nodes of T trees, tree after tree, in pre-order: a left child follows its parent.
+    """All N nodes of T trees, tree after tree, in pre-order: a left child follows its parent.
 
     Fields with Spark's names have Spark's meaning. A leaf has featureIndex, leftChild and rightChild -1 and no values.
     An inner node of a continuous feature has one value, its threshold (x <= threshold goes left); an inner node of a
@@ -35,7 +35,7 @@ class Nodes:
         leftChild, rightChild: (N,) int32, counted from the tree's first node.
         featureIndex, numCategories: (N,) int32; numCategories is -1 for nodes without categories.
         values: (V,) float64, concatenated `leftCategoriesOrThreshold` of all nodes.
-        ends: (N,) int64, end of each node's values.
+        ends: (N,) int64, end of each node's part of `values`.
     """
 
     offsets: Array
@@ -65,7 +65,7 @@ class Nodes:
 
     @property
     def starts(self) -> Array:
-        """Start of each node's values, (N,) int64."""
+        """Start of each node's part of `values`, (N,) int64."""
         return np.concatenate([[0], self.ends[:-1]]).astype(np.int64)
 
     @property
@@ -74,7 +74,7 @@ class Nodes:
         return np.asarray(~self.leaf & (self.numCategories < 0))
 
     def roots(self) -> Array:
-        """First node of each node's tree, from which `leftChild` and `rightChild` are counted; (N,) int64."""
+        """Index of the root of each node's tree, from which `leftChild` and `rightChild` are counted; (N,) int64."""
         return np.repeat(self.offsets[:-1], np.diff(self.offsets))
 
     @property
@@ -152,8 +152,8 @@ class Nodes:
         return Nodes(offsets=np.cumsum([0, *sizes]), ends=np.cumsum(lengths), **joined)
 
     def check(self, numFeatures: int, name: str) -> None:
-        """Raise InputError if these are not valid trees on vectors of `numFeatures` entries. Otherwise Spark would
-        fail on rows, or a descent would never end.
+        """Raise InputError if these are not valid trees on vectors of `numFeatures` entries. With invalid trees Spark
+        would fail on rows, or the search for a leaf would never end.
 
         Args:
             name: name of the model, for the message.

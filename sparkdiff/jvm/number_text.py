@@ -13,7 +13,7 @@ import numpy as np
 from sparkdiff.errors import InputError
 
 PRECISIONS: dict[str, type[float] | type[np.float32]] = {"double": float, "float": np.float32}
-"""The types in Spark that releases of Java print differently, and their types in Python."""
+"""Spark's types whose values releases of Java print differently, with the corresponding types in Python."""
 _NUMBER = re.compile(r"-?(\d+(\.\d+)?(E-?\d+)?|Infinity)|NaN", re.ASCII)
 
 
@@ -40,7 +40,9 @@ def number_text(x: float | np.float32, release: int) -> str:
 
 
 def texts_of(labels: Iterable[str], kind: str, release: int) -> list[tuple[str, float, str]]:
-    """Labels that are numbers: (label, its number in one of PRECISIONS, the text of that number)."""
+    """Labels that are numbers, as (label, the number, the text that this release of Java prints for the number).
+    `kind` is one of PRECISIONS; the number is rounded to this type.
+    """
     with np.errstate(over="ignore"):
         read = {label: PRECISIONS[kind](float(label)) for label in labels if label and _NUMBER.fullmatch(label)}
     return [(label, float(x), number_text(x, release)) for label, x in read.items()]
@@ -61,14 +63,17 @@ def _text(x: float | np.float32, release: int) -> str:
 
 
 def _fewest_digits(x: float | np.float32) -> tuple[int, int]:
-    """Shortest decimal with two digits or more that is read as this number, the nearest one: number * 10^exponent."""
+    """The shortest decimal, of two digits or more, that is parsed as x (of several the one nearest to x), as (number,
+    exponent) for number * 10^exponent.
+    """
     mantissa, _, exponent = np.format_float_scientific(x, min_digits=1).partition("e")
     whole, _, rest = mantissa.partition(".")
     return int(whole + rest), int(exponent) - len(rest)
 
 
 def _digits_before_19(x: float | np.float32) -> tuple[int, int]:
-    """Decimal that Java before 19 prints, number * 10^exponent: sometimes with a digit too many, or not the nearest.
+    """Decimal that Java before 19 prints, as (number, exponent) for number * 10^exponent. It sometimes has a digit too
+    many, or is not the nearest one.
 
     Source: FloatingDecimal.BinaryToASCIIBuffer.dtoa of Java 17, in jdk.internal.math.
     """
@@ -86,8 +91,8 @@ def _digits_before_19(x: float | np.float32) -> tuple[int, int]:
 
 
 def _distinct_digits(numerator: int, tiny: int, gap: int, place: int) -> tuple[int, int]:
-    """Digits of numerator / 2^tiny from 10^place on until they distinguish it from numbers 2^gap away: number *
-    10^exponent.
+    """Digits of numerator / 2^tiny, from the place of 10^place on, until they distinguish it from all numbers that are
+    2^gap away; as (number, exponent) for number * 10^exponent.
     """
     odd = numerator // (numerator & -numerator)
     small, large = 5 ** max(0, -place), 5 ** max(0, place)
@@ -117,5 +122,5 @@ def _distinct_digits(numerator: int, tiny: int, gap: int, place: int) -> tuple[i
 
 
 def _java_integer(x: int, top: int) -> int:
-    """Number that a Java integer from -top to top - 1 holds in place of x."""
+    """The value of x in a Java integer type from -top to top - 1, which overflows by wrapping around."""
     return (x + top) % (2 * top) - top

@@ -23,7 +23,7 @@ def packages() -> Any:
 
 
 def in_java(value: Any) -> Any:
-    """A vector, matrix or plain value of pyspark as that of the JVM."""
+    """The JVM's object for a vector, matrix or plain value of pyspark."""
     return _py2java(session().sparkContext, value)
 
 
@@ -39,7 +39,7 @@ def class_named(name: str) -> Any:
 
 @functools.cache
 def _found(jvm: Any, name: str) -> Any:
-    """Cached lookup of a class, because each call of Java costs as much as building a tree."""
+    """The class of this name, cached, because each call of Java takes as long as building a tree."""
     java = jvm.java.lang
     return java.Class.forName(name, True, java.Thread.currentThread().getContextClassLoader())
 
@@ -55,7 +55,8 @@ def _singleton(jvm: Any, name: str) -> Any:
 
 
 def schema_after(stage: Any, schema: StructType, casefold: Callable[[str], str]) -> StructType:
-    """The schema of the rows after a Spark stage, which refuses the same column types as its transform.
+    """The schema of the rows after a Spark stage, from `transformSchema`, which refuses the same column types as the
+    stage's transform.
 
     Raises:
         SparkError: the stage refuses a column.
@@ -83,17 +84,17 @@ def array(kind: Any, items: Sequence[Any]) -> Any:
 
 
 def doubles(values: Any) -> Any:
-    """A double[], made in one call whatever its length."""
+    """A Java double[] of these values, made with a single call of py4j."""
     return in_java(Vectors.dense(np.asarray(values, np.float64))).toArray()
 
 
 def longs(values: Any) -> Any:
-    """A long[], made in one call whatever its length."""
+    """A Java long[] of these values, made with a single call of py4j."""
     return _whole(values, "[J")
 
 
 def ints(values: Any) -> Any:
-    """An int[], made in one call whatever its length."""
+    """A Java int[] of these values, made with a single call of py4j."""
     return _whole(values, "[I")
 
 
@@ -126,7 +127,7 @@ def constructor(
     """The first constructor of a class that has `count` parameters, of types that fit.
 
     Raises:
-        SparkdiffError: there is none; the message is `missing`.
+        SparkdiffError: there is no such constructor; the message is `missing`.
     """
     for found in kind.getConstructors():
         types = found.getParameterTypes()

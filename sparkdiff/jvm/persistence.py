@@ -17,7 +17,7 @@ Load = Callable[[str], Any]
 
 
 class Persistent(Params, MLWritable, MLReadable[Any]):
-    """A stage that is saved as values and inner stages."""
+    """A stage without a Java class, which is saved as JSON values and the stages inside it."""
 
     def saved_parts(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The values, which JSON can hold, and the inner stages, by name."""

@@ -1,4 +1,6 @@
-"""Folders that options name, on this machine or on any file system of Spark's, and the URLs of files for Spark."""
+"""Folders given as options, on this machine or on any file system that Spark supports, and the URLs with which Spark
+reads files.
+"""
 
 import contextlib
 import contextvars
@@ -17,7 +19,7 @@ from sparkdiff.machine import paths
 
 
 def model_at(path: str | Path) -> str:
-    """URL with which this Spark loads the model saved at a path or URL, whatever its name."""
+    """URL with which this Spark loads the model saved at a path or URL; special characters in names are escaped."""
     where = stores.readable(path)
     # Spark 3.5 reads metadata as Hadoop text files, whose paths end at a comma outside of braces.
     return where.replace(",", "{\\,}") if VERSION < (4, 0) else where
@@ -98,7 +100,7 @@ _scratch: contextvars.ContextVar[Path | None] = contextvars.ContextVar("scratch"
 
 @contextlib.contextmanager
 def scratch(folder: Path) -> Iterator[None]:
-    """Let `rebuild` write temporary files below a folder that Spark sees too, within this context."""
+    """Make `rebuild` write temporary files below this folder, which Spark must see too, within this context."""
     token = _scratch.set(folder)
     try:
         yield
@@ -113,7 +115,8 @@ def scratch_folder() -> Path | None:
 
 @contextlib.contextmanager
 def temporary(prefix: str, inside: Path | None) -> Iterator[Path]:
-    """Yield a new folder, and remove it at the end of this context, from the store too if it is a working copy.
+    """Yield a new folder, and remove it at the end of this context. If it is the working copy of a folder in a store
+    (`stores`), remove that folder, too.
 
     Args:
         inside: the parent folder; None for the system's temporary folder.

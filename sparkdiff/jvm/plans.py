@@ -1,4 +1,6 @@
-"""Everything that decides the rows of a DataFrame: its plan, the session's settings and its files; runs no job."""
+"""Everything that decides the rows of a DataFrame (its plan, the session's settings and its files), to tell whether
+two DataFrames have the same rows. Runs no job.
+"""
 
 import contextlib
 import hashlib
@@ -34,8 +36,8 @@ values without delimiters.
 
 CODE = re.compile(r"Python|UDF|UDAF|ScalaAggregator|InPandas|InArrow|Reflection|ScriptTransformation")
 SUBQUERIES = {"ScalarSubquery", "Exists", "ListQuery", "InSubquery", "LateralSubquery", "LateralJoin"}
-"""Classes in a plan that stand for code, which the plan only names, and for subqueries, whose files the plan does not
-list.
+"""Classes in a plan that hide what decides the rows: CODE, which the plan only names, and SUBQUERIES, whose files the
+plan does not list.
 """
 
 LEFT_OUT = {
@@ -51,7 +53,8 @@ LEFT_OUT = {
     ("CommonExpressionRef", "id"),
 }
 EVALUATION = ("evalMode", "evalContext")
-"""Fields of the evaluation mode. try_add etc. have their own classes or are named in the text; otherwise
+"""Fields that hold the evaluation mode (ANSI or not) of an expression. They may be empty in the JSON, because
+try_add etc. have their own classes or are named in the text, and for all other expressions
 `spark.sql.ansi.enabled` decides."""
 NOT_ROWS = {
     "View": {"desc", "options"},  # its creation time; its definition follows in the plan
@@ -80,7 +83,8 @@ def tables_read(spark: SparkSession, statement: str) -> list[str]:
 
 
 def plan_facts(df: DataFrame, *, after_stages: bool = False) -> dict[str, Any] | None:
-    """The content of a DataFrame without running a job: its plan, with types and delimiters, and its input files.
+    """Facts that determine the rows of a DataFrame: its plan, with types and delimiters, and its input files. Runs no
+    job.
 
     None if this does not determine the content: a source other than files in Spark's own formats, code, a subquery, a
     nondeterministic expression, or anything that the description of the plan omits. After ML stages, whose functions
@@ -117,7 +121,9 @@ def plan_facts(df: DataFrame, *, after_stages: bool = False) -> dict[str, Any] |
 
 
 def described(text: str, *, after_stages: bool = False) -> Any:
-    """JSON of a plan without the ids of a session; None if it does not show everything that decides the rows."""
+    """JSON of a plan in which running numbers replace the ids of a session; None if the JSON does not show everything
+    that decides the rows.
+    """
     numbers: dict[tuple[str, Any], int] = {}
 
     def number(kind: str, value: Any) -> int:
@@ -164,9 +170,9 @@ def _shown(literal: dict[str, Any]) -> bool:
 
 @contextlib.contextmanager
 def _printing(spark: SparkSession) -> Iterator[None]:
-    """Print complete plans, and times in UTC, in this thread within this context: plans truncated at 25 fields, or
-    times in the hour when clocks are set back, could look equal. A separate session has these settings, because other
-    threads may use the caller's session.
+    """Make Spark print complete plans, and times in UTC, in this thread within this context. Otherwise two plans that
+    are truncated at 25 fields, or two times in the hour when clocks are set back, could look equal. A separate session
+    has these settings, because other threads may use the caller's session.
     """
     java: Any = spark._jsparkSession  # type: ignore[attr-defined]
     own = java.newSession()
@@ -186,7 +192,7 @@ def _printing(spark: SparkSession) -> Iterator[None]:
 
 
 def files_of(leaf: Any) -> Any:
-    """Relation of a leaf if it reads only files, else None."""
+    """The file relation that a leaf of a plan reads; None if it reads anything but files in one of Spark's formats."""
     if not leaf.getClass().getName().endswith(".LogicalRelation"):
         return None
     relation = leaf.relation()
@@ -203,7 +209,7 @@ def _roots(leaf: Any) -> list[str] | None:
 
 
 def _relation(spark: SparkSession, leaf: Any) -> list[Any] | None:
-    """Input of a leaf: format, schemas, options and files."""
+    """Input of a leaf of a plan: format, schemas, options and files; None if it does not read only files."""
     relation = files_of(leaf)
     if relation is None:
         return None
@@ -216,7 +222,8 @@ def _relation(spark: SparkSession, leaf: Any) -> list[Any] | None:
 # Versions of tables ---------------------------------------------------------------------------------------------------
 
 DELTA = re.compile(r"^Delta\[version=(\d+), ")
-"""Text of the files of a Delta table in an analysed plan, with the version that is read, whether requested or not.
+"""Beginning of the text by which an analysed plan describes the files of a Delta table. It has the version that is
+read, also if the user requested none.
 
 Source: delta-io/delta, TahoeFileIndex.toString.
 """
@@ -258,7 +265,9 @@ def _version_of(leaf: Any) -> dict[str, str] | None:
 
 
 def version_entry(table: str, options: Mapping[str, str], location: str = "") -> dict[str, str] | None:
-    """A table with the versions that its reader's options and the text of its files name; None if they name none."""
+    """A table and the version that is read of it, from the options of its reader and the text `location` of its files;
+    None if these name no version.
+    """
     found = {AS_OF[name.lower()]: value for name, value in options.items() if name.lower() in AS_OF}
     if delta := DELTA.match(location):
         found["versionAsOf"] = delta[1]
@@ -271,7 +280,7 @@ END = 1 << 16
 
 
 def file_facts(spark: SparkSession, uris: Iterable[str]) -> list[list[Any]]:
-    """Address, length, modification time, and further facts that distinguish two contents, for each file.
+    """Address, length, modification time and further facts for each file, which differ if its content has changed.
 
     For a local file (or one on NFS or FUSE): also the time of its last change of any kind, which no program can set,
     and a hash of its first and last 64 KiB. Elsewhere: the store's ETag, the file's id, or the file system's checksum,
@@ -313,7 +322,9 @@ def remote_facts(spark: SparkSession, uris: Sequence[str]) -> dict[str, list[Any
 
 
 def _version(jvm: Any, system: Any, path: Any, status: Any) -> str | None:
-    """A fact of the file system that differs between two contents of one path."""
+    """A fact of the file system that changes with the content of a file: ETag, file id or checksum; None if the file
+    system has none.
+    """
     is_a = jvm.py4j.reflection.TypeUtil.isInstanceOf
     for probe in (
         lambda: is_a("org.apache.hadoop.fs.EtagSource", status) and status.getEtag(),

@@ -30,9 +30,9 @@ SQL_TYPES = {bool: BooleanType(), int: IntegerType(), float: DoubleType()}
 def rebuild(stage: Any, weights: Mapping[str, Any]) -> Any:
     """A new fitted stage of the same class, uid and Params (set and default) with these weights.
 
-    The names are those of the stage's saved data, in the order of its Scala constructor, and serve both ways: if
-    constructors can be called, the constructor is used; otherwise the stage is saved, its data are changed, and it is
-    loaded again.
+    The names of the weights are those in the stage's saved data, in the order of its Scala constructor. If constructors
+    can be called (`has_constructors`), the constructor makes the stage; otherwise the stage is saved, its data are
+    changed, and it is loaded again.
 
     Raises:
         InputError: the stage is written in Python, so it has neither a constructor nor saved data of Spark.
@@ -42,10 +42,10 @@ def rebuild(stage: Any, weights: Mapping[str, Any]) -> Any:
 
 
 def widened(stage: Any, weights: Mapping[str, Any], beside: Mapping[str, Any]) -> Any:
-    """Rebuild a stage like `rebuild`, with weights of another width.
+    """Rebuild a stage like `rebuild`, with weights for another number of features.
 
     Args:
-        beside: further entries of the saved data about the width, which the constructor does not take.
+        beside: further entries of the saved data, such as numFeatures, which the constructor does not take.
     """
     if not isinstance(stage, JavaParams):
         raise InputError(
@@ -120,8 +120,9 @@ def made(
 
 
 def wrapped(java: Any) -> Any:
-    """The Python object of a Java model, like `JavaParams._from_java`; for an ensemble without objects for its trees,
-    which take a second for 300 trees: if `trees` is no plain property, the first look for Params would make them.
+    """The Python object of a Java model, like `JavaParams._from_java`, but for an ensemble without Python objects for
+    its trees. These would take a second for 300 trees, and the first search for Params would make them, because `trees`
+    is a cached property.
     """
     module, _, name = java.getClass().getName().replace("org.apache.spark", "pyspark", 1).rpartition(".")
     kind = getattr(importlib.import_module(module), name)
@@ -138,8 +139,8 @@ def wrapped(java: Any) -> Any:
 
 
 def _constructed(java: Any, kind: Any, weights: Mapping[str, Any], like: Mapping[str, Any]) -> Any:
-    """Construct a model with (String uid, then one parameter per weight); the types of the weights choose the
-    constructor.
+    """Construct a model by the constructor with (String uid, then one parameter per weight) whose types fit the
+    weights.
 
     Numpy vectors and matrices are passed in one call each, matrices in the storage order of those in `like`.
     """
@@ -157,8 +158,8 @@ def _constructed(java: Any, kind: Any, weights: Mapping[str, Any], like: Mapping
 
 
 def named(stage: Any, uid: str) -> Any:
-    """Give a newly made unfitted stage or transformer another uid, also in Java, whose uid goes into saved files.
-    Returns it.
+    """Give a newly made unfitted stage or transformer another uid, in Python and in Java, whose uid is written to saved
+    files. Returns the stage.
     """
     kind = type(stage)
     java = f"{kind.__module__.replace('pyspark', 'org.apache.spark', 1)}.{kind.__name__}"
@@ -222,7 +223,7 @@ def _loaded(estimator: Any, weights: Mapping[str, Any]) -> Any:
 
 def model_metadata(estimator: Any) -> tuple[Any, dict[str, Any]]:
     """Python class of the model that an unfitted estimator of pyspark.ml fits, and the metadata that Spark would save
-    for it.
+    with such a model.
     """
     kind = getattr(sys.modules[type(estimator).__module__], _model_name(type(estimator).__name__))
     own, params = kind(), (estimator._paramMap, estimator._defaultParamMap)
@@ -330,7 +331,9 @@ def defaults(stage: Any) -> dict[str, Any]:
 
 
 def java_params(stage: Any) -> str | None:
-    """Params of a stage's Java object as text, which may be older than those in Python; None without a Java object."""
+    """Params of a stage's Java object as text, which may be older than the Params in Python; None without a Java
+    object.
+    """
     java = getattr(stage, "_java_obj", None)
     if not isinstance(java, JavaObject):
         return None
@@ -348,8 +351,8 @@ def _listed(value: Any) -> Any:
 def default_output(stage: Any) -> Any:
     """The outputCol of a stage that has none set: `<uid>__output`.
 
-    The Python object of a loaded stage has made up its own uid. Classic Spark uses that one, Spark Connect does not
-    know it.
+    The Python object of a loaded stage computes this default with a uid that it has made up. Classic Spark uses that
+    one; Spark Connect does not know it and uses the stage's real uid.
     """
     java = getattr(stage, "_java_obj", None)
     in_python = java is None or isinstance(java, JavaObject)

@@ -14,7 +14,9 @@ from sparkdiff.jvm.selections import quoted
 
 
 class FormulaPart(JavaTransformer, JavaMLWritable):
-    """A stage without a pyspark class. It has no Params, and Spark's own copy() fails because it has no constructor."""
+    """A stage without a pyspark class. It has no Params, and Spark's own copy() fails because the stage has no
+    constructor.
+    """
 
     @classmethod
     def of(cls, java: Any) -> "FormulaPart":
@@ -37,7 +39,7 @@ class ColumnPruner(FormulaPart):
 
 
 class FormulaLabel(Transformer, HasInputCol, HasOutputCol, DefaultParamsReadable, DefaultParamsWritable):  # type: ignore[type-arg]
-    """The label of a formula as a double, if the data have it and lack the output column.
+    """A stage that writes the label of a formula as a double, if the data have the label and lack the output column.
 
     Source: org.apache.spark.ml.feature.RFormulaModel.transformLabel, which is not a stage inside the model.
     """

@@ -1,5 +1,5 @@
-"""Loading of saved models: two stages of a pipeline at a time, because each takes several Spark jobs that wait for
-each other.
+"""Loading of saved models. Two stages of a pipeline are loaded at a time, because the Spark jobs that load one stage
+wait for each other.
 """
 
 import importlib
@@ -36,8 +36,8 @@ def loaded(path: str | Path) -> Any:
 
 
 def _stages(path: str | Path) -> tuple[str, list[tuple[Any, Path]]] | None:
-    """The uid of a pipeline that Spark saved on this machine, and the class and folder of each stage; None for
-    anything else, and if not all stages are Spark's own.
+    """The uid of a PipelineModel that Spark saved on this machine, and the class and folder of each of its stages; None
+    for anything else, or if a stage is not one of Spark's own.
     """
     folder = paths.local(str(path))
     try:

@@ -16,11 +16,11 @@ FORM = re.compile(
 
 
 class Selection(NamedTuple):
-    """The columns that a statement names; all others stay as they are.
+    """The columns that a statement drops or moves to the end; all others stay unchanged.
 
     Attributes:
-        columns: all of these columns.
-        last: those that it moves to the end; it drops the others.
+        columns: all columns that the statement names.
+        last: those of `columns` that it moves to the end; it drops the rest of `columns`.
     """
 
     columns: tuple[str, ...]
@@ -43,7 +43,7 @@ def selection_of(stage: Any) -> Selection | None:
 
 
 def selecting(columns: Sequence[str], last: Sequence[str], uid: str) -> SQLTransformer:
-    """SQLTransformer with this selection."""
+    """SQLTransformer that moves the columns `last` to the end and drops the other ones of `columns`."""
     behind = f", {', '.join(map(quoted, last))}" if last else ""
     made = SQLTransformer(statement=f"SELECT * EXCEPT ({', '.join(map(quoted, columns))}){behind} FROM __THIS__")
     # The name of a view begins with its uid.

@@ -1,4 +1,4 @@
-"""The Spark session: the running one, its features, and the causes of its errors."""
+"""The running Spark session, the features that it has, and the causes of Spark's errors."""
 
 import contextlib
 import importlib
@@ -29,7 +29,7 @@ from sparkdiff.machine.threads import beside
 SparkError = (Py4JError, PySparkException)
 """The exceptions that Spark raises in Python."""
 AGAIN = 0.2
-"""Seconds between two attempts to end jobs that run too long."""
+"""Seconds between two attempts to cancel jobs that run too long."""
 VERSION = VersionUtils.majorMinorVersion(pyspark.__version__)
 
 
@@ -78,12 +78,12 @@ def join_submit() -> None:
 
 
 QUICK = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m"
-"""JVM options without the second compiler, which takes more time in a short session than it saves."""
+"""JVM options without the second (optimizing) compiler, which takes more time in a short session than it saves."""
 
 
 @contextlib.contextmanager
 def java_options(*options: str) -> Iterator[None]:
-    """Start JVMs on this machine with these options, within this context. The user's own have priority."""
+    """Make JVMs that start on this machine within this context use these options; the user's own ones have priority."""
     before = os.environ.get("SPARK_SUBMIT_OPTS")
     os.environ["SPARK_SUBMIT_OPTS"] = " ".join(filter(None, (*options, before)))  # Java takes the last of two settings
     try:
@@ -102,7 +102,7 @@ def is_running() -> bool:
 
 @contextlib.contextmanager
 def cached(df: DataFrame) -> Iterator[DataFrame]:
-    """Let Spark keep the rows of a DataFrame within this context."""
+    """Cache the rows of a DataFrame in Spark within this context (`df.cache()`), and yield the cached DataFrame."""
     rows = df.cache()
     try:
         yield rows
@@ -116,8 +116,8 @@ def in_process(spark: SparkSession) -> bool:
 
 
 def check_java() -> str:
-    """Check for Java as Spark's scripts do, if this process will start it. Returns Java's version text; empty if this
-    process will start none, or Spark's own script chooses it.
+    """Check, if this process will start Java, that Spark's scripts will find a suitable one. Returns Java's version
+    text; empty if this process will start no Java, or if Spark's own script chooses one.
 
     Raises:
         InputError: there is none, or it is too old for this Spark.
@@ -175,7 +175,7 @@ def origin() -> dict[str, str]:
 
 
 def check_alive(stage: Any) -> None:
-    """Refuse a stage whose SparkSession was stopped, before py4j fails with an AssertionError.
+    """Raise InputError for a stage whose SparkSession was stopped; otherwise py4j would fail with an AssertionError.
 
     Raises:
         InputError: the session was stopped; the message names the stage.
@@ -206,7 +206,7 @@ def _ask(stage: Any) -> None:
 
 @contextlib.contextmanager
 def by_arrow() -> Iterator[None]:
-    """Send pandas frames with Arrow within this context, as Spark Connect always does."""
+    """Exchange pandas frames with Spark in the Arrow format within this context, as Spark Connect always does."""
     spark, key = session(), "spark.sql.execution.arrow.pyspark.enabled"
     before = spark.conf.get(key, None) if in_process(spark) else "true"
     if before != "true":
@@ -246,8 +246,8 @@ def cause(error: BaseException) -> str:
 
 
 def message(error: BaseException) -> str:
-    """Message of an error in one line: for Spark's errors the cause; for errors that are neither Spark's nor ours also
-    the class.
+    """Message of an error: for an error of Spark its cause, in one line; for an error that is neither Spark's nor ours
+    with its class in front.
     """
     if isinstance(error, SparkError):
         return cause(error)
@@ -265,8 +265,8 @@ def blamed(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def unlogged() -> Iterator[None]:
-    """Keep pyspark from logging this thread's analysis errors, which are expected: it logs each one before it raises
-    it.
+    """Keep pyspark from logging analysis errors of this thread within this context, because they are expected; pyspark
+    logs each of them before it raises it.
     """
     loggers, own = [], threading.get_ident()
     with contextlib.suppress(ImportError):  # before Spark 4.0, pyspark logged none
@@ -301,7 +301,7 @@ def first_sentences(message: str) -> str:
 
 
 def cloned(spark: SparkSession) -> SparkSession:
-    """A session with the settings of this one, whose changes do not affect this one."""
+    """A new session with the settings of `spark`; changing the settings of one does not affect the other."""
     own: Any = spark
     return type(spark)(own.sparkContext, own._jsparkSession.cloneSession())
 
@@ -317,7 +317,9 @@ def slots(spark: SparkSession) -> int | None:
 
 @contextlib.contextmanager
 def cancellable(spark: SparkSession, tag: str) -> Iterator[None]:
-    """Let `cancel(spark, tag)`, called in another thread, end the jobs of this thread within this context."""
+    """Mark the jobs of this thread within this context with a tag, so that another thread can cancel them by
+    `cancel(spark, tag)`.
+    """
     if in_process(spark):
         spark.sparkContext.setJobGroup(tag, "sparkdiff: training", interruptOnCancel=True)
     else:
@@ -326,7 +328,7 @@ def cancellable(spark: SparkSession, tag: str) -> Iterator[None]:
 
 
 def threads_share_session() -> bool:
-    """True if a new thread of this process works in the session of this one, with jobs of its own."""
+    """True if a new thread of this process would use the same session as the current thread, and its own job group."""
     spark, seen = session(), list[Any]()
     if in_process(spark) and not isinstance(SparkContext._gateway, ClientServer):  # PYSPARK_PIN_THREAD=false
         return False
@@ -345,7 +347,7 @@ def threads_share_session() -> bool:
 
 @contextlib.contextmanager
 def within(seconds: float | None) -> Iterator[None]:
-    """End the jobs of this thread in this context after so many seconds; None: no limit.
+    """Cancel the jobs that this thread runs in this context once `seconds` have passed; None: no limit.
 
     Raises:
         TimeoutError: the jobs were ended.

@@ -1,4 +1,4 @@
-"""The session's settings that can change rows: all of `spark.sql` except the listed ones."""
+"""The session's settings that can change the rows of a query: all of `spark.sql` except those listed in NO_EFFECT."""
 
 from typing import Any
 
@@ -9,8 +9,8 @@ from pyspark.sql import SparkSession
 from sparkdiff.jvm.objects import each
 
 ALWAYS = ("spark.sql.session.timeZone", "spark.sql.ansi.enabled", "spark.sql.caseSensitive")
-"""Settings that count even if they are not set, because their defaults depend on the machine, the version or the
-vendor.
+"""Settings whose values always count, even if they are not set, because their defaults depend on the machine, the
+version or the vendor.
 """
 
 NO_EFFECT = {
@@ -70,7 +70,7 @@ NO_EFFECT = {
     "spark.sql.thriftserver.": "another server",
     "spark.sql.streaming.": "streams, which are not accepted",
 }
-"""Settings (and prefixes of settings, ending in a dot) that cannot change rows, with a description.
+"""Settings (and prefixes of settings, ending in a dot) that cannot change rows, each with what it affects instead.
 
 Vendors keep values that differ between sessions or clusters (ids, tags, addresses) outside `spark.sql`.
 """

@@ -1,10 +1,11 @@
 """Folders on any file system that Spark supports: HDFS, S3, ADLS, GCS and others, through Hadoop's own API on the
 driver.
 
-Such a folder has a working copy on the driver's local disk. All working copies lie in one tree, so that each path in
-this tree has one URL. Python reads and writes the copy; Spark reads and writes the URL; `fetch` and `send` copy small
-files between them. The tree lies in Spark's own temporary folder, which its JVM deletes when it ends, even if the
-driver's Python was killed. If the JVM itself was killed, the next driver of this user on the machine deletes the tree.
+Such a folder (a "store") has a working copy on the driver's local disk. All working copies lie in one tree of folders,
+in which each path corresponds to one URL. Python reads and writes the copy, Spark reads and writes the URL, and `fetch`
+and `send` copy small files between the two. The tree lies in Spark's own temporary folder, which its JVM deletes when
+it ends, even if the driver's Python was killed. If the JVM itself was killed, the next driver of this user on the
+machine deletes the tree.
 """
 
 import contextlib
@@ -34,7 +35,7 @@ CODES = (
     (errno.EROFS, r"[Rr]ead-?only"),
     (errno.EACCES, r"AccessControl|AccessDenied|[Pp]ermission|denied|[Ff]orbidden|\b403\b"),
 )
-"""The system's error numbers for failed calls of Java, by patterns in the class and message of its exception."""
+"""Error numbers (errno) for failed calls of Java, each with a pattern for the class and message of the exception."""
 
 
 @contextlib.contextmanager
@@ -110,8 +111,8 @@ def located(option: str, given: str) -> str | None:
 
 
 def check_writable(option: str, given: str, url: str) -> None:
-    """Raise InputError if nothing can be written to a folder. The folder itself is checked, because its parents may
-    forbid what it allows; folders created for the check are removed again.
+    """Raise InputError if nothing can be written to a folder. The check writes to the folder itself, because its
+    parents may be read-only, and removes the folders that it creates.
     """
     try:
         with in_store(url) as (system, path):
@@ -128,7 +129,7 @@ def check_writable(option: str, given: str, url: str) -> None:
 
 
 NO_HOST = "-"
-"""The host's name, in the tree of working copies, for a URL without a host."""
+"""Name in place of the host, in the tree of working copies, for a URL without a host."""
 
 
 OWNER = ".owner"
@@ -165,7 +166,7 @@ def working(url: str) -> Path:
 
 
 def url_of(path: str | Path) -> str | None:
-    """URL whose working copy a path is; None for any other path."""
+    """URL of which this path is the working copy; None for any other path."""
     if "stores" not in Path(path).parts or (root := tree()) is None or not Path(path).is_relative_to(root):
         return None
     scheme, host, *rest = *Path(path).relative_to(root).parts, "", ""
@@ -176,7 +177,7 @@ def url_of(path: str | Path) -> str | None:
 
 
 def named(path: Path) -> str:
-    """A path as users know it: for a working copy its URL."""
+    """A path in the form that users know: for a working copy its URL."""
     return url_of(path) or str(path)
 
 
@@ -186,7 +187,7 @@ def address(path: str | Path) -> str:
 
 
 def local_of(where: str) -> Path:
-    """Local path of an address."""
+    """Local path of a URL from `address`."""
     return Path(where.removeprefix("file://")) if where.startswith("file:/") else working(where)
 
 
@@ -215,7 +216,9 @@ def fetch(path: Path) -> Path:
 
 
 def take(path: Path) -> Path:
-    """Call `fetch` for files that Spark has written for this process only, and remove them from the store."""
+    """Move files from the store to their working copy: `fetch` them and delete them from the store. For files that
+    Spark has written only for this process.
+    """
     fetch(path)
     delete(path)
     return path
@@ -270,8 +273,8 @@ def send(path: Path) -> None:
 
 
 def _replace(system: Any, part: Any, there: Any, settings: Any) -> None:
-    """Rename a file over another one: atomic if the file system's rename is (like that of HDFS), else a copy of one
-    object.
+    """Replace the file `there` by the file `part`, with a rename. This is atomic if the file system's rename is (as in
+    HDFS); object stores copy the object.
     """
     java: Any = java_files()
     gateway: Any = SparkContext._gateway
@@ -320,8 +323,8 @@ def read(path: Path) -> bytes | None:
 
 
 def create(path: Path, content: bytes) -> bool:
-    """Write a small file to the store unless it exists. Returns whether it was written; of several processes at most
-    one writes it, if the store can ensure that.
+    """Write a small file to the store unless it exists. Returns whether it was written. If several processes try, at
+    most one succeeds, provided that the store can ensure this.
     """
     try:
         with in_store(str(url_of(path))) as (system, there), contextlib.closing(system.create(there, False)) as stream:
@@ -334,7 +337,7 @@ def create(path: Path, content: bytes) -> bool:
 
 
 def overwrite(path: Path, content: bytes) -> None:
-    """Write a small file that may be empty for a moment, but never disappears.
+    """Overwrite a small file in the store. Meanwhile the file may be empty for a moment, but it never disappears.
 
     Raises:
         StoreError: the store refuses it.
@@ -379,13 +382,13 @@ def rename(path: Path, other: Path) -> None:
     with in_store(url) as (system, there):
         goal = opened(target)[1]
         system.mkdirs(goal.getParent())
-        # If the target existed, it would be moved into that folder.
+        # If the target were an existing folder, `rename` would move the source into it.
         if system.exists(goal) or not system.rename(there, goal):
             raise StoreError(errno.EIO, f"it cannot be renamed to {target}", url)
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file, and send it."""
+    """Write a file to its local path and, if it belongs to a store, send it there."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     path.write_bytes(content)
     send(path)

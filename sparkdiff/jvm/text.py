@@ -1,4 +1,4 @@
-"""Text in the running JVM: its lower case, its language, and the hash of a HashingTF."""
+"""Properties of the running JVM that affect text (lower case, language), and the hash version of a HashingTF."""
 
 import functools
 import sys
@@ -15,8 +15,8 @@ BETWEEN = "\0"
 
 
 def lower_case() -> dict[str, str]:
-    """The characters that this JVM lowers differently from Python, whose Unicode may be newer or older, and their
-    lower case.
+    """Lower case in this JVM of each character that Python lowers differently, because its version of Unicode may be
+    newer or older.
 
     Empty if the JVM is out of reach (Spark Connect).
     """
@@ -47,7 +47,7 @@ def language() -> str:
 
 
 def hashes_as_spark_2(stage: Any) -> bool:
-    """True if a HashingTF was saved by Spark 2, and keeps the hash of that version."""
+    """True if a HashingTF was saved by Spark 2 and therefore still uses that version's hash function."""
     try:
         return bool(stage._java_obj.hashFuncVersion() == 1)
     except (Py4JError, PySparkException, AttributeError, TypeError):

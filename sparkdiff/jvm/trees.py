@@ -1,5 +1,5 @@
-"""Trees and ensembles of trees, read and built through py4j, all nodes in one call, or through the saved Parquet files
-without a JVM.
+"""Trees and ensembles of trees, read and built through py4j, with one call for all nodes, or through their saved
+Parquet files if no JVM can be called.
 """
 
 import functools
@@ -28,8 +28,8 @@ MEMBERS = (
     ("org.apache.spark.ml.regression.DecisionTreeRegressionModel", "dtr"),
     ("org.apache.spark.ml.classification.DecisionTreeClassificationModel", "dtc"),
 )
-"""The class of an ensemble's trees, and the prefix of their uids in Spark: for regression, and for classification by
-vote.
+"""The class of an ensemble's trees, and Spark's prefix for the uids of these trees: first for regression (also the
+trees of a boosted classifier), then for classification by vote.
 """
 SPLIT = pa.struct(
     {"featureIndex": pa.int32(), "leftCategoriesOrThreshold": pa.list_(pa.float64()), "numCategories": pa.int32()}
@@ -40,7 +40,7 @@ NODE = pa.struct(
         "rawCount": pa.int64(), "gain": pa.float64(), "leftChild": pa.int32(), "rightChild": pa.int32(), "split": SPLIT,
     }
 )  # fmt: skip
-"""A node in saved data: a column beside the tree's number for an ensemble, the whole row for a single tree."""
+"""A node in saved data. For an ensemble it is a column beside the tree's number, for a single tree the whole row."""
 
 
 def is_ensemble(stage: Any) -> bool:
@@ -102,7 +102,7 @@ def _constructed(old: Any, nodes: Nodes, treeWeights: Array | None, numFeatures:
 def fitted(
     estimator: Any, nodes: Nodes, numFeatures: int, *, treeWeights: Array | None = None, numClasses: int = 2
 ) -> Any:
-    """The model that an unfitted tree estimator would return with these nodes; see jvm.fitted.
+    """The model that an unfitted tree estimator would return if its fit gave these nodes; see `jvm.fitted`.
 
     Args:
         nodes: one tree per tree of the ensemble; each gets its own uid.
@@ -141,8 +141,8 @@ def first(stage: Any, count: int) -> Any:
 
 
 def _maker(kind: str) -> Any:
-    """Constructor of a class for many trees: it takes one call per tree, where a constructor found by reflection takes
-    ten.
+    """Constructor of a Java class, for use on many trees: it takes one call of py4j per tree; a constructor that was
+    found by reflection takes ten.
     """
     return functools.reduce(getattr, kind.split("."), packages())
 

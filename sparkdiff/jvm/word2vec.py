@@ -31,7 +31,7 @@ _read: weakref.WeakKeyDictionary[Any, Vocabulary] = weakref.WeakKeyDictionary()
 
 
 def vocabulary(stage: Any) -> Vocabulary:
-    """Words of a Word2VecModel and their vectors. Those of a fitted model never change, so they are read once."""
+    """Words of a Word2VecModel and their vectors. A fitted model never changes, so they are read only once."""
     if stage not in _read:
         words, vectors = _by_bytes(stage) if sessions.has_constructors() else _by_arrow(stage)
         order = sorted(range(len(words)), key=words.__getitem__)

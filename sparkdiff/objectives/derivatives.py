@@ -1,4 +1,5 @@
-"""Losses with a closed-form derivative with respect to the margin, for common predictors; autograd handles the others.
+"""Losses with a closed-form derivative with respect to the margin (the linear predictor before the link), for common
+predictors; autograd handles the others.
 
 On the small tensors of a step, autograd's bookkeeping takes several times as long as the arithmetic.
 """
@@ -13,11 +14,15 @@ from sparkdiff.stages.predictor import Predictor
 from sparkdiff.tensors.rows import on_gpu
 
 Derivative = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(margin (K, n) or (K, n, k), label (n,)) -> loss (K, n) and its derivative by the margin, of the margin's shape."""
+"""(margin (K, n) or (K, n, k), label (n,)) -> loss (K, n) and its derivative with respect to the margin, shaped like
+the margin; for K candidates.
+"""
 
 
 def derivative(name: str, power: float | None, head: Predictor) -> Derivative | None:
-    """The closed form of the loss of this name (and power of the variance) on a predictor; None if there is none."""
+    """The closed form of a loss on a predictor, given the name of the loss and, for a deviance, the power of the mean
+    in the variance; None if there is none.
+    """
     link = head.margin_link
     if name == "squared" and link == "identity":
         return _squared
@@ -35,8 +40,8 @@ def _squared(margin: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return residual * residual, 2 * residual
 
 
-# Half the unit deviances at the mean exp(margin). Spark keeps the mean away from 0 and infinity by constants that are far
-# beyond any finite loss.
+# Half the unit deviances at the mean exp(margin). Spark also keeps the mean away from 0 and infinity, by constants that
+# are far beyond any finite loss.
 
 
 def _poisson(margin: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

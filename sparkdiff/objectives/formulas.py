@@ -10,13 +10,14 @@ from torch import Tensor
 from sparkdiff.tensors.rows import on_gpu
 
 TINY = 1e-300
-KERNEL_WIDTH = 0.2  # of the confidences in MMCE, as in Kumar et al. (2018)
+KERNEL_WIDTH = 0.2  # of the kernel on confidences in `calibration_error`, as in Kumar et al. (2018)
 
 
 def half_deviance(mu: Tensor, y: Tensor, power: float, floor: float | None = None) -> Tensor:
     """Half the unit deviance of the Tweedie family with variance mu^power; 1 is Poisson, 2 gamma. (n,), (n,) -> (n,)
 
-    Below `floor` it continues as a parabola with the same value and slope, steep enough that a mean <= 0 is never better.
+    Below a mean of `floor` it continues as a parabola with the same value and slope, which is steep enough that a mean
+    <= 0 never has a smaller loss.
     """
     at = mu if floor is None else mu.clamp_min(floor)
     if power == 1:
@@ -35,15 +36,17 @@ def half_deviance(mu: Tensor, y: Tensor, power: float, floor: float | None = Non
 
 
 def pinball(prediction: Tensor, y: Tensor, tau: float) -> Tensor:
-    """Quantile loss: tau * (y - prediction) above, (1 - tau) * (prediction - y) below (Koenker & Bassett 1978). (n,),
-    (n,) -> (n,)
+    """Quantile loss: tau * (y - prediction) for a label above the prediction, (1 - tau) * (prediction - y) for a label
+    below it (Koenker & Bassett 1978). (n,), (n,) -> (n,)
     """
     miss = y - prediction
     return torch.maximum(tau * miss, (tau - 1) * miss)
 
 
 def probabilities(margin: Tensor) -> Tensor:
-    """Probabilities of the classes, (n,) or (n, k) -> (n, k); exact at both ends: 1 - p of a large margin is not 0."""
+    """Probabilities of the classes, (n,) or (n, k) -> (n, k). For one margin both are accurate: that of class 0 doesn't
+    become 0 for a large margin, as 1 - p would.
+    """
     return torch.stack([torch.sigmoid(-margin), torch.sigmoid(margin)], 1) if margin.ndim == 1 else margin.softmax(1)
 
 
@@ -53,7 +56,8 @@ def log_loss(p: Tensor, y: Tensor) -> Tensor:
 
 
 def hinge(margin: Tensor, y: Tensor) -> Tensor:
-    """max(0, 1 - s * margin), s = -1 or 1; for k classes max(0, 1 + the largest other margin - the label's own).
+    """max(0, 1 - s * margin) with s = -1 for class 0 and 1 for class 1; for k classes max(0, 1 + the largest margin of
+    another class - the margin of the label's class).
 
     Source: Cortes & Vapnik (1995); Crammer & Singer (2001). (n,) or (n, k), (n,) -> (n,)
     """
@@ -65,7 +69,7 @@ def hinge(margin: Tensor, y: Tensor) -> Tensor:
 
 
 def of_label(margin: Tensor, y: Tensor) -> Tensor:
-    """The entry of each row for its label's class. (n, k), (n,) -> (n,)"""
+    """The entry of each row in the column of its label's class. (n, k), (n,) -> (n,)"""
     if on_gpu(margin):  # deterministic kernels of scatter_add_, which is gather's derivative, wait for the GPU
         own = y[:, None] == torch.arange(margin.shape[1], dtype=y.dtype, device=y.device)
         return torch.where(own, margin, 0.0).sum(1)
@@ -86,8 +90,8 @@ def focal(margin: Tensor, y: Tensor, gamma: float) -> Tensor:
 def brier(p: Tensor, y: Tensor) -> Tensor:
     """The Brier score (1950): (p - y)^2 of class 1 for two classes, the sum of (p_k - 1[y = k])^2 over k for several.
 
-    The original also sums over two classes, which is twice as much; this definition matches scikit-learn's
-    brier_score_loss. (n,) of class 1 or (n, k), (n,) -> (n,)
+    Brier's original score also sums over the classes if there are two, which gives twice as much; this definition
+    matches scikit-learn's brier_score_loss. (n,) of class 1 or (n, k), (n,) -> (n,)
     """
     if p.ndim == 1:
         return (p - y) ** 2
@@ -96,14 +100,17 @@ def brier(p: Tensor, y: Tensor) -> Tensor:
 
 
 def mean_cost(score: Tensor, y: Tensor, costs: Tensor) -> Tensor:
-    """The costs of the label's row (k, k), averaged over the probabilities of the score. (n,) or (n, k), (n,) -> (n,)"""
+    """Expected cost of a row: the costs in the label's row of `costs` (k, k), averaged with the probabilities that the
+    score gives to the classes. (n,) or (n, k), (n,) -> (n,)
+    """
     return (costs[y.long()] * probabilities(score)).sum(1)
 
 
 def pairwise_logistic(score: Tensor, y: Tensor, weight: Tensor) -> Tensor:
     """Weighted mean of log(1 + exp(-(score_i - score_j))) over all pairs of a row i of class 1 and a row j of class 0.
 
-    A smooth bound of 1 - AUC, up to log 2, and consistent for it (Gao & Zhou 2015). 0 if a class is missing.
+    Divided by log 2, it is a smooth upper bound of 1 - AUC, and its minimum also minimises 1 - AUC in the limit (it is
+    consistent: Gao & Zhou 2015). 0 if a class is missing.
     (n,), (n,), (n,) -> (); needs memory for every pair, on a GPU also for pairs of the same class.
     """
     up, down = (y > 0.5) & (weight > 0), (y <= 0.5) & (weight > 0)
@@ -122,7 +129,8 @@ def pairwise_logistic(score: Tensor, y: Tensor, weight: Tensor) -> Tensor:
 def calibration_error(margin: Tensor, y: Tensor, weight: Tensor) -> Tensor:
     """MMCE (Kumar, Sarawagi & Jain 2018): root of sum_ij (c_i - r_i) (c_j - r_j) exp(-|r_i - r_j| / 0.2) w_i w_j / W^2.
 
-    r is the probability of the most likely class, and c whether it is the label. 0 in expectation for calibrated confidences.
+    r is the probability of the most likely class (the confidence), and c is 1 if that class is the label, else 0. W is
+    the sum of the weights w. It is 0 in expectation for calibrated confidences.
     (n,) or (n, k), (n,), (n,) -> (); needs memory for every pair.
     """
     counted, total = weight > 0, weight.sum().clamp_min(TINY)
@@ -140,9 +148,11 @@ def calibration_error(margin: Tensor, y: Tensor, weight: Tensor) -> Tensor:
 
 
 def between_groups(prediction: Tensor, groups: Tensor, weight: Tensor) -> Tensor:
-    """Sum of share_g * share_h * (gap of the groups' weighted means)^2 over all pairs of groups, with shares by weight.
+    """Sum of share_g * share_h * (gap between the groups' weighted means)^2 over all pairs of groups g, h; a group's
+    share is its fraction of the total weight.
 
-    It is computed as the variance between groups, which is equal. A second dimension of the prediction is summed over.
+    It is computed as the variance between groups, which equals this sum. A second dimension of the prediction is summed
+    over.
     (n,) or (n, c), (n,) int64, (n,) -> ()
     """
     columns, counted = prediction[:, None] if prediction.ndim == 1 else prediction, weight > 0
@@ -163,10 +173,14 @@ def between_groups(prediction: Tensor, groups: Tensor, weight: Tensor) -> Tensor
 
 
 def index(y: Tensor, classes: int) -> Tensor:
-    """Labels as class indices (n,) int64. A row with weight 0 may have any label: it gets some class and doesn't count."""
+    """Labels as class indices (n,) int64. An invalid label, which only a row of weight 0 may have, becomes some
+    class.
+    """
     return y.nan_to_num().clamp(0, classes - 1).long()
 
 
 def rank_score(scores: Tensor) -> Tensor:
-    """The score (n,) that ranks rows of two classes: the log-odds of class 1, for one margin and for a softmax."""
+    """The score (n,) by which rows of two classes are ranked: the log-odds of class 1, from one margin (n,) or from
+    margins in softmax form (n, 2).
+    """
     return scores if scores.ndim == 1 else scores[:, 1] - scores[:, 0]

@@ -1,4 +1,4 @@
-"""Checks that the labels fit the loss or the metric, and that a split of the rows has labels to learn from."""
+"""Checks that the labels fit the loss or the metric, and that the labels in a split of the rows differ."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,9 @@ from sparkdiff.stages.base import LabelStats
 from sparkdiff.stages.predictor import Predictor
 
 LARGEST = 1e70
-"""Largest absolute label, and the inverse of the smallest: the fourth power of a label must be a double."""
+"""Largest absolute value of a label, and the inverse of the smallest one other than 0: the fourth power of a label must
+neither overflow nor underflow.
+"""
 
 
 def check_label(bound: Bound, head: Predictor, y: LabelStats, column: str, fractional: float | None = None) -> None:
@@ -60,7 +62,7 @@ def _indexed(column: str, y: LabelStats, last: int, fractional: float | None) ->
 
 
 def one_label(split: str, y: Mapping[str, Any], column: str, *, ranks: bool = False) -> str | None:
-    """A message if all rows of a split have the same label, so that always predicting it is best; else None.
+    """A message if all rows of a split have the same label, so that always predicting this label is best; else None.
 
     Args:
         y: the label statistics of the split in the manifest of the cache.
@@ -76,7 +78,9 @@ def one_label(split: str, y: Mapping[str, Any], column: str, *, ranks: bool = Fa
 
 
 def no_event(split: str, y: Mapping[str, Any]) -> str | None:
-    """A message if a split has no event, so that the longest prediction is best; else None."""
+    """A message if all rows of a split are censored (no event was observed), so that predicting the longest possible
+    time is best; else None.
+    """
     for column, (_, high) in y.get("beside", {}).items():
         if high == 0:
             return (

@@ -10,10 +10,11 @@ from sparkdiff.errors import InputError
 
 
 def number(name: str, params: Mapping[str, Any], param: str, rule: str, good: Callable[[float], bool]) -> float:
-    """A parameter that is a number.
+    """Value of the parameter `param` of a loss, which must be a number for which `good` is True; `rule` describes this
+    in the message.
 
     Raises:
-        InputError: it is not a number, or it breaks the rule.
+        InputError: it is not a number, or `good` is False for it.
     """
     value = params.get(param)
     if not isinstance(value, (int, float)) or not good(value):
@@ -22,7 +23,7 @@ def number(name: str, params: Mapping[str, Any], param: str, rule: str, good: Ca
 
 
 def cost_matrix(value: Any, classes: int, of: str) -> Tensor:
-    """Costs (k, k) of deciding for the class of the column if the class of the row is true.
+    """Matrix of costs (k, k): the entry in row i and column j is the cost of predicting class j if class i is true.
 
     Raises:
         InputError: it is missing, has another shape, or contains a negative cost.

@@ -1,4 +1,6 @@
-"""The losses of the option `loss`: functions of the outputs of Spark's predictor, named (with a scale) or written by users."""
+"""The losses of the option `loss`: functions of the outputs of Spark's predictor, which are named (and then have a
+scale that removes the label's unit), or written by users.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -33,9 +35,9 @@ REGRESSION = ("squared", "absolute", "huber", "quantile", "poisson", "gamma", "t
 CLASSIFICATION = ("logLoss", "hinge", "focal", "cost", "auc", "mmce")
 OF_PROBABILITIES = ("logLoss", "focal", "mmce")
 OWN = ("weibull", "oneVsRest")
-"""Losses that are available for one predictor only."""
+"""Losses that exist only for the one predictor whose own loss they are."""
 UNLABELLED = ("inertia", "logLikelihood")
-"""Losses of clustering, without a label."""
+"""Losses of clusterings, which need no label."""
 NAMES = ("auto", *REGRESSION, *CLASSIFICATION, *OWN, *UNLABELLED)
 """Values of the option `loss`."""
 BATCH = ("auc", "mmce")
@@ -58,14 +60,14 @@ def resolve(
 ) -> Objective:
     """The objective of a loss name, of a callable, or of a weighted sum {name: weight}, for a predictor.
 
-    In a sum, each loss is measured in its own scale (squared in variances of the label, absolute, quantile and penalties in
-    standard deviations, cost in the largest difference of two decisions), so that weights do not depend on the unit
-    of the label. Formulas: docs/objectives.md. A callable that returns a 0-dim tensor is an objective of the whole
-    batch.
+    In a sum, each loss is divided by its own scale (the squared loss by the label's variance, the absolute and quantile
+    losses and penalties by its standard deviation, the cost by the largest difference between two decisions), so that
+    the weights do not depend on the unit of the label. Formulas: docs/objectives.md. A callable that returns a 0-dim
+    tensor is an objective of the whole batch.
 
     Args:
-        params: parameters of the losses; in a sum, each goes to the loss that has it, and classWeights to every loss of
-            rows.
+        params: parameters of the losses; in a sum, each is passed to the loss that has it, and classWeights to every
+            loss of classes that is a mean over rows.
         columns: the output columns of the predictor, which a callable gets by name.
         y: the training labels, for scales and balanced class weights.
 
@@ -235,7 +237,8 @@ def _classification(name: str, params: Mapping[str, Any], head: Predictor) -> Ob
 def function_objective(
     loss: Callable[..., Tensor], head: Predictor, columns: tuple[str, ...], y: LabelStats
 ) -> Objective:
-    """The objective of a function loss(outputs, label, weight), which returns a value per row or one for a whole batch.
+    """The objective of a user's function loss(outputs, label, weight), which returns one value per row, or one value
+    for a whole batch.
 
     Args:
         columns: the output columns of the predictor, which the function gets by name.
@@ -284,11 +287,11 @@ def function_objective(
 def _returned(
     loss: Callable[..., Any], head: Predictor, columns: tuple[str, ...], margin: Tensor, label: Tensor, weight: Tensor
 ) -> Any:
-    """The result of a callable for these rows.
+    """The result of a user's loss function for these rows.
 
     Raises:
-        InputError: it changed its arguments in place, which other candidates and epochs also use; or it computes on the
-            CPU while its arguments are on a GPU.
+        InputError: the function changed its arguments in place, although other candidates and epochs also use them; or
+            it computes on the CPU while its arguments are on a GPU.
     """
     outputs = dict(zip(columns, head.columns(margin), strict=True))
     given = (*outputs.items(), ("label", label), ("weight", weight))
@@ -312,10 +315,11 @@ def _returned(
 
 @torch.no_grad()
 def _is_of_batch(loss: Callable[..., Tensor], head: Predictor, columns: tuple[str, ...], y: LabelStats) -> bool:
-    """True if a callable returns one value for all rows: tested with no rows, or with two rows if it fails with none.
+    """True if a user's loss function returns one value for all rows, not one per row. It is called without rows or, if
+    that fails, with two rows.
 
     Raises:
-        InputError: it changes its arguments in place.
+        InputError: the function changes its arguments in place.
     """
     for n in (0, 2):
         margin = zero_margin(head, n)

@@ -1,10 +1,10 @@
 """`Metric`: a metric bound to a predictor, and the influence of each row on a metric that is not a mean over rows.
 
-Such a metric is a function T of the rows' weights w that does not change when all weights are multiplied by the same
-number. Its influence psi_i = T + W * dT/dw_i (W the sum of w), the infinitesimal jackknife of Jaeckel (1972), turns it
-into a mean: the weighted mean of psi is T, and to first order the sampling error of T is that of this mean. So the
-guard tests sums of psi over blocks like those of a loss. For the area under the ROC curve, psi is DeLong's (1988)
-placements; for rmse it is the delta method.
+Such a metric is a function T of the rows' weights w that does not change if all weights are multiplied by the same
+number. The influence of row i, psi_i = T + W * dT/dw_i (W is the sum of w; the infinitesimal jackknife of Jaeckel
+1972), turns the metric into a mean: the weighted mean of psi is T, and to first order the sampling error of T is that
+of this mean. So the guard (the test on held-out rows) can test sums of psi over blocks of rows like sums of a loss. For
+the area under the ROC curve, psi is DeLong's (1988) placements; for rmse, it is the delta method.
 """
 
 from collections.abc import Callable
@@ -21,14 +21,16 @@ Value = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Denominators:
-    """The rows in the denominators of a metric of predicted classes, for each class that it uses.
+    """The rows that the denominators of a metric such as precision or recall count, for each class that the metric
+    uses.
 
     Attributes:
         classes: the classes.
         rows: (prediction (n,), label (n,), class) -> (n,) bool, the rows in the denominator of the class.
-        words: a description of these rows that ends before the number of the class.
-        by_label: whether a wrong row in the denominator has the class as its label rather than as its prediction.
-        shares: whether the classes' values are weighted by the classes' shares of the labels.
+        words: a description of these rows, which the number of the class completes ("predicted as class").
+        by_label: whether a wrongly predicted row is in the denominator because of its label, rather than because of its
+            prediction.
+        shares: whether the metric is a sum over the classes, weighted by their shares of the labels.
     """
 
     classes: tuple[int, ...]
@@ -38,8 +40,8 @@ class Denominators:
     shares: bool = False
 
     def wrong_rows(self, number: int) -> tuple[Tensor, Tensor]:
-        """The prediction and the label of one wrongly predicted row for each denominator, (classes,), with `number`
-        classes in all.
+        """Predictions and labels, (classes,) each, of added rows: for each denominator one row in it that is predicted
+        wrongly; `number` is the number of all classes.
         """
         own = torch.tensor(self.classes, dtype=torch.float64)
         other = (own + 1) % number
@@ -55,8 +57,8 @@ class Metric(Bound):
         column: margin -> (n,) or (n, c), the numbers per row that `value` needs.
         value: (column, label (n,), weight (n,)) -> (), differentiable in the weights, NaN if undefined.
         needs: the condition on the rows under which the metric is defined.
-        ranks: whether rows of class 1 are compared with rows of class 0, so that both classes need enough rows.
-        denominators: set if the metric divides by numbers of rows of classes.
+        ranks: whether the metric compares rows of class 1 with rows of class 0, so that both classes need enough rows.
+        denominators: the rows that the metric divides by, for a metric of classes such as precision; else None.
     """
 
     larger: bool = False
@@ -77,10 +79,11 @@ class Metric(Bound):
 
 
 def influence(metric: Metric, column: Tensor, label: Tensor, weight: Tensor) -> Tensor:
-    """The influence psi (n,) for a metric that is not a mean over rows; sum(weight * psi) / sum(weight) is its value.
+    """The influence psi (n,) of each row on a metric that is not a mean over rows; sum(weight * psi) / sum(weight) is
+    the metric's value.
 
-    All weights must be > 0, or >= 0 for a metric that neither ranks nor counts rows. All NaN if the metric is undefined
-    or a prediction is not finite.
+    All weights must be > 0; for a metric without `ranks` and `denominators` they may be 0. All entries are NaN if the
+    metric is undefined or a prediction is not finite.
     """
     assert metric.value is not None
     if not len(column) or not bool(column.isfinite().all()):

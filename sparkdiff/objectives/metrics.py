@@ -30,7 +30,9 @@ from sparkdiff.tensors.device import DeviceCopies
 from sparkdiff.tensors.rows import running_sum
 
 DEFAULTS = {"auc": "areaUnderROC", "cost": "expectedCost"}
-"""Default metric for some losses, for example the quantity that a smooth loss bounds."""
+"""Losses whose default metric is not the loss itself, with this metric: auc is a smooth bound of 1 - areaUnderROC, and
+cost a smooth form of expectedCost.
+"""
 PARAMS: dict[str, dict[str, Any]] = {
     **{name: dict.fromkeys(params) for name, params in LOSS_PARAMS.items()},
     "expectedCost": {"costs": None},
@@ -41,14 +43,14 @@ PARAMS: dict[str, dict[str, Any]] = {
         for name in ("truePositiveRate", "falsePositiveRate", "precision", "recall")
     },
 }
-"""Parameters with Spark's defaults; None: as for the loss."""
+"""Parameters of the metrics with Spark's defaults; None for a parameter whose default is that of the loss."""
 
 
 def resolve(options: Options, objective: Objective, head: Predictor, columns: tuple[str, ...], y: LabelStats) -> Metric:
     """The metric that the options name; by default that of the objective: its mean over rows.
 
     By default, the loss auc is measured as areaUnderROC, and cost as expectedCost. A parameter that is missing in
-    metricParams is taken from lossParams, except classWeights: a named metric weights rows only by their weights.
+    metricParams is taken from lossParams, except classWeights, because a named metric weights rows only by weightCol.
 
     Raises:
         InputError: the predictor lacks something that the metric needs, a parameter is missing or unknown, or the
@@ -139,7 +141,7 @@ def _named(name: str, params: Mapping[str, Any], head: Predictor, columns: tuple
 
 @dataclass(frozen=True)
 class _Predictions:
-    """A stand-in for a predictor if the predictions (n,) are already known and serve as its margin."""
+    """A stand-in for a predictor, for predictions (n,) that are already known: its margin is the prediction."""
 
     classes: int
 
@@ -209,7 +211,9 @@ REGRESSION: dict[str, Callable[[str, Predictor], Metric]] = {
 
 
 def _thresholds(score: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-    """Total weight of the rows of class 1 and of class 0 at each distinct score, from the highest score down."""
+    """Total weight of the rows of class 1, and of class 0, at each distinct score, in descending order of the
+    scores.
+    """
     order = score.argsort(descending=True)
     levels, code = score[order].unique_consecutive(return_inverse=True)
     empty = w.new_zeros(len(levels))
@@ -218,7 +222,9 @@ def _thresholds(score: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def area_under_roc(score: Tensor, y: Tensor, w: Tensor) -> Tensor:
-    """P(score of a row of class 1 > score of a row of class 0), ties counted half; NaN if a class is missing."""
+    """Weighted probability that a row of class 1 has a larger score than a row of class 0; ties count half; NaN if a
+    class is missing.
+    """
     up, down = _thresholds(score, y, w)
     pairs = up.sum() * down.sum()
     area = (down * (running_sum(up) - up / 2)).sum()
@@ -228,7 +234,8 @@ def area_under_roc(score: Tensor, y: Tensor, w: Tensor) -> Tensor:
 def area_under_pr(score: Tensor, y: Tensor, w: Tensor) -> Tensor:
     """Area under the precision-recall curve, as in Spark; NaN without class 1.
 
-    It consists of trapezoids between all distinct scores, from recall 0 at the precision of the first score.
+    It is the sum of trapezoids between all distinct scores. The curve begins at recall 0 with the precision of the
+    largest score.
     """
     up, down = _thresholds(score, y, w)
     found, all_ = running_sum(up), up.sum()
@@ -258,7 +265,9 @@ def _ratio(one: Tensor, other: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Counts:
-    """Weighted counts per class, (k,), as in Spark's MulticlassMetrics; `hits`: label and prediction are this class."""
+    """Weighted counts per class, (k,), as in Spark's MulticlassMetrics: of rows whose label and prediction are the
+    class (`hits`), whose label is the class, and whose prediction is the class.
+    """
 
     hits: Tensor  # label and prediction
     label: Tensor
@@ -298,7 +307,7 @@ BY_CLASS: dict[str, ByClass] = {
 
 
 def _denominators(kind: str, classes: tuple[int, ...], *, shares: bool = False) -> Denominators:
-    """The rows in the denominators of one of BY_CLASS."""
+    """Description of the rows in the denominators of a metric of BY_CLASS, for these classes."""
     if kind == "precision":
         return Denominators(classes, lambda p, y, k: p == k, "predicted as class", shares=shares)
     if kind == "falsePositiveRate":

@@ -28,9 +28,11 @@ class Bound:
         name: the name in reports.
         rows: (margin, label (n,), weight (n,)) -> (n,), the unweighted value of each row, from this row alone; None if the
             metric or loss is not a mean over rows.
-        floor: below this mean the loss continues as its tangent parabola; None if the mean is always positive.
+        floor: predicted mean below which the loss continues as a parabola (see `half_deviance`); None if the mean is
+            always positive.
         power: for a deviance, the power of the mean in the variance; None for other losses.
-        elementwise: whether `rows` treats every row independently, so that rows of several candidates can be concatenated.
+        elementwise: whether `rows` treats every row independently, so that the rows of several candidates can be
+            concatenated and passed in one call.
     """
 
     name: str
@@ -42,14 +44,15 @@ class Bound:
 
 @dataclass(frozen=True)
 class Objective(Bound):
-    """A loss bound to a predictor. Smaller is better. Training minimises scale * (mean of `rows` by weight + `batch`).
+    """A loss bound to a predictor. Smaller is better. Training minimises scale * (weighted mean of `rows` + `batch`).
 
     Attributes:
-        batch: (margin, label (n,), weight (n,), groups) -> (), the weighted loss of the batch; the rows are those of all
-            processes, and groups holds the codes (n,) int64 of the columns that a penalty names. This or `rows` may be None.
+        batch: (margin, label (n,), weight (n,), groups) -> (), the weighted loss of a whole batch; the rows are those
+            of all processes, and groups holds the group codes (n,) int64 of the columns that a penalty names. `batch`
+            or `rows` may be None.
         scale: factor that removes the unit of the label; used in training, not in reports.
-        calibrated: whether its minimum keeps probabilities calibrated; losses of decisions and ranks do not.
-        exact: `rows` with its derivative in closed form; None if there is none.
+        calibrated: whether minimising the loss gives calibrated probabilities; losses of decisions and ranks do not.
+        exact: computes `rows` and their derivative in closed form; None if there is no closed form.
     """
 
     scale: float = 1.0
@@ -93,11 +96,11 @@ def penalised(
     y: LabelStats,
     groupCols: Sequence[str],
 ) -> Objective:
-    """The objective with the parity gaps of `penalties` added; metrics never include them.
+    """The objective plus the penalties `parityGap` on gaps between groups; metrics never include penalties.
 
-    A column's term is strength * the variance between its groups' weighted mean predictions: the sum over pairs of groups
-    of their shares times their squared gap. Predictions are probabilities, or the means of a regression in standard
-    deviations of the label.
+    The penalty of a column is strength * the variance between its groups' weighted mean predictions, which is the sum
+    over pairs of groups of the product of their shares times their squared gap. Predictions are probabilities or, for a
+    regression, means in standard deviations of the label.
 
     Args:
         groupCols: the columns whose group codes are available in training.
@@ -126,7 +129,7 @@ def penalised(
             shown = shown[:, 1] if head.classes == 2 else shown
         else:
             shown = head.mean(margin)
-        # Divide by the scale, which training multiplies with: it belongs to the loss, not to the penalty.
+        # Divide by the scale, with which training multiplies the sum: it belongs to the loss, not to the penalty.
         factor = unit / objective.scale
         terms = [strength * factor * between_groups(shown, groups[c], weight) for c, strength in gaps.items()]
         if before is not None:

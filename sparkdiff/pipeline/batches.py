@@ -1,4 +1,6 @@
-"""Spark's record batches through a network, in a task: torch computes the columns that the translated stages write."""
+"""Inference inside Spark's tasks: a network turns Arrow record batches into the columns that the translated stages
+write.
+"""
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,7 +31,7 @@ TAKE_ALL = (
     Trees, LinearMargin, LogisticRegression, MultilayerPerceptron, FMRegression, FMClassification, Standardizer, MaxAbsScaler,
     MinMaxScaler, PCA, ElementwiseProduct, Normalizer,
 )  # fmt: skip
-"""Stages that refuse no row: only these compute on a GPU, where other stages would not check their rows."""
+"""Stages that accept every row. Only these may run on a GPU, because on a GPU stages do not check their rows."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,13 +40,14 @@ class ByTorch:
 
     Attributes:
         network: the network, without Spark stages.
-        reads: position in a batch of each column version that it reads.
-        kept: positions of the columns that stay, in their order.
-        computed: the versions whose columns come after them.
-        kinds: for each such version the type of a numeric column, in pyarrow's spelling.
-        names: names of all columns.
+        reads: position in an input batch of each column version that the network reads.
+        kept: positions of the input columns that the output begins with, in their order.
+        computed: the versions whose columns follow the kept ones in the output.
+        kinds: for each computed version that is a number, its type in pyarrow's spelling.
+        names: names of all output columns.
         device: torch's device in the task.
-        widths: number of entries of the vectors that it reads, if the metadata have it: a batch may hold only nulls.
+        widths: number of entries of the vectors that the network reads, if the metadata have it; needed because all
+            vectors of a batch may be null.
     """
 
     network: Network
@@ -74,7 +77,8 @@ class ByTorch:
         return pa.RecordBatch.from_arrays([*(batch.column(i) for i in self.kept), *made], names=list(self.names))
 
     def inputs(self, batch: pa.RecordBatch) -> tuple[dict[Version, Rows], dict[Version, Tensor]]:
-        """The columns that the network reads and their null flags; and masks of the null rows of numeric columns.
+        """The columns that the network reads, with their null flags as further columns; and a mask (n,) of the null
+        rows for each numeric column that has any.
 
         The flags exist even without nulls: the meaning of a NaN must not depend on the other rows of its batch.
         """
@@ -97,7 +101,9 @@ class ByTorch:
         return values | flags, nulls
 
     def _check_no_null(self, version: Version) -> None:
-        """Raise InputError if a vector is null and one of its readers is a stage in which Spark would fail."""
+        """Raise InputError if a stage that would fail in Spark on a null vector reads this column, which has null
+        vectors.
+        """
         graph = self.network.graph
         for i in self.network.positions:
             module = self.network.module(i)
@@ -118,8 +124,8 @@ class ByTorch:
             )
 
     def _on(self, network: Network, device: torch.device, values: dict[Version, Rows]) -> None:
-        """Compute the stages that may refuse rows, and everything before them, on the CPU, and the rest on another
-        device.
+        """Compute all stages up to the last one that may refuse rows on the CPU, and the later ones on `device`, where
+        `network` lies.
         """
         graph, last = self.network.graph, first_free(self.network)
         late = [v for v in self.computed if v[1] >= last]
@@ -154,7 +160,7 @@ class ByTorch:
 
 
 def first_free(network: Network) -> int:
-    """First position from which no stage refuses rows, or checks how to store them."""
+    """First position from which on no stage may refuse rows, or looks at them to decide how to store them."""
     checking = [
         i for i in network.positions
         if not isinstance(m := network.module(i), TAKE_ALL) or (m.storage and m.exact_beyond < NEVER)

@@ -1,5 +1,5 @@
-"""The numbers of the classes, if a pipeline makes the numbers: fitted on other rows, it may number the classes
-differently.
+"""The numbers that a pipeline itself gives to the classes, with a StringIndexer. A fit on other rows may number the
+classes differently.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,9 @@ from sparkdiff.stages.base import columns_of
 
 
 def classes_of(model: Any, column: str | None) -> tuple[str, ...]:
-    """Classes that a StringIndexer of a fitted pipeline (or of its RFormula) numbers in a column; empty without one."""
+    """Classes that a StringIndexer of a fitted pipeline (or of its RFormula) numbers 0, 1, ... in a column, in this
+    order; empty if no StringIndexer writes the column.
+    """
     casefold, found = casefolding(), tuple[str, ...]()
     for stage in (stage for _, stage in flatten(model) if isinstance(stage, StringIndexerModel)):
         written = zip(columns_of(stage, ("outputCol", "outputCols")), stage.labelsArray, strict=False)
@@ -26,10 +28,10 @@ def classes_of(model: Any, column: str | None) -> tuple[str, ...]:
 def check_same_classes(
     first: Sequence[str], other: Sequence[str], column: str | None, where: str, first_where: str = "the first fold"
 ) -> None:
-    """Raise InputError if the same number is another class in another fit.
+    """Raise InputError if two fits of a pipeline, with the classes `first` and `other`, number the classes differently.
 
     Args:
-        where, first_where: names of the rows of the fits.
+        where, first_where: names of the rows of the second and of the first fit, for the message.
     """
     for k, (one, two) in enumerate(zip_longest(first, other)):
         if one != two:

@@ -26,7 +26,7 @@ VECTOR = pa.struct(
 PIECE = 65536
 """Number of rows that `fetched` reads at a time."""
 WIDE = 1024
-"""Width from which a few dense rows among sparse ones do not make all of them dense."""
+"""Smallest width of vectors for which a batch with some dense rows stays sparse if few entries are stored."""
 
 
 def physical(field: StructField, column: Column) -> Column:
@@ -93,13 +93,13 @@ def fetched(df: DataFrame, names: Sequence[str]) -> list[torch.Tensor]:
 
 
 def from_arrow(column: pa.Array, width: int = 0, exact: float = NEVER) -> Rows:
-    """A column as a tensor: (n,) for numbers, (n, d) for lists, and for vectors SparseRows if every row is sparse, or
-    most rows of a wide column are.
+    """A column as a tensor: (n,) for numbers, (n, d) for lists; for vectors (n, d), but SparseRows if every row is
+    sparse, or if the vectors are wide and few entries are stored.
 
     Args:
         width: number of entries of the NaN rows, if all vectors are null.
-        exact: the magnitude of the numbers above which dense and sparse vectors keep their form: the result is
-            SparseRows, in which the dense ones store all entries.
+        exact: if a number is larger in magnitude than this, each vector keeps its form, dense or sparse: if some are
+            sparse, the result is SparseRows, in which the dense vectors store all entries.
     """
     if pa.types.is_struct(column.type):
         return _vectors(column, width, exact)

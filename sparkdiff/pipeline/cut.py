@@ -1,4 +1,6 @@
-"""The border between Spark and torch in a pipeline, and the whole analysis of a pipeline. Runs no job."""
+"""The cut of a pipeline: the point up to which Spark runs the stages, after which torch runs them; and the whole
+analysis of a pipeline. Runs no job.
+"""
 
 import collections
 import dataclasses
@@ -21,9 +23,9 @@ class CutColumn:
     """A column version that training reads.
 
     Attributes:
-        name: the column name in the spelling of its writer or its first reader.
+        name: the column name, spelled as in the stage that writes it, or that reads it first.
         in_struct: whether it is the field of a struct, `struct.field`.
-        nulls: whether a stage distinguishes its nulls from NaN.
+        nulls: whether a stage in torch distinguishes null from NaN in this column.
         loss: whether only the loss reads it.
     """
 
@@ -40,9 +42,10 @@ class CutColumn:
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """The stages that Spark runs before the cache, those that torch runs after it, and the columns between them.
+    """The stages that Spark runs before it writes the cache, the stages that torch runs in training, and the columns
+    that the cache hands over.
 
-    Two cuts compare equal if these are the same, even if their graphs have different modules.
+    Two cuts compare equal if these stages and columns are the same, even if their graphs have different modules.
 
     Attributes:
         cached: positions of the stages in Spark.
@@ -77,12 +80,14 @@ class Cut:
 
     @property
     def late_droppers(self) -> list[Vertex]:
-        """The stages that may drop rows of the cache: they depend on what trains."""
+        """The stages that run in Spark only after training, because they depend on what trains, and that may then drop
+        rows that are in the cache.
+        """
         return [v for v in self.graph.vertices if v.may_drop and v.position not in self.cached]
 
     @property
     def null_columns(self) -> list[CutColumn]:
-        """The columns whose nulls are distinguished from NaN, in the order of the stages that read them."""
+        """The columns in which a stage in torch distinguishes null from NaN, in the order of these stages."""
         by_version = {c.version: c for c in self.columns}
         return [by_version[v] for v in self.graph.nulls_read(self.live)]
 
@@ -93,7 +98,9 @@ class Cut:
         return df
 
     def in_spark(self) -> list[Vertex]:
-        """All stages that Spark runs, in order: its stages, and the plain stages that prepare columns for modules."""
+        """All stages that Spark runs for the cache, in order: the stages before the cut, and the plain stages that
+        prepare columns for the modules of stages in torch (`Prepared`).
+        """
         found = list[Vertex]()
         for i in sorted({*self.cached, *self.live}):
             vertex = self.graph.vertices[i]
@@ -103,7 +110,7 @@ class Cut:
         return found
 
     def first_in_spark(self) -> list[Vertex]:
-        """The first of these stages, up to the first plain stage that prepares a column."""
+        """The beginning of `in_spark`, up to the first plain stage that prepares a column."""
         prepared = next(
             (i for i in sorted(self.live) if self.graph.vertices[i].preparation()), len(self.graph.vertices)
         )
@@ -111,7 +118,7 @@ class Cut:
 
 
 def cut_of(roles: Roles) -> Cut:
-    """The cut with the smallest cache that keeps all trainable stages in torch.
+    """The cut that gives the smallest cache while all trainable stages run in torch.
 
     Raises:
         InputError: a stage that makes the label or weight overwrites a column that the network reads.
@@ -126,8 +133,8 @@ def cut_of(roles: Roles) -> Cut:
 
 
 def joined(one: Cut, other: Cut) -> Cut | None:
-    """The first of two cuts of a pipeline with the columns of both, so that one cache serves both; None if the stages
-    that only the second one runs in Spark could change the rows or the columns of the first.
+    """The cut `one`, extended by the columns and Spark stages of `other`, so that one cache serves both cuts of a
+    pipeline. None if the stages that only `other` runs in Spark could change the rows or the columns of `one`.
     """
     graph, more = one.graph, [other.graph.vertices[i] for i in other.cached if i not in one.cached]
     read = {v[0] for vertex in graph.vertices for v in (*vertex.sources, *vertex.margin_reads) if v[1] == -1}
@@ -144,8 +151,9 @@ def joined(one: Cut, other: Cut) -> Cut | None:
 
 
 def within(cut: Cut, wide: Cut) -> Cut | None:
-    """The cut of a pipeline, changed so that it reads the cache of another pipeline that begins with the same stages:
-    stages that this cache does not contain run in torch. None if the cache lacks a column, or may have other rows.
+    """The cut of a pipeline, changed so that it reads the cache of the cut `wide` of another pipeline that begins with
+    the same stages; stages that Spark did not run for this cache run in torch. None if the cache lacks a column, or may
+    have other rows.
     """
     graph, base = cut.graph, wide.graph
     ran = {id(base.vertices[i].stage): i for i in wide.cached}
@@ -191,7 +199,7 @@ def within(cut: Cut, wide: Cut) -> Cut | None:
 
 
 def _cached(roles: Roles) -> set[int]:
-    """Stages that run in Spark before the cache."""
+    """Positions of the stages that Spark runs before it writes the cache."""
     if not roles.trainable:
         return set()
     graph = roles.graph
@@ -213,8 +221,8 @@ def _cached(roles: Roles) -> set[int]:
 
 
 def _droppers_behind(roles: Roles, spark: Set[int]) -> set[int]:
-    """Stages behind the head that may drop rows and can run before the stages that train, with all stages that they
-    depend on.
+    """Stages behind the head that may drop rows but depend on no stage that trains, so that Spark can run them before
+    the cache; with all stages that they depend on.
     """
     graph, out = roles.graph, set[int]()
     for vertex in (v for v in graph.vertices[graph.head.position + 1 :] if v.may_drop):
@@ -225,7 +233,7 @@ def _droppers_behind(roles: Roles, spark: Set[int]) -> set[int]:
 
 
 def _overwrites(graph: Graph, i: int, spark: Set[int]) -> bool:
-    """True if stage i overwrites a column that an earlier stage in torch, or the loss there, reads."""
+    """True if stage i overwrites a column that an earlier stage in torch, or the loss at that stage, reads."""
     return any(
         graph.writes(i, [name]) for j in range(i) if j not in spark for name, _ in graph.vertices[j].margin_reads
     )
@@ -244,7 +252,7 @@ def analyse(model: Any, options: Options | None = None, data: SchemaOrRows = Non
 
     Args:
         options: options that decide the roles, except `freeze`, which `Roles.freeze` applies.
-        data: data whose schema decides the modules of a few stages.
+        data: the data or their schema, which decides the computation of a few stages.
 
     Raises:
         InputError: the pipeline is not fitted, a name matches no stage, or a requested parameter cannot train.

@@ -1,4 +1,6 @@
-"""The pipeline as a graph of column versions, with the stages that read and write them. Runs no job."""
+"""The pipeline as a graph: its stages, linked by the versions of columns that they read and write. The head is the
+predictor whose outputs enter the loss. Runs no job.
+"""
 
 import dataclasses
 import functools
@@ -18,10 +20,14 @@ from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.prepared import Prepared
 
 Version = tuple[str, int]
-"""A version of a column: its casefolded name and the position of the stage that wrote it, -1 for the source."""
+"""A version of a column: its casefolded name, and the position of the stage that wrote it or -1 if it comes from the
+data.
+"""
 
 LEAVES = "\0leaves"
-"""The name of a version that holds the tree leaves of each row. No column has this name."""
+"""Name in a version (LEAVES, position) that holds the leaf indices of each row in the trees at this position. No column
+has this name.
+"""
 
 
 def null_of(version: Version) -> Version:
@@ -30,7 +36,9 @@ def null_of(version: Version) -> Version:
 
 
 def in_front_of(position: int) -> int:
-    """Writer position for the versions that plain stages before a stage prepare for its module."""
+    """Number in place of a writer's position, for columns that plain stages before the stage at `position` prepare for
+    its module.
+    """
     return -2 - position
 
 
@@ -39,7 +47,7 @@ class Vertex:
     """A leaf stage of a pipeline, with the column versions that it reads and its torch module.
 
     Attributes:
-        position: the index among the graph's vertices; a version refers to its writer by it.
+        position: the index among the graph's vertices, by which a version refers to its writer.
         path: the position in the nested pipelines.
         stage: the fitted Spark stage; None in a process without Spark.
         spelled: the inputs as spelled in the Params; a name with dots may be in backticks.
@@ -55,9 +63,9 @@ class Vertex:
         rewritten: casefolded names of the columns that it drops and a later stage writes.
         why: the reason why it stays in Spark.
         sources: the versions that the Spark stage reads.
-        parents: the writers of all versions that it reads or may read.
-        declaredParents: the writers of the columns that it declares as inputs, or names in its statement, under the
-            assumption that opaque stages write only the columns that they declare.
+        parents: positions of the writers of all versions that it reads or may read.
+        declaredParents: positions of the writers of the columns that it declares as inputs, or names in its statement,
+            under the assumption that opaque stages write only the columns that they declare.
         module: the torch module; None if the stage stays in Spark.
         parametric: whether it has parameters that may train.
         prepared: the columns that plain stages before it make for its module.
@@ -107,7 +115,7 @@ class Vertex:
 
     @property
     def margin_reads(self) -> tuple[Version, ...]:
-        """Versions that its margin reads; at the head, those of the loss too."""
+        """Versions that the margin of its module takes as arguments: `reads` and, at the head, `lossReads`."""
         return (*self.reads, *self.lossReads)
 
     @property
@@ -120,10 +128,11 @@ class Vertex:
         return self.module.preparation(self.stage) if isinstance(self.module, Prepared) else []
 
     def transform(self, df: DataFrame, *, is_last: bool = False) -> DataFrame:
-        """The rows after the stage, with the columns that it would drop without naming them.
+        """The rows after the stage; columns that the stage drops without naming them are added back.
 
         Args:
-            is_last: whether the later stages have run already; else the columns that they write again are dropped.
+            is_last: whether this stage runs last, after all later stages of the pipeline. If not, the dropped columns
+                that a later stage writes again (`rewritten`) stay dropped.
         """
         out = self.stage.transform(df)
         return with_lost_columns(df, out, casefolding(), () if is_last else self.rewritten) if self.selects else out
@@ -161,8 +170,8 @@ class Graph:
 
     @functools.cached_property
     def writers(self) -> Mapping[str, int]:
-        """Position of the last stage that declares each column as an output, by casefolded name; without dropped
-        columns.
+        """Position of the last stage that declares a column as an output, by casefolded name of the column; without
+        columns that a later stage drops.
         """
         removed = {self.casefold(c): v.position for v in self.vertices for c in v.removes}
         every = {self.casefold(c): v.position for v in self.vertices for c in v.outputs}
@@ -170,7 +179,7 @@ class Graph:
 
     @functools.cached_property
     def above(self) -> Sequence[frozenset[int]]:
-        """Stages from which a path of declared columns leads to each stage."""
+        """Positions, for each stage, of the stages from which a path of declared columns leads to it."""
         out: list[frozenset[int]] = []
         for vertex in self.vertices:
             out.append(vertex.declaredParents.union(*(out[p] for p in vertex.declaredParents)))
@@ -181,7 +190,8 @@ class Graph:
         return not set(names).isdisjoint(map(self.casefold, self.vertices[i].outputs))
 
     def passes_over(self, vertex: Vertex, read: Set[str]) -> set[Version]:
-        """Inputs that Spark ignores if the data lack them, and from which the stage makes no column that is read.
+        """Inputs of a stage that the data may lack: Spark then skips them, and nothing reads the columns that the stage
+        would make from them.
 
         Args:
             read: casefolded names of the columns that are read.
@@ -190,7 +200,7 @@ class Graph:
         return {version for version, written in pairs if written not in read}
 
     def ancestors(self, of: Iterable[int]) -> set[int]:
-        """Stages from which a column path leads to one of these."""
+        """Positions of all stages on which one of these stages depends through columns."""
         out: set[int] = set()
         stack = [p for i in of for p in self.vertices[i].parents]
         while stack:
@@ -239,12 +249,12 @@ class Graph:
         return out
 
     def makers(self, columns: Iterable[str], given: Iterable[str] | None = None) -> list[Vertex]:
-        """Stages before the head that make these columns or the columns that they are made from; the last one first.
+        """Stages before the head that make these columns, directly or through other columns; the last stage first.
 
         Args:
-            given: the columns of the rows. A column that is neither one of these nor a declared output comes from a
-                stage that declares none, such as an SQLTransformer, and so possibly from any stage before that one.
-                None leaves these out.
+            given: the columns of the data. A wanted column that is neither in the data nor a declared output must come
+                from an opaque stage, such as an SQLTransformer, and through it possibly from any earlier stage; then
+                all these are included. With None, opaque stages are not considered.
         """
         wanted, found = set(map(self.casefold, columns)), list[Vertex]()
         vertices, known = self.vertices[: self.head_position], set(map(self.casefold, given or ()))
@@ -260,10 +270,10 @@ class Graph:
         return found
 
     def nulls_read(self, positions: Iterable[int]) -> list[Version]:
-        """Versions from other stages in which these stages distinguish null from NaN."""
+        """Versions written outside of these stages in which one of these stages distinguishes null from NaN."""
         inside = set(positions)
         reads = dict.fromkeys(v for i in inside if self.modules[i].takes_nulls for v in self.vertices[i].reads)
-        # A stage may pass a null on to one that distinguishes it.
+        # A stage may pass a null on to a stage that distinguishes it from NaN.
         while passed := [v for u in reads if u[1] in inside if (v := self.null_from(u)) is not None and v not in reads]:
             reads |= dict.fromkeys(passed)
         return [v for v in reads if v[1] not in inside]
@@ -277,7 +287,7 @@ class Graph:
         return reads[1] if has_offset else None
 
     def name(self, version: Version) -> str:
-        """Name of the column in the spelling of its writer (or first reader)."""
+        """Name of the column, spelled as in the stage that writes it, or that reads it first."""
         name, producer = version
         written = self.vertices[producer].outputs if producer >= 0 else ()
         for c in (*written, *(c for v in self.vertices for c in (*v.inputs, *v.lossInputs, *v.prepared))):
@@ -314,7 +324,7 @@ class Graph:
         return out
 
     def asked(self, unfreeze: Iterable[str]) -> dict[str, set[int]]:
-        """Positions of the stages for each name `<uid, class name or output column>.<parameter>`."""
+        """Positions of the stages that each name `<uid, class name or output column>.<parameter>` refers to."""
         return {name: self.select([name.rpartition(".")[0] or name], "unfreeze") for name in unfreeze}
 
     def changed(self, new: Mapping[int, Vertex]) -> "Graph":
@@ -323,7 +333,7 @@ class Graph:
         return dataclasses.replace(self, vertices=vertices) if new else self
 
     def left(self, positions: Iterable[int], why: str) -> "Graph":
-        """The graph with these stages left in Spark."""
+        """The graph with these stages left in Spark, for the reason `why`."""
         return self.changed({i: self.vertices[i].in_spark(why) for i in positions})
 
     def without_spark(self) -> "Graph":

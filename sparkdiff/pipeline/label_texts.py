@@ -1,4 +1,6 @@
-"""Labels of StringIndexers over numbers that the running Java does not print: Spark casts a number to text to find its label."""
+"""Labels of StringIndexers that no row can have in this Java: Spark finds the label of a number by casting the number
+to text, and releases of Java print some numbers differently.
+"""
 
 import collections
 from collections.abc import Sequence
@@ -15,7 +17,7 @@ from sparkdiff.pipeline.schema import known_fields
 
 
 def label_notes(graph: Graph, data: DataFrame | StructType, counted: bool = False) -> dict[int, list[str]]:
-    """Sentences on labels that no row of the data has, by the position of their stage.
+    """Sentences on labels that no row of the data can have in this Java, by the position of their StringIndexer.
 
     Args:
         counted: whether to add the number of rows of a DataFrame with the numbers of such labels; runs a job if there

@@ -1,4 +1,4 @@
-"""Names of columns: case, single and unused names, and the columns that names stand for."""
+"""Names of columns: when two names are equal, which names are unique or unused, and the Column for a name."""
 
 import collections
 from collections.abc import Callable, Iterable
@@ -10,7 +10,9 @@ from sparkdiff.errors import InputError
 
 
 def casefolding() -> Callable[[str], str]:
-    """The session's rule for equal column names, as a function."""
+    """A function that maps names to the same text if they name the same column in this session
+    (`spark.sql.caseSensitive`).
+    """
     try:
         sensitive = str(jvm.session().conf.get("spark.sql.caseSensitive", "false")).lower() == "true"
     except InputError:  # each stage reports this with its name
@@ -26,7 +28,7 @@ def read_by_name(df: DataFrame) -> list[str]:
 
 
 def unused(prefix: str, names: Iterable[str]) -> str:
-    """The prefix, with enough leading underscores that none of these names starts with it."""
+    """`prefix` with as many underscores in front as are needed so that none of these names starts with it."""
     taken = [name.lower() for name in names]
     while any(name.startswith(prefix) for name in taken):
         prefix = f"_{prefix}"

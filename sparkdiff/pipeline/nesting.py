@@ -1,4 +1,6 @@
-"""Nested pipelines, searches and formulas: their leaf stages, and the same structure with other leaf stages."""
+"""Nested pipelines, searches (models of CrossValidator and TrainValidationSplit) and formulas: their leaf stages, and
+the same structure with other leaf stages.
+"""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +22,7 @@ the path.
 
 
 class Holder:
-    """A base of models that contain the plain model, which computes their outputs."""
+    """A base class of models that contain a plain Spark model (`pipelineModel`), which computes their outputs."""
 
     pipelineModel: Any
 
@@ -91,7 +93,7 @@ def holders(model: Any, path: Path = ()) -> list[tuple[Path, Any]]:
 
 
 def inside(stage: Any, into: Callable[[Any], bool] = lambda stage: True) -> dict[str, Any]:
-    """A stage and all stages that it holds (`held_by`), by uid; the first one if several have the same uid."""
+    """A stage and all stages that it holds (see `held_by`), by uid; of several with the same uid the first one."""
     found: dict[str, Any] = {}
     for one in held_by(stage, into):
         found.setdefault(one.uid, one)
@@ -99,9 +101,10 @@ def inside(stage: Any, into: Callable[[Any], bool] = lambda stage: True) -> dict
 
 
 def held_by(stage: Any, into: Callable[[Any], bool] = lambda stage: True) -> list[Any]:
-    """A stage and all stages that it holds, such as the classifier of a OneVsRest, if `into` is True for their holder.
+    """A stage and all stages that it holds, at any depth, such as the classifier of a OneVsRest. A stage for which
+    `into` is False is included, but not searched.
 
-    Several may have the same uid: a fitted stage has that of its estimator.
+    Several may have the same uid: a fitted stage has the uid of its estimator.
     """
     seen: dict[int, Any] = {}  # a container may hold itself
 
@@ -121,11 +124,12 @@ def held_by(stage: Any, into: Callable[[Any], bool] = lambda stage: True) -> lis
 
 
 def replaced(model: Any, new: Mapping[Path, Any], path: Path = ()) -> Any:
-    """The same structure with `new` leaf stages at their positions. Parts without a new leaf stay the same objects.
+    """The same structure as `model` with the leaf stages `new` at their positions. Parts without a new leaf stay the
+    same objects.
 
-    A list of stages replaces a leaf in the pipeline around it; in a search around it, it becomes a pipeline. A
-    `Holder` is replaced by its model. The model of a search keeps its class, uid, Params, metrics and sub-models. An
-    RFormulaModel stays the same object: none of its parts has anything to train.
+    If the new leaf is a list of stages, the pipeline around it gets all of them; a search around it gets a pipeline of
+    them. A `Holder` is replaced by its plain model. The model of a search keeps its class, uid, Params, metrics and
+    sub-models. An RFormulaModel stays the same object: none of its parts has anything to train.
     """
     if isinstance(model, PipelineModel):
         made = [replaced(s, new, (*path, i)) for i, s in enumerate(model.stages)]
@@ -169,7 +173,7 @@ def plain(model: Any) -> Any:
 
 
 def with_best(old: Any, best: Any, subModels: Any) -> Any:
-    """The model of a search around another best model, with the uid, Params and metrics of `old`.
+    """A model of a search like `old` (uid, Params and metrics) with another best model and other sub-models.
 
     Does not use copy(), which fails without sub-models on Spark 4.0 and copies every stage."""
     if isinstance(old, CrossValidatorModel):

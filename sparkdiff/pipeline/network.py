@@ -32,9 +32,9 @@ class Network(nn.Module):
     later stages compute with these values, as in Spark.
 
     Attributes:
-        inputCols: columns that a call needs (with `outputCols`, only those that these depend on).
+        inputCols: columns that a call needs; a call for only some output columns needs only what these depend on.
         outputCols: columns that the translated stages write.
-        reference: PipelineModel that computes the inputs from the source columns; None if the source has all of them.
+        reference: PipelineModel that computes the input columns from the data; None if the data have all of them.
     """
 
     def __init__(self, graph: Graph, positions: Sequence[int]):
@@ -61,7 +61,7 @@ class Network(nn.Module):
         return PipelineModel(stages) if stages else None
 
     def made_dense(self) -> int:
-        """Width of the widest rows that a stage makes dense if they are sparse."""
+        """Largest number of features of a stage that makes sparse rows dense; 0 if there is none."""
         return max((m.fitted_width() for i in self.positions if (m := self.module(i)).makes_dense), default=0)
 
     def module(self, position: int) -> StageModule:
@@ -158,8 +158,8 @@ class Network(nn.Module):
     def null_flags(
         self, module: StageModule, reads: Sequence[Version], values: Mapping[Version, Rows]
     ) -> dict[str, Any]:
-        """Null flags of the inputs, for a stage that needs them; None for an input in which null and NaN are not
-        distinguished.
+        """The keyword argument `nulls` with the null flags of the inputs, for a stage that takes it. A flag is None for
+        an input in which null and NaN are not distinguished.
         """
         return {"nulls": [self.null_flag(v, values) for v in reads]} if module.takes_nulls else {}
 
@@ -210,8 +210,8 @@ class Network(nn.Module):
         return other
 
     def without_spark(self) -> "Network":
-        """The same network with shared parameters and without the Spark stages, so that it can be sent to another
-        process.
+        """A network that shares the parameters of this one but lacks the Spark stages, so that it can be sent to
+        another process.
         """
         other = Network(self.graph.without_spark(), self.positions)
         other.stages = self.stages
@@ -289,7 +289,9 @@ def translate(model: Any, *, schema: SchemaOrRows = None) -> Network:
 
 
 def seeing(network: Network, model: Any, data: SchemaOrRows) -> Network:
-    """The network with shared parameters, in which stages that depend on the data's attributes are translated again."""
+    """A network that shares the parameters of `network`, but in which stages that depend on the data's attributes are
+    translated again for these data.
+    """
     waiting = [
         i
         for i in network.positions
@@ -329,7 +331,9 @@ def fixed_versions(network: Network) -> list[Version]:
 
 
 def routed_versions(network: Network) -> list[Version]:
-    """Versions of the leaf indices of trainable tree stages that do not depend on any trainable parameter."""
+    """Versions (LEAVES, position) of the tree stages that train, although no trainable parameter affects into which
+    leaf a row falls; so their leaf indices do not change in training.
+    """
     moving = moving_positions(network)
     return [
         (LEAVES, i)

@@ -1,6 +1,6 @@
-"""The requirements of the stages that read a vector. Every stage of Spark except an assembler that keeps NaN refuses
-the null vector that an encoder makes from null; a few stages distinguish zeros that Spark stores from those that it
-doesn't.
+"""Requirements of the stages that read a vector on the stages that write it. Every stage of Spark except an assembler
+that keeps NaN refuses the null vector that a OneHotEncoder makes from null; a few stages distinguish zeros that Spark
+stores from zeros that it doesn't store.
 """
 
 from collections.abc import Collection
@@ -13,12 +13,12 @@ from sparkdiff.tensors.rows import NEVER
 
 
 def note_readers(graph: Graph, positions: Collection[int]) -> float:
-    """Set in each of these stages what the readers of its vectors require (`refusing`, `exact_beyond`). Other stages
-    are not run.
+    """Set `refusing` and `exact_beyond` of each of these stages to what the readers of its vectors require. Only these
+    stages run in the network.
 
     Returns:
-        the magnitude of the numbers in vectors from outside above which they must be stored as in Spark
-            (`exact_beyond`).
+        `exact_beyond` for vectors from outside the network: if a number is larger in magnitude than this, the vectors
+            must stay dense or sparse as Spark stores them.
     """
     exact: dict[Version, float] = {}
     refusing: dict[Version, str] = {}  # the uid of the first stage that refuses null

@@ -32,8 +32,8 @@ TOLERANCE = 1e-9
 SINGLE = 1e-6
 """Tolerance for stages whose weights Spark stores in float32, and for later stages."""
 CHUNK = 1 << 18
-"""Number of stored entries of the widest column that are compared at a time (2 MiB of doubles, with a dozen
-temporaries).
+"""Number of stored entries of the widest column that are compared at a time (2 MiB of doubles; the comparison makes a
+dozen temporary tensors of this size).
 """
 PROBE = 16
 """Number of rows that are read to find the widths of the columns."""
@@ -50,9 +50,9 @@ class Parity(Shown):
         labelDisagreements: number of rows in which a label or index column differs, summed over these columns.
         rows: number of compared rows.
         ok: whether every maxRelDiff is within the tolerance (1e-9; 1e-6 after float32 stages), and labels differ only
-            where the margin is within the tolerance of the boundary.
-        notes: notes on labels of numbers that this Java prints differently, so that StringIndexers find them in no
-            row.
+            in rows whose margin is within the tolerance of the decision boundary.
+        notes: notes on labels of StringIndexers that no row can have, because this Java prints their numbers
+            differently.
     """
 
     __module__ = "sparkdiff"
@@ -128,8 +128,8 @@ def run_in_spark(
     folder.
 
     Args:
-        recovered: columns of `df` that replace an input of a stage, by stage and input; the column computed from it
-            is in `df` too.
+        recovered: names of columns of `df` that replace an input of a stage, by (stage, input). The output that the
+            stage once computed from this input is in `df` too.
 
     Returns:
         The column versions in the folder, where the i-th is named v<i>.
@@ -195,7 +195,7 @@ def _versions(batch: Mapping[str, Rows], held: Sequence[Version]) -> dict[Versio
 
 
 def _given(network: Network, spark: Mapping[Version, Rows]) -> dict[Version, Rows]:
-    """Columns out of these that the network reads."""
+    """Those of the columns `spark` that the network reads."""
     return {v: c for v, c in spark.items() if v in network.reads or v in network.flags}
 
 
@@ -219,8 +219,8 @@ def _rows_at_once(network: Network, spark: dict[Version, Rows], outputs: list[Ve
 
 
 def _entries(ours: Rows, theirs: Rows) -> tuple[Tensor, Tensor]:
-    """Both as strided tensors; for two sparse batches of the same width only the entries that one of them stores, (m,)
-    each.
+    """Two tensors of the numbers to compare: both batches as dense tensors or, for two sparse batches of the same
+    width, only the entries that at least one of them stores, (m,) each.
     """
     if not (isinstance(ours, SparseRows) and isinstance(theirs, SparseRows)) or ours.width != theirs.width:
         return dense(ours), dense(theirs)
@@ -234,7 +234,7 @@ def _entries(ours: Rows, theirs: Rows) -> tuple[Tensor, Tensor]:
 
 
 class Differences:
-    """Running maxima of the differences, batch by batch."""
+    """The largest differences so far between the network's and Spark's outputs, updated batch by batch."""
 
     def __init__(self, network: Network):
         self.network = network

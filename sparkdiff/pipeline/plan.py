@@ -28,8 +28,8 @@ class StagePlan:
     Attributes:
         path: position in the nested pipelines and formulas.
         role: "translated" (runs in torch) or "referenced" (runs in Spark).
-        cached: whether Spark runs the stage once, before the cache.
-        trainable: whether its parameters would change.
+        cached: whether Spark runs the stage once, before it writes the cache.
+        trainable: whether training changes its parameters.
         numParameters: number of its parameters, without those that train only on request; 0 if the stage is
             referenced.
         reason: the treatment of the stage and the reason for it, as text.
@@ -55,7 +55,7 @@ class PlanEdge:
 
     Attributes:
         source, target: positions in `Plan.stages`; source -1 stands for the data.
-        gradients: whether gradients of the loss flow back along it, to parameters that train.
+        gradients: whether gradients of the loss flow back along this column to parameters that train.
     """
 
     __module__ = "sparkdiff"
@@ -130,11 +130,11 @@ def plan(
         schema: the schema of the data, or the data themselves; a missing column is then an error, and the plan names
             labels of numbers that this Java prints differently. The data also show which columns SQL and stages that
             are not Spark's change.
-        freeze: stages that do not change; each a uid, stage, class name or output column, as in the next two.
-        reference: stages that stay in Spark.
-        target: the only stages that train.
-        unfreeze: parameters to train that train only on request, `<uid, class name or output column>.<parameter>`;
-            this includes all parameters of a stage that also feeds stages outside the loss.
+        freeze: stages that do not change; each a uid, stage, class name or output column.
+        reference: stages that stay in Spark; named as in `freeze`.
+        target: the only stages that train; named as in `freeze`.
+        unfreeze: parameters that are frozen by default and shall train, as `<uid, class name or output
+            column>.<parameter>`; all parameters of a stage that also feeds stages outside the loss are such parameters.
 
     Raises:
         InputError: the pipeline is not fitted, or a name matches no stage.
@@ -209,8 +209,10 @@ def plan_of(
 
 
 def _edges(graph: Graph, gradients: Collection[tuple[Version, int]], trained: Sequence[bool]) -> Iterator[PlanEdge]:
-    """Yield the columns between the stages; gradients flow along a column if they can and a stage before it trains."""
-    waits = [*trained]  # whether the stage trains or, along gradients, one before it
+    """Yield the columns between the stages. Gradients flow along a column if it is among `gradients`, and its writer
+    trains or gets a gradient that flows on to a stage that trains.
+    """
+    waits = [*trained]  # whether the stage, or a stage before it that gradients reach through it, trains
     for v in graph.vertices:
         flows = {version for version, reader in gradients if reader == v.position and waits[version[1]]}
         waits[v.position] |= bool(flows)

@@ -1,5 +1,5 @@
-"""The roles of a pipeline's stages under a loss: the head, the stages that train with it, and the reasons why others
-do not.
+"""The roles of a pipeline's stages under a loss: the head (the predictor whose outputs enter the loss), the stages that
+train with it, and the reasons why the other stages do not train.
 """
 
 import dataclasses
@@ -46,14 +46,15 @@ def _head_of(graph: Graph, predictionCol: str) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Outside:
-    """The stages outside the loss: neither before the head nor behind it.
+    """The stages outside the loss: those that are neither before the head nor behind it.
 
-    A stage behind the head is meant to follow its changes, except a predictor, which was fitted to the head's old
-    output.
+    A stage behind the head is meant to follow the head's changes. Only a predictor behind it counts as outside, because
+    it was fitted to the head's old output.
 
     Attributes:
-        path: the head, and the stages from which a path of declared columns leads to it or to its label.
-        readers: for each stage, the stages outside that read its output.
+        path: positions of the head, and of the stages from which a path of declared columns leads to the head or to its
+            label.
+        readers: for each stage, the stages outside the loss that depend on its output.
     """
 
     graph: Graph
@@ -61,17 +62,17 @@ class Outside:
     readers: Mapping[int, list[int]]
 
     def readers_of(self, stages: Iterable[int]) -> list[int]:
-        """Stages outside that read the output of these stages, and change with it."""
+        """Stages outside the loss that depend on the output of these stages, and so change with it."""
         return sorted({j for i in stages for j in self.readers.get(i, ())})
 
     def columns(self, stages: Iterable[int]) -> list[str]:
-        """Columns outside that change with these stages, without columns that a later stage replaces."""
+        """Columns outside the loss that change with these stages, without columns that a later stage overwrites."""
         graph, readers = self.graph, self.readers_of(stages)
         written = [c for j in readers for c in graph.vertices[j].outputs if graph.writers.get(graph.casefold(c)) == j]
         return [*written, *(f"the columns of {v.uid}" for v in map(graph.vertices.__getitem__, readers) if v.statement)]
 
     def why(self, i: int) -> str:
-        """Reason why stage i must not change: the columns outside that would change with it."""
+        """Reason why stage i must not change: it would change columns outside the loss."""
         vertices = self.graph.vertices
         readers = (f"{'the predictor ' * _predicts(self.graph, j)}{vertices[j].uid}" for j in self.readers[i])
         return f"also feeds {', '.join(readers)}, outside the loss: {', '.join(self.columns([i]))} would change"
@@ -83,10 +84,10 @@ class Roles:
 
     Attributes:
         upstream: the head and all stages that it depends on.
-        makers: the stages that make the label or the weight, with that column.
-        clusters: whether the loss is that of clusters without a label; stages before would reduce it by making rows
-            alike.
-        blocked: the stages that must not change although a path leads to the loss, with reasons.
+        makers: the stages that make the label or the weight, each with the name of that column.
+        clusters: whether the loss is that of a clustering without a label. No stage before it trains, because making
+            all rows alike would reduce the loss.
+        blocked: the stages that must not change although a path leads from them to the loss, with reasons.
         trainable: the stages that train.
         named: the only parameters that train, for stages in which not all parameters do.
         on_request: the parameters that would train if `unfreeze` named them.
@@ -112,11 +113,13 @@ class Roles:
                 p.requires_grad_(p.requires_grad and trains)
 
     def freeze(self, stages: Iterable[object], target: Iterable[object]) -> dict[int, str]:
-        """Freeze trainable stages on the user's request, and return them with reasons. The cut never depends on it.
+        """Freeze trainable stages on the user's request, and return them with reasons. The cut does not depend on which
+        stages are frozen.
 
         Args:
             stages: the stages to freeze.
-            target: the only stages to train, if given; those of them that can't train may be fitted anew.
+            target: the only stages to train, if given. A target that can't train is allowed if another one can,
+                because it may be fitted anew.
 
         Raises:
             InputError: no target can train, or one isn't on the path to the loss.
@@ -131,7 +134,7 @@ class Roles:
         return frozen
 
     def kept_as_fitted(self, target: Iterable[object] = ()) -> dict[str, str]:
-        """Reasons, by uid, for the stages that must not be fitted anew, searched or deleted for the loss.
+        """Reasons, by uid, why stages must not be fitted anew, searched or deleted in order to reduce the loss.
 
         Args:
             target: the only stages for which this is allowed, if given. A stage that also feeds columns outside the
@@ -211,7 +214,9 @@ def roles_of(graph: Graph, options: Options) -> Roles:
 
 
 def _makers(graph: Graph, given: tuple[str | None, str | None]) -> dict[int, str]:
-    """Stages that make the label or the weight, with that column; the head's own columns by default."""
+    """Positions of the stages that make the label or the weight, each with the name of that column. `given` has the
+    names of the label and the weight; None stands for the column that the head itself was fitted with.
+    """
     out: dict[int, str] = {}
     for column, param in zip(given, ("labelCol", "weightCol"), strict=True):
         own = columns_of(graph.head.stage, (param,)) if graph.head_position is not None else ()
@@ -269,7 +274,9 @@ def _on_request(graph: Graph, i: int) -> list[str]:
 
 
 def _named(graph: Graph, outside: Outside, asked: Mapping[str, set[int]]) -> dict[int, set[str]]:
-    """Parameters named in `unfreeze`, for stages that are read outside the loss: no others of these stages train."""
+    """Parameters named in `unfreeze`, by position, for stages that feed stages outside the loss: of such a stage only
+    the named parameters train.
+    """
     out: dict[int, set[str]] = {}
     for name, found in asked.items():
         parameter = name.rpartition(".")[2]
@@ -283,8 +290,8 @@ def _named(graph: Graph, outside: Outside, asked: Mapping[str, set[int]]) -> dic
 
 
 def _blocked(graph: Graph, upstream: frozenset[int], makers: Mapping[int, str]) -> dict[int, str]:
-    """Stages that must not change although a path leads to the loss, with reasons; without stages read outside the
-    loss.
+    """Stages that must not change although a path leads from them to the loss, with reasons; without those whose only
+    reason is that they feed stages outside the loss.
     """
     out = {i: f"makes {column!r}, which the loss reads" for i, column in makers.items() if i != graph.head_position}
     for i in sorted(upstream - set(graph.modules)):
@@ -305,6 +312,6 @@ def droppers(graph: Graph, upstream: frozenset[int]) -> set[int]:
 
 
 def _why_shared(outside: Outside, i: int) -> str:
-    """Reason why a stage that is read outside the loss does not train."""
+    """Reason why a stage that also feeds stages outside the loss does not train."""
     own = [n for n, p in outside.graph.modules[i].named_parameters() if p.requires_grad]
     return f"{outside.why(i)}; trains on request (target, unfreeze): {', '.join(own)}"

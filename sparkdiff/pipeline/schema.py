@@ -1,4 +1,6 @@
-"""The schema of a pipeline's columns before any row is read: Spark transforms an empty DataFrame. Runs no job."""
+"""The schema of a pipeline's columns before any row is read, which Spark shows by transforming an empty DataFrame. Runs
+no job.
+"""
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
@@ -18,7 +20,7 @@ SchemaOrRows = StructType | DataFrame | None
 
 
 def _sized(field: StructField) -> StructField:
-    """The field; a vector of unknown width gets attributes that an assembler accepts."""
+    """The field; for a vector of unknown width with attributes of one slot, because an assembler requires some."""
     metadata = field.metadata or {}
     if not isinstance(field.dataType, VectorUDT) or "ml_attr" in metadata:
         return field
@@ -28,8 +30,8 @@ def _sized(field: StructField) -> StructField:
 
 KINDS = (DoubleType(), VectorUDT(), StringType(), ArrayType(StringType()), ArrayType(DoubleType()))
 GUESSES: tuple[StructField, ...] = (*(_sized(StructField("", kind)) for kind in KINDS), StructField("", VectorUDT()))
-"""Candidates for the type of a source column; some stages refuse a vector whose attributes show another width than the
-fit's.
+"""Types to try for a source column of unknown type. The last one is a vector without attributes, because some stages
+refuse a vector whose attributes show another width than in the fit.
 """
 
 
@@ -112,7 +114,7 @@ def frame_of(data: SchemaOrRows) -> DataFrame:
 
 
 def _with(frame: DataFrame, names: Iterable[str], like: StructField) -> DataFrame:
-    """The frame with additional empty columns with the type and metadata of `like`."""
+    """The frame with additional columns of nulls, with the type and metadata of `like`."""
     empty = F.lit(None).cast(like.dataType)
     return frame.withColumns({n: empty.alias(n, metadata=like.metadata or {}) for n in names})
 
@@ -124,8 +126,8 @@ def _lacking(vertex: Vertex, frame: DataFrame, casefold: Callable[[str], str]) -
 
 
 def _after(stage: Any, frame: DataFrame, lacking: Sequence[str]) -> tuple[DataFrame, DataFrame]:
-    """The frame with the missing columns, made from the first guess that the stage accepts, and the output of the
-    stage.
+    """The frame with the columns that it lacks, in the first of the types GUESSES that the stage accepts, and the
+    stage's output for this frame.
     """
     for guess in GUESSES if lacking else GUESSES[:1]:
         with_them = _with(frame, lacking, guess) if lacking else frame
@@ -144,7 +146,7 @@ def check_columns(graph: Graph, schema: StructType, also: Iterable[str | None] =
     share.
 
     Args:
-        also: columns that training reads beside the pipeline.
+        also: columns that training reads in addition to those that the pipeline reads.
     """
     known = set(fields_by_name(schema, graph.casefold))
     of_name: dict[str, list[str]] = {}

@@ -42,7 +42,7 @@ def translated(
     """Graph of a fitted pipeline or stage, with a module for each stage that torch can compute from available inputs.
 
     Args:
-        data: their schema decides the modules of a few stages.
+        data: the data or their schema, which decides the computation of a few stages.
         reference: stages to leave in Spark.
         unfreeze: parameters that train only on request, named as in `Graph.asked`.
     """
@@ -91,12 +91,14 @@ def _with_module(graph: Graph, i: int, module: StageModule) -> Vertex:
 
 
 def _storage(graph: Graph, version: Version) -> str:
-    """Vector storage (`StageModule.storage`) of a version, if its writer has a translation."""
+    """Form in which Spark stores the vectors of a version (`StageModule.storage`); "" without a translated writer."""
     return REGISTRY.get(class_name(graph.vertices[version[1]].stage), StageModule).storage if version[1] >= 0 else ""
 
 
 def _taken_for_granted(graph: Graph, i: int, module: FieldReader) -> str:
-    """Text of the assumption about the data under which the module is right; empty if there is none."""
+    """Text of what is assumed about the data until they are seen, and on which the module depends; empty if nothing is
+    assumed.
+    """
     above = [graph.vertices[j] for j in (i, *sorted(graph.ancestors([i])))]
     read = (version for v in above if not v.own_attributes for version in v.sources)
     columns = dict.fromkeys(graph.name(version) for version in read if version[1] == -1)
@@ -141,7 +143,9 @@ def not_on_request(name: str, vertex: Vertex) -> InputError:
 
 
 def without_unreachable(graph: Graph) -> Graph:
-    """The graph without the modules whose inputs a stage in Spark overwrites before the network could read them."""
+    """The graph in which a stage stays in Spark if a stage in Spark overwrites its input before the network, which runs
+    after these stages, could read it.
+    """
     while True:
         reference = graph.reference()
         reasons = ((i, why) for i in sorted(graph.modules) if (why := _why_unreachable(graph, reference, i)))
@@ -167,8 +171,8 @@ def linked(model: Any, data: SchemaOrRows = None) -> Graph:
     """The graph of a fitted pipeline or stage, without modules.
 
     Args:
-        data: data that show which columns SQL and stages that are not Spark's change; without them such a stage may
-            change any.
+        data: data that show which columns SQL and stages that are not Spark's change; without data such a stage counts
+            as one that may change any column.
 
     Raises:
         InputError: a stage isn't fitted, or its Spark session has ended.
@@ -254,7 +258,9 @@ def _linked(vertices: Sequence[Vertex], casefold: Callable[[str], str]) -> Itera
 
 
 def _writer(spelled: str, known: Mapping[str, int], casefold: Callable[[str], str], unknown: int) -> int:
-    """Position of the stage that wrote a column or, for a field `s.b`, the struct."""
+    """Position of the stage that wrote a column or, for a field `s.b` of a struct, wrote the struct; `unknown` if no
+    known stage did.
+    """
     name = casefold(jvm.unquoted(spelled))
     while name not in known and "." in name and jvm.unquoted(spelled) == spelled:
         name = name.rpartition(".")[0]
@@ -280,9 +286,10 @@ ANY = "may read and change any column and drop rows"
 
 
 def _with_effects(vertices: Sequence[Vertex], data: SchemaOrRows, casefold: Callable[[str], str]) -> list[Vertex]:
-    """The stages of a pipeline; those that may change any column are described by their effects on these data.
+    """The stages of a pipeline, in which each opaque stage (it may change any column) gets the inputs, outputs and
+    drops that it has on these data, as far as its plan shows them.
 
-    Each stage up to the last one of these transforms the data; Spark's own stages run no job for that.
+    Each stage up to the last opaque one transforms the data for this; Spark's own stages run no job for that.
 
     Args:
         data: the rows, or their schema. With only a schema, a stage that is not Spark's is trusted only in the outputs
@@ -314,7 +321,7 @@ def _assumed(
     """The stage with the outputs that it declares, if the schema shows no other change; else unchanged.
 
     Args:
-        known: the stage as its plan without rows describes it.
+        known: the stage as its plan for an empty DataFrame describes it; None if that plan does not show its effects.
     """
     stage = vertex.stage
     found = [stage.getOrDefault(name) for name in OUTPUTS if stage.hasParam(name) and stage.isSet(name)]
@@ -351,7 +358,9 @@ def _known(vertex: Vertex, before: DataFrame, after: DataFrame, casefold: Callab
 
 
 def _named(stage: Any, unread: Sequence[str], before: DataFrame, casefold: Callable[[str], str]) -> set[str]:
-    """Columns that a stage only passes on but needs nevertheless, because it names them; casefolded."""
+    """Those of the columns `unread` that a stage only passes on but cannot do without, because it names them;
+    casefolded.
+    """
     names = {*map(casefold, unread)}
     if is_plain(stage):
         return _names_in(casefold(stage.getStatement()), names)

@@ -1,8 +1,8 @@
 """The unfitted form of a fitted pipeline: the estimators that its stages came from, as far as the stages show them.
 
 The Params of a fitted stage are those of its estimator, so the estimator can be made again: its class follows from the
-name of the model's class, and its uid is the model's. Stages that were never fitted stay as they are. If a stage does
-not show the settings that it was fitted with, it stays as it is fitted, and `Unfitted.stages` has the reason.
+name of the model's class, and its uid is the model's. Stages that were never fitted stay unchanged. A stage that does
+not show the settings that it was fitted with is not fitted anew, and `Unfitted.stages` has the reason.
 """
 
 import math
@@ -35,22 +35,22 @@ ESTIMATOR, TRANSFORMER, AS_FITTED = "estimator", "transformer", "as fitted"
 
 
 def labels_decided(stage: Any) -> bool:
-    """True if a stage was fitted, and labels of rows may have affected the fit; not for a formula, which makes its
-    labelCol.
+    """True if a stage was fitted, and labels of rows may have affected the fit. False for a formula, whose labelCol is
+    an output.
     """
     fitted = isinstance(stage, Model) and type(stage).__name__ != "RFormulaModel"
     return fitted and (not type(stage).__module__.startswith("pyspark.ml.") or stage.hasParam("labelCol"))
 
 
 def check_unfitted(given: Any, rowsAreNew: bool | None) -> list[str]:
-    """Check that an unfitted pipeline holds no fitted stage that labels may have affected: fitting the pipeline would
-    not fit it.
+    """Check that an unfitted pipeline holds no fitted stage that labels may have affected, because fitting the pipeline
+    would not fit such a stage anew.
 
     Returns:
         a list with a warning if `rowsAreNew` is set and has no effect, because there are no such stages; else empty.
 
     Raises:
-        InputError: there are such stages, and they may have seen the rows that decide.
+        InputError: there are such stages, and they may have been fitted with labels of held-out rows.
     """
     if not isinstance(given, Estimator):
         return []
@@ -73,9 +73,9 @@ class UnfittedStage:
 
     Attributes:
         model: the fitted stage.
-        stage: the stage in its place: its estimator, or the fitted stage itself.
+        stage: the stage in place of `model`: its estimator, or `model` itself.
         role: "estimator", "transformer" (a stage that fits nothing), or "as fitted" (it must not be fitted anew).
-        reason: the reason why it stays as fitted; for an estimator the uncertainty about its settings; else empty.
+        reason: the reason why it is not fitted anew; for an estimator what is uncertain about its settings; else empty.
     """
 
     model: Any
@@ -89,7 +89,7 @@ class UnfittedStage:
 
     @property
     def knows_labels(self) -> bool:
-        """True if the stage stays as it is fitted, and labels of rows may have affected the fit."""
+        """True if the stage is not fitted anew, although labels of rows may have affected its fit."""
         return self.role == AS_FITTED and (labels_decided(self.model) or self.reason == GROWN)
 
 
@@ -101,7 +101,8 @@ class Unfitted:
         model: the fitted pipeline, plain.
         estimator: a Pipeline for a PipelineModel, with the same nesting; for a single fitted stage its estimator.
         stages: the leaf stages in order.
-        searches: uids of models of CrossValidator and TrainValidationSplit; `estimator` has only their best settings.
+        searches: uids of the models of CrossValidator and TrainValidationSplit in the pipeline; `estimator` contains
+            the estimator with the best setting in place of the search.
     """
 
     model: Any
@@ -137,7 +138,7 @@ def unfitted(model: Any, keep: Mapping[str, str] = MappingProxyType({})) -> Unfi
     """The estimators that a fitted pipeline came from.
 
     Args:
-        keep: reasons, by uid, for the stages that stay as they are fitted, as in `Task.kept_as_fitted`.
+        keep: reasons, by uid, for the stages that must not be fitted anew, as in `Task.kept_as_fitted`.
         model: a PipelineModel or a fitted stage; nested pipelines, a FineTunerModel and models of searches are opened.
 
     Raises:
@@ -196,7 +197,7 @@ def _leaves(model: Any) -> Iterator[Any]:
 
 
 def _form(model: Any, found: dict[str, UnfittedStage]) -> Any:
-    """The same nesting with the replacement of each leaf stage."""
+    """The same nesting as a Pipeline of the unfitted leaf stages; `found` has these by uid."""
     if isinstance(model, PipelineModel):
         return Pipeline()._resetUid(model.uid).setStages([_form(stage, found) for stage in model.stages])
     if isinstance(model, (CrossValidatorModel, TrainValidationSplitModel)):
@@ -209,7 +210,7 @@ def _unfitted(model: Any, uids: Sequence[str], keep: Mapping[str, str]) -> Unfit
 
     Args:
         uids: uids of all leaf stages.
-        keep: reasons, by uid, for the stages that stay.
+        keep: reasons, by uid, for the stages that must not be fitted anew.
     """
     if model.uid in keep:
         return UnfittedStage(model, model, AS_FITTED, keep[model.uid])
@@ -224,7 +225,7 @@ def _unfitted(model: Any, uids: Sequence[str], keep: Mapping[str, str]) -> Unfit
 
 
 def _why_as_fitted(model: Any, uids: Sequence[str]) -> str:
-    """Reason why a stage has to stay as it is fitted; empty if it can be fitted anew."""
+    """Reason why a stage cannot be fitted anew; empty if it can."""
     name = type(model).__name__
     # sparkdiff.Grower's names for a stage that it added to the stage of another uid, for a part or for an entity.
     indexes = model.uid.endswith("_indexer")

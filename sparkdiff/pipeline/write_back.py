@@ -14,8 +14,8 @@ from sparkdiff.stages.base import StageModule
 def write_back(model: Any, network: Network) -> Any:
     """Write the parameters of the network into the same pipeline (classes, uids, set and default Params).
 
-    A stage whose parameters did not change is the same object, and so is the whole pipeline if nothing changed. The
-    argument is never modified.
+    A stage whose parameters did not change stays the same object, and so does the whole pipeline if nothing changed.
+    `model` is never modified.
 
     Raises:
         InputError: a parameter is not finite or outside the domain of its stage (the message names both), or the
@@ -37,8 +37,8 @@ def write_back(model: Any, network: Network) -> Any:
 
 @torch.no_grad()
 def written(stage: Any, module: StageModule) -> Any:
-    """`stage` itself if the module has the same parameters, else a new stage with the module's parameters; masked
-    entries keep their values.
+    """`stage` itself if the module has the same parameters, else a new stage with the module's parameters. Entries that
+    never count (`entry_mask`) keep Spark's values.
     """
     if not any(True for _ in module.parameters()):
         return stage

@@ -1,4 +1,6 @@
-"""Stages that are affine in their inputs; all candidates then share their computation."""
+"""Stages that are affine in their inputs, for which the computation of all candidates (copies of the parameters that
+are trained side by side) is shared.
+"""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -23,14 +25,15 @@ class NotSparseError(Exception):
 
 
 class AffineForm(NamedTuple):
-    """The result of Affine.affine_form, with its derivative: autograd would take several times as long for such small
-    tensors.
+    """The result of Affine.affine_form: slopes and constants of m functions, and a hand-written derivative, because
+    autograd would take several times as long for such small tensors.
 
     Attributes:
-        slopes: per input (K, d_in, m).
-        constant: addition to the functions' constants, (K, 1, m).
-        back: (gradients of `slopes` (K, d_in, m) each, gradient of the constants (K, 1, m), tensors (K, *shape) by
-            name to which it adds the gradients of the parameters that train) -> gradient of `slope`.
+        slopes: slopes of the functions in each input, (K, d_in, m).
+        constant: number to add to the functions' constants, (K, 1, m).
+        back: derivative of this result: (gradients with respect to each of `slopes` (K, d_in, m), gradient with respect
+            to the constants (K, 1, m), tensors (K, *shape) by name to which `back` adds the gradients of the parameters
+            that train) -> gradient with respect to the argument `slope`.
     """
 
     slopes: list[Tensor]
@@ -44,12 +47,12 @@ class Affine(StageModule):
     """
 
     def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
-        """Turn affine functions of this stage's output into functions of its inputs, for K candidates at once.
+        """Rewrite affine functions of this stage's output as affine functions of its inputs, for K candidates at once.
 
         Args:
             p: this stage's parameters; those that train have a leading dimension of K candidates.
-            slope: (K, d_out, m) slopes of m functions; without K if all candidates have the same. A predictor makes the
-                functions (its margins) and gets an empty tensor.
+            slope: (K, d_out, m) slopes of m functions; without K if all candidates have the same slopes. A predictor
+                defines the functions itself (they are its margins) and gets an empty tensor.
             widths: widths of the inputs.
 
         Raises:
@@ -58,8 +61,8 @@ class Affine(StageModule):
         raise NotImplementedError
 
     def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> "tuple[Affine, Tensor | None]":
-        """This stage, for `affine_form`, on some columns of its inputs, and the remaining columns of its output; None
-        means all.
+        """This stage restricted to some columns of its inputs, for `affine_form`, and the columns of its output that
+        remain; None means all columns.
 
         A batch of wide sparse rows then trains only the parameters of the columns in which it has entries: parameters
         in `feature_axis` are restricted to these columns, too.
@@ -82,8 +85,8 @@ class MatrixProduct(Affine):
 
 
 class Columnwise(Affine):
-    """An affine stage with one input. Each output column depends only on the same input column, and is 0 where that is
-    0.
+    """An affine stage with one input. Each output column depends only on the same input column, and is 0 where the
+    input is 0.
     """
 
     def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[Affine, Tensor | None]:
@@ -120,7 +123,7 @@ class Factors(Columnwise):
 
 
 def with_buffers(stage: Stage, **buffers: Tensor) -> Stage:
-    """The stage with other buffers of these names; everything else is shared."""
+    """A copy of the stage with these buffers in place of its own; it shares everything else with the stage."""
     other = copy.copy(stage)
     other._buffers = {**stage._buffers, **buffers}
     return other

@@ -12,7 +12,7 @@ from sparkdiff.stages.base import register
 from sparkdiff.tensors.rows import Rows, SparseRows, known_any, offsets_of
 
 FEW = 16
-"""Largest number of rows that are checked for NaN in one look at the whole output."""
+"""Largest number of rows for which the whole output is checked for NaN first, before the single columns."""
 
 
 @register("pyspark.ml.feature.VectorAssembler")
@@ -37,7 +37,7 @@ class VectorAssembler(Affine):
         parts = [c[:, None] if isinstance(c, Tensor) and c.ndim == 1 else c for c in columns]
         strided = [p for p in parts if isinstance(p, Tensor)]
         out = torch.cat(strided, 1) if len(strided) == len(parts) else None
-        # One look at a few whole rows takes less time than a look at each column.
+        # For a few rows, one check of the whole output takes less time than a check of each column.
         if not self.keep and (out is None or len(out) > FEW or known_any(out.isnan())):
             self.check(columns)
         return beside(parts) if out is None else out

@@ -1,5 +1,8 @@
 """A translated stage: a lens on a fitted Spark stage (read, compute, write back), its facts for training (which entries
-train, in which units, within which domain), and the registry of all of them.
+train, in which units, within which domain), and the registry of all translations.
+
+The unit of a parameter is its typical scale: a step of 1 in training changes the parameter by one unit. The margin of a
+predictor is what its loss is computed from: the linear predictor before the link, or scores of the classes.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,7 +22,9 @@ from sparkdiff.stages.constraints import Constraint, Positive, Rounded
 from sparkdiff.tensors.rows import NEVER, Nulls, Rows, beyond, stored_as
 
 SUPPORT = 5
-"""Training rows that must differ from a feature's usual value, or have a class, before its parameters train."""
+"""Smallest number of training rows with a value other than a feature's usual one, or with a class, for which the
+parameters of the feature or class train.
+"""
 
 
 @dataclass(frozen=True)
@@ -57,35 +62,38 @@ def deviation(n: Tensor, total: Tensor, square: Tensor) -> Tensor:
 
 
 class Trainable(nn.Module):
-    """Facts about parameters. The defaults train each parameter freely, in steps of 1; a stage overrides what doesn't
-    fit.
+    """Facts about the parameters of a stage, for training. By default each parameter trains without constraint and its
+    unit is 1; a stage overrides the methods for which this is wrong.
     """
 
     feature_axis: ClassVar[dict[str, int]] = {}
     """The axis that runs over the features, for each parameter with an entry per input feature."""
     positive: ClassVar[frozenset[str]] = frozenset()
-    """Parameters that must stay > 0 where they count (`entry_mask`)."""
+    """Parameters whose entries must stay > 0, except entries that never count (`entry_mask`)."""
     optional: ClassVar[frozenset[str]] = frozenset()
-    """Settings that train only on the user's request: parameters, or buffers, which then become parameters. A value
-    that Spark keeps in a Param of the stage is a buffer, so that the Param does not change unless the user requests
-    it.
+    """Names of the settings that are frozen by default and train only on the user's request. A setting is a parameter,
+    or a buffer, which becomes a parameter on request. A value that Spark keeps in a Param of the stage is a buffer, so
+    that the Param does not change without a request.
     """
     float32: ClassVar[bool] = False
-    """Whether Spark holds the weights in float32. Then the network's outputs are float32, too, and parity is to 1e-6
-    for them and for later stages. Parameters are float64 tensors with values that float32 can hold.
+    """Whether Spark holds the weights in float32. If so, the network returns this stage's outputs in float32, and
+    parity is checked to 1e-6 for this stage and all stages behind it. The parameters are float64 tensors with values
+    that float32 can hold.
     """
 
     def on_request(self) -> dict[str, Tensor]:
-        """Settings that train only on the user's request, by name, except names in `optional` that this stage lacks."""
+        """Parameters and buffers of this stage that train only on the user's request, by name: those in `optional`."""
         own = {**dict(self.named_buffers(recurse=False)), **dict(self.named_parameters())}
         return {name: value for name, value in own.items() if name in self.optional}
 
     def why_frozen(self) -> Mapping[str, str]:
-        """The reasons, by name, why settings that a user may request don't train, and the remedies."""
+        """Reasons why this stage cannot train a setting that a user may ask for, with the remedy, by name of the
+        setting.
+        """
         return {}
 
     def unfreeze(self, name: str) -> None:
-        """Let a setting train that does so only on request."""
+        """Make a setting trainable that is frozen by default (`optional`)."""
         if name in self._buffers:
             value = self.get_buffer(name)
             delattr(self, name)
@@ -93,8 +101,8 @@ class Trainable(nn.Module):
         self.get_parameter(name).requires_grad_()
 
     def unfrozen_as(self, other: nn.Module) -> Self:
-        """Unfreeze what is unfrozen in another module of the same stage class, so that both have the same parameters.
-        Returns this module.
+        """Unfreeze the settings that are unfrozen in another module of the same class, so that both modules have the
+        same parameters. Returns this module.
         """
         own = dict(self.named_parameters())
         for name, _ in other.named_parameters():
@@ -111,19 +119,23 @@ class Trainable(nn.Module):
         return {}
 
     def observe(self, x: FeatureStats, values: Mapping[int, Tensor]) -> None:
-        """Store facts about the stage's input before training.
+        """Store facts about the stage's input that training needs; called before training.
 
         Args:
-            values: values (m,) of the training rows, ascending, by feature; only for features that are compared with
-                thresholds that train.
+            values: the values (m,) of a feature in the training rows, ascending, by index of the feature; only for
+                features that are compared with a threshold that trains.
         """
 
     def entry_mask(self) -> dict[str, Tensor]:
-        """Masks, True where the entry counts, for parameters with entries that never count (std = 0)."""
+        """Masks by parameter, True where an entry affects the output; only for parameters with entries that never do,
+        such as a scaler's entries for features with std = 0.
+        """
         return {}
 
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
-        """Natural unit of each trainable parameter, given the stage's input and the labels; a missing one is 1."""
+        """Unit (typical scale) of each trainable parameter by name, given statistics of the stage's input and of the
+        labels; 1 for a name that is missing.
+        """
         return {}
 
     def supported(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
@@ -139,8 +151,8 @@ class Trainable(nn.Module):
         return out
 
     def constraints(self) -> dict[str, Constraint]:
-        """Constraints that keep parameters inside their domain while they train; without one a parameter is free: p0 +
-        unit * u.
+        """Constraints that keep parameters inside their domain while they train, by name. A parameter without a
+        constraint is p0 + unit * u, with its fitted value p0 and an unbounded u.
         """
         rounded = {name: Rounded() for name, _ in self.named_parameters()} if self.float32 else {}
         return {**rounded, **dict.fromkeys(self.positive, Positive())}
@@ -182,7 +194,7 @@ _Out = TypeVar("_Out")
 
 
 def register(class_name: str) -> Callable[[_Module], _Module]:
-    """Make a StageModule the translation of the fitted stages of exactly this class, by its full Python name.
+    """Register a StageModule as the translation of fitted stages of exactly one class, given by its full Python name.
 
     Raises:
         InputError: the name is not text, or the decorated object is not a subclass of StageModule.
@@ -207,9 +219,9 @@ class Untranslated:
 
     Attributes:
         reason: the reason why they have none; the plan shows it.
-        passed_over: whether Spark skips them if the data lack their input, such as a label that prediction does not
-            need.
-        own_attributes: as in StageModule.
+        passed_over: whether Spark skips such a stage if the data lack its input, such as a label that prediction does
+            not need.
+        own_attributes: as in `Facts`.
         makes_sparse: whether they write sparse vectors, which may be very wide.
     """
 
@@ -220,7 +232,7 @@ class Untranslated:
 
 
 def leave_in_spark(class_name: str, reason: str, **facts: bool) -> None:
-    """Leave the fitted stages of this class in Spark; `facts` are fields of Untranslated."""
+    """Register that fitted stages of this class stay in Spark, and why; `facts` are fields of Untranslated."""
     UNTRANSLATED[class_name] = Untranslated(reason, **facts)
 
 
@@ -230,14 +242,12 @@ def class_name(stage: Any) -> str:
 
 
 class Facts:
-    """Facts about a stage's columns, for other modules. The defaults fit most stages; a stage declares what is
-    different.
-    """
+    """Facts about a stage's columns, for other modules. The defaults fit most stages; a stage overrides the others."""
 
     differentiable: ClassVar[bool] = True
     """Whether gradients flow from the outputs to the inputs."""
     takes_nulls: bool = False
-    """Whether the stage treats null and NaN in an input differently, so that `forward` takes `nulls=` (Nulls)."""
+    """Whether the stage treats null in an input differently from NaN; if so, `forward` takes `nulls=` (Nulls)."""
     writes_null: bool = False
     """Whether NaN in an output is null in Spark."""
     reads_categories: ClassVar[bool] = False
@@ -245,16 +255,16 @@ class Facts:
     reads_identifiers: ClassVar[bool] = False
     """Whether the inputs are identifiers, not features."""
     storage: ClassVar[str] = ""
-    """Spark's storage of each vector that this stage writes: "sparse", "compressed" (dense or sparse, whichever takes
-    less space), or "" where that depends on the input.
+    """Form in which Spark stores each vector that this stage writes: "sparse", "compressed" (dense or sparse, whichever
+    takes less space), or "" if the form depends on the input.
     """
     tells_zeros: float = NEVER
-    """Largest magnitude of the inputs up to which stored and unstored zeros give the same result; less than 0 where
-    they never do.
+    """Bound on the magnitude of the inputs: if no input exceeds it, stored and unstored zeros give the same result.
+    Less than 0 if the results may differ for inputs of any magnitude.
     """
     exact_beyond: float = NEVER
-    """Largest magnitude of an output up to which it has the fastest form. Beyond, it is stored as in Spark, because a
-    later stage distinguishes stored zeros (`tells_zeros`).
+    """Bound on the magnitude of an output: if no entry exceeds it, the output is dense or sparse, whichever is faster.
+    Otherwise it is stored as in Spark, because a later stage distinguishes stored from unstored zeros (`tells_zeros`).
     """
     expands: ClassVar[bool] = False
     """Whether the outputs are larger than the inputs, so that the cache is smaller if this stage runs in torch."""
@@ -266,12 +276,12 @@ class Facts:
     """Whether the attributes of the outputs (`ml_attr` metadata) contain nothing about the inputs."""
 
     def passes_gradient(self) -> bool:
-        """True if outputs that are classes or indices have a gradient nevertheless, by straight-through estimation."""
+        """True if the outputs have a gradient, by straight-through estimation, although they are classes or indices."""
         return False
 
     def tells_zeros_beyond(self, place: int) -> float:
-        """Largest magnitude of an input up to which stored and unstored zeros give the same result: `tells_zeros`, but
-        less than 0 if parameters aren't finite, because products with these are NaN.
+        """The value of `tells_zeros` for the input number `place`: less than 0 if a parameter is not finite, because
+        then 0 times that parameter is NaN.
         """
         return self.tells_zeros if all(bool(p.isfinite().all()) for p in self.parameters()) else -1.0  # type: ignore[attr-defined]
 
@@ -280,11 +290,13 @@ class Facts:
         return torch.empty(0, dtype=torch.int64)
 
     def critical_values(self) -> tuple[tuple[float, ...], ...]:
-        """Values, per scalar input column, at which the output jumps; parity is checked on rows that hold them."""
+        """Values at which the output jumps, for each scalar input column; parity with Spark is checked on rows with
+        these values.
+        """
         return ()
 
     def critical_rows(self, row: Tensor) -> Tensor:
-        """Rows like `row` (1, d) at which the output of a stage that reads a vector jumps; (m, d)."""
+        """Variants of `row` (1, d) at which the output jumps, for a stage that reads a vector; (m, d)."""
         return row[:0]
 
 
@@ -310,13 +322,17 @@ class StageModule(Facts, Trainable):
     weights: ClassVar[tuple[str, ...]] = ()
     """Names of the weights in the stage's saved data, in the order of its Scala constructor (after the uid)."""
     weight_params: ClassVar[tuple[str, ...]] = ()
-    """Weights that Spark keeps in Params of the stage, not in saved data; such a Param is set if it changed."""
+    """Weights that Spark keeps in Params of the stage, not in its saved data. `to_spark` sets a Param only if its value
+    has changed.
+    """
     refusals: ClassVar[tuple[str, ...]] = ()
-    """Descriptions, listed in docs/stages.md, of the settings for which `refuses` or `from_fields` leave a stage in
-    Spark; without handleInvalid='skip'.
+    """Descriptions of the settings for which `refuses` or `from_fields` leave a stage in Spark, listed in
+    docs/stages.md; handleInvalid='skip' is not repeated here.
     """
     label_cols: ClassVar[tuple[str, ...]] = ()
-    """Params that name outputs with classes or indices: no gradient, and parity counts disagreements."""
+    """Params that name outputs with classes or indices: these have no gradient, and the check of parity counts rows
+    that differ instead of measuring errors.
+    """
 
     @classmethod
     def inputs(cls, stage: Any) -> tuple[str, ...]:
@@ -342,7 +358,7 @@ class StageModule(Facts, Trainable):
 
     @classmethod
     def from_spark(cls, stage: Any) -> "StageModule":
-        """Module of a fitted stage."""
+        """A new module with the weights of a fitted stage."""
         raise NotImplementedError
 
     def as_stored(self, out: Rows | tuple[Rows, ...]) -> tuple[Any, ...]:
@@ -390,8 +406,8 @@ def columns_of(stage: Any, params: tuple[str, ...]) -> tuple[str, ...]:
 def each_column(
     compute: Callable[..., _Out], columns: Sequence[Rows], nulls: Nulls | None, *settings: Iterable[Any]
 ) -> _Out | tuple[_Out, ...]:
-    """Results of `compute` for each column with its nulls and settings: a tuple, but the bare result for a single
-    column.
+    """Results of `compute(column, nulls of the column, *settings of the column)` for each column, as a tuple; for a
+    single column the result itself.
     """
     flags = nulls or [None] * len(columns)
     out = tuple(compute(*part) for part in zip(columns, flags, *settings, strict=True))

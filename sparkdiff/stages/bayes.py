@@ -16,14 +16,14 @@ from sparkdiff.stages.predictor import ProbabilisticClassifier, softmax
 from sparkdiff.tensors.rows import Rows, SparseRows, dense, known_any, sum_in_order, taken
 
 ENTRIES = 1 << 22
-"""Entries of a dense block of rows (32 MiB of doubles)."""
+"""Largest number of entries of a block of sparse rows that is made dense (32 MiB of doubles)."""
 DRIFT = 1e-6
-"""Tolerance for the logarithm of a probability above 0, for rounding."""
+"""Largest logarithm of a probability that is accepted; rounding may make it exceed 0."""
 
 
 class NaiveBayes(ProbabilisticClassifier):
-    """rawPrediction (n, k) by the type, probability = its softmax. Fitted by counting; trained on the probability of
-    the label given the features.
+    """rawPrediction (n, k) as the model type defines it, probability = its softmax. Spark fits it by counting; here it
+    is trained on the conditional probability of the label given the features.
 
     `pi` (k,) are logarithms of the classes' probabilities.
 
@@ -89,7 +89,9 @@ class NaiveBayes(ProbabilisticClassifier):
         return {"pi": LogProbabilities()}
 
     def logarithms(self, name: str) -> Tensor:
-        """Log-probabilities in this parameter; training keeps their total along the last axis."""
+        """Log-probabilities that this parameter holds; training keeps the sum of their exponentials along the last
+        axis.
+        """
         out: Tensor = getattr(self, name)
         return -out if name == "theta" and self.negated else out
 
@@ -110,7 +112,7 @@ class NaiveBayes(ProbabilisticClassifier):
 
 
 class Counting(NaiveBayes):
-    """The types whose features Spark refuses outside a domain.
+    """The model types for which Spark refuses features outside a domain.
 
     Training an earlier stage could move features out of the domain, so no gradient flows to the inputs.
     """
@@ -177,7 +179,7 @@ class Complement(Counting):
 
 
 class LogOdds(Constraint):
-    """Logarithms of probabilities, each by itself: their log-odds move freely; a probability of 1 or 0 stays."""
+    """Logarithms of independent probabilities, whose log-odds move freely; a probability of 0 or 1 does not change."""
 
     elementwise = True
 
@@ -238,8 +240,8 @@ class Bernoulli(Affine, Counting):
 class Gaussian(NaiveBayes):
     """rawPrediction = pi - (sum of (x - theta)^2 / sigma + log(sigma)) / 2; theta holds means, sigma variances.
 
-    A zero counts like any other value, so sparse rows are made dense, some at a time. Sums are made in Spark's order:
-    with a tiny variance they are so large that the probability depends on their last digits.
+    A zero counts like any other value, so sparse rows are made dense, block by block. Terms are added in Spark's order:
+    with a tiny variance the sums are so large that the probability depends on their last digits.
     """
 
     positive = frozenset({"sigma"})

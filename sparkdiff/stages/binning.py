@@ -15,14 +15,17 @@ from sparkdiff.stages.constraints import Constraint, Ordered
 from sparkdiff.tensors.rows import Nulls, Rows, SparseRows, dense, known_any, on_gpu
 
 SHARPNESS = 0.3
-"""tau in standard deviations of the compared column, which is also a threshold's unit."""
+"""Temperature tau of the soft step (see `Steps`), and also the unit of a threshold, in standard deviations of the
+column that is compared with the threshold.
+"""
 
 
 class Steps(torch.autograd.Function):
-    """The bin of each x (n,), given as `found` (n,). The thresholds (m,) between the bins learn, x does not.
+    """The bin of each x (n,), which the caller passes as `found` (n,). The thresholds (m,) between the bins get a
+    gradient, x gets none.
 
     The forward result is the bin; the derivative is that of the sum over the thresholds of sigmoid((x - threshold) /
-    tau), so that a threshold learns what a nearby row would give on its other side. Source: Bengio, Léonard and
+    tau), so that a threshold learns the effect of moving a nearby row to its other side. Source: Bengio, Léonard and
     Courville, "Estimating or Propagating Gradients Through Stochastic Neurons", 2013.
     """
 
@@ -40,7 +43,8 @@ class Steps(torch.autograd.Function):
 
 
 class Comparing(StageModule):
-    """The common part of both: thresholds that train only on request and are written back as Params.
+    """The common part of Binarizer and Bucketizer: thresholds that train only on request and are written back as
+    Params.
 
     The gradient ends here: earlier stages do not train through the index of a bin.
     """
@@ -70,7 +74,7 @@ class Comparing(StageModule):
 
 @register("pyspark.ml.feature.Binarizer")
 class Binarizer(Comparing):
-    """1 where x > threshold, else 0; of numbers, or of the entries of a vector.
+    """1 where x > threshold, else 0; x is a number or an entry of a vector.
 
     NaN gives 0, but 1 in a vector with a threshold below 0, where Spark tests x <= threshold. Null stays null in Spark
     3.5, and gives 0 in later versions.
@@ -161,12 +165,12 @@ class SortedSplits(Ordered):
         mirrored = Ordered().value(-start.flip(-1), torch.where(self.outer, 0.0, -move).flip(-1))
         out = torch.where(low.isinf() & high.isfinite(), -mirrored.flip(-1), upwards)
         out = torch.where(self.outer | ~start.isfinite(), start, out)
-        # Rounding can make two splits equal, which is invalid: then all of them stay.
+        # Rounding can make two splits equal, which is invalid: then all splits keep their start values.
         ascend = (out[..., 1:] > out[..., :-1]) | out[..., 1:].isinf()
         return torch.where(ascend.all(-1, keepdim=True), out, start.expand_as(out))
 
     def _stretched(self, start: Tensor, x: Tensor) -> Tensor:
-        """Splits `x` rescaled between two finite ends, so that the last split keeps its value; else `x`."""
+        """Splits `x`, rescaled so that the last split keeps its value if both outer splits are finite; else `x`."""
         both = torch.cat(self._ends(start), -1).isfinite().all(-1, keepdim=True)
         # No infinity may enter the branch that `where` drops: its gradient would be NaN.
         low, high = self._ends(torch.where(both, start.nan_to_num(0.0, 0.0, 0.0), 0.0))
@@ -176,7 +180,7 @@ class SortedSplits(Ordered):
             first, last = self._ends(x)
             return (x - first) * ((high - low) / torch.where(last > first, last - first, 1.0))
 
-        # As a difference of two results of the same rounding, so that no move is exactly the start.
+        # As a difference of two results of the same rounding, so that a move of 0 gives exactly the start.
         return torch.where(both, start + (to_length(x) - to_length(start)), x)
 
     def _ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -233,7 +237,7 @@ class Bucketizer(Comparing):
 
     def bin(self, x: Tensor, null: Tensor | None, splits: Tensor, tau: Tensor, name: str) -> Tensor:
         empty = x.isnan()
-        # Without `nulls`, NaN is read as what the stage accepts.
+        # Without `nulls`, NaN is taken for whichever of NaN and null the stage accepts.
         null = (torch.zeros_like(empty) if self.keep else empty) if null is None else null
         if not self.keep and known_any(empty & ~null):
             raise InputError(
@@ -270,7 +274,9 @@ class Bucketizer(Comparing):
         return {self.name: SortedSplits(self.outer)}
 
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
-        """Units: of the first split, standard deviations of its column; of the others, logarithms of distances."""
+        """Units: SHARPNESS standard deviations of the column for an inner split with no finite split before it and an
+        infinite last split; SHARPNESS for the others, which move by the logarithm of the distance to a neighbour.
+        """
         own: Tensor = getattr(self, self.name).detach()
         free = self.inner & ~torch.cat([own[..., :1], own[..., :-1]], -1).isfinite()
         free = free & own.gather(-1, torch.tensor(self.sizes).view(*own.shape[:-1], 1) - 1).isinf()

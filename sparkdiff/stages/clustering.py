@@ -16,7 +16,9 @@ from sparkdiff.tensors.rows import Rows, SparseRows, known_any
 
 EPSILON = 2.0**-52  # org.apache.spark.ml.impl.Utils.EPSILON
 VAGUE = 1e-8
-"""Relative difference of an eigenvalue between two orders of the features above which it is a result of rounding."""
+"""Relative difference above which an eigenvalue counts as a result of rounding, if it is computed for two orders of the
+features.
+"""
 
 
 def squares(x: Rows) -> Tensor:
@@ -43,10 +45,11 @@ class Clusters(Predictor):
 
 @register("pyspark.ml.clustering.KMeansModel")
 class KMeans(Clusters):
-    """The nearest centre; the first of several at equal distance, and the first if a distance is not finite.
+    """The index of the nearest centre: of several at equal distance the first, and NaN counts as infinitely far.
 
-    Source: org.apache.spark.mllib.clustering.DistanceMeasure. The margin holds the distances (n, k), squared if
-    euclidean and 1 - cosine else; the loss is the smallest of them, which KMeansSummary.trainingCost sums.
+    Source: org.apache.spark.mllib.clustering.DistanceMeasure. The margin (n, k) holds the squared Euclidean distances
+    or, for the cosine measure, 1 - cosine. The loss of a row is its smallest entry; KMeansSummary.trainingCost is the
+    sum of these over the rows.
     """
 
     weights = ("clusterCenters",)
@@ -96,7 +99,7 @@ class KMeans(Clusters):
         return "inertia", {}
 
     def loss_unit(self) -> float:
-        """Variance of the centres, a measure of the distance between clusters."""
+        """Variance of the centres, as a typical squared distance between clusters; 1 for the cosine measure."""
         spread = float(self.clusterCenters.detach().var(0, correction=0).sum())
         return 1.0 if self.cosine or not spread > 0 else spread
 
@@ -169,8 +172,8 @@ class GaussianMixture(Clusters):
 
     @classmethod
     def refuses(cls, stage: Any) -> str | None:
-        """Reason to refuse features that nearly depend on one another: Spark's own density then depends on the order
-        of the features. None if it has none.
+        """Reason why the model must stay in Spark; None if there is none. If features nearly depend linearly on one
+        another, Spark's own density depends on the order of the features, so such a model is refused.
         """
         for number, gaussian in enumerate(stage.gaussians):
             covariance = tensor(gaussian.cov)
@@ -194,7 +197,9 @@ class GaussianMixture(Clusters):
         )  # fmt: skip
 
     def roots(self) -> tuple[Tensor, Tensor]:
-        """Root R (k, d, d) of each covariance's pseudo-inverse R'R, and the density's constant (k,); no gradient."""
+        """Root R (k, d, d) of each covariance's pseudo-inverse R'R, and the constant (k,) of the log-density; without
+        gradient.
+        """
         values, vectors = torch.linalg.eigh(self.sigmas.detach())
         kept = values > tolerance(values)
         roots = torch.where(kept, (1 / torch.where(kept, values, 1.0)).sqrt(), 0.0)[:, :, None] * vectors.mT

@@ -1,5 +1,5 @@
-"""Maps from unconstrained values to parameters inside their domain, so that every optimizer step gives a valid Spark
-stage.
+"""Maps from unconstrained values ("moves") to parameters inside their domain, so that every optimizer step gives a
+valid Spark stage.
 """
 
 import torch
@@ -10,7 +10,8 @@ from sparkdiff.tensors.rows import running_sum
 
 
 class Constraint:
-    """A map from moves u, which optimizers and anchors act on, to parameters; u = 0 gives the start bit for bit.
+    """A map from moves u, on which optimizers and the penalty `regAnchor` act, to parameters; u = 0 gives the start
+    value bit for bit.
 
     A subclass defines `value`, and `gradient` if it has a closed form. Instances hold only settings and can be
     pickled.
@@ -24,14 +25,14 @@ class Constraint:
         raise NotImplementedError
 
     def gradient(self, start: Tensor, move: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
-        """Gradient with respect to the moves from that with respect to the parameters, all (K, *shape)."""
+        """Gradient with respect to the moves, given `gradient` with respect to the parameters; all (K, *shape)."""
         with torch.enable_grad():
             free = move.detach().requires_grad_()
             [out] = torch.autograd.grad(dot(self.value(start, free), gradient), [free])
         return out
 
     def moved(self, start: Tensor, value: Tensor) -> Tensor:
-        """Distance of parameters from the start, in moves, (*shape), (*shape) -> (*shape); for reports."""
+        """Moves that lead from the start to these parameters, (*shape), (*shape) -> (*shape); for reports."""
         return value - start
 
 
@@ -79,7 +80,8 @@ class Rounded(Constraint):
 
 
 class Ordered(Constraint):
-    """Ascending along the last axis: the first finite entry moves freely, each further one by exp(move) times its step.
+    """Entries that ascend along the last axis: the first finite one moves freely; for each further one, the step from
+    its predecessor is multiplied by exp(move).
 
     Equal neighbours stay equal; infinite entries at the ends stay where they are.
     """
@@ -97,8 +99,8 @@ class Ordered(Constraint):
 
     @staticmethod
     def _steps(x: Tensor) -> tuple[Tensor, Tensor]:
-        """Distance of each entry to the one before, 0 where one of the two is infinite or missing, and a mask, True
-        where neither is.
+        """Difference of each entry to its predecessor, 0 if the entry or its predecessor is infinite or missing; and a
+        mask, True if both are finite.
         """
         finite = x.isfinite()
         known = torch.where(finite, x, 0.0)
@@ -122,8 +124,8 @@ class UnitNorm(Constraint):
 
 
 class LogProbabilities(Constraint):
-    """Logarithms of shares whose total along the last axis does not change (1 in a fitted model); a share of 0 stays
-    0.
+    """Logarithms of shares. The sum of the shares along the last axis does not change (in a fitted model it is 1); a
+    share of 0 stays 0.
     """
 
     def value(self, start: Tensor, move: Tensor) -> Tensor:
@@ -146,8 +148,8 @@ class Probabilities(Constraint):
 
 
 class Covariance(Constraint):
-    """Positive definite matrices (..., d, d): the Cholesky root L of L L' turns into L T, T with exp(move) on its
-    diagonal.
+    """Positive definite matrices (..., d, d) = L L': a move replaces the Cholesky root L by L T, where T has the moves
+    below its diagonal and exp(move) on it.
 
     T is lower triangular: the moves above the diagonal do nothing. A matrix without a root (a singular one) does not
     change.
@@ -167,7 +169,7 @@ class Covariance(Constraint):
 
     @staticmethod
     def _root(x: Tensor) -> tuple[Tensor, Tensor]:
-        """Lower root of each matrix and whether it has one, (...) -> (..., 1, 1); the identity if it has none."""
+        """Lower Cholesky root of each matrix, or the identity if it has none; and whether it has one, (..., 1, 1)."""
         root, failed = torch.linalg.cholesky_ex(x)
         found = (failed == 0)[..., None, None]
         return torch.where(found, root, torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)), found

@@ -19,8 +19,8 @@ from sparkdiff.tensors.rows import Rows, SparseRows
 class Word2Vec(Prepared, MatrixProduct):
     """The mean of the words' vectors; unknown words count as 0, a row without words is 0. The vectors are float32.
 
-    Strings cannot enter torch. Spark first computes, for each row, the share of each known word and the number of
-    words.
+    Strings cannot enter torch, so Spark first computes, for each row, the share of each known word among all words of
+    the row, and the number of words.
 
     Source: org.apache.spark.ml.feature.Word2VecModel.transform, which sums in double and multiplies by 1 / number.
     """

@@ -46,7 +46,7 @@ class PolynomialExpansion(StageModule):
         return torch.cat(products[1:], 1)[:, place]
 
     def expanded_sparse(self, x: SparseRows) -> SparseRows:
-        # A row's first entry, and the last one that may be the next factor.
+        # For each product: the row's first entry, and the last entry that may be its next factor.
         begin, last = x.offsets[:-1], x.offsets[1:] - 1
         of, product = torch.arange(len(x), device=x.device), x.values.new_ones(len(x))
         place = torch.full_like(of, -1)
@@ -69,24 +69,26 @@ class PolynomialExpansion(StageModule):
 
 
 def times(product: Tensor, factor: Tensor) -> Tensor:
-    """Product, where a `product` of 0 stays 0 for any factor, with its derivative if finite."""
+    """Elementwise product * factor, but 0 where `product` is 0, also for a factor that is infinite or NaN. The
+    derivative is that of a product wherever the factor is finite.
+    """
     return torch.where((product == 0) & ~factor.isfinite(), 0.0, product * factor)
 
 
 @cache
 def skipped(width: int, degree: int, device: torch.device = CPU) -> Tensor:
-    """Number of monomials up to this degree, including 1, of the features before each feature; (width,)."""
+    """Number of monomials up to this degree, the constant 1 included, of the features before each feature; (width,)."""
     return torch.tensor([math.comb(j + degree, degree) for j in range(width)], dtype=torch.int64, device=device)
 
 
 @cache
 def monomials(width: int, degree: int, device: torch.device = CPU) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
-    """Steps that build the monomials by multiplication, and their places in the output.
+    """Steps that build the monomials degree by degree, by multiplication, and the monomials' places in the output.
 
     Returns:
-        for each degree, the number of the monomial of one degree less, and the feature that multiplies it, which is no
-            later than
-        its other features; and for each place of the output the number of its monomial, counted degree by degree.
+        for each degree and each of its monomials: the number of the monomial of one degree less, and the feature that
+            multiplies it, which is not later than any feature of that monomial; and for each place of the output, the
+            number of its monomial, counted degree by degree.
     """
     if device != CPU:
         levels, place = monomials(width, degree)

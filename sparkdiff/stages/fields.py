@@ -7,13 +7,13 @@ from sparkdiff.stages.base import StageModule
 
 
 class StaysInSparkError(Exception):
-    """The input columns of a stage keep it in Spark, for the reason given; never leaves the package."""
+    """A stage must stay in Spark because of its input columns; the message is the reason. Never leaves the package."""
 
 
 UNDECIDED = "decided when data are seen"
 UNKNOWN_SLOT = "(of unknown width)"
-"""Name of the only slot of a vector of unknown width, until data are seen; an assembler appends it to the column's
-name.
+"""Name of the only slot of a vector whose width is unknown until data are seen; an assembler appends this name to that
+of the column.
 """
 
 
@@ -23,7 +23,7 @@ class Field(NamedTuple):
     Attributes:
         vector: whether it holds vectors.
         attributes: its `ml_attr` metadata, as Spark writes them; None if it has none.
-        storage: Spark's storage of each of its vectors, like the `storage` of a StageModule.
+        storage: the form in which Spark stores each of its vectors, like the `storage` of a StageModule.
         kind: its type, as Spark's `simpleString`.
     """
 
@@ -37,11 +37,13 @@ class FieldReader(StageModule):
     """A stage whose computation depends on facts about its input columns, such as their number of categories."""
 
     undecided: ClassVar[str] = "hold categories"
-    """The fact about its input columns that the stage can't know before data are seen."""
+    """The fact about its input columns that the stage can't know before data are seen; the plan prints "whether x, y
+    hold categories is decided when data are seen".
+    """
 
     @classmethod
     def wants_fields(cls, stage: Any) -> bool:
-        """True if facts about the input columns (their `ml_attr` metadata) decide what the stage computes."""
+        """True if facts about the input columns (their `ml_attr` metadata) decide what this fitted stage computes."""
         return True
 
     @classmethod

@@ -18,13 +18,15 @@ from sparkdiff.tensors.device import moved
 from sparkdiff.tensors.rows import Rows, SparseRows, on_gpu
 
 MANY = 20
-"""Number of trees above which the leaves of each tree move less, so that a step of all trees keeps its size."""
+"""Number of trees above which the unit of a leaf shrinks with the number of trees, so that one step of all trees
+together keeps its size.
+"""
 STEADY = 0.3
 """Unit of a threshold in standard deviations of its feature; with 3, thresholds on the bike sharing data moved away
 from their leaves.
 """
 EDGES = 1000
-"""Number of rows on which parity is checked at the splits."""
+"""Largest number of rows, each with a feature exactly at a split, on which parity with Spark is checked."""
 
 
 class Trees(Predictor):
@@ -87,11 +89,11 @@ class Trees(Predictor):
         return self.router.leaf(x, self.thresholds)
 
     def share(self) -> Tensor:
-        """Factor of each tree's leaf in the margin, (T,)."""
+        """Factor with which each tree's leaf enters the sum over the trees, (T,)."""
         return self.treeWeights * self.factor if self.boosted else self.leaves.new_ones(self.nodes.trees)
 
     def table(self) -> Tensor:
-        """Contribution of each leaf to the margin, (L,) or (L, k)."""
+        """Contribution of each leaf to the sum over the trees, (L,) or (L, k)."""
         return self.leaves * self.share()[self.tree]
 
     def combined(self, total: Tensor) -> Tensor:
@@ -136,8 +138,8 @@ class Trees(Predictor):
         raise NotImplementedError
 
     def leaf_column(self, leaves: Tensor) -> Tensor:
-        """Numbers of leaves within their tree, from numbers over all trees (n, T); (n,) for a stage of a single tree,
-        else (n, T).
+        """Numbers of the leaves counted within each tree, given their numbers counted over all trees (n, T). Returns
+        (n,) for a stage of a single tree, else (n, T).
         """
         own = (leaves - self.first).to(torch.float64)
         return own[:, 0] if self.single else own
@@ -166,8 +168,8 @@ class Trees(Predictor):
 
     @torch.no_grad()
     def settle_(self) -> None:
-        """Move each threshold to the middle between the two values that it separates, or back if these two are
-        unchanged.
+        """Move each threshold to the middle between the two training values that it separates, or back to its fitted
+        value if it still separates the same two values as when it was fitted.
         """
         for feature, values in self.values.items():
             at = self.feature == feature
@@ -181,7 +183,7 @@ class Trees(Predictor):
         return tensor(self.nodes.values[self.nodes.starts[self.nodes.continuous]])
 
     def critical_rows(self, row: Tensor) -> Tensor:
-        """At most EDGES rows like `row` (1, d) with a feature on a threshold, at a category, or at none of the
+        """At most EDGES variants of `row` (1, d) with one feature at a threshold, at a category, or outside the
         categories.
         """
         nodes = self.nodes
@@ -201,11 +203,13 @@ class Trees(Predictor):
         return rows
 
     def nominal_features(self) -> Tensor:
-        """Features (q,) that are categories, to which nothing can be added."""
+        """Indices (q,) of the features that are categories, to which no noise can be added."""
         return torch.from_numpy(np.unique(self.nodes.featureIndex[self.nodes.categorical])).long()
 
     def leaf_unit(self, y: LabelStats) -> Tensor | float:
-        """Change of a leaf's contribution to the margin by one unit, broadcastable to `leaves`."""
+        """Unit of a leaf times its tree's `share`: one unit then changes the margin by about the margin's own unit.
+        Broadcastable to `leaves`.
+        """
         return self.margin_unit(y)
 
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
@@ -242,7 +246,9 @@ def _wants_gradient(x: Rows) -> bool:
 
 
 def _spreads(thresholds: Tensor, feature: Tensor) -> Tensor:
-    """tau of each threshold (C,) until rows have been observed: from the spread of its feature's thresholds, or 1."""
+    """Temperature tau of each threshold (C,) until `observe` is called: SHARPNESS times the standard deviation of all
+    thresholds of its feature, which counts as 1 if they are equal; 1 if this is not finite.
+    """
     size = int(feature.max()) + 1 if len(feature) else 0
     count, total, square = (torch.zeros(size, dtype=torch.float64).index_add_(0, feature, v) for v in (
         torch.ones_like(thresholds), thresholds, thresholds**2))  # fmt: skip

@@ -1,8 +1,8 @@
 """Gradients through hard splits, by straight-through estimation at every node.
 
-In the forward pass a row takes one way at each node, as in Spark. The backward pass treats it as if it went right
-with probability sigmoid((x - threshold) / tau), so that a threshold, or an earlier stage, learns the result of the
-other way. Source: Bengio, Léonard and Courville, "Estimating or Propagating Gradients Through Stochastic Neurons",
+In the forward pass a row goes to one child of each node, as in Spark. The backward pass treats the row as if it went
+right with probability sigmoid((x - threshold) / tau), so a threshold, or an earlier stage, learns the result of the
+other child. Source: Bengio, Léonard and Courville, "Estimating or Propagating Gradients Through Stochastic Neurons",
 2013.
 """
 
@@ -17,7 +17,7 @@ from sparkdiff.stages.routing import Subsets, categories
 from sparkdiff.tensors.rows import Rows, SparseRows, on_gpu
 
 SHARPNESS = 0.3
-"""tau in standard deviations of the feature."""
+"""Temperature tau of the sigmoid, in standard deviations of the feature."""
 ENTRIES = 1 << 24
 """Largest number of entries of one array (128 MiB of doubles)."""
 GPU_ENTRIES = 1 << 26
@@ -106,15 +106,15 @@ class Gates:
 
 
 class StraightThrough(torch.autograd.Function):
-    """Read columns x (n, u), thresholds (C,), table (L, k) -> (n, k): sums over all trees of the entries of the rows'
-    leaves.
+    """Sums over all trees of the table entries of each row's leaf, from the columns that the trees read x (n, u),
+    thresholds (C,) and table (L, k) -> (n, k); with straight-through derivatives.
     """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, thresholds: Tensor, table: Tensor, tau: Tensor, goes: Tensor, gates: Gates
     ) -> Tensor:
-        """Sum the entries of the rows' leaves over all trees.
+        """Sum, for each row, the table entries of its leaves over all trees.
 
         Args:
             tau: (C,).

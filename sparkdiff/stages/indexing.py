@@ -82,7 +82,9 @@ class VectorIndexer(StageModule):
         return self.indexed(x.reshape(-1), features.reshape(-1)).view_as(x)
 
     def indexed(self, x: Tensor, feature: Tensor) -> Tensor:
-        """Indices for the values (m,) of these features (m,) that are categorical; other values unchanged."""
+        """Values x (m,) of these features (m,), with the index of the category in place of each value of a categorical
+        feature.
+        """
         begin, end, unknown = self.first[feature], self.first[feature + 1], self.unknown[feature]
         nominal = unknown >= 0
         if on_gpu(x):  # for all values, to avoid waiting for the number of categorical ones
@@ -100,8 +102,8 @@ class VectorIndexer(StageModule):
         return x.masked_scatter(nominal, number)
 
     def found(self, x: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        """Place among the categories from `low` to `high` of the first one that isn't less than x, and whether it
-        equals x; all (m,).
+        """Binary search: for each x, the place of the first category from `low` to `high` that isn't less than x, and
+        whether that category equals x; all (m,).
         """
         some, last = low < high, (high - 1).clamp_min(0)
         for _ in range(self.most.bit_length()):
@@ -118,8 +120,8 @@ class OneHotEncoder(StageModule):
     slot.
 
     Null stays null, which is NaN in every slot; without the column `"<name> is null"` NaN is an invalid index. The
-    only stage of Spark that accepts a null vector is an assembler with handleInvalid='keep': `refusing` has, by input,
-    the uid of a later stage that refuses it.
+    only stage of Spark that accepts a null vector is an assembler with handleInvalid='keep'. `refusing` maps the name
+    of an input to the uid of a later stage that refuses a null vector.
     """
 
     expands = True

@@ -32,8 +32,8 @@ from sparkdiff.tensors.rows import (
 
 @register("pyspark.ml.feature.Interaction")
 class Interaction(FieldReader):
-    """The products of one entry of each input column, the first column's index slowest; scalars are columns of one
-    entry.
+    """All products of one entry from each input column; the index of the first column varies slowest, and a scalar is a
+    column of one entry.
 
     A nominal scalar with more than one value is first turned into a one-hot block. An entry that Spark does not store
     gives no product, whatever the other factor: 0 * NaN is NaN for an entry of a dense vector, and 0 for one that a
@@ -120,7 +120,7 @@ class Interaction(FieldReader):
         return column[:, None] if column.ndim == 1 else column
 
     def _stored(self, column: Rows, name: str, values: int, storage: str) -> SparseRows:
-        """Entries that Spark stores, which form the products."""
+        """The column as sparse rows with exactly the entries that Spark stores; only these form products."""
         if isinstance(column, Tensor) and column.ndim == 1:
             index = self._index(column, name, values) if values > 1 else torch.zeros_like(column, dtype=torch.int64)
             value = torch.ones_like(column) if values > 1 else column
@@ -134,7 +134,7 @@ def _categories(name: str, field: Field) -> int:
     """Number of one-hot columns of a scalar; 1 for a number or a vector.
 
     Raises:
-        StaysInSparkError: Spark itself refuses the column, or encodes it as only Spark can.
+        StaysInSparkError: Spark itself refuses the column, or encodes it in a way that depends on its storage.
     """
     attributes = field.attributes or {}
     if not field.vector:
@@ -156,7 +156,9 @@ def _categories(name: str, field: Field) -> int:
 
 
 def _crossed(slow: SparseRows, fast: SparseRows) -> SparseRows:
-    """Products of every stored entry of one with every stored entry of the other, row by row."""
+    """Products of every stored entry of `slow` with every stored entry of `fast`, row by row; `fast`'s index varies
+    fastest.
+    """
     many, few = slow.lengths(), fast.lengths()
     offsets = offsets_of(many * few)
     row = torch.repeat_interleave(torch.arange(len(slow), device=slow.device), many * few)

@@ -14,18 +14,18 @@ from sparkdiff.stages.predictor import LeastSquares
 from sparkdiff.tensors.rows import Nulls, Rows, SparseRows, on_gpu
 
 EDGES = 1000
-"""Number of rows on which parity is checked at the boundaries."""
+"""Largest number of rows with the feature at a boundary on which parity with Spark is checked."""
 
 
 class Rising(Ordered):
-    """Ascending, even if rounding would swap neighbours."""
+    """Entries that ascend along the last axis, even if rounding would swap neighbours."""
 
     def value(self, start: Tensor, move: Tensor) -> Tensor:
         return super().value(start, move).cummax(-1).values
 
 
 class Falling(Rising):
-    """Descending."""
+    """Entries that descend along the last axis, even if rounding would swap neighbours."""
 
     def value(self, start: Tensor, move: Tensor) -> Tensor:
         return -super().value(-start, move)
@@ -38,9 +38,9 @@ class Falling(Rising):
 class IsotonicRegression(LeastSquares):
     """prediction = y1 + (y2 - y1) (x - x1) / (x2 - x1) between two boundaries, and the outer predictions beyond them.
 
-    A vector is read at featureIndex. On a boundary the prediction is that of the boundary (of several equal ones, that
-    which java.util.Arrays.binarySearch finds), and the slope the mean of both sides. NaN is above all numbers; null
-    stays null.
+    Of a vector only the entry at featureIndex is read. At a boundary the prediction is that of the boundary (of several
+    equal boundaries, the one that java.util.Arrays.binarySearch finds), and the derivative is the mean of the slopes on
+    its two sides. NaN is above all numbers; null stays null.
 
     Source: org.apache.spark.mllib.regression.IsotonicRegressionModel.predict.
     """
@@ -127,7 +127,7 @@ class IsotonicRegression(LeastSquares):
         return {"predictions": Rising() if self.isotonic else Falling()}
 
     def critical_rows(self, row: Tensor) -> Tensor:
-        """At most EDGES rows like `row`, (1,) or (1, d), on the boundaries."""
+        """At most EDGES variants of `row`, (1,) or (1, d), with the feature at a boundary."""
         places = self.boundaries[:: -(-len(self.boundaries) // EDGES)]
         if row.ndim == 1:
             return places.clone()
@@ -153,7 +153,7 @@ class IsotonicRegression(LeastSquares):
 
 
 def _met(boundaries: np.ndarray) -> np.ndarray:
-    """Index, for each boundary, of the equal one that java.util.Arrays.binarySearch finds."""
+    """Index that java.util.Arrays.binarySearch finds for the value of each boundary, (m,)."""
     out = np.arange(len(boundaries))
     for value in np.unique(boundaries[1:][boundaries[1:] == boundaries[:-1]]):
         low, high = 0, len(boundaries) - 1

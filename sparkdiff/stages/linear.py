@@ -29,18 +29,19 @@ def product(x: Rows, weight: Tensor) -> Tensor:
 
 
 def without(x: Rows, which: Tensor) -> Rows:
-    """Rows with 0 in these columns (d,) bool, whatever they hold."""
+    """Rows with 0 in place of every entry, also of NaN and infinity, in the columns of the mask `which` (d,) bool."""
     if isinstance(x, SparseRows):
         return x.with_values(torch.where(which[x.indices], 0.0, x.values))
     return torch.where(which, 0.0, x)
 
 
 def coefficient_units(x: FeatureStats, unit: float) -> Tensor:
-    """Unit of a coefficient: one unit of the margin per standard deviation of its column (1 where the column is
-    constant).
+    """Unit of each coefficient: with one unit more, the margin changes by `unit` if the column changes by one standard
+    deviation (by 1 if the column is constant).
 
-    For sparse rows it is one unit per usual entry: the standard deviation of a rare word's column is a hundredth of an
-    entry, so the unit would be a hundred times too large for rows with the word.
+    For sparse rows the root mean square of the nonzero entries takes the place of the standard deviation. For a rare
+    word the standard deviation is perhaps a hundredth of an entry, so the unit would be a hundred times too large for
+    rows with the word.
     """
     spread = x.std if x.entry is None else x.entry
     return unit / torch.where(spread > 0, spread, 1.0)
@@ -104,7 +105,7 @@ def power(eta: Tensor, exponent: float) -> Tensor:
 
 
 LINKS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[float], float]]] = {
-    # link: (margin -> mean, derivative of the link at a mean); NaN where the margin is a log-ratio, whose own unit is 1
+    # link: (margin -> mean, derivative of the link at a mean); NaN for links whose margin has the unit 1 (log-ratios)
     "identity": (lambda eta: eta, lambda mu: 1.0),
     "log": (torch.exp, lambda mu: math.nan),
     "logit": (torch.sigmoid, lambda mu: math.nan),
@@ -203,14 +204,14 @@ class GeneralizedLinearRegression(LinearMargin):
 
 @register("pyspark.ml.classification.LogisticRegressionModel")
 class LogisticRegression(MatrixProduct, ProbabilisticClassifier):
-    """One row of coefficients: rawPrediction = [-m, m], probability = sigmoid; several rows: softmax, also for two
-    classes.
+    """A classifier with one row of coefficients (rawPrediction = [-m, m], the probability is a sigmoid), or with
+    several rows, also for two classes (the probability is a softmax).
 
     The shape of the matrix decides between the two, not the number of classes.
 
-    With one row, `threshold` trains on request, with a loss that depends only on decisions: the margin is then m minus
-    the change of the threshold's log-odds, so that a comparison with the original threshold decides like the new one.
-    Spark's columns other than the prediction are computed from m.
+    With one row, `threshold` trains on request, under a loss that depends only on the predicted class. The margin is
+    then m minus the change of the threshold's log-odds, so that comparing it with the original threshold gives the same
+    class as comparing m with the new one. Spark's columns other than the prediction are computed from m.
 
     An L1 penalty leaves coefficients of 0 that Spark does not store, and never multiplies, not even by NaN or
     infinity. They stay unstored in training and in Spark as long as they are 0.
@@ -258,7 +259,9 @@ class LogisticRegression(MatrixProduct, ProbabilisticClassifier):
         return out - self.moved(self.threshold) if self.unfrozen else out
 
     def scores(self, x: Rows) -> Tensor:
-        """Scores from which Spark's columns are computed, (n,) or (n, k)."""
+        """Linear predictor without the shift for a moved threshold, from which Spark's columns are computed; (n,) or
+        (n, k).
+        """
         weight, intercept = self.coefficientMatrix, self.interceptVector
         out = product(x, weight) + intercept if self.isMultinomial else product(x, weight[0]) + intercept[0]
         skipped = self.skipped()
@@ -323,8 +326,8 @@ class LogisticRegression(MatrixProduct, ProbabilisticClassifier):
         return super().decision_margin(margin) if self.isMultinomial else margin - logit(self.decides_at)
 
     def label(self, raw: Tensor, probability: Tensor, threshold: Tensor | float | None = None) -> Tensor:
-        """Class according to the first column that Spark shows: the columns differ in rounding and in the treatment of
-        NaN.
+        """Class of each row, computed from the first output column that the stage shows, as in Spark: the columns
+        differ in rounding and in the treatment of NaN.
         """
         if self.isMultinomial:
             return super().label(raw, probability)
@@ -397,7 +400,9 @@ class LogisticRegression(MatrixProduct, ProbabilisticClassifier):
 
 
 def binary_threshold(stage: Any) -> float:
-    """Threshold of a model with one margin; `getThreshold` can divide by zero, Spark's own code does not."""
+    """Threshold of a model with one margin, computed as in Spark's Scala code: pyspark's `getThreshold` can divide by
+    zero.
+    """
     if stage.isSet("thresholds"):
         zero, one = stage.getOrDefault("thresholds")
         threshold = 1 / (1 + zero / one) if one else 0.0

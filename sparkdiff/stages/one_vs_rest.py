@@ -19,10 +19,11 @@ from sparkdiff.tensors.rows import Rows
 
 @register("pyspark.ml.classification.OneVsRestModel")
 class OneVsRest(MatrixProduct, Predictor):
-    """rawPrediction = each model's rawPrediction of its class 1; prediction = the largest.
+    """rawPrediction = each model's rawPrediction of its class 1; prediction = the class with the largest one.
 
-    The margin is (n, 2 k): these, and the models' own margins (log-odds; for a LinearSVC its margin), from which the
-    loss is computed: the sum over classes of each model's own loss. Spark never shows a softmax of rawPrediction.
+    The margin is (n, 2 k): k entries of rawPrediction, then the margins of the k models (log-odds; for a LinearSVC its
+    margin). The loss is the sum of the models' own losses, computed from the latter. Spark never shows a softmax of
+    rawPrediction.
 
     Source: pyspark.ml.classification.OneVsRestModel._transform.
     """
@@ -48,8 +49,8 @@ class OneVsRest(MatrixProduct, Predictor):
     @classmethod
     def from_spark(cls, stage: Any) -> "OneVsRest":
         models: list[Any] = [REGISTRY[class_name(m)].from_spark(m) for m in stage.models]
-        # In Python's max, NaN is the largest only in first place; in array_argmax of newer Sparks never, and only
-        # scores > -inf count.
+        # Older Sparks use Python's max, in which NaN is the largest only in first place. Newer ones use array_argmax,
+        # in which NaN is never the largest, and only scores > -inf count.
         return cls(
             models, shown=cls.shown_by(stage), by_array="array_argmax" in type(stage)._transform.__code__.co_names
         )
@@ -123,7 +124,7 @@ class OneVsRest(MatrixProduct, Predictor):
         return "oneVsRest", {}
 
     def own_rows(self, margin: Tensor, label: Tensor, weight: Tensor) -> Tensor:
-        """Sum over classes of the own loss of each model, its class against the rest."""
+        """Sum over the classes of the loss of the class's model (this class against the rest), per row (n,)."""
         own = margin[:, self.classes :]
         index = label.nan_to_num().clamp(0, self.classes - 1).long()  # a row of weight 0 may hold anything
         mine = F.one_hot(index, self.classes).to(own.dtype)
@@ -151,7 +152,7 @@ class OneVsRest(MatrixProduct, Predictor):
 
     def supported(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
         return self._each([
-            # The rows in a leaf aren't known here; this takes the rows that it was fitted on.
+            # The training rows in a leaf aren't known here; the number of rows that it was fitted on replaces them.
             {"leaves": _fitted_on(m) >= SUPPORT} if isinstance(m, Trees) else m.supported(x, _two(y, j))
             for j, m in enumerate(self._models())
         ])  # fmt: skip

@@ -1,4 +1,6 @@
-"""The common part of all predictors: a margin for the loss, and the output columns that Spark computes from it."""
+"""The common part of all predictors: a margin (the linear predictor before the link, or scores of the classes), from
+which the loss and Spark's output columns are computed.
+"""
 
 import math
 from typing import Any, ClassVar
@@ -20,11 +22,11 @@ class Predictor(StageModule):
     ranks: bool = False
     """Whether a regression's means can serve as scores that rank rows of label 1 above those of label 0."""
     labelled: bool = True
-    """Whether it was fitted to a label. Without a label it has a loss of its own, `cost`."""
+    """Whether the stage was fitted to a label. A stage without a label has a loss of its own, `cost`."""
     SHOWN: ClassVar[tuple[str, ...]] = ("predictionCol",)
     """The Params that name the output columns."""
     shown: tuple[str, ...]
-    """The Params of SHOWN that are set; one with an empty name shows no column."""
+    """The Params of SHOWN that name a column; a Param with an empty name shows no column."""
 
     @classmethod
     def outputs(cls, stage: Any) -> tuple[str, ...]:
@@ -36,14 +38,14 @@ class Predictor(StageModule):
         return tuple(c for c in cls.SHOWN if columns_of(stage, (c,)))
 
     def only_shown(self, *columns: Tensor) -> tuple[Tensor, ...]:
-        """Columns of SHOWN that the stage shows."""
+        """The given columns, one for each Param of SHOWN, without those that the stage does not show."""
         every = dict(zip(self.SHOWN, columns, strict=True))
         return tuple(every[c] for c in self.shown)
 
     @classmethod
     def loss_inputs(cls, stage: Any) -> tuple[str, ...]:
-        """Columns that only the loss reads, not the prediction; `margin` gets them after the inputs if a loss is
-        computed.
+        """Columns that the loss reads but the prediction does not. If a loss is computed, `margin` gets them after the
+        inputs.
         """
         return ()
 
@@ -64,17 +66,15 @@ class Predictor(StageModule):
 
     @property
     def decides_only(self) -> bool:
-        """True if only decisions can be read from the margin, because the threshold that it is compared with trains,
-        too.
-        """
+        """True if the margin gives only the predicted class and no probability, because the threshold trains, too."""
         return False
 
     def own_loss(self) -> tuple[str, dict[str, float]]:
-        """The loss that the stage was fitted with, and its parameters."""
+        """Name of the loss that the stage was fitted with, and the parameters of this loss."""
         raise NotImplementedError
 
     def own_rows(self, margin: Tensor, label: Tensor, weight: Tensor) -> Tensor:
-        """The loss that only this predictor has, per row (n,), unweighted."""
+        """Loss of each row, (n,), unweighted, for a predictor whose own loss exists for no other predictor."""
         raise NotImplementedError
 
     def cost(self, margin: Tensor) -> Tensor:
@@ -82,7 +82,9 @@ class Predictor(StageModule):
         raise NotImplementedError
 
     def loss_unit(self) -> float:
-        """Typical large difference of `cost`, so that training does not depend on the units of the features."""
+        """Typical size of a large difference of `cost`; dividing by it makes training independent of the features'
+        units.
+        """
         return 1.0
 
     def mean(self, margin: Tensor) -> Tensor:
@@ -113,7 +115,7 @@ class Predictor(StageModule):
 
     @property
     def falling_link(self) -> str:
-        """The link, if the mean does not increase with the margin; else empty."""
+        """Name of the link if the mean does not increase with the margin; else empty."""
         return ""
 
     @property
@@ -126,8 +128,8 @@ class Predictor(StageModule):
         raise NotImplementedError
 
     def decision_margin(self, margin: Tensor) -> Tensor:
-        """The margin shifted so that its sign, or its largest entry, is the decision for any thresholds; like
-        `margin`.
+        """The margin, shifted by the thresholds so that its sign (or its largest entry) gives the predicted class;
+        shaped like `margin`.
         """
         raise NotImplementedError
 
@@ -135,13 +137,13 @@ class Predictor(StageModule):
     """Whether `mean` is positive by construction."""
 
     def boundary(self, margin: Tensor) -> Tensor | None:
-        """Distance of each row's margin from the nearest change of label, (n,), relative to its size; None for a
-        regression.
+        """Distance of each row's margin from the nearest margin with another predicted class, (n,), relative to the
+        margin's size; None for a regression.
         """
         return None
 
     def margin_unit(self, y: LabelStats) -> float:
-        """Natural unit of the margin: the change of the margin for a change of the label by one standard deviation."""
+        """Typical scale of the margin: its change if the label changes by one standard deviation; 1 for a log-ratio."""
         return 1.0
 
 
@@ -200,7 +202,9 @@ class ProbabilisticClassifier(Predictor):
         return raw, probability, self.label(raw, probability).to(raw.dtype)
 
     def label(self, raw: Tensor, probability: Tensor) -> Tensor:  # (n, k), (n, k) -> (n,)
-        """Class according to the first column that Spark shows: the columns differ in rounding."""
+        """Class of each row, computed from the first output column that the stage shows, as in Spark: the columns
+        differ in rounding.
+        """
         if self.cuts is not None:  # like ProbabilisticClassificationModel.probability2prediction: NaN never wins
             scores = probability / self.cuts.to(probability)
             return torch.where(scores.isnan(), -math.inf, scores).argmax(1)
@@ -234,7 +238,7 @@ def first_largest(scores: Tensor) -> Tensor:
 
 
 def lead(scores: Tensor) -> Tensor:
-    """Distance of the largest score from the second, relative to its size, (n, k) -> (n,)."""
+    """Distance of the largest score from the second largest, relative to max(1, abs(largest)), (n, k) -> (n,)."""
     top = scores.topk(2, 1).values
     return (top[:, 0] - top[:, 1]) / top[:, 0].abs().clamp_min(1)
 
@@ -244,8 +248,8 @@ def logit(threshold: float) -> float:
 
 
 def softmax(margin: Tensor) -> Tensor:
-    """Softmax like Spark's Utils.softmax: a row with +inf is 1 at the first one and 0 elsewhere, NaN at entries that
-    are not finite.
+    """Softmax like Spark's Utils.softmax: a row with +inf gets 1 at its first +inf, and elsewhere 0 for a finite entry
+    and NaN for any other.
     """
     probability = torch.softmax(margin, 1)
     infinite = margin.isposinf()

@@ -7,7 +7,9 @@ from sparkdiff.tensors.rows import Rows
 
 
 class Prepared(StageModule):
-    """A stage before which Spark runs plain stages; for example, a stage that reads words needs their counts."""
+    """A stage before which Spark runs plain stages that make its inputs; for example, a stage that reads words needs
+    their counts.
+    """
 
     preparation_note: ClassVar[str]
     """Description of Spark's preparation, which the plan shows."""
@@ -23,5 +25,5 @@ class Prepared(StageModule):
         raise NotImplementedError
 
     def original_inputs(self, *columns: Rows) -> tuple[Any, ...]:
-        """Inputs of Spark's stage, as Arrow arrays, from which `preparation` would make these columns."""
+        """The inverse of `preparation`: inputs of Spark's stage, as Arrow arrays, that give these prepared columns."""
         raise NotImplementedError

@@ -55,9 +55,9 @@ class PCA(MatrixProduct):
 class DCT(Affine):
     """The orthonormal cosine transform of type II of each row, or its inverse (type III).
 
-    Each output sums all inputs, so its error is relative to the row's largest entry. Rows with infinite entries, or
-    with sums that overflow, are refused: in Spark, the order of the FFT's additions decides where these become
-    infinite or NaN.
+    Each output is a sum over all inputs, so its rounding error is relative to the row's largest entry. Rows with
+    entries that are infinite, or so large that sums may overflow, are refused: in Spark, the order of the FFT's
+    additions decides which outputs become infinite or NaN.
 
     Source: org.apache.spark.ml.feature.DCT, with the DoubleDCT_1D of JTransforms, scaled.
     """

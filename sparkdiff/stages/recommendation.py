@@ -35,7 +35,8 @@ class FloatProduct(torch.autograd.Function):
 
 @register("pyspark.ml.recommendation.ALSModel")
 class ALS(LeastSquares):
-    """prediction = the product of the user's and the item's factors, all in float32; NaN where one of them is unknown.
+    """prediction = the product of the user's and the item's factors, all in float32; NaN if the user or the item is
+    unknown.
 
     The model does not store whether it was fitted to ratings or, with implicitPrefs, to preferences weighted by
     confidence. So its own loss is the squared error of the label column, weighted by weightCol.

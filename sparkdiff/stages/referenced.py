@@ -1,5 +1,5 @@
-"""Stages that stay in Spark with any settings, the reasons, and the Params in which they, and unknown stages, name
-columns.
+"""Stages that stay in Spark whatever their settings are, with the reasons; and the Params in which these stages, and
+stages of unknown classes, name their columns.
 """
 
 from sparkdiff.stages.base import leave_in_spark

@@ -1,9 +1,10 @@
 """Routing of rows through all trees of an ensemble at the same time: hard splits, exact, level by level, in float64.
 
-As long as the trees are nearly full, the nodes of a level lie side by side, tree by tree, and a node's place gives
-those of its children. Below that, only rows that are not in a leaf yet go on, from node to node, so that missing nodes
-cost neither memory nor work: a chain of depth 30 costs its 61 nodes. On a GPU all rows go as deep as the deepest tree,
-because the number of rows still under way is known only after waiting for the GPU.
+The upper levels of a tree, in which few nodes are missing, are stored completely: the nodes of a level lie side by
+side, tree by tree, and the places of a node's children follow from its own place. Below these levels, only rows that
+have not reached a leaf go on, from node to node, so that missing nodes cost neither memory nor work: a chain of depth
+30 costs its 61 nodes. On a GPU all rows go on until the depth of the deepest tree, because the number of rows that have
+not reached a leaf is known only after waiting for the GPU.
 """
 
 from collections.abc import Iterator
@@ -17,9 +18,11 @@ from sparkdiff.jvm.nodes import Array, Nodes
 from sparkdiff.tensors.rows import SparseRows, on_gpu, width
 
 PAIRS = 65_536
-"""Pairs of row and tree that are processed at a time: the data of a level then stay in the processor's cache."""
+"""Number of pairs (row, tree) that are processed at a time; with so few, the data of a level stay in the processor's
+cache.
+"""
 CELLS = 4_000_000
-"""Values that are copied at a time, where columns are gathered or sparse rows made dense."""
+"""Largest number of values that are copied at a time when columns are gathered or sparse rows are made dense."""
 NONE = 2**31 - 1
 """Marker of a value that is no category."""
 GPU_PAIRS, GPU_CELLS = 1 << 24, 1 << 26
@@ -28,7 +31,7 @@ GPU_PAIRS, GPU_CELLS = 1 << 24, 1 << 26
 
 @dataclass
 class Splits:
-    """The splits at each of S places. Places without a decision have column 0."""
+    """The splits at S places of nodes. A place without a decision (a leaf or a missing node) has column 0."""
 
     column: Tensor  # (S,) int32 index into the gathered columns
     source: Tensor  # (S,) int32 index into the thresholds, one past their end for a place without one
@@ -39,11 +42,12 @@ class Splits:
 
 @dataclass
 class Subsets:
-    """Sets of categories: one flag for each category, whether it goes left, and a last one for every other value.
+    """The categorical splits of K nodes. Each has one flag per category, True if the category goes left, and a last
+    flag for all other values.
 
-    Source: org.apache.spark.ml.tree.CategoricalSplit, which keeps the smaller one of the set and its complement within
-    [0, numCategories). So a value in neither goes right if the set that goes left has at most half of the categories
-    (numCategories / 2 in integer division), else left.
+    Source: org.apache.spark.ml.tree.CategoricalSplit, which stores only the smaller of two sets: the categories within
+    [0, numCategories) that go left, and those that go right. So a value outside [0, numCategories) goes right if at
+    most numCategories / 2 categories (integer division) go left, else left.
     """
 
     begins: Tensor  # (K,) int32 into flags
@@ -70,21 +74,21 @@ class Subsets:
         return Subsets(torch.from_numpy(begins).int(), torch.from_numpy(sizes).int(), torch.from_numpy(flags))
 
     def left(self, begin: Tensor, size: Tensor, category: Tensor) -> Tensor:
-        """True where `categories` (p,) go left, given the sets' begins and sizes (p,); never for values without a set,
-        whose begin is 0.
+        """True where `category` (p,) goes left, given the begin and size of its set (p,); always False for begin 0,
+        which stands for a value without a set.
         """
         return self.flags.index_select(0, torch.minimum(category, size).add_(begin))
 
 
 def categories(x: Tensor) -> Tensor:
-    """Category of each value, int32; NONE if it is none."""
+    """Category of each value, int32; NONE for a value that is no category."""
     some = (x >= 0) & (x < NONE) & (x == x.floor())  # NaN is no category: all its comparisons are false
     return torch.where(some, x, 0).int().masked_fill_(~some, NONE)
 
 
 class Room:
-    """Memory for a level of n pairs of row and tree, which is reused: fresh pages from the system cost more than the
-    work.
+    """Buffers for one level of n pairs (row, tree). They are reused, because new memory pages from the system take more
+    time than the computation.
     """
 
     def __init__(self, n: int, device: torch.device):
@@ -96,15 +100,15 @@ class Room:
         self.left = memory(torch.bool)
 
     def first(self, n: int) -> "Room":
-        """The same memory, restricted to n pairs."""
+        """Views of the first n entries of these buffers."""
         out = object.__new__(Room)
         out.__dict__ = {name: memory[:n] for name, memory in vars(self).items()}
         return out
 
 
 class Router:
-    """The leaf of each tree that a row falls into; the leaves are numbered over all trees, each tree's from left to
-    right.
+    """Lookup of the leaf of each tree that a row falls into. Leaves are numbered over all trees, tree by tree, within a
+    tree from left to right.
 
     x <= threshold goes left, in float64; NaN goes right, also where the threshold is infinite; -0.0 is 0. Each call
     passes the thresholds, because they may be trained; results derived from them are kept until they change.
@@ -229,8 +233,8 @@ class Router:
         return Room(self._rows(x) * self.trees, x.device)
 
     def _parts(self, x: Tensor | SparseRows) -> Iterator[tuple[int, Tensor]]:
-        """First row of each part, and the values of its rows that are read, (m, u), for dense rows maybe with some
-        more columns.
+        """Yield, for each part of the rows, its first row and its values in the columns that the trees read, (m, u).
+        For dense rows some other columns may be included.
         """
         rows = self._rows(x)
         for begin in range(0, len(x), rows):
@@ -257,7 +261,7 @@ class Router:
         flat, row, step = self._flat(x)
         value, left, place = room.value.view(shape), room.left.view(shape), room.place.view(shape)
         place.copy_(torch.arange(self.trees, dtype=torch.int32, device=x.device)[:, None])
-        # For all values at once if these are fewer than the pairs that look them up.
+        # Categories are computed once for all values if the values are fewer than the pairs that look them up.
         category = categories(flat) if len(self.subsets.sizes) and len(flat) <= len(room.place) else None
         for number, splits in enumerate(self.levels):
             assert splits.threshold is not None
@@ -281,8 +285,8 @@ class Router:
         return place
 
     def _flat(self, x: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Values of rows (m, u), the start of each row among them (m,) int32, and the distance between values of a
-        row.
+        """Flattened values of rows (m, u), the position of each row's first value (m,) int32, and the distance between
+        two neighbouring values of a row.
         """
         m, u = x.shape
         row = torch.arange(m, dtype=torch.int32, device=x.device)

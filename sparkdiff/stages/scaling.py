@@ -18,11 +18,11 @@ def at_columns(scaler: Any, columns: Tensor | None) -> Affine:
 
 
 class Standardizer(Affine):
-    """y = (x - shift) * (1 / divisor), and x * 0 where the divisor is 0, with the reciprocal as in Spark (x / divisor
-    differs in the last bit).
+    """y = (x - shift) * (1 / divisor), and (x - shift) * 0 where the divisor is 0. Like Spark it multiplies by the
+    reciprocal, because x / divisor differs in the last bit.
 
-    A subclass names its `weights`: divisor, shift; and in `shifts_by` the Param that turns on the shift. Without the
-    shift, sparse stays sparse.
+    A subclass gives the names of the divisor and the shift in `weights`, and the Param that turns on the shift in
+    `shifts_by`. Without the shift, sparse rows stay sparse.
 
     Source: org.apache.spark.ml.feature.StandardScalerModel.getTransformFunc.
     """

@@ -59,7 +59,8 @@ class Selector(Selection):
 
 @register("pyspark.ml.feature.VectorSlicer")
 class VectorSlicer(FieldReader, Selection):
-    """The entries at these indices, in their order; then those with these names in the attributes of the input.
+    """The entries at the Param `indices`, in their order, then the entries with the Param `names`, which are looked up
+    in the attributes of the input column.
 
     Source: org.apache.spark.ml.feature.VectorSlicer.getSelectedFeatureIndices, SparseVector.slice.
     """
@@ -104,8 +105,8 @@ class VectorSlicer(FieldReader, Selection):
 
 @register("pyspark.ml.feature.VectorSizeHint")
 class VectorSizeHint(Unchanged):
-    """The column itself. With handleInvalid='error' vectors of another size raise, as in Spark; 'optimistic' does not
-    check.
+    """The column unchanged. With handleInvalid='error' vectors of another size raise an error, as in Spark;
+    'optimistic' does not check them.
     """
 
     def __init__(self, uid: str, size: int, checks: bool):

@@ -17,8 +17,8 @@ from sparkdiff.tensors.rows import Rows, known_any
 class AFTSurvivalRegression(LinearMargin):
     """prediction = exp(eta) with eta = x @ coefficients + intercept; quantile at q = exp(eta) * (-log(1 - q))^scale.
 
-    The margin is (n, 3): eta, log(scale), and censorCol, which only the loss reads: 1 if the event was observed, 0 if
-    the label is a time up to which it was not.
+    The margin is (n, 3): eta, log(scale), and censorCol. Only the loss reads censorCol: 1 if the event was observed at
+    the time in the label, 0 if it had not happened until then.
 
     Source: org.apache.spark.ml.regression.AFTSurvivalRegressionModel, and AFTAggregator for the loss.
     """

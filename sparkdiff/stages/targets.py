@@ -11,7 +11,7 @@ from sparkdiff.stages.base import SUPPORT, FeatureStats, LabelStats, StageModule
 from sparkdiff.tensors.rows import Nulls, known_any
 
 UNSEEN, MISSING = 2147483647.0, -1.0
-"""Numbers in place of a category: for all categories that weren't seen, and for null."""
+"""Numbers that stand in Spark's table in place of a category: for all unseen categories, and for null."""
 
 
 @register("pyspark.ml.feature.TargetEncoderModel")
@@ -103,7 +103,7 @@ class TargetEncoder(StageModule):
         return tuple((*t.known[:100].tolist(), *((-1.0, 0.5) if self.keep else ())) for t in self.tables)
 
     def training_sums(self, *columns: Tensor, nulls: Nulls | None = None) -> dict[str, Tensor]:  # type: ignore[override]
-        """Number of rows that look each entry up."""
+        """Number of rows whose category is this entry of the tables, (L,)."""
         return {"rows": torch.bincount(torch.cat(self.slots(columns, nulls)), minlength=len(self.stats))}
 
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
@@ -134,7 +134,7 @@ class TargetEncoder(StageModule):
 
 
 class CategoryTable:
-    """The categories of one column, whose entries begin at `first`."""
+    """The categories of one column; its entries begin at `first` in the concatenated tables of all columns."""
 
     def __init__(self, categories: Tensor, first: int):
         self.first, self.size = first, len(categories)
@@ -146,7 +146,9 @@ class CategoryTable:
         self.place = place[seen][order]
 
     def find(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Entry of each row (n,), with the entry for unseen values if needed; and whether the value was seen (n,)."""
+        """Entry of each row (n,), which is the entry for unseen values if the value was not seen in fitting; and
+        whether it was seen (n,).
+        """
         if not len(self.known):
             return torch.full_like(x, self.unseen, dtype=torch.int64), torch.zeros_like(x, dtype=torch.bool)
         near = torch.searchsorted(self.known, x).clamp_max(len(self.known) - 1)

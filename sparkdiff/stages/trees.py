@@ -36,7 +36,9 @@ class RegressionTrees(Affine, Trees, LeastSquares):
         return () if leaves is None or "leafCol" not in self.shown else (self.leaf_column(leaves),)
 
     def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
-        """Affine form in terms of the leaves: given the routes of the rows, the margin is affine in the leaves."""
+        """Affine form in which the inputs are indicators of the leaves: as long as rows do not change leaves, the
+        margin is a weighted sum of these.
+        """
         if not self.routes_fixed or (self.classes and slope.numel()):
             raise NotAffineError(self.uid)
         share = self.share_of(p)[..., self.tree]  # (L,) or (K, L)
@@ -206,7 +208,8 @@ class VotingTrees(ClassifyingTrees):
     def project_(self) -> None:
         """Move weights to >= 0, and the sum of each leaf back to its fitted value.
 
-        Only the shares within a leaf affect a loss, so its total would drift, and near 0 a step could reverse it.
+        Only the shares of the classes within a leaf affect a loss, so the sum would drift, and near 0 a step could
+        change its sign.
         """
         self.leaves.clamp_(min=0)
         fitted, total = self.fitted_leaves(), self.leaves.sum(1, keepdim=True)
@@ -267,7 +270,7 @@ class DecisionTreeClassification(VotingTrees):
 
 
 def normalised(weights: Tensor) -> Tensor:
-    """Weights (n, k) divided by their rows' sums; a row that sums to 0 stays."""
+    """Weights (n, k) divided by the sum of their row; a row with the sum 0 stays unchanged."""
     total = weights.sum(1, keepdim=True)
     return weights / torch.where(total == 0, 1.0, total)
 

@@ -15,7 +15,7 @@ from sparkdiff.tensors.rows import ORDINARY, Rows, SparseRows
 
 @register("pyspark.ml.feature.Normalizer")
 class Normalizer(StageModule):
-    """y = x / norm_p(x), p from 1 to infinity; a row of norm 0 stays as it is. The infinity norm ignores NaN, as in
+    """y = x / norm_p(x), p from 1 to infinity; a row of norm 0 stays unchanged. The infinity norm ignores NaN, as in
     Spark.
 
     Source: org.apache.spark.mllib.feature.Normalizer, Vectors.norm.
@@ -97,7 +97,8 @@ class ElementwiseProduct(Factors):
 class IDF(Factors):
     """y = x * idf; sparse stays sparse. `docFreq` and `numDocs` are written back as they were fitted.
 
-    Each idf trains by a factor: an idf of 0, as for words in fewer than minDocFreq documents, stays 0.
+    Training multiplies each idf by a positive factor, so an idf of 0 (a word in fewer than minDocFreq documents) stays
+    0.
 
     Source: org.apache.spark.mllib.feature.IDFModel.transformDense and transformSparse.
     """

@@ -1,12 +1,13 @@
-"""Batches of a cache for torch: the same batches from both readers, from memory or from files, on any number of
-ranks.
+"""Batches of a cache for torch: the same batches with both readers (Arrow and Petastorm), from memory or from files, on
+any number of ranks.
 
 A split's rows lie in V virtual shards of pieces (files). The order of an epoch is f(seed, epoch, virtual shard): a
 permutation of the shard's pieces and, inside each, of its rows. Step t of S takes the rows from n*t//S to n*(t+1)//S
 of that order from a shard of n rows: every row is used once, and every rank takes the same number of steps.
 
-W ranks share the rows of a step in their order. Up to V ranks serve complete shards, some perhaps one more than
-others. With more than V ranks, each serves a part of the rows of one or two shards in every step, possibly none.
+W ranks share the rows of a step, in the order of the ranks. With up to V ranks, each rank serves complete shards, some
+ranks one shard more than others. With more than V ranks, each serves in every step a part of the rows of one or two
+shards, which may be empty.
 """
 
 import copy
@@ -67,7 +68,7 @@ _CHUNK_BYTES = 8 << 20  # bytes of batches that are gathered at a time and then 
 
 @dataclass(frozen=True)
 class Prepare:
-    """Columns to compute from the gathered rows, and their bytes per row."""
+    """A function that computes further columns from gathered rows, and the bytes per row that these columns take."""
 
     rows: Callable[[Batch], Batch]
     row_bytes: int
@@ -75,7 +76,9 @@ class Prepare:
 
 @dataclass(frozen=True)
 class Share:
-    """The rows `first` to `last` of a virtual shard's rows in a step, which belong to one rank."""
+    """The part of a virtual shard's rows in one step that belongs to one rank: of `rows` rows, those from `first` to
+    before `last`.
+    """
 
     shard: int
     rows: int
@@ -88,10 +91,11 @@ class Stream:
 
     Attributes:
         place: the device of the batches, and the dtype of their floats; labels and weights are always doubles.
-        resident: whether all rows of this rank are kept there, if that isn't the memory of the CPU.
+        resident: whether all rows of this rank are kept on that device; False on the CPU.
 
     Args:
-        decoded: whether rows that are read from files more than once are kept decoded beside them, in an unnamed file.
+        decoded: whether rows that are read from Parquet files more than once are kept decoded in an unnamed file beside
+            these.
     """
 
     def __init__(
@@ -102,7 +106,7 @@ class Stream:
 
     @classmethod
     def of_tables(cls, manifest: Manifest, tables: dict[str, Batch], *, seed: int = 0) -> "Stream":
-        """The batches of rows in memory, the shards of a split one after another; no file is read."""
+        """A stream of rows that are in memory already, the shards of a split one after another; no file is read."""
         out = cls.__new__(cls)
         out._begin(manifest, "arrow", True, seed)
         out._tables = {split: (0, 1, table) for split, table in tables.items()}
@@ -123,12 +127,12 @@ class Stream:
         self._running: weakref.WeakSet[Generator[Batch]] = weakref.WeakSet()
 
     def on(self, place: Place, *, resident: bool = True) -> "Stream":
-        """The same batches at a place. It shares the rows read from files with this stream; close this stream, not the
-        new one.
+        """A stream of the same batches at a place (device and dtype). The new stream shares the rows that were read
+        from files with this one; close this stream, not the new one.
 
         Args:
-            resident: see `resident`; without it, or if the rows aren't held in memory at all, they are copied there
-                piece by piece.
+            resident: whether all rows are kept on the device. Without it, or if the rows aren't held in memory at all,
+                they are copied to the device chunk by chunk.
         """
         if place.plain:
             return self._origin
@@ -138,8 +142,8 @@ class Stream:
         return out
 
     def fits(self, splits: Sequence[str], spare: int, rank: int = 0, world: int = 1) -> bool:
-        """True if a rank's rows of these splits fit at the place and leave `spare` bytes free for the computations
-        with them.
+        """True if a rank's rows of these splits fit into the memory of the device and leave `spare` bytes free for
+        computations with them.
         """
         free = self.place.free()
         if free is None:
@@ -166,7 +170,7 @@ class Stream:
 
     @property
     def slices(self) -> dict[str, BatchColumn]:
-        """The cached columns of codes, (n,) int64 in a batch, by the guardCol that each holds."""
+        """The cached columns of slice codes, (n,) int64 in a batch, by the column of `guardCols` that they encode."""
         return {column.column: column for column in self.columns if column.values}
 
     def rows(self, split: str) -> int:
@@ -179,7 +183,7 @@ class Stream:
         return -(-self.rows(split) // batchSize)
 
     def shares(self, split: str, batchSize: int, step: int, rank: int = 0, world: int = 1) -> list[Share]:
-        """This rank's shares of a step, in the order of its rows."""
+        """The parts of the shards that this rank serves in a step, in the order of the rows in its batch."""
         steps, shards, parts = self.steps(split, batchSize), self._shards(split), self._parts(rank, world)
         rows = [sum(piece.rows for piece in shards[part.shard]) for part in parts]
         ends = step_bounds(rows, steps, step, step + 1)
@@ -209,15 +213,15 @@ class Stream:
         prepare: Prepare | None = None,
         whole: bool = False,
     ) -> Iterator[Batch]:
-        """Iterate over this rank's part of every step from `first` on, keyed by `BatchColumn.name`; without an epoch
-        in file order.
+        """Iterate over this rank's part of every step from `first` on, as tensors by `BatchColumn.name`; without an
+        epoch in the order of the files.
 
-        A part may have no rows. The tensors are views of memory that belongs to a few consecutive batches; `prepare` is
-        called on the rows of all of these at once, because a call per batch would be expensive.
+        A part may have no rows. The tensors are views of memory that belongs to a few consecutive batches. `prepare` is
+        called on the rows of all these batches at once, because a call per batch would be expensive.
 
         Args:
-            whole: whether to include the rows of its shards that other ranks serve; `shares` returns which are its
-                own.
+            whole: whether to include those rows of its shards that other ranks serve; `shares` returns which rows are
+                its own.
         """
         parts, steps = self._parts(rank, world), self.steps(split, batchSize)
         if whole:
@@ -233,7 +237,7 @@ class Stream:
         self.decoded.rest()
 
     def leave(self) -> None:
-        """Free the memory that rows take at the place, and that of decoded pieces."""
+        """Free the memory that rows take on the device, and the memory into which decoded pieces were read."""
         self.decoded.rest()
         if self is not self._origin:
             self._tables.clear()
@@ -286,7 +290,7 @@ class Stream:
                 source = from_memory(self._origin._table(name, shards, team), sizes, orders, parts)
             else:
                 source = self._files(opened, shards, orders, parts, again=epoch is not None)
-            # From the beginning of a chunk, because the last bit of a result of `prepare` may depend on the other rows.
+            # Start at the beginning of a chunk, because the last bit of a result of `prepare` may depend on other rows.
             firsts = range(start // chunk * chunk, steps, chunk)
             chunks = self._chunks(
                 name, source, ((first, bounds[:, first : first + chunk + 1]) for first in firsts), parts
@@ -302,8 +306,9 @@ class Stream:
     def _chunks(
         self, name: str, source: Source, pieces: Iterator[tuple[int, Rows]], parts: list[ShardPart]
     ) -> Iterator[tuple[Batch, tuple[int, list[int]]]]:
-        """The rows of consecutive steps with the number of the first step and the rows of each step; `pieces` has, per
-        chunk, the first step and the bounds of each shard.
+        """Yield the rows of some consecutive steps (a chunk) at a time, with the number of the first of these steps and
+        the number of rows of each. `pieces` has, for each chunk, its first step and the bounds of the steps in each
+        shard.
         """
         dtypes = {c.name: c.dtype if c.dtype != torch.float64 else self.place.dtype for c in self.columns}
         for first, ends in pieces:
@@ -330,7 +335,9 @@ class Stream:
             yield gathered, (first, (end - own).sum(0).tolist())
 
     def _divided(self, name: str, batch: Batch) -> Batch:
-        """The batch with its weights divided as the manifest says, so that negligible ones are 0."""
+        """The batch with its weights divided by the power of two in the manifest, if it has one for this split; weights
+        that are then negligible become 0.
+        """
         if name in self.manifest.weights and isinstance(weight := batch["weight"], Tensor):
             return {**batch, "weight": divided(weight, self.manifest.weights[name])}
         return batch
@@ -338,9 +345,10 @@ class Stream:
     def _files(
         self, opened: ExitStack, shards: list[list[CachedFile]], orders: list[Order], parts: list[ShardPart], *, again: bool
     ) -> Source:  # fmt: skip
-        """The rows of the files. One piece of every shard is held, and the next one is read meanwhile: decoded rows by
-        the system into its page cache, unless they bypass it; other rows by a thread. Petastorm reads in the caller's
-        thread, because it needs changes to Python's warning filters, which are shared by all threads.
+        """A source of rows from the files. One piece of every shard is held in memory, and its next piece is read
+        ahead: by the system into its page cache if the rows are decoded and don't bypass that cache, else by a thread.
+        Petastorm reads in the caller's thread, because it needs changes to Python's warning filters, which all threads
+        share.
         """
         ordered = [[shard[i] for i in pieces] for shard, (pieces, _) in zip(shards, orders, strict=True)]
         readers: list[Iterator[Batch]] = [
@@ -353,11 +361,11 @@ class Stream:
         return from_files(empty, [(reader, rows) for reader, (_, rows) in zip(readers, orders, strict=True)], parts)
 
     def _table(self, name: str, shards: list[list[CachedFile]], team: tuple[int, int]) -> Batch:
-        """All rows of the rank's shards, read once."""
+        """All rows of the rank's shards of a split, read from the files when they are first needed and kept."""
         return self._once(name, team, lambda: self.files.load([piece for shard in shards for piece in shard]))
 
     def _once(self, name: str, team: tuple[int, int], make: Callable[[], Batch]) -> Batch:
-        """All rows of the rank's shards of a split, made when they are first needed."""
+        """All rows of the rank's shards of a split, made by `make` when they are first needed and kept."""
         if name not in self._tables or self._tables[name][:2] != team:
             self._tables.pop(name, None)
             self._tables[name] = *team, make()

@@ -9,7 +9,9 @@ T = TypeVar("T")
 
 
 class _Ahead(Generic[T], Iterator[T]):
-    """The first `number` items of an iterator. It holds one item that is to come, and none that it has yielded."""
+    """The first `number` items of an iterator. It holds the next item, which a thread makes, and none that it has
+    yielded.
+    """
 
     def __init__(self, pool: ThreadPoolExecutor, items: Iterator[T], number: int):
         self.pool, self.items, self.left = pool, items, number
@@ -29,8 +31,8 @@ class _Ahead(Generic[T], Iterator[T]):
 
 
 def ahead(opened: ExitStack, iterators: Sequence[tuple[Iterator[T], int]]) -> list[Iterator[T]]:
-    """The same iterators, limited to so many items each, read ahead by one thread for all of them. Closing `opened`
-    waits for the item that the thread is reading, and for no other.
+    """The same iterators, each limited to its number of items; one thread reads ahead for all of them. Closing `opened`
+    waits only for the item that the thread is reading at that time.
     """
     pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sparkdiff-reads-ahead")
     opened.callback(pool.shutdown, cancel_futures=True)

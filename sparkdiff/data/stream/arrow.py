@@ -17,13 +17,15 @@ from sparkdiff.tensors.rows import SparseRows, offsets_of
 
 
 def read(paths: Sequence[Path], columns: Sequence[BatchColumn]) -> Generator[Batch]:
-    """Yield one batch per file, in the order given; no file stays open between two of them."""
+    """Yield one batch per file, in the order of `paths`; no file stays open between two batches."""
     for path in paths:
         yield _batch(path, columns)
 
 
 def entries(path: Path, field: str) -> int:
-    """Upper limit for the number of entries in a file's lists of this name: the footer counts an empty list as one."""
+    """Upper limit for the number of entries of a file's list column `field`, from the footer, which counts one entry
+    for an empty list.
+    """
     footer = pq.read_metadata(str(path))
     groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
     leaves = [g.column(j) for g in groups for j in range(g.num_columns)]
@@ -66,12 +68,14 @@ def _sparse(table: pa.Table, column: BatchColumn) -> SparseRows:
 
 
 def _lists(column: pa.ChunkedArray) -> tuple[Tensor, npt.NDArray[np.number[Any]]]:
-    """The entries of all lists one after the other, and the lists' lengths (n,); the length of a null is NaN, which
-    equals nothing.
+    """The entries of all lists, concatenated, and the lengths of the lists (n,). The length of a null is NaN, so that
+    it differs from every expected length.
     """
     return _own(pc.list_flatten(column)), pc.list_value_length(column).to_numpy()
 
 
 def _own(values: pa.ChunkedArray) -> Tensor:
-    """A copy of the values where Arrow's memory is read-only and shared. Nulls of doubles become NaN."""
+    """The values as a tensor that may be written to: a copy if Arrow's memory is read-only. Nulls of doubles become
+    NaN.
+    """
     return torch.from_numpy(np.require(values.to_numpy(), requirements="W"))

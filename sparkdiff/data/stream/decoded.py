@@ -1,5 +1,5 @@
-"""Decoded rows on the disk, as they lie in memory, for rows that exceed memory: decoding their Parquet files in each
-epoch takes far longer.
+"""Decoded rows on the disk, in the format of memory, for rows that exceed memory: reading them takes far less time than
+decoding their Parquet files in each epoch.
 
 The pieces lie in one unnamed file beside the cache.
 """
@@ -21,10 +21,10 @@ from sparkdiff.machine import memory
 from sparkdiff.tensors.rows import SparseRows
 
 SHARE = 0.5
-"""Share of the free disk that the decoded rows of a cache may take."""
+"""Fraction of the free disk space that the decoded rows of a cache may take."""
 LARGE = 0.75
-"""Share of the total memory above which decoded rows bypass the page cache: it would hold the rows that were read
-last, but an epoch next reads those that were read first.
+"""If decoded rows take more than this fraction of the total memory, their reads bypass the page cache. It would hold
+the rows that were read last, but the next epoch begins with others.
 """
 ALIGNED = 64
 """Alignment of an array in bytes, the same as torch's."""
@@ -33,7 +33,7 @@ Array = tuple[int, int, np.dtype[Any], tuple[int, ...]]
 
 
 class PiecePlace(NamedTuple):
-    """The place of a piece in the file, and its columns in it."""
+    """The start and end of a piece in the file, and the arrays of each of its columns."""
 
     start: int
     end: int
@@ -41,7 +41,7 @@ class PiecePlace(NamedTuple):
 
 
 class Decoded:
-    """The pieces of a cache that were decoded before.
+    """The pieces of a cache, which are kept decoded in an unnamed file when they are read more than once.
 
     Args:
         enabled: whether pieces may be kept.
@@ -67,7 +67,8 @@ class Decoded:
         """Yield the pieces one by one.
 
         Args:
-            again: whether they are known to be read again; else a piece is kept when it is read for the second time.
+            again: whether the pieces will certainly be read again and are kept now; else a piece is kept when it is
+                read for the second time.
         """
         for there, group in itertools.groupby(pieces, key=lambda piece: piece.path in self._places):
             wanted = [*group]

@@ -21,18 +21,18 @@ _READ_ERRORS = (
 
 @dataclass(frozen=True)
 class Files:
-    """The files that a manifest names, and the back end that reads them."""
+    """The files that a manifest names, and the back end ("arrow" or "petastorm") that reads them."""
 
     manifest: Manifest
     backend: str
 
     def load(self, pieces: list[CachedFile]) -> Batch:
-        """The rows of these pieces. Doubles of sparse rows become floats if that changes none of them, as with counts
+        """All rows of these pieces. The doubles of sparse rows become float32 if that changes no value, as with counts
         of words.
         """
         table = {column.name: column.empty(sum(piece.rows for piece in pieces)) for column in self.manifest.columns}
         paths = [self.manifest.file(piece) for piece in pieces]
-        for column in self.manifest.columns:  # allocated memory that is never filled takes none
+        for column in self.manifest.columns:  # memory that is allocated but never written to takes no space
             if isinstance(room := table[column.name], SparseRows):
                 entries = sum(arrow.entries(path, column.fields[0]) for path in paths)
                 kind = torch.float32 if column.dtype == torch.float64 else column.dtype

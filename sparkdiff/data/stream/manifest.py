@@ -53,18 +53,18 @@ class BatchColumn:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """The Parquet columns that hold it."""
+        """Names of the Parquet columns that hold this column."""
         return (f"{self.name}_i", f"{self.name}_v") if self.kind == "sparse" else (self.name,)
 
     @property
     def row_bytes(self) -> int:
-        """Bytes per row in memory while rows are gathered: for sparse rows a guess of 64 entries, with the memory to
-        copy them.
+        """Bytes per row in memory while rows are gathered. For sparse rows it is a guess: 64 entries, times 3 for the
+        memory that copying them takes.
         """
         return self.dtype.itemsize * self.width if self.kind != "sparse" else 64 * 3 * (8 + self.dtype.itemsize)
 
     def empty(self, rows: int) -> Tensor | SparseRows:
-        """Uninitialized memory for so many rows; sparse rows have no entries."""
+        """Uninitialized memory for `rows` rows of this column; sparse rows have no entries."""
         if self.kind == "sparse":
             none, offsets = torch.empty(0, dtype=torch.int64), torch.zeros(rows + 1, dtype=torch.int64)
             return SparseRows(none, torch.empty(0, dtype=self.dtype), offsets, self.width)
@@ -141,7 +141,9 @@ class Manifest:
         return {piece.path: piece for shards in self.splits.values() for shard in shards for piece in shard}
 
     def file(self, piece: CachedFile) -> Path:
-        """The piece's file: inside the folder, of the right size, and a file (Petastorm would unpickle in a folder)."""
+        """Path of a piece's file. Raises DamagedCacheError if it lies outside the folder, has another size than in the
+        manifest, or is no file (in a folder, Petastorm would unpickle).
+        """
         path = self.folder / piece.path
         if not path.resolve().is_relative_to(self.folder):
             raise DamagedCacheError(self.folder, piece.path, "the file lies outside the cache folder")

@@ -1,8 +1,8 @@
 """The order of the rows in an epoch: permutations, each step's share of the shards, and copies of the rows of a
 batch.
 
-numpy does the copying: one of its threads is as fast, and torch's threads wait for each other if the cores are shared
-(a gather of 8 MB then took 13 times the CPU time).
+numpy does the copying: a single thread is as fast as torch's threads, which wait for each other if other processes use
+the cores (a gather of 8 MB then took 13 times the CPU time).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,21 +18,22 @@ from sparkdiff.tensors.device import home
 from sparkdiff.tensors.rows import SparseRows
 
 NEGLIGIBLE = 2.0**-256
-"""Share of the largest weight below which a row's weight is treated as 0."""
+"""A weight that is smaller than this multiple of the largest weight is treated as 0."""
 
 Rows = npt.NDArray[np.int64]  # (n,) row numbers, or counts of rows
-Order = tuple[list[int], Iterator[Rows]]  # the pieces of a shard, and for each of them in turn its rows
-# Argument: the starts of some steps in each shard's order, and the end of the last one (shards, steps + 1). Result: a
-# table, and the numbers of those of its rows that are a rank's rows of these steps, step by step; None if the table has
-# just these rows in this order
+Order = tuple[list[int], Iterator[Rows]]  # the pieces of a shard in order, and the row numbers of each piece in order
+# Argument: bounds of some steps in each shard's order of rows, (shards, steps + 1). Result: a table, and the numbers of
+# its rows that a rank serves in these steps, step by step; None if the table consists of these rows in this order.
 Source = Callable[[Rows], tuple[Batch, Rows | None]]
 LONG = 64
-"""From this mean number of rows per shard and step on, rows are copied directly to their place; with fewer, the rows of
-several steps are copied together first."""
+"""If a step has at least this number of rows per shard on average, rows are copied directly to their place. If it has
+fewer, the rows of several steps are first copied together."""
 
 
 def shard_order(sizes: Sequence[int], key: Sequence[int] | None) -> Order:
-    """Order of a shard with pieces of these sizes; without a key the stored order. Rows are permuted piece by piece."""
+    """Order of the rows of a shard with pieces of these sizes: a permutation of the pieces, and of the rows within
+    each, drawn with the key as the seed; without a key the stored order.
+    """
     if key is None:
         return list(range(len(sizes))), (np.arange(size) for size in sizes)
     generator = np.random.default_rng(key)
@@ -41,8 +42,8 @@ def shard_order(sizes: Sequence[int], key: Sequence[int] | None) -> Order:
 
 
 def step_bounds(rows: Sequence[int], steps: int, first: int = 0, last: int | None = None) -> Rows:
-    """Starts, in each shard's order, of its shares of the steps from `first` to before `last` (None: all), and the end
-    of the last.
+    """Bounds of the steps in each shard's order of rows: the starts of the steps from `first` to before `last` (None:
+    all), and the end of the last one.
 
     (shards, last - first + 1)
     """
@@ -52,8 +53,8 @@ def step_bounds(rows: Sequence[int], steps: int, first: int = 0, last: int | Non
 
 @dataclass(frozen=True)
 class ShardPart:
-    """The part of a virtual shard that a rank serves: of n rows of a step, those from n * first // world to n * last
-    // world.
+    """The part of a virtual shard that a rank serves: of the n rows of the shard in a step, those from n * first //
+    world to before n * last // world.
     """
 
     shard: int
@@ -63,9 +64,11 @@ class ShardPart:
 
 
 def parts_of(shards: int, rank: int, world: int) -> list[ShardPart]:
-    """Parts that a rank serves: complete shards if there are enough, else a part of one or two.
+    """The parts of shards that a rank serves: complete shards if there are at least as many as ranks, else a part of
+    one or two shards.
 
-    Rank after rank, the rows of a step are those that a single process would see, in the same order.
+    The rows of a step on all ranks, one rank after the other, are those that a single process would see, in the same
+    order.
     """
     begin, end = (shards * r // world * world if world <= shards else shards * r for r in (rank, rank + 1))
     touched = range(begin // world, -(-end // world))
@@ -73,13 +76,15 @@ def parts_of(shards: int, rank: int, world: int) -> list[ShardPart]:
 
 
 def copies(shards: int, world: int) -> float:
-    """Number of times that `world` ranks together hold the rows: a rank that serves a part of a shard holds it all."""
+    """Number of copies of the rows that `world` ranks together hold in memory; a rank that serves a part of a shard
+    holds the whole shard.
+    """
     return sum(len(parts_of(shards, rank, world)) for rank in range(world)) / shards
 
 
 def by_step(counts: Rows, parts: Sequence[ShardPart]) -> Rows:
-    """Row numbers of a rank's parts in rows that lie shard by shard, step by step: (shards, steps) row counts ->
-    (rows,).
+    """Row numbers that bring a rank's rows into the order of the steps. The rows lie shard by shard, within a shard
+    step by step; `counts` (shards, steps) has their numbers. Returns (rows,).
     """
     first, last = own_rows(counts, parts)
     starts = ((counts.cumsum() - counts.ravel()).reshape(counts.shape) + first).T.ravel()
@@ -90,8 +95,8 @@ def by_step(counts: Rows, parts: Sequence[ShardPart]) -> Rows:
 
 
 def own_rows(counts: Rows, parts: Sequence[ShardPart]) -> tuple[Rows, Rows]:
-    """Start and end of the rank's part of each shard's rows of each step: (shards, steps) row counts -> twice the same
-    shape.
+    """Start and end of the rank's part of the rows that each shard has in each step: numbers of rows (shards, steps) ->
+    two arrays of the same shape.
     """
     ends = [(part.first, part.last, part.world) for part in parts]
     first, last, world = np.array(ends, dtype=np.int64).reshape(-1, 3).T[:, :, None]
@@ -101,7 +106,9 @@ def own_rows(counts: Rows, parts: Sequence[ShardPart]) -> tuple[Rows, Rows]:
 def from_memory(
     table: Batch, sizes: Sequence[Sequence[int]], orders: Sequence[Order], parts: Sequence[ShardPart]
 ) -> Source:
-    """The rows of a table that holds the shards' pieces (of these sizes) one after the other."""
+    """A source of rows from a table in memory, which holds the pieces (of these sizes) of all shards, one after the
+    other.
+    """
     numbers, end = [], 0
     for shard, (pieces, rows) in zip(sizes, orders, strict=True):
         starts = end + np.cumsum([0, *shard])
@@ -118,7 +125,7 @@ def from_memory(
 def from_files(
     empty: Batch, shards: Sequence[tuple[Iterator[Batch], Iterator[Rows]]], parts: Sequence[ShardPart]
 ) -> Source:
-    """The rows of pieces that are read when they are needed; one piece per shard is held."""
+    """A source of rows from pieces that are read when they are needed; one piece per shard is held in memory."""
     held = [_Held(pieces, rows) for pieces, rows in shards]
     dense = all(isinstance(x, Tensor) for x in empty.values())
 
@@ -136,8 +143,8 @@ def from_files(
 
 
 def _joined(empty: Batch, held: Sequence["_Held"], begins: Rows, numbers: Rows, at: Rows) -> Batch:
-    """Rows of each shard in one table: runs that start at `begins` in its order with `numbers` rows, put at `at`; all
-    are (shards, runs).
+    """One table of several runs of rows from each shard. A run starts at `begins` in the shard's order, has `numbers`
+    rows, and is put at the row `at` of the table; all three are (shards, runs).
 
     Sparse rows lie shard by shard, whatever `at` is.
     """
@@ -160,7 +167,7 @@ def _joined(empty: Batch, held: Sequence["_Held"], begins: Rows, numbers: Rows, 
 
 
 class _Held:
-    """The piece of a shard whose rows are being drawn."""
+    """A shard whose rows are drawn one after the other, with the piece in memory that the next rows come from."""
 
     def __init__(self, pieces: Iterator[Batch], rows: Iterator[Rows]):
         self.pieces, self.rows = pieces, rows
@@ -169,7 +176,9 @@ class _Held:
         self.drawn = 0  # rows of the shard drawn so far
 
     def draw(self, number: int) -> Iterator[Rows]:
-        """Yield the next `number` rows of the shard: row numbers of the piece that is held when they are yielded."""
+        """Yield the next `number` rows of the shard, in parts: row numbers in the piece that `piece` holds at the time
+        of the yield.
+        """
         self.drawn += number
         while number:
             if not len(self.left):
@@ -186,13 +195,15 @@ class _Held:
 
 
 def divided(weight: Tensor, exponent: int) -> Tensor:
-    """Weights (n,) divided by a power of two, exactly; results below NEGLIGIBLE (of weights up to 1) become 0."""
+    """Weights (n,) divided by 2 ** exponent, which is exact and makes the largest weight at most 1; results below
+    NEGLIGIBLE become 0.
+    """
     out = np.ldexp(weight.numpy(), -exponent)
     return torch.from_numpy(np.where(out < NEGLIGIBLE, 0.0, out))
 
 
 def take(batch: Batch, rows: Rows) -> Batch:
-    """These rows of every column, copied."""
+    """Copies of these rows of every column."""
     return {
         name: x.take(torch.from_numpy(rows)) if isinstance(x, SparseRows) else torch.from_numpy(x.numpy().take(rows, 0))
         for name, x in batch.items()

@@ -40,7 +40,7 @@ def refusal(folder: Path, columns: Sequence[BatchColumn]) -> str:
 
 
 def read(paths: Sequence[Path], columns: Sequence[BatchColumn]) -> Generator[Batch]:
-    """Yield one batch per file, in the order given; reads in the caller's thread, and nothing ahead."""
+    """Yield one batch per file, in the order of `paths`; reads in the caller's thread, without reading ahead."""
     for first in range(0, len(paths), _FILES_PER_READER):
         files = paths[first : first + _FILES_PER_READER]
         with _quiet():
@@ -58,7 +58,9 @@ def read(paths: Sequence[Path], columns: Sequence[BatchColumn]) -> Generator[Bat
 
 
 def _batch(groups: list[dict[str, Any]], columns: Sequence[BatchColumn]) -> Batch:
-    """The row groups of a file as one batch, copied: scalars are read-only aliases of Arrow's memory."""
+    """The row groups of a file as one batch. The data are copied, because scalars are read-only views of Arrow's
+    memory.
+    """
     return {c.name: torch.from_numpy(np.concatenate([group[c.name] for group in groups])) for c in columns}
 
 

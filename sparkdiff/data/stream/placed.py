@@ -1,4 +1,6 @@
-"""Batches on a device: rows that are kept there, or that are copied there one piece ahead of the training."""
+"""Batches on a device: all rows are kept there, or each chunk of rows is copied there while training uses the chunk
+before it.
+"""
 
 from collections.abc import Iterator
 from typing import Any, TypeVar
@@ -12,16 +14,18 @@ from sparkdiff.tensors.device import Place, module_of
 from sparkdiff.tensors.rows import SparseRows, taken
 
 DOUBLES = ("label", "weight")
-"""Columns whose floats stay doubles, whatever the dtype of rows, because they are summed."""
+"""Columns that stay doubles whatever the dtype of the other columns, because they are summed."""
 CHUNK_BYTES = 256 << 20
-"""Bytes of batches that are gathered at a time: a kernel that gathers fewer costs more to launch than to run."""
+"""Bytes of a chunk: the batches that are gathered at a time. With fewer bytes, launching the kernel that gathers them
+would take longer than running it.
+"""
 SPARE_BYTES = 512 << 20
-"""Memory on a device that stays free for its libraries, beside what rows, training and two chunks need."""
+"""Memory on a device that stays free for its libraries, in addition to the memory for rows, training and two chunks."""
 T = TypeVar("T")
 
 
 def here(batch: Batch, place: Place, *, wait: bool = True) -> Batch:
-    """The columns of a batch at a place."""
+    """Copies of a batch's columns at a place (device and dtype)."""
     return {
         name: place.numbers(x, wait=wait) if name in DOUBLES and isinstance(x, Tensor) else place.rows(x, wait=wait)
         for name, x in batch.items()
@@ -29,7 +33,7 @@ def here(batch: Batch, place: Place, *, wait: bool = True) -> Batch:
 
 
 def bytes_of(batch: Batch, place: Place) -> int:
-    """Memory that a batch of the CPU takes at a place, in bytes."""
+    """Bytes that a batch, now in the memory of the CPU, would take at a place."""
 
     def size(name: str, x: Tensor) -> int:
         narrower = x.is_floating_point() and name not in DOUBLES
@@ -44,8 +48,9 @@ def bytes_of(batch: Batch, place: Place) -> int:
 
 
 class StagingBuffers:
-    """CPU memory in which rows are gathered before they are copied to a GPU: pinned and reused, because fresh pages
-    from the system take longer than the rows. Each column has two buffers: one is filled while the other is copied.
+    """CPU memory in which rows are gathered before they are copied to a GPU. It is pinned and reused, because getting
+    new pages from the system takes longer than gathering rows. Each column has two buffers: one is filled while the
+    other is copied.
 
     Attributes:
         side: the stream of the device that copies.
@@ -58,7 +63,7 @@ class StagingBuffers:
         self._now = 0
 
     def gather(self, batch: Batch, rows: Rows) -> Batch:
-        """These rows of every column, in memory that the call after the next reuses."""
+        """Copies of these rows of every column, in a buffer that the next call but one overwrites."""
         self._now = 1 - self._now
         if self._copied[self._now] is not None:
             self._copied[self._now].synchronize()
@@ -95,7 +100,8 @@ def take(batch: Batch, rows: Rows, place: Place) -> Batch:
 
 
 def copied_ahead(chunks: Iterator[tuple[Batch, T]], buffers: StagingBuffers) -> Iterator[tuple[Batch, T]]:
-    """Yield the chunks, gathered in these buffers, on the device: each is copied while the one before is used.
+    """Yield the chunks, which are gathered in these buffers, on the device. Each chunk is copied while the previous one
+    is in use.
 
     Source of the order of events: torch's notes on CUDA semantics (streams, `record_stream`).
     """
@@ -114,7 +120,9 @@ def copied_ahead(chunks: Iterator[tuple[Batch, T]], buffers: StagingBuffers) -> 
 
 
 def arrived(batch: Batch, buffers: StagingBuffers) -> None:
-    """Let later work wait for the copies of a batch, and keep its memory until that work is done."""
+    """Make later work on the device's current stream wait until a batch has been copied, and keep the memory of the
+    batch until that work is done.
+    """
     now = module_of(buffers.place.device).current_stream(buffers.place.device)
     now.wait_stream(buffers.side)
     for x in batch.values():

@@ -16,8 +16,8 @@ PAGE = 4096
 
 
 class Buffers:
-    """Memory that is reused when the arrays in it are gone: reading into memory that is new to the process takes three
-    times as long, and memory freed in pieces of many sizes is not returned to the system.
+    """Memory that is reused once no array uses it any more. Reading into memory that is new to the process takes three
+    times as long, and memory that is freed in pieces of many sizes is not returned to the system.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class Buffers:
         self._lock = threading.Lock()
 
     def of(self, size: int) -> np.ndarray[Any, Any]:
-        """An array of so many bytes, (size,) uint8, that starts at a page."""
+        """An array of `size` bytes, (size,) uint8, that starts at a memory page."""
         with self._lock:
             fitting = [memory for memory in self._free if len(memory) >= size]
             if fitting:
@@ -107,7 +107,7 @@ class Scratch:
         return room
 
     def expect(self, start: int, end: int) -> None:
-        """Let the system read these bytes into its page cache in the background."""
+        """Ask the system to read these bytes into its page cache in the background."""
         if not self.direct and hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self.fileno(), start, end - start, os.POSIX_FADV_WILLNEED)
 

@@ -1,5 +1,5 @@
-"""The usage of a cache: its makers, its cost, the number and time of its uses, and locks that show whether a training
-reads it now.
+"""The usage of a cache: the stages that made it, the seconds that it took, the number and time of its uses, and locks
+that show whether a training run is reading it now.
 """
 
 import contextlib
@@ -17,7 +17,9 @@ from sparkdiff.store.files import check_types, read_object, write_bytes
 NAME = "usage.json"
 MANIFEST = "manifest.json"
 SEEN = ".seen-stages"
-"""A folder beside the caches: an empty file for each list of stages whose rows a run has needed (`reuseStages`)."""
+"""A folder beside the caches, with an empty file for each list of first stages after which a run has needed the rows
+(`reuseStages`).
+"""
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 """Error numbers of a file system without locks."""
 
@@ -26,9 +28,10 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 class Usage:
     """
     Attributes:
-        madeBy: classes of the stages that Spark ran for it.
-        seconds: time that writing it took.
-        uses: number of fits that used it, including the one that wrote it; slightly too low if several began at once.
+        madeBy: class names of the stages that Spark ran for the cache.
+        seconds: time that writing the cache took.
+        uses: number of fits that used the cache, including the fit that wrote it; slightly too low if several fits
+            began at the same time.
         last: time of the last use, ISO 8601 in UTC.
     """
 
@@ -53,16 +56,14 @@ def begin(folder: Path, madeBy: Sequence[str], seconds: float) -> None:
 
 
 def used(folder: Path) -> None:
-    """Record one more use of a cache; a folder that cannot be written stays as it is."""
+    """Record one more use of a cache; does nothing if its folder cannot be written."""
     with contextlib.suppress(OSError):
         known = of(folder)
         _write(folder, Usage(known.madeBy, known.seconds, known.uses + 1, _now().isoformat()))
 
 
 def of(folder: Path) -> Usage:
-    """The recorded usage of a cache. Without a record, the cache counts as made when its manifest was written, at no
-    known cost.
-    """
+    """The recorded usage of a cache. Without a record: one use, when the manifest was written, and 0 seconds."""
     try:
         found = check_types(Usage(**read_object(folder / NAME)))
         _now() - datetime.datetime.fromisoformat(found.last)
@@ -77,8 +78,8 @@ def _write(folder: Path, usage: Usage) -> None:
 
 
 class Lock:
-    """A sign that a cache is being read, for processes that would remove it, until it is closed or this process ends;
-    without effect on file systems without locks.
+    """A shared file lock on a cache, by which processes that would remove the cache see that it is being read. It is
+    held until it is closed or this process ends; on file systems without locks it has no effect.
     """
 
     def __init__(self, folder: Path):
@@ -98,8 +99,8 @@ class Lock:
 
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[bool]:
-    """Yield whether no process on this machine (or on another one, where the file system can tell) reads a cache; no
-    process can begin to read it within this context.
+    """Yield True if no process reads a cache. Within this context no process can begin to read it. Processes on other
+    machines are only noticed if the file system shares its locks with them.
 
     Raises:
         FileNotFoundError: another process has removed it.
