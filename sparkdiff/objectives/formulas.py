@@ -130,7 +130,7 @@ def calibration_error(margin: Tensor, y: Tensor, weight: Tensor) -> Tensor:
     """MMCE (Kumar, Sarawagi & Jain 2018): root of sum_ij (c_i - r_i) (c_j - r_j) exp(-|r_i - r_j| / 0.2) w_i w_j / W^2.
 
     r is the probability of the most likely class (the confidence), and c is 1 if that class is the label, else 0. W is
-    the sum of the weights w. It is 0 in expectation for calibrated confidences.
+    the sum of the weights w. For calibrated confidences its square is of the order of 1 / n.
     (n,) or (n, k), (n,), (n,) -> (); needs memory for every pair.
     """
     counted, total = weight > 0, weight.sum().clamp_min(TINY)
