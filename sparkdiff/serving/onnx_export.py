@@ -209,7 +209,7 @@ class Written:
             self._show(REFUSED, self.writer.beside(marks).any().number())
 
     def _unused(self, version: Version) -> str:
-        """Name of a column in the file; if the name is taken by another version of the column, with the writer's uid."""
+        """Name of a column in the file; with the writer's uid if another version of the column has the name already."""
         graph, name = self.network.graph, self.network.graph.name(version)
         taken = {column.name for columns in self.columns.values() for column in columns}
         if name not in taken:
