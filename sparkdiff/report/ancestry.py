@@ -1,4 +1,4 @@
-"""The lineage of a model as a picture: a box per run that led to it, the first ancestor at the top."""
+"""The lineage of a model as a picture: one box per run that led to the model, the first ancestor at the top."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -23,9 +23,9 @@ class Ancestor(NamedTuple):
         title: title of the box, such as what made the model and when.
         content: content hash of the model; "" if unknown.
         notes: texts beside the box.
-        run: id of the run; "" if no run made the model.
-        cacheOf: id of the run whose cache it used; "" if it used no other run's.
-        made: whether it is the model that the picture is about.
+        run: id of the run that made the model; "" if no run made it.
+        cacheOf: id of the run whose cache that run reused; "" if it reused none.
+        made: whether the box is the model that the picture is about.
     """
 
     title: str
@@ -37,7 +37,7 @@ class Ancestor(NamedTuple):
 
 
 def drawn_ancestors(line: Sequence[Ancestor], title: str) -> ElementTree.Element:
-    """The picture of a line of ancestors, in order from the first one."""
+    """The picture of a model's ancestors, one below the other, the first ancestor at the top."""
     left = MARGIN + LANE
     notes = [[row for note in a.notes for row in wrapped(note, "note", TEXT)] for a in line]
     tops, y = list[float](), float(MARGIN)
@@ -85,7 +85,7 @@ def ancestors_of(lineage: Mapping[str, Any]) -> list[Ancestor]:
 
 
 def metric_of(run: Mapping[str, Any]) -> str:
-    """The metric of a run, before and after it if both are known."""
+    """The metric of a run as text, with its values before and after the run if both are known."""
     before, after = run["before"], run["after"]
     return run["metric"] if before is None or after is None else change(run["metric"], before, after)
 

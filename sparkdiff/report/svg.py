@@ -1,6 +1,6 @@
-"""SVG pictures: a drawing that notebooks show, and the texts, lines and boxes that it consists of.
+"""SVG pictures: a drawing that notebooks show, and functions for its texts, lines and boxes.
 
-Colours are translucent over the background of the page, light or dark.
+Colours are translucent, so that they suit a light and a dark page.
 """
 
 import textwrap
