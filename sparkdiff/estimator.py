@@ -119,7 +119,7 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent, TunerMem
     def copy(self, extra: Any = None) -> "FineTuner":
         """A copy with the same uid; mutable values such as lists are copied.
 
-        Params that are not this FineTuner's own are set on the pipeline's stages, as OneVsRest does with its
+        Params in `extra` that belong to stages of the pipeline are set on these stages, as OneVsRest does with its
         classifier.
         """
         new = super().copy(extra)._setDefaults()

@@ -1,4 +1,6 @@
-"""Grower and GrowerModel: growth as a pyspark.ml Estimator and the Model that it returns."""
+"""Grower, a pyspark.ml Estimator that adds stages to a fitted pipeline (growth), and GrowerModel, the Model that it
+returns.
+"""
 
 from sparkdiff.estimator import ExtendedTuner, FineTunerModel
 from sparkdiff.fine_tuning.option_params import with_params

@@ -1,4 +1,6 @@
-"""Improver and ImproverModel: an improvement as a pyspark.ml Estimator and the Model that it returns."""
+"""Improver, a pyspark.ml Estimator that improves a fitted pipeline within a budget by any method, and ImproverModel,
+the Model that it returns.
+"""
 
 from collections.abc import Mapping
 from typing import Any

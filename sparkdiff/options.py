@@ -23,7 +23,7 @@ REPORTED = {
 """Metrics that are reported but may not be the option `metric`, with the reason."""
 PENALTIES = ("parityGap", "monotone")
 DEVICE = (r"auto|cpu|cuda(:(0|[1-9]\d*))?", "auto, cpu, cuda or cuda:<number>, such as cuda:1")
-"""The pattern of a device's name, and its description for messages."""
+"""Pattern of the values of the option `device`, and a description of these values for messages."""
 EXCLUSIVE = (
     ("validationIndicatorCol", "validationFraction", ""),
     ("groupCol", "timeCol", ""),
@@ -67,7 +67,9 @@ class OptionGroup:
 
 @dataclasses.dataclass(frozen=True)
 class Options(OptionGroup):
-    """Options of one fine-tuning run. `Options.of` creates them: it checks all values and raises one error for all problems."""
+    """Options of one fine-tuning run; created by `Options.of`, which checks all values and raises one error for all
+    problems.
+    """
 
     # fmt: off
     labelCol: str | None = option(None, "label column, of numbers or of vectors of class probabilities; if unset, that of the predictor", kind=str)

@@ -121,7 +121,9 @@ def check_stages(
     stages: Sequence[Any], df: DataFrame, *, tolerance: float = TOLERANCE,
     perturb: Callable[[StageModule, torch.Generator], None] = perturbed,
 ) -> None:  # fmt: skip
-    """Run `check_stage` for many stages on one DataFrame in one Spark job, several times faster than separate checks."""
+    """Run `check_stage` for many stages on one DataFrame. Needs one Spark job, so is several times faster than separate
+    checks.
+    """
     generator = torch.Generator().manual_seed(SEED)
     reads = [_Read(stage, df) for stage in stages]
     trials = [trial for read in reads for trial in _parameters(read, perturb, generator)]
@@ -246,7 +248,7 @@ def _same_facts(law: str, stage: Any, was: dict[str, Any], now: dict[str, Any], 
 
 
 def _same(a: Any, b: Any) -> bool:
-    """True if both are equal, or both NaN."""
+    """True if the values are equal, or both are NaN."""
     return bool(a == b) or (isinstance(a, float) and isinstance(b, float) and a != a and b != b)
 
 

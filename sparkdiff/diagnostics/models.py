@@ -80,9 +80,9 @@ class Difference(Shown):
     """The differences between two fitted pipelines.
 
     Attributes:
-        oldHash, newHash: content hashes, the same as in a run's summary.json; None if a model cannot be saved.
-        stages: every leaf stage of either pipeline, in the order of the old one.
-        predictions: differences on the rows that were passed; None without rows.
+        oldHash, newHash: content hashes, the same as in a run's summary.json; None if a pipeline cannot be saved.
+        stages: an entry per leaf stage of either pipeline, in the order of the old pipeline.
+        predictions: differences of the predictions on the rows that were passed; None if no rows were passed.
     """
 
     oldHash: str | None

@@ -33,7 +33,9 @@ class Spread:
         )  # whether the farthest value is larger than the usual one
 
     def add(self, x: Rows) -> None:
-        """Add a batch (n, w). Non-finite values count as the usual value; the loss rejects those that matter."""
+        """Add a batch (n, w). Non-finite values count as the usual value, because where they matter, the loss rejects
+        them.
+        """
         at: Tensor | slice = slice(None)  # slots with values to add
         if isinstance(x, SparseRows):
             at, x = x.compact()

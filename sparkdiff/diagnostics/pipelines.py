@@ -1,4 +1,6 @@
-"""Warnings about the pipeline: rows dropped late, columns that change outside the loss, Spark versions that cannot load it."""
+"""Warnings about the pipeline: stages that drop rows too late, output columns that change although they do not enter
+the loss, and Spark versions that cannot load the pipeline.
+"""
 
 import re
 from collections.abc import Sequence

@@ -289,7 +289,7 @@ def _interruption_told(runId: str | None, say: Callable[[str], None]) -> Iterato
 
 
 def _size(folder: Path) -> str:
-    """Total size of the files in a folder, as text; empty if files in it are renamed meanwhile."""
+    """Total size of the files in a folder, as text; empty if another process renames files in the folder meanwhile."""
     with contextlib.suppress(OSError):
         return f"{folder_size(folder) / 1e6:,.1f} MB"
     return ""
@@ -326,10 +326,11 @@ def _wishes(run: Run) -> monotone.Wishes:
 
 
 def judged_by_rows(run: Run, original: Measured, fitted: Fitted, given: Recorded | None) -> Judged:
-    """Decide whether the trained network may replace the original.
+    """Run the phase `judge`: decide by held-out rows whether the trained network may replace the original.
 
     Args:
-        given: see `judge`.
+        original: the original's metrics.
+        given: the recorded margins of the pipeline as passed, if the run starts from its refit; see `judge`.
     """
     found, metric, held_out = fitted.found, run.goal.metric, original.scores[VALIDATION]
     with run.phases.phase("judge"):

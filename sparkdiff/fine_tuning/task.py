@@ -115,7 +115,7 @@ def prepare(model: Any, options: Options, data: SchemaOrRows = None) -> Task:
     """Plan the pipeline and resolve the predictor, the label and the weight.
 
     Args:
-        data: the rows, whose schema decides what a few stages compute.
+        data: the rows or their schema, on which the computation of a few stages depends.
 
     Raises:
         InputError: the pipeline is not fitted, has several predictors or nothing to train, or a stage name matches no stage.
@@ -328,7 +328,9 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """The metric of a pipeline on each split that has rows, and its parity with Spark (None if not compared again)."""
+    """The metric of a pipeline on each split with rows; and the agreement of its network with Spark, None if not
+    compared.
+    """
 
     scores: dict[str, Score]
     parity: Parity | None
@@ -370,7 +372,7 @@ class Fitted:
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """The decision about the trained network, its validation metric, and warnings about the decision."""
+    """The decision about the trained network, the network's validation metric, and warnings about the decision."""
 
     judgement: Judgement
     tuned: Score

@@ -55,7 +55,7 @@ class Entry:
     options: Options
 
     def content(self) -> str | None:
-        """Content hash of the pipeline, which identifies it in a store of runs; None if it cannot be saved."""
+        """Content hash that identifies the pipeline in a store of runs; None if the pipeline cannot be saved."""
         where = self.path
         if where is not None and isinstance(self.model, Holder):
             where = paths.inside(where, "pipelineModel")

@@ -66,7 +66,7 @@ class StoredItem:
 
 
 def entries(folder: Path) -> list[StoredItem]:
-    """The items in a folder of caches, the largest first; other files in it are skipped.
+    """The items in a folder of caches, the largest first; files that are no such items are skipped.
 
     Raises:
         InputError: the folder does not exist.

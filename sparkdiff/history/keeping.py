@@ -21,7 +21,7 @@ from sparkdiff.store.digests import hash_of
 PLACES = ("cacheDir", "checkpointDir", "storeDir", "runDir")
 """Options that name folders."""
 KEEPING = ("storeDir", "tags", "redact")
-"""Options of the store itself, which are not recorded."""
+"""Options about the store of runs itself, which are not recorded in it."""
 VERBS = {"GrowthSummary": "grow", "ImprovementSummary": "improve", "SearchSummary": "search"}
 UNSAID = "..."
 """Text that stands for values left out because of the option `redact`."""
@@ -170,7 +170,7 @@ def reason(found: Mapping[str, Any], *, redact: bool) -> str:
 
 
 def _options(options: Mapping[str, Any], *, redact: bool) -> dict[str, Any]:
-    """The options without those of the store; with `redact`, also without folders and without names of features."""
+    """The options except `KEEPING`; with `redact`, also without folders and without names of features."""
     kept = {k: v for k, v in options.items() if k not in KEEPING and (not redact or k not in PLACES)}
     if redact and isinstance(
         nested := kept.get("penalties"), Mapping

@@ -39,10 +39,15 @@ def tweedie(variancePower: float) -> dict[str, Any]:
 
 
 def is_booster(model: Any, library: str, prefix: str, method: str) -> bool:
-    """True if a model of LightGBM or XGBoost is a Booster, which has `method`; False if it is a fitted estimator.
+    """True if a model of `library` is a Booster; False if it is a fitted estimator with the interface of scikit-learn.
+
+    Args:
+        library: "lightgbm" or "xgboost".
+        prefix: prefix of the estimators' names, for messages.
+        method: name of a method that only Boosters have.
 
     Raises:
-        InputError: it is neither.
+        InputError: the model is neither.
     """
     kind, booster = type(model), hasattr(model, method)
     if not kind.__module__.startswith(f"{library}.") or not (booster or hasattr(model, "__sklearn_is_fitted__")):

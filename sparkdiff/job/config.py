@@ -84,7 +84,7 @@ class Config:
 
     @property
     def where(self) -> str:
-        """The output as the user named it."""
+        """The output folder as the user named it: its URL, or its path on this machine."""
         return self.url or str(self.output)
 
     @property
@@ -322,7 +322,9 @@ def _is_name(place: Place) -> bool:
 
 
 def _settled(value: Any, place: Place = ()) -> Any:
-    """A copy of a value of the tree in which each `_Number` is text or a number, as expected at its place."""
+    """A copy of a value of the settings in which each `_Number` became text or a number, whichever is expected at its
+    place.
+    """
     if isinstance(value, dict):
         return {key: _settled(inner, (*place, key)) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):

@@ -45,7 +45,7 @@ def seconds() -> float:
 
 
 def _forget() -> None:
-    """Reset the counts in a forked process, which has a tree of its own."""
+    """Reset the counts in a forked process, which has its own tree of processes."""
     global _lost
     _lost = 0.0
     _last.clear()

@@ -17,7 +17,9 @@ def machine() -> str | None:
 
 
 def started(pid: int) -> int | None:
-    """The start time of a process in kernel ticks; None if it does not exist or is dead. (Pids are reused.)"""
+    """The start time of a process in kernel ticks, which with the pid identifies it, as pids are reused; None if it is
+    dead.
+    """
     try:
         # The command, in brackets, may contain blanks and brackets.
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -10,8 +10,8 @@ from sparkdiff.report.svg import add, canvas, cropped, label, wrapped
 from sparkdiff.report.table import p_value
 
 BOX, TEXT, HEIGHT, GAP, LINE, MARGIN, LANE = 330, 450, 44, 26, 16, 12, 44
-"""Pixels: widths of a box and of the text beside it, height of a box, gap between boxes, height of a line, margin, space left
-of the boxes."""
+"""Sizes in pixels: width of a box, width of the text beside the box, height of a box, gap between boxes, height of a
+text line, margin, space left of the boxes."""
 SHORT = 12
 """Number of characters of a hash that are shown."""
 
@@ -91,7 +91,7 @@ def metric_of(run: Mapping[str, Any]) -> str:
 
 
 def cost_of(run: Mapping[str, Any]) -> str:
-    """The time that a run took, as text; "unknown" if the store does not have it."""
+    """The time and the core-seconds that a run took, as text; "unknown" if the store does not have them."""
     took, used = run["seconds"], run["coreSeconds"]
     return "unknown" if took is None or used is None else f"{duration(took)}, {used:.0f} core-seconds"
 

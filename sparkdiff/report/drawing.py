@@ -13,18 +13,20 @@ from xml.etree import ElementTree
 from sparkdiff.report.svg import add, canvas, cropped, label, length, wrapped
 
 BOX, TEXT, HEIGHT, GAP, LINE, LANE, MARGIN, FRAME = 365, 450, 44, 24, 16, 9, 12, 7
-"""Pixels: widths of a box and of the text beside it, height of a box, gap between rows, height of a line, width of a lane,
-margin, padding of a frame."""
+"""Sizes in pixels: width of a box, width of the text beside the box, height of a box, gap between rows, height of a
+text line, width of a lane, margin, padding of a frame."""
 LOSS = 42
 """Width in pixels of the mark of the stage whose outputs enter the loss."""
 BESIDE = 10
-"""Pixels between a box and the text beside it."""
+"""Pixels between a box and the text beside the box."""
 NOTES = 3
-"""Largest number of lines of a reason; the tooltip has all of it."""
+"""Largest number of lines of a reason; the tooltip has the whole reason."""
 
 
 class Row(NamedTuple):
-    """A stage and its position: its box begins at `left` and `top`, the row ends at `bottom`."""
+    """The row of a stage: the stage's box begins at `left` and `top`, the row ends at `bottom`, and `notes` are its
+    texts.
+    """
 
     stage: Mapping[str, Any]
     left: float
@@ -73,7 +75,7 @@ def drawn(plan: Mapping[str, Any], total: str) -> ElementTree.Element:
 
 
 class Bus(NamedTuple):
-    """Columns with the same readers: one line from the stages that write them to those that read them."""
+    """A line for columns with the same readers, from the stages that write the columns to the stages that read them."""
 
     sources: tuple[int, ...]
     targets: tuple[int, ...]

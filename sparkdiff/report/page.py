@@ -187,7 +187,7 @@ def _moved(summary: Values) -> list[tuple[str, str, float, float]]:
 
 
 def _drawing(plan: Values | None) -> str:
-    """The plan as SVG; "" without one."""
+    """The picture of the plan as SVG; "" if there is no plan."""
     if plan is None:
         return ""
     trained = [t for t in plan["stages"] if t["trainable"]]

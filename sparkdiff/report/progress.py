@@ -152,7 +152,7 @@ class Notebook:
 
 
 PROBE = 1.0
-"""Seconds between two checks of a process that cannot report its own progress."""
+"""Seconds between two calls of the function that finds out the progress of a phase, see `Phase.watched`."""
 
 
 def shown(verbosity: int | None) -> bool:

@@ -36,7 +36,9 @@ STYLE = """
 .sparkdiff-plan .frame {fill: none; stroke: #848d97; stroke-opacity: .6}
 """
 ON_WHITE = ".sparkdiff-plan {color: #1f2328; background: #ffffff}"
-"""Colours for a file, or a notebook that shows pictures apart from its page, where the page's colours are unknown."""
+"""Colours for a picture in a file, or in a notebook that isolates pictures from its page, where the page's colours are
+unknown.
+"""
 
 
 class Drawing:

@@ -50,7 +50,7 @@ def _metrics(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
 
 
 def headline(summary: Mapping[str, Any]) -> str:
-    """A run in one line: the decision, and the metric on the rows that decided."""
+    """A run in one line of text: the decision, and the metric on the held-out rows by which it was made."""
     held = (summary["metrics"] or {}).get("validation")
     if held is None:
         return f"{summary['decision']}, {summary['metric']}"
@@ -115,7 +115,7 @@ def _changes(slices: Sequence[Mapping[str, Any]], whose: str) -> Iterator[Sectio
 
 
 def _gain(change: Mapping[str, Any]) -> float:
-    """The gain as a share of the original's metric; -inf if one of the two metrics is undefined."""
+    """The gain of a slice as a share of the original's metric; -inf if the metric before or the gain is undefined."""
     if change["before"] is None or change["gain"] is None:
         return -math.inf
     return share_of(change["gain"], change["before"])

@@ -19,7 +19,7 @@ from sparkdiff.stages.projection import PCA
 TOLERANCE = 1e-9
 """Largest error of a margin that folding may add by rounding, relative to the margin's usual size."""
 ROUNDING = 2.0**-53
-"""Largest relative error of one operation."""
+"""Largest relative rounding error of one operation on doubles."""
 STAGE = 2000
 """Fixed cost of running one stage, in multiplications that take as long: a microsecond or two
 (`benchmarks/serving_costs.py`).
@@ -108,10 +108,12 @@ class LinearAbsorber:
         return np.concatenate([was[:, : block.start], new, was[:, block.stop :]], 1)
 
     def _check_shift(self, change: Entries, part: Array) -> None:
-        """Raise RefusedError if large shifts could change the margin by rounding: their constants cancel against large products.
+        """Raise RefusedError if rounding could change the margin noticeably because the map shifts by large constants.
 
-        The bound: a sum of n products has an error of at most n * ROUNDING * (sum of their absolute values). For a typical row
-        the products are those of the outputs themselves and, twice, those of the constants: in the products and in the intercept.
+        After folding, the intercept contains the shifts' constants, which cancel against equally large products. The
+        error of a sum of n products is at most n * ROUNDING * (sum of their absolute values). For a typical row, this
+        sum consists of the outputs' own products and, twice, of the constants: once in the products and once in the
+        intercept.
         """
         if self.intercepts is None:
             raise RefusedError("it moves zero, and the products of a PCA have no constant that could do so")

@@ -30,7 +30,7 @@ SCALARS = ("StringIndexerModel", "Bucketizer", "ImputerModel", "TargetEncoderMod
 
 @dataclasses.dataclass(frozen=True)
 class Read:
-    """A column that a stage reads: its spelling in the Param, and its version."""
+    """A column that a stage reads: the name as spelled in the stage's Param, and the version of the column."""
 
     spelled: str
     version: Version

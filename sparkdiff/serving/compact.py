@@ -22,8 +22,8 @@ class StageCompaction:
     """Outcome for one leaf stage.
 
     Attributes:
-        path: position in the nested pipelines and formulas.
-        action: "gone"; "changed", if it absorbs others or reads other columns; or "same".
+        path: position of the stage in the nested pipelines and formulas.
+        action: "gone"; "changed", if the stage absorbs other stages or reads other columns; or "same".
         reason: text on what happens to the stage, or why it stays.
     """
 
@@ -38,7 +38,9 @@ class StageCompaction:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class CompactPlan(ShownByStage):
-    """One StageCompaction per leaf stage in the order of the pipeline, and the columns that stay."""
+    """Report of `compact_plan`: a StageCompaction per leaf stage, in the order of the pipeline, and the columns that
+    stay.
+    """
 
     __module__ = "sparkdiff"
 

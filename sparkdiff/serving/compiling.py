@@ -1,4 +1,6 @@
-"""Compiler from a fitted pipeline to its schedule: the steps that the wanted columns need, and their inputs' forms."""
+"""Compiler from a fitted pipeline to its schedule: the steps that the wanted columns need, and the form of each input
+column (numbers, null flags or Python objects).
+"""
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -242,7 +244,9 @@ class _Compiler:
         ]
 
     def _labels(self, version: Version) -> Sequence[str] | None:
-        """Labels of a column from its writer or its attributes; None if unknown."""
+        """Labels of an index column, from the StringIndexerModel that writes it or from the column's metadata; None if
+        unknown.
+        """
         writer = self.graph.vertices[version[1]] if version[1] >= 0 else None
         if writer is not None and writer.stageClass == "StringIndexerModel":
             at = list(map(self.graph.casefold, writer.outputs)).index(version[0])

@@ -147,5 +147,5 @@ def fast(step: Step) -> Step:
 
 
 def steps(schedule: Schedule) -> tuple[Step, ...]:
-    """Steps of a schedule in the form in which they run: those of some stages have a fast path for few rows."""
+    """The steps of a schedule, each replaced by a version with a fast path for few rows if there is one."""
     return tuple(map(fast, schedule.steps))

@@ -132,7 +132,9 @@ class Target:
 
 
 def _folded(state: State, i: int, readers: list[int]) -> State:
-    """The state in which all stages that read stage i's vector, directly or through assemblers, have absorbed its map."""
+    """The state in which all stages that read stage i's output vector, directly or through assemblers, absorbed i's
+    map.
+    """
     change = state.facts.map_of(i)
     [read] = state.reads[i]
     targets = [target for j in readers for target in _targets(state, i, j, change)]

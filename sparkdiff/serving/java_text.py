@@ -252,7 +252,9 @@ class _Pattern:
         return _ESCAPES.get(c) or re.escape(c)
 
     def pair(self, first: str) -> str:
-        """The character encoded by two escapes of its surrogate halves; Java reads them as one."""
+        """Escape of the character that two escapes of surrogate halves encode; Java reads these two escapes as one
+        character.
+        """
         second = re.compile(r"\\u([dD][c-fC-F][0-9a-fA-F]{2})").match(self.java, self.at + 4)
         if int(first, 16) >= 0xDC00 or second is None:
             raise self.refuse(f"the half of a character, \\u{first},")

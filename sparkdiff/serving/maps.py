@@ -23,10 +23,11 @@ class RefusedError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Map:
-    """An affine stage from vectors (d_in,) to vectors (d_out,).
+    """The affine map of a stage from vectors (d_in,) to vectors (d_out,).
 
     Attributes:
-        width_in, width_out: None if the stage does not determine them.
+        module: the torch module of the stage.
+        width_in, width_out: d_in and d_out; None if the stage accepts any width.
     """
 
     module: Affine

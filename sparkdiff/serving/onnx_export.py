@@ -1,4 +1,6 @@
-"""The translated stages of a fitted pipeline as one ONNX file, in double."""
+"""Export of the translated stages of a fitted pipeline, those with a torch module, to one ONNX file that computes in
+double.
+"""
 
 import dataclasses
 import os

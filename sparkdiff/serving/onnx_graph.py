@@ -1,4 +1,6 @@
-"""An ONNX graph written by arithmetic on its values, each with n rows and a fixed number of columns."""
+"""ONNX graphs built by arithmetic: each operation on a `Value` adds a node. A value has n rows and a fixed number of
+columns.
+"""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -8,7 +10,9 @@ import numpy as np
 import torch
 
 OPSET, ML_OPSET, IR_VERSION = 21, 5, 10
-"""Versions of the operators, of those of ai.onnx.ml, and of the file format; onnxruntime supports them from 1.20 on."""
+"""Versions of ONNX's operators, of ai.onnx.ml's operators, and of the file format; onnxruntime supports them from 1.20
+on.
+"""
 Array = np.ndarray[Any, Any]
 Number = float | int | bool | Array | torch.Tensor
 

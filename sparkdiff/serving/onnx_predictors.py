@@ -276,7 +276,9 @@ def fm_classification(g: GraphWriter, m: FMClassification, xs: Sequence[Value], 
 
 @writes(ALS)
 def recommendation(g: GraphWriter, m: ALS, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
-    """Prediction in float32, one product after the other, as in Spark; NaN for an unknown id."""
+    """Write the prediction: the products of factors are summed in float32 from first to last, as in Spark; NaN for an
+    unknown id.
+    """
     terms, unknown = [], []
     for x, ids, factors, name in zip(xs, (m.users, m.items), (m.userFactors, m.itemFactors), m.names, strict=True):
         whole = x.equals(x.floor()) & (x >= INTEGERS[0]) & (x <= INTEGERS[1])

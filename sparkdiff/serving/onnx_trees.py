@@ -87,7 +87,9 @@ def sets_of(nodes: Nodes) -> tuple[Array, Array, Array]:
 
 
 def total_of(g: GraphWriter, m: Trees, leaves: Value) -> Value:
-    """Sums over all trees of the leaves' contributions, (n, 1) or (n, k), one tree after the other as in Spark."""
+    """Sums over all trees of the leaves' contributions, (n, 1) or (n, k), added from the first tree to the last, as in
+    Spark.
+    """
     table = as_array(m.table())
     held = table[:, None] if table.ndim == 1 else table
     trees, k = m.nodes.trees, held.shape[1]

@@ -37,7 +37,7 @@ def objects(column: "Column", source: InputColumn) -> list[Any]:
 
 
 def numbers(column: "Column", source: InputColumn) -> tuple[Rows, Tensor]:
-    """A column as a tensor, and flags (n,) bool of its null rows, which are NaN."""
+    """A column as a tensor or sparse rows, and flags (n,) bool of its null rows, which are NaN in the tensor."""
     if isinstance(column, Listed):
         return listed_numbers(column.values, source)
     return column.numbers(source)
@@ -225,7 +225,7 @@ def _narrowed(v: Any, narrow: Callable[[Any], Any]) -> Any:
 
 
 class RequestTable:
-    """Rows given as a table: its columns by name."""
+    """The rows of a request as a table, from which columns are read by name."""
 
     def __init__(self, names: Sequence[str], column: Callable[[str], Column], rows: int):
         self.names, self.column, self.rows = list(names), column, rows

@@ -46,7 +46,7 @@ def result_arrow(column: Any, null: Tensor | None, kind: str) -> pa.Array:
 
 
 def arrow_type(kind: str) -> pa.DataType:
-    """Arrow type of a computed column that is no vector, by its type in Spark."""
+    """Arrow type of a computed column that is no vector, given the column's type in Spark."""
     known = {
         "int": pa.int32(), "bigint": pa.int64(), "float": pa.float32(), "string": pa.string(),
         "array<string>": pa.list_(pa.string()),

@@ -30,7 +30,7 @@ Values = list[Any]
 
 @dataclass(frozen=True)
 class InputPlaces:
-    """A source column and the places of its numbers, its null flags, and its objects."""
+    """A column that a request must have, and the places of its numbers, its null flags and its Python objects."""
 
     source: InputColumn
     numbers: int = NOWHERE

@@ -321,9 +321,9 @@ class TorchTransformer(Holder, Transformer, jvm.Persistent):
         return self.getOrDefault(self.device)
 
     def measure(self, dataset: DataFrame) -> DeviceChoice:
-        """Measure which device is fastest on rows of this DataFrame, and use it from now on if device="auto".
+        """Measure which device is fastest on rows of this DataFrame, and use that device from now on if device="auto".
 
-        With fewer than 100 rows, or if measuring fails, the choice is "spark", and is not kept.
+        With fewer than 100 rows, or if Spark fails while measuring, the choice is "spark" for this time only.
         """
         check_dataframe("the rows of measure()", dataset)
         if dataset.isStreaming:

@@ -58,7 +58,9 @@ def _described(stage: Any, uids: list[str]) -> Any:
 
 
 def check_reads_its_input_only(stage: Any) -> None:
-    """Raise UntoldError if a stage may read more than its input, which neither its Params nor its saved data show."""
+    """Raise UntoldError if a stage may read other data than its input: these appear neither in its Params nor in its
+    saved data.
+    """
     if isinstance(stage, SQLTransformer) and jvm.selection_of(stage) is None:
         raise UntoldError(
             f"the statement of {stage.uid} ({type(stage).__name__}) may call functions and read tables of the session"
@@ -185,7 +187,7 @@ def hash_of(model: Any, path: str | None, folder: Path | None) -> str | None:
 
 
 def hash_of_folder(path: Path) -> str:
-    """One hash of a saved model's classes, Params and weights, independent of its uids and the time of saving."""
+    """A hash of a saved model's classes, Params and weights that does not depend on uids or the time of saving."""
     return hashlib.sha256("\n".join(digest_of_folder(path, by_whom=False)).encode()).hexdigest()
 
 
@@ -267,7 +269,7 @@ class _Anonymous:
     outputs: Mapping[str, str]
 
     def value(self, value: Any, key: str = "") -> Any:
-        """A JSON-ready value with its uids replaced."""
+        """A value as JSON has it, with all uids replaced; `key` is the value's name in its mapping."""
         if isinstance(value, dict):
             return {k: self.value(v, k) for k, v in value.items()}
         if isinstance(value, list):

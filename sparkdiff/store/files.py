@@ -85,10 +85,11 @@ def _keep_previous(path: Path, file: BinaryIO) -> None:
 
 
 def save_mappable(path: Path, content: Any) -> None:
-    """Write tensors, and objects that contain some, so that `torch.load(path, mmap=True)` reads them.
+    """Write tensors, or objects that contain tensors, in the form that `torch.load(path, mmap=True)` can map into
+    memory.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     with written(path) as file:
         _saved(content, file)
@@ -219,7 +220,7 @@ def moved(temporary: Path, folder: Path) -> bool:
 
 
 def full(error: BaseException | None) -> str:
-    """The system's message if an error or its cause says that there is no space for a file; else empty."""
+    """The system's message if an error, or an error that caused it, says that there is no space for a file; else empty."""
     words = {code: os.strerror(code) for code in FULL}
     while error is not None:
         if isinstance(error, OSError) and error.errno in words:

@@ -225,7 +225,9 @@ class _Teller:
             self.tell(vars(value)[name])
 
     def library(self, value: Any) -> bool:
-        """Feed a value of an installed package by its name and the package's version; return False for any other value."""
+        """Feed a function or class of an installed package as its name and the package's version, and return True; feed
+        nothing for any other value, and return False.
+        """
         module, name = value.__module__, value.__qualname__
         if module is None or not _installed(module) or _named(module, name) is not value:
             return False

@@ -64,7 +64,9 @@ def untold(why: str) -> str:
 
 
 def told(tell: Callable[[], str]) -> str:
-    """The result of `tell`; if it raises UntoldError, a text with the reason that equals no other value."""
+    """The result of `tell()`; if that raises UntoldError, a text with the reason that equals no other value (see
+    `untold`).
+    """
     try:
         return tell()
     except UntoldError as e:

@@ -1,4 +1,4 @@
-"""Devices and number types of training; the only module that names devices and moves tensors between them."""
+"""Devices and dtypes of training; the only module that names devices and moves tensors between them."""
 
 import contextlib
 import io
@@ -64,7 +64,7 @@ class Place:
         return str(self.device)
 
     def rows(self, x: Rows, *, wait: bool = True) -> Rows:
-        """Rows on this device, with floats in this dtype if it is narrower.
+        """Rows moved to this device; floats are converted to this place's dtype if it is narrower than theirs.
 
         Args:
             wait: False to copy rows from the CPU asynchronously.
@@ -77,7 +77,11 @@ class Place:
         return self.numbers(x.to(self.dtype) if narrows else x, wait=wait)
 
     def numbers(self, x: Tensor, *, wait: bool = True) -> Tensor:
-        """A tensor on this device, in its own dtype."""
+        """A tensor moved to this device, with its dtype unchanged.
+
+        Args:
+            wait: False to copy a tensor from the CPU asynchronously.
+        """
         if not wait and x.is_cpu and self.device.type == "cuda":
             x = x.pin_memory()
         return x.to(self.device, non_blocking=not wait)
@@ -100,7 +104,7 @@ CPU = Place()
 
 
 def module_of(device: torch.device) -> Any:
-    """torch's module for a kind of device: `torch.cuda` for an NVIDIA GPU, with its streams, graphs and memory."""
+    """torch's module with the streams, graphs and memory of a kind of device, such as `torch.cuda` for NVIDIA GPUs."""
     return torch.get_device_module(device)
 
 

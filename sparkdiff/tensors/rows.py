@@ -243,7 +243,7 @@ BLOCK = 256
 def running_sum(x: Tensor) -> Tensor:
     """The running sum x.cumsum(-1) of finite numbers.
 
-    On a GPU it uses matrix products, because torch's own kernel adds in an order that changes from run to run.
+    On a GPU it is computed by matrix products, because torch's own kernel adds in an order that varies between runs.
     """
     if not on_gpu(x):
         return x.cumsum(-1)
@@ -327,7 +327,7 @@ def extremes(x: Rows) -> tuple[Tensor, Tensor]:
 
 
 def below(parts: Sequence[Rows]) -> Rows:
-    """Concatenate rows; the result is strided if one part is strided."""
+    """Concatenate batches of rows; the result is dense if at least one part is dense."""
     sparse = [p for p in parts if isinstance(p, SparseRows)]
     return SparseRows.cat(sparse) if len(sparse) == len(parts) else torch.cat([dense(p) for p in parts])
 

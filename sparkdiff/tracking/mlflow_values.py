@@ -13,16 +13,16 @@ from sparkdiff.report.page import page
 from sparkdiff.tracking.values import CurvePoint, metrics, params, plain, text
 
 TOGETHER = {"metrics": 1000, "params": 100, "tags": 100}
-"""Largest number of values that MLflow's server takes in one request."""
+"""Largest number of values of each kind that MLflow's server takes in one request."""
 TOLD = "sparkdiff.summary"
 """Tag of a run with the digest of the summary whose curves and figures it has, so that they are not logged again."""
 
 
 def mlflow() -> Any:
-    """The package mlflow.
+    """The package mlflow, imported.
 
     Raises:
-        InputError: it is not installed.
+        InputError: MLflow is not installed.
     """
     try:
         importlib.import_module("mlflow.spark")

@@ -18,7 +18,7 @@ WHOSE = ("epoch", "candidate", "fold", "arm", "round", "trial", "learningRate", 
 UNNAMED = re.compile(r"[^\w./: -]", re.ASCII)
 """Pattern of the characters that names of params and metrics cannot have in MLflow."""
 LONGEST_NAME = 240
-"""Largest length of a name: MLflow takes 250 characters, and `sparkdiff.` may precede it."""
+"""Largest length of a name: MLflow takes 250 characters, and the prefix `sparkdiff.` may be added."""
 LARGEST: Any = sys.float_info.max
 LONGEST = 500
 """Largest length of a parameter or a tag that every version of MLflow's server takes."""

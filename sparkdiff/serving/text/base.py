@@ -93,7 +93,7 @@ def serves(name: str) -> Callable[[_Stage], _Stage]:
 
 
 def whole(stage: TextStage, inputs: int = 1) -> list[StagePart]:
-    """The only part of a stage with one output."""
+    """A list with the only part of a stage that has one output and this number of inputs."""
     return [StagePart(stage, tuple(range(inputs)), (0,))]
 
 

@@ -41,7 +41,9 @@ class Hashing(TextStage):
         return {}
 
     def place(self, key: Any) -> int:
-        """Place of a term, cached by the term and its type, since 1, 1.0 and True are equal."""
+        """Place of a term. It is cached by the term and the term's type, because 1, 1.0 and True are equal as dict
+        keys.
+        """
         found, kind = self.found, (key, type(key))
         place = found.get(kind)
         if place is None:
