@@ -336,8 +336,9 @@ def judged_by_rows(run: Run, original: Measured, fitted: Fitted, given: Recorded
     with run.phases.phase("judge"):
         o, ledger = run.task.options, found.ledger
         tuned = trained_score(run.task.model.uid, o, fitted.best, metric, found.network, run.data)
-        # Training measures slightly different values than those of the network that would be returned: on float32 rows, and
-        # for rank metrics, where equal sums of leaves may differ if added in another order. The guard must judge that network.
+        # Training measures slightly different values than those of the network that would be returned: on float32 rows,
+        # and for rank metrics, where equal sums of leaves may differ if added in another order. The guard must judge
+        # that network.
         if o.precision == "float32" or metric.ranks:
             ledger = ledger.measured_again(held_out.blocks - tuned.blocks)
         networks, reference = (run.network, found.network), bool(run.cache.rows(REFERENCE))

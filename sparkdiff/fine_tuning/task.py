@@ -255,7 +255,8 @@ def key_of(task: Task, sources: Sequence[Source]) -> tuple[Any, ...]:
     not in it.
     """
     o = task.options
-    # The cut itself stands for the options that change it (reference, predictionCol, unfreeze); a list could be incomplete.
+    # The cut itself stands for the options that change it (reference, predictionCol, unfreeze); a list could be
+    # incomplete.
     return (
         task.model, task.cut.graph.head_position, task.cut, task.labelCol, task.weightCol, rule(o), o.guardCols,
         o.cacheDir, *(s.df for s in sources if s.split == REFERENCE),

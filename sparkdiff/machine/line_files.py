@@ -28,7 +28,8 @@ class LineReader:
 
     def new(self) -> list[dict[str, Any]]:
         """The complete lines that were added since the last call."""
-        # The file is opened again each time: only then does a network file system show what another machine has written.
+        # The file is opened again each time: only then does a network file system show what another machine has
+        # written.
         with self.path.open("rb") as file:
             file.seek(self.read)
             text = file.read()

@@ -25,7 +25,8 @@ _TOKEN = re.compile(
     r"""\\(["']).*?\\\1|[bru]?"(?:[^"\\]|\\.)*(?:"|$)|[bru]?'(?:[^'\\]|\\.)*(?:'|$)"""
     # In SQL Server's braces, a doubled brace is part of the text.
     r"""|\{(?:[^{}"':]|\}\})*\}|datetime\.\w+\([^)]*\)|[()\[\]{}]|[\s&;,]+|(?:(?:bearer|basic|digest|negotiate|token|apikey)\s+)?"""
-    # Other text ends at a punctuation mark, unless more of a word follows; it includes a space if a semicolon ends the value.
+    # Other text ends at a punctuation mark, unless more of a word follows; it includes a space if a semicolon ends the
+    # value.
     r"""[^\s&;,"'()\[\]{}](?:[^\s&;,"'()\[\]{}\\]|["'()\[\]{}\\,](?=\w)|[ ](?=[^;&"'=]{0,80};))*""",
     re.IGNORECASE | re.DOTALL,
 )

@@ -207,7 +207,8 @@ def digest_of_folder(folder: Path, *, by_whom: bool = True) -> list[str]:
     def of_metadata(meta: dict[str, Any]) -> bytes:
         meta = {k: v for k, v in meta.items() if k != "timestamp" and (by_whom or k != "sparkVersion")}
         if "defaultParamMap" in meta:
-            # The default outputCol of a fitted stage contains the stage's uid; after loading, it contains another, random uid.
+            # The default outputCol of a fitted stage contains the stage's uid; after loading, it contains another,
+            # random uid.
             usual = {k: v for k, v in meta["defaultParamMap"].items() if by_whom or k != "seed"}
             own = f"{meta['uid']}__output"
             bare = {k: "__output" for k, v in usual.items() if v == own or _is_drawn_output(v)}

@@ -81,7 +81,8 @@ class Callback(Events):
         self._waiting: list[CurvePoint] = []
 
     def on_phase(self, name: str, seconds: float | None, detail: str) -> None:
-        # The run is chosen at the first phase, because an arm of an improvement has a thread of its own, without active run.
+        # The run is chosen at the first phase, because an arm of an improvement has a thread of its own, without active
+        # run.
         if not (self._chosen or self._silent or self.muted):
             self._silent = True  # until it has succeeded
             self.run()
