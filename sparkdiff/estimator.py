@@ -147,7 +147,7 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent, TunerMem
     def fitMultiple(self, dataset: DataFrame, paramMaps: Sequence[Any]) -> "Iterator[tuple[int, FineTunerModel]]":
         """Fit once per map. All maps are checked before the first fit.
 
-        Maps with the same rows and the same stages in Spark share one cache. Maps that differ only in `learningRate`,
+        All maps that do not change the content of the cache share one. Maps that differ only in `learningRate`,
         `regAnchor`, `recipe` or `ema` train together, in one pass over the rows per epoch.
         """
         tuner = self.copy()
