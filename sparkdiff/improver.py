@@ -23,9 +23,8 @@ class Improver(ImproverMembers, ExtendedTuner):
     The methods, called arms, train weights (`finetune`), refit stages (`refit`), search the stages' settings
     (`search`), delete stages (`simplify`) or add stages (`import`: boosted trees; `grow`: hidden units, crosses,
     curves, effects). Cheap arms run first, and arms that fall behind are stopped. This race uses some of the rows only.
-    The best results of the race are then
-    tested on the other rows, by folds: each result is made again for every fold, without the fold's rows. An accepted
-    result is finally made from all rows.
+    The best results of the race are then tested on the other rows, by folds: each result is made again for every fold,
+    without the fold's rows. An accepted result is finally made from all rows.
 
     Args:
         pipeline: a fitted PipelineModel, or an unfitted Pipeline, which is fitted again for each fold.
@@ -35,7 +34,7 @@ class Improver(ImproverMembers, ExtendedTuner):
             maxSeconds), or `Improver().explainParams()`.
 
     `fit(df)` returns an `ImproverModel`, whose `pipelineModel` is plain Spark ML: the best pipeline that the test on
-    the rows accepts, or the original object itself. `offers` has further accepted pipelines by name, such as the best
+    the rows accepts, or the original object itself. `offers` has further pipelines by name, such as the best
     that is as cheap to serve as the original.
 
     Raises:

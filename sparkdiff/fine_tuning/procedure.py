@@ -4,11 +4,11 @@ class probabilities.
 The guard is a statistical test: the tuned pipeline is accepted only if it is better on held-out rows, the rows that
 decide. Held-out rows on which a pipeline was fitted are not new to it, nor to anything that starts from its weights:
 boosted trees score a third better on such rows than on others, and so does a model trained from these trees. Therefore
-a run starts from the fitted
-pipeline as passed only if that pipeline has not seen the rows that decide, and otherwise from its refit: the same
-stages with the same settings, fitted on the training rows only. The refit then replaces the pipeline as the start of
-the run, and the result must beat the refit. If the pipeline is better than its refit, and nothing shows whether the
-reason is that the pipeline has seen the rows that decide, then nothing can be accepted on these rows.
+a run starts from the fitted pipeline as passed only if that pipeline has not seen the rows that decide, and otherwise
+from its refit: the same stages with the same settings, fitted on the training rows only. The refit then replaces the
+pipeline as the start of the run, and the result must beat the refit. If the pipeline is better than its refit, and
+nothing shows whether the reason is that the pipeline has seen the rows that decide, then nothing can be accepted on
+these rows.
 """
 
 import dataclasses

@@ -90,8 +90,7 @@ def from_xgboost(
     Args:
         model: a Booster, of which all trees are used; or a fitted XGB estimator, of which, as in its `predict`, trees
             after the best iteration, if known, are left out. Missing values must be NaN: a DMatrix may use another
-                value, but a Booster
-            does not store this value, and Spark supports only NaN.
+            value, but a Booster does not store this value, and Spark supports only NaN.
     """
     columns = Columns(featuresCol, predictionCol, probabilityCol, rawPredictionCol, predictedLabelCol, missing)
     return xgboost.read(model, whole=_whole(categories)).model(columns)

@@ -47,20 +47,17 @@ class RunRecord(Shown):
             relative difference per column, and label disagreements; with precision="float32" also "float32": the same
             comparison of the original's margins in float32 and in float64, on validation rows.
         saved: result of saving and loading the pipeline, running it as a whole on raw rows, and comparing its outputs
-            bit by bit
-            with those of the pipeline in memory: {"rows", "columns", "leftOut" (columns that differ between two runs of
-                the
-            pipeline in memory)}, "differs" (the differences, as text) and "why" (why nothing was compared). Empty for a
-            fit that is part of another fit.
+            bit by bit with those of the pipeline in memory: {"rows", "columns", "leftOut" (columns that differ between
+            two runs of the pipeline in memory)}, "differs" (the differences, as text) and "why" (why nothing was
+            compared). Empty for a fit that is part of another fit.
         stages: change of each parameter, in natural units (the parameter's typical scale): {"uid.parameter":
             {"largest", "rootMeanSquare"}}.
         timings: seconds per phase.
         stream: name of the library that read the cache.
         cache: {"hit", "fingerprint", "rows" (by split)}, and "versions" if Spark's plan of the rows shows versions of
             tables: [{"split", "table", "versionAsOf" (of Delta; "timestampAsOf", "snapshotId", "asOf" if an option of
-                the reader sets
-            these)}]. With reuseStages also "stagesRead", the uids of the first stages whose output rows an earlier run
-            had kept, and "stagesKept", the uids of the first stages whose output rows this run has kept.
+            the reader sets these)}]. With reuseStages also "stagesRead", the uids of the first stages whose output rows
+            an earlier run had kept, and "stagesKept", the uids of the first stages whose output rows this run has kept.
         warnings: reasons to doubt the figures.
         folds: with numFolds an entry per fold that decides, {"fold", "rows", "before", "after", "epochs", "recipe"}:
             the metrics, on the fold's rows, of the pipeline to beat and of the pipeline tuned without these rows, and

@@ -1,9 +1,8 @@
 """Leases, which let one process at a time use a folder.
 
 A lease is a file that its owner, a process, renews while it works, and that another process may take over after it
-expires. The
-clocks of two machines are never compared: a waiting process watches whether the file's modification time changes, and
-uses the clock of the file system. On the same machine, a dead owner is recognised immediately.
+expires. The clocks of two machines are never compared: a waiting process watches whether the file's modification time
+changes, and uses the clock of the file system. On the same machine, a dead owner is recognised immediately.
 
 A lease for a folder on a remote file system (a store of `jvm.stores`) is a file there. If the store lets two processes
 create the same file, as some object stores do, the process that wrote last has the lease, and the other process notices

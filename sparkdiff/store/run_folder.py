@@ -201,8 +201,7 @@ class RunFolder:
         """Remove the folder when this context, in which training runs, ends; with `always`, keep it after a success.
 
         After a failure, the folder is kept only if it has a checkpoint or a finished step, and the user knows the id
-        with which
-        to continue: with `always`, or because the error names it.
+        with which to continue: with `always`, or because the error names it.
         """
         try:
             yield

@@ -55,8 +55,8 @@ class Callback(Events):
 
     The listener logs to the run `runId`, or else to the active run; if there is none, to a new run, which it ends, even
     if the fit fails. If the run to log to already has the result of another fit, a new run is created below it. A
-    failing server causes only
-    a warning: the curves are then sent at the end of the fit, when the listener tries once more.
+    failing server causes only a warning: the curves are then sent at the end of the fit, when the listener tries once
+    more.
 
     Args:
         runId: the run to log to.
@@ -175,9 +175,8 @@ def log(
 
     The result is logged to the run `runId`, to the active run, or else to a new run. If the run to log to already has
     another result, a new run is created below it. `mlflow.spark.load_model` loads the model without sparkdiff. If the
-    original was kept,
-    the logged model is the original: the tag `sparkdiff.decision` of the run says so, and no version is registered
-    unless `registerOriginal` is set.
+    original was kept, the logged model is the original: the tag `sparkdiff.decision` of the run says so, and no version
+    is registered unless `registerOriginal` is set.
 
     Args:
         tuned: the result of `fit` of FineTuner, Grower, Improver or Search.
