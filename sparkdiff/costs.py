@@ -1,4 +1,8 @@
-"""The cost of a fine-tuning before it runs: Spark jobs, bytes of the cache, seconds of each phase. Reads only."""
+"""The expected cost of a fine-tuning run, found without running it: Spark jobs, bytes of the cache, and seconds of each
+phase.
+
+Nothing is written.
+"""
 
 import dataclasses
 import time
@@ -23,22 +27,22 @@ from sparkdiff.training.ongoing import Training
 from sparkdiff.training.preparation import start_of
 
 EPOCHS = 2
-"""Number of epochs on the sample: the first one includes preparation, the last one is timed."""
+"""Number of epochs of the training run on a sample: the first epoch includes preparation, the last one is timed."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Cost(ShownFields):
-    """The expected cost of a fine-tuning; as text by `str` and `print`. Each range is the smallest and largest expected
+    """The expected cost of a fine-tuning run; `str` and `print` show it. Each range is (smallest, largest) expected
     value.
 
     Attributes:
         rows: number of rows of the data.
-        jobs: Spark jobs of each phase; None over Spark Connect, where they are not available.
-        cacheBytes: size of the files of the cache; right within a factor of 1.3 if the first rows are like the others.
-        seconds: seconds of each phase.
-        candidates, maxEpochs: number of candidates that train, and of epochs at most; 0 candidates if the first rows do
-            not train.
-        notes: the basis of the figures, and what they leave out.
+        jobs: range of the number of Spark jobs, by phase; None over Spark Connect, where the numbers are not available.
+        cacheBytes: size of the cache's files; right within a factor of 1.3 if the first rows are like the others.
+        seconds: range of the seconds, by phase.
+        candidates, maxEpochs: number of candidates (copies of the parameters that train side by side), and largest
+            number of epochs; 0 candidates if training fails on the first rows.
+        notes: sentences on how the figures were found, and what they leave out.
     """
 
     __module__ = "sparkdiff"
@@ -78,7 +82,8 @@ class Cost(ShownFields):
 
 
 def cost_of(task: Task, df: DataFrame) -> Cost:
-    """The expected cost of fine-tuning on these rows. Counts them, runs Spark on some, and trains on the first ones.
+    """The expected cost of fine-tuning on these rows: counts the rows, runs Spark on some of them, and trains on the
+    first.
 
     Raises:
         InputError: the rows or the options can't be used.
@@ -118,8 +123,8 @@ def cost_of(task: Task, df: DataFrame) -> Cost:
 
 @dataclasses.dataclass(frozen=True)
 class _Pace:
-    """Seconds of all candidates per training row and epoch, and per validation row and epoch; seconds of the network
-    per row.
+    """Seconds of training all candidates per training row and epoch, of measuring them per validation row and epoch,
+    and of one forward pass of the network per row.
     """
 
     train: float
@@ -128,7 +133,7 @@ class _Pace:
 
 
 def _seconds(task: Task, found: Rehearsal, share: Mapping[str, float], pace: _Pace | None) -> dict[str, Range]:
-    """Seconds of each phase: the least if training stops as early as possible, the most if it takes all epochs."""
+    """Range of the seconds of each phase: (if training stops as early as possible, if it takes all epochs)."""
     o, job = task.options, found.jobSeconds
     if pace is None:
         return {"cache": found.seconds, "verify": (0.3 * job, 4 * job), "write back": (0.1 * job, 4 * job)}
@@ -143,8 +148,10 @@ def _seconds(task: Task, found: Rehearsal, share: Mapping[str, float], pace: _Pa
 
 
 def _trained(task: Task, sample: Sample, validation: int) -> tuple[_Pace, int]:
-    """The pace of a training on the sample, and its number of candidates, which depends on the total of validation
-    rows.
+    """The pace of training on the sample, and the number of candidates.
+
+    Args:
+        validation: number of validation rows of all the data, on which the number of candidates depends.
     """
     o = dataclasses.replace(task.options, maxEpochs=EPOCHS, maxSeconds=None)
     network = Network(task.cut.graph, task.cut.live)

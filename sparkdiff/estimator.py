@@ -1,5 +1,5 @@
-"""FineTuner and FineTunerModel: fine-tuning as a pyspark.ml Estimator and the Model that it returns; and ExtendedTuner,
-the base of estimators with further settings.
+"""FineTuner, fine-tuning as a pyspark.ml Estimator; FineTunerModel, the Model that it returns; and ExtendedTuner, the
+base of the estimators with further settings (Grower, Improver).
 """
 
 import dataclasses
@@ -36,15 +36,17 @@ OBJECTS = {
     "referenceData": option(None, "a DataFrame of rows on which the tuned pipeline may not be worse"),
 }
 ONE_AT_A_TIME = threading.RLock()
-"""A lock that a fit holds: torch's number of threads, Python's warning filters and Spark's confs are process-wide."""
+"""A lock that each fit holds, because a fit changes process-wide settings: torch's number of threads, Python's warning
+filters and Spark's confs.
+"""
 
 
 @with_params(FIELDS)
 class _TunerParams(Params, TunerGetters):
-    """The options as Params, and further settings of a tuner that has them."""
+    """Base with a Param for each option of fine-tuning; subclasses may have Params for further settings (`SETTINGS`)."""
 
     SETTINGS: ClassVar[Any] = OptionGroup
-    """A frozen dataclass of options; `SETTINGS.of` checks their values."""
+    """The frozen dataclass of further options, of which `of` checks the values; empty for fine-tuning itself."""
 
     def _setDefaults(self) -> Any:
         return self._setDefault(**Options().asdict(), **self.SETTINGS().asdict())
@@ -55,21 +57,24 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent, TunerMem
     """An Estimator that fine-tunes a fitted Spark ML pipeline on a loss of your choice.
 
     Args:
-        pipeline: a fitted PipelineModel or single fitted stage, or the fitted model of a search, whose bestModel is tuned;
-            an unfitted Pipeline is fitted first, on the training rows.
-        referenceData: a DataFrame of rows, for example of previous weeks, on which a tuned pipeline must not be worse: if it
-            is significantly worse on them, it is not returned. Training never reads them, and they are not saved
+        pipeline: a fitted PipelineModel or a single fitted stage; the fitted model of a CrossValidator or
+            TrainValidationSplit, whose bestModel is tuned; or an unfitted Pipeline, which is fitted on the training
+            rows first.
+        referenceData: a DataFrame of rows, for example of previous weeks, on which the tuned pipeline must not be
+            worse: if it is significantly worse on these rows, it is not returned. Training never reads the rows, and
+                they are not saved
             with the FineTuner.
         callbacks: instances of subclasses of `sparkdiff.Events`, which receive each phase, each epoch and the decision;
-            an exception in one of them becomes a warning. They are not a Param, and not saved with the FineTuner.
+            an exception in a callback becomes a warning. Callbacks are not a Param, and not saved with the FineTuner.
         **params: see `sparkdiff.options.Options`, or `FineTuner().explainParams()`.
 
     `fit(df)` returns a `FineTunerModel` whose `pipelineModel` is plain Spark ML. `fit(df, [map, ...])`, and therefore
-    each fold of a CrossValidator, does the common work once: fitting an unfitted pipeline, writing the cache,
-    checking against Spark. A map may also set Params of the pipeline's stages. Fits from several threads run one after the other.
+    each fold of a CrossValidator, does the work that the maps share only once: fitting an unfitted pipeline, writing
+    the cache, checking against Spark. A map may also set Params of the pipeline's stages. Fits from several threads run
+    one after the other.
 
     Raises:
-        InputError: an option is unknown, of a wrong type or out of bounds; the message names all of them.
+        InputError: options are unknown, of a wrong type or out of bounds; the message names all of them.
     """
 
     __module__ = "sparkdiff"
@@ -100,12 +105,12 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent, TunerMem
         """The values of these options, converted to their types.
 
         Raises:
-            InputError: lists every unknown name and every value that can't be converted.
+            InputError: an option is unknown or a value can't be converted; the message lists all of them.
         """
         return checked(Options, given)
 
     def _set(self, **values: Any) -> Any:
-        # Every way to set a Param leads here, including the values of a grid, which are unchecked so far.
+        # Every way to set a Param calls this method, also for the values of a grid, which nothing has checked before.
         if "referenceData" in values:
             check_dataframe("referenceData", values["referenceData"])
         checked = self._checked({name: v for name, v in values.items() if name not in OBJECTS})
@@ -114,7 +119,7 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent, TunerMem
     def copy(self, extra: Any = None) -> "FineTuner":
         """A copy with the same uid; mutable values such as lists are copied.
 
-        Params that are not this FineTuner's own are set on the pipeline's stages, as OneVsRest does with its
+        Params in `extra` that belong to stages of the pipeline are set on these stages, as OneVsRest does with its
         classifier.
         """
         new = super().copy(extra)._setDefaults()
@@ -124,8 +129,9 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent, TunerMem
         return new  # type: ignore[no-any-return]
 
     def _with_params(self, given: Any, params: dict[Param[Any], Any]) -> Any:
-        """The pipeline with these Params. Within one fitMultiple, equal Params give the same object, which shares its
-        fits.
+        """The pipeline with these Params set on its stages.
+
+        Within one fitMultiple, equal Params give the same pipeline object, so that its fits can share results.
         """
         try:
             key = ("pipeline", given, frozenset(params.items()))
@@ -135,14 +141,14 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent, TunerMem
         return (self._shared or Shared()).once(key, lambda: with_stage_params(given, params))
 
     def options(self) -> Options:
-        """The resolved options."""
+        """The options of this tuner, set or default."""
         return Options.of({p.name: v for p, v in self._paramMap.items() if p.name in FIELDS})
 
     def fitMultiple(self, dataset: DataFrame, paramMaps: Sequence[Any]) -> "Iterator[tuple[int, FineTunerModel]]":
-        """Fit once per map, with one cache for all maps that do not change it. All maps are checked before the first
-        fit.
+        """Fit once per map. All maps are checked before the first fit.
 
-        Maps that differ only in `learningRate`, `regAnchor`, `recipe` or `ema` train together.
+        All maps that do not change the content of the cache share one. Maps that differ only in `learningRate`,
+        `regAnchor`, `recipe` or `ema` train together, in one pass over the rows per epoch.
         """
         tuner = self.copy()
         tuner._shared = Shared()
@@ -198,10 +204,10 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent, TunerMem
     def cost(self, dataset: DataFrame) -> Cost:
         """The expected cost of `fit` on these rows: Spark jobs, bytes of the cache, seconds. Writes nothing.
 
-        It counts the rows, runs Spark on up to 40,000 of them and trains on the first 2,000 for two epochs.
+        This method counts the rows, runs Spark on up to 40,000 of them, and trains on the first 2,000 for two epochs.
 
         Raises:
-            InputError: the pipeline is not fitted, or it, the rows or an option cannot be used.
+            InputError: the pipeline is not fitted, or the pipeline, the rows or an option cannot be used.
         """
         given = self._given()
         check_dataframe("the dataset of cost()", dataset)
@@ -218,7 +224,7 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent, TunerMem
         return self.getOrDefault("pipeline")
 
     def _sources(self, dataset: DataFrame) -> list[Source]:
-        """The rows of a fit, and the reference rows if there are any."""
+        """The sources of rows of a fit: the DataFrame, and the reference rows if there are any."""
         reference = [Source(self.getOrDefault("referenceData"), REFERENCE)] if self.isSet("referenceData") else []
         return [Source(dataset), *reference]
 
@@ -229,7 +235,7 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent, TunerMem
         return found._set(loss=callable_name(options.loss)) if callable(options.loss) else found  # type: ignore[return-value]
 
     def saved_params(self) -> dict[str, Any]:
-        """The options that are set, as JSON-ready values."""
+        """The options that are set, by name, ready for JSON."""
         return {name: v for name, v in self.options().asdict().items() if self.isSet(name)}
 
     def saved_parts(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -251,7 +257,7 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent, TunerMem
 
 
 def kept(options: Options) -> AbstractContextManager[Keep]:
-    """The context manager `keeping` with the values of these options."""
+    """The context manager `keeping`, which adds a finished run to the store of runs, with the values of these options."""
     return keeping(options.storeDir, options.tags, options.redact, lambda: root(options))
 
 
@@ -259,7 +265,7 @@ class FineTunerModel(Holder, Model, _TunerParams, jvm.Persistent):  # type: igno
     """The result of fine-tuning, with the Params of the FineTuner; a custom loss function is stored by its name.
 
     Attributes:
-        pipelineModel: the plain Spark ML pipeline; the original object itself if the original was kept.
+        pipelineModel: the tuned pipeline, plain Spark ML; the original object itself if the original was kept.
         originalModel: the pipeline that was fine-tuned.
         summary: metrics before and after, decision, history.
         dataset: the rows of the fit; None for a model that was loaded or copied.
@@ -312,16 +318,14 @@ class ExtendedTuner(FineTuner):
     """A FineTuner with further settings and another procedure."""
 
     WHY_REFUSED: ClassVar[Mapping[str, str]] = {}
-    """Options of fine-tuning that it does not support, and the reasons."""
+    """Options of fine-tuning that this estimator does not support, and the reasons."""
     DESCRIBE: ClassVar[Callable[..., str]]
-    """Function that returns the plan as text, from the fitted pipeline, the options, the settings and the rows."""
+    """Function (fitted pipeline, options, settings, rows) that returns the plan of a run as text; runs no Spark job."""
     PROCEDURE: ClassVar[Callable[..., Outcome]]
-    """Function that runs the procedure, on a fitted pipeline or an unfitted Pipeline, the options, the settings, the
-    sources and the phases.
-    """
+    """Function (fitted or unfitted pipeline, options, settings, sources, phases) that runs the procedure."""
 
     def options(self) -> Options:
-        """The resolved options; if `numFolds` is not set, it is "auto", which detects smaller gains."""
+        """The options, set or default; if `numFolds` is not set, it is "auto" here, because folds detect smaller gains."""
         found = super().options()
         return found if self.isSet("numFolds") else dataclasses.replace(found, numFolds="auto")
 
@@ -346,15 +350,16 @@ class ExtendedTuner(FineTuner):
         return found
 
     def settings(self) -> Any:
-        """The resolved settings beyond the options of fine-tuning."""
+        """The settings beyond the options of fine-tuning, set or default, as an instance of `SETTINGS`."""
         names = _names(self.SETTINGS)
         return self.SETTINGS.of({p.name: v for p, v in self._paramMap.items() if p.name in names})
 
     def explain(self, dataset: DataFrame) -> str:
-        """The plan of `fit` on these rows, as text: what it would try, what not, and why. Runs no Spark job.
+        """The plan of `fit` on these rows, as text: what `fit` would try, what it would not try, and why. Runs no Spark
+        job.
 
         Raises:
-            InputError: the pipeline is not fitted, or it or an option cannot be used.
+            InputError: the pipeline is not fitted, or the pipeline or an option cannot be used.
         """
         given = self._given()
         check_dataframe("the dataset of explain()", dataset)
@@ -365,7 +370,7 @@ class ExtendedTuner(FineTuner):
         return self.DESCRIBE(plain(given), self.options(), self.settings(), dataset)
 
     def cost(self, dataset: DataFrame) -> Cost:
-        """Raise InputError: the cost is not known before, because what is tried depends on earlier results.
+        """Raise InputError: the cost is not known in advance, because a run chooses what to try by its earlier results.
 
         Raises:
             InputError: always.

@@ -1,4 +1,6 @@
-"""Grower and GrowerModel: growth as a pyspark.ml Estimator and the Model that it returns."""
+"""Grower, a pyspark.ml Estimator that adds stages to a fitted pipeline (growth), and GrowerModel, the Model that it
+returns.
+"""
 
 from sparkdiff.estimator import ExtendedTuner, FineTunerModel
 from sparkdiff.fine_tuning.option_params import with_params
@@ -13,19 +15,21 @@ from sparkdiff.improvement.by_folds import grow_pipeline
 class Grower(GrowerMembers, ExtendedTuner):
     """An Estimator that adds plain MLlib stages to a fitted Spark ML pipeline that ends in a linear stage.
 
-    The new stages learn what the pipeline's form cannot express. Parts of several kinds (hidden units, crosses of columns,
-    curves, effects of entities, boosted trees) are trained in rounds, and the best one of each round is added. In the end all
-    stages train together, parts that are not needed are dropped, and held-out rows decide, as in FineTuner.
+    The new stages express effects that the pipeline's form cannot. Parts, i.e. groups of new stages, of several kinds
+    (hidden units, crosses of columns, curves, effects of entities, boosted trees) are trained in rounds, and the best
+    part of each round is added. In the end all stages train together, and parts that are not needed are dropped. As in
+    FineTuner, the grown pipeline is returned only if it is better on held-out rows.
 
     Args:
-        pipeline: a fitted PipelineModel, or an unfitted Pipeline, which is fitted on the training rows first. It ends in
-            LinearRegression, GeneralizedLinearRegression or LogisticRegression.
+        pipeline: a fitted PipelineModel, or an unfitted Pipeline, which is fitted on the training rows first. It must
+            end in LinearRegression, GeneralizedLinearRegression or LogisticRegression.
         referenceData: see `FineTuner`.
         callbacks: see `FineTuner`.
         **params: see `sparkdiff.growth.settings.GrowthSettings` and `sparkdiff.options.Options` or `Grower().explainParams()`.
 
     `fit(df)` returns a `GrowerModel` whose `pipelineModel` is plain Spark ML: the original stages, with their uids and
-    Params, new MLlib stages among them, and the last linear stage on all columns (with another featuresCol).
+    Params, new MLlib stages among them, and the last linear stage, which now reads the new columns, too (by another
+    featuresCol).
 
     Raises:
         InputError: an option is unknown, of a wrong type or out of bounds; the message names all of them.
@@ -40,10 +44,10 @@ class Grower(GrowerMembers, ExtendedTuner):
 
 @with_params(FIELDS)
 class GrowerModel(FineTunerModel, GrowerGetters):
-    """The result of a growth, with the members of `FineTunerModel` and the Params of the Grower.
+    """The result of growing a pipeline, with the members of `FineTunerModel` and the Params of the Grower.
 
     Attributes:
-        pipelineModel: the plain Spark ML pipeline; the original object itself if the original was kept.
+        pipelineModel: the grown pipeline, plain Spark ML; the original object itself if the original was kept.
         originalModel: the pipeline that was grown.
         summary: a `GrowthSummary`: metrics before and after, decision, rounds, parts.
     """

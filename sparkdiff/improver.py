@@ -1,4 +1,6 @@
-"""Improver and ImproverModel: an improvement as a pyspark.ml Estimator and the Model that it returns."""
+"""Improver, a pyspark.ml Estimator that improves a fitted pipeline within a budget by any method, and ImproverModel,
+the Model that it returns.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,20 +20,22 @@ from sparkdiff.options import Options
 class Improver(ImproverMembers, ExtendedTuner):
     """An Estimator that improves a fitted Spark ML pipeline within a budget, by every method that sparkdiff has.
 
-    It trains weights (`finetune`), refits stages (`refit`), searches their settings (`search`), deletes stages (`simplify`) or
-    adds some (`import`: boosted trees; `grow`: hidden units, crosses, curves, effects). Cheap methods come first, and those that
-    fall behind are stopped. This race runs on some of the rows. The others test its best results, each of which is made again
-    for every fold; an accepted one is then made from all rows.
+    The methods, called arms, train weights (`finetune`), refit stages (`refit`), search the stages' settings
+    (`search`), delete stages (`simplify`) or add stages (`import`: boosted trees; `grow`: hidden units, crosses,
+    curves, effects). Cheap arms run first, and arms that fall behind are stopped. This race uses some of the rows only.
+    The best results of the race are then tested on the other rows, by folds: each result is made again for every fold,
+    without the fold's rows. An accepted result is finally made from all rows.
 
     Args:
-        pipeline: a fitted PipelineModel, or an unfitted Pipeline, which is fitted anew for each fold.
+        pipeline: a fitted PipelineModel, or an unfitted Pipeline, which is fitted again for each fold.
         referenceData: see `FineTuner`.
         callbacks: see `FineTuner`.
         **params: see `sparkdiff.improvement.settings.ImprovementSettings` and `sparkdiff.options.Options` (all but
             maxSeconds), or `Improver().explainParams()`.
 
-    `fit(df)` returns an `ImproverModel`, whose `pipelineModel` is plain Spark ML: the best pipeline that the rows accept, or
-    the original object itself. `offers` has others by name, such as the best that is as cheap to serve as the original.
+    `fit(df)` returns an `ImproverModel`, whose `pipelineModel` is plain Spark ML: the best pipeline that the test on
+    the rows accepts, or the original object itself. `offers` has further pipelines by name, such as the best
+    that is as cheap to serve as the original.
 
     Raises:
         InputError: an option is unknown, of a wrong type or out of bounds; the message names all of them.
@@ -57,11 +61,12 @@ class ImproverModel(FineTunerModel, ImproverGetters):
     Attributes:
         pipelineModel: the best pipeline, plain Spark ML; the original object itself if the original was kept.
         originalModel: the pipeline that was to be improved.
-        summary: an `ImprovementSummary`: the table of tested results, the arms, and the reasons.
-        offers: {name: plain PipelineModel}: "best", and where they exist "asCheap" (the best that is as cheap to serve as the
-            original), "sameForm" (the best with the original's stages), "simpler" (fewer stages, cheaper to serve, and no
-            worse). They are not saved with the model, so it is empty after loading: save those that you want, each is a
-            plain PipelineModel.
+        summary: an `ImprovementSummary`: the table of tested results, the arms (methods that were tried), and the
+            reasons.
+        offers: {name: plain PipelineModel}: "best" and, if such results exist, "asCheap" (the best that is as cheap to
+            serve as the original), "sameForm" (the best with the original's stages), "simpler" (fewer stages, cheaper
+            to serve, and no worse). Offers are not saved with the model, so `offers` is empty after loading; save the
+            pipelines that you want to keep yourself.
     """
 
     __module__ = "sparkdiff"

@@ -1,4 +1,6 @@
-"""The list of options; the Params of the Estimator, the YAML keys and command-line overrides are derived from it."""
+"""The options of fine-tuning, with their types, bounds and help; Params, YAML keys and command-line arguments derive
+from them.
+"""
 
 import dataclasses
 import functools
@@ -18,16 +20,16 @@ REPORTED = {
     "brier, which get smaller when probabilities are better calibrated; `compatibility` in the summary has the calibration "
     "error before and after"
 }
-"""Metrics that are reported but cannot decide, with the reason."""
+"""Metrics that are reported but may not be the option `metric`, with the reason."""
 PENALTIES = ("parityGap", "monotone")
 DEVICE = (r"auto|cpu|cuda(:(0|[1-9]\d*))?", "auto, cpu, cuda or cuda:<number>, such as cuda:1")
-"""The pattern of a device's name, and its description for messages."""
+"""Pattern of the values of the option `device`, and a description of these values for messages."""
 EXCLUSIVE = (
     ("validationIndicatorCol", "validationFraction", ""),
     ("groupCol", "timeCol", ""),
     ("numFolds", "validationIndicatorCol", "with folds all rows decide; "),
 )
-"""Pairs of options of which at most one can be set, and the reason."""
+"""Pairs of options of which at most one may be set, and the reason, as the beginning of a sentence; it may be empty."""
 ELSEWHERE = {
     "areaUnderROC": ("auc", "auroc", "rocauc", "rocaucscore"),
     "areaUnderPR": ("aucpr", "auprc", "prauc", "averageprecision", "averageprecisionscore"),
@@ -39,12 +41,14 @@ ELSEWHERE = {
     "poisson": ("meanpoissondeviance",), "gamma": ("meangammadeviance",), "tweedie": ("meantweediedeviance",),
     "quantile": ("pinball", "meanpinballloss"), "brier": ("brierscore", "brierscoreloss"),
 }  # fmt: skip
-"""Names of losses and metrics in other libraries: lower case, without `_`, `-` and a leading `neg`."""
+"""Names that other libraries use for a loss or metric, for hints: lower case, without `_`, `-` and a leading `neg`."""
 
 
 def option(default: Any, help: str, **rules: Any) -> Any:
-    """A field with its help text and its rules: kind, words, low, high, openLow, openHigh, choices, pattern, refused,
-    callable, sum, lists, texts, nested, folder, items, item.
+    """A dataclass field for an option, with its help text and the rules that `convert` applies to its values.
+
+    The rules are kind, words, low, high, openLow, openHigh, choices, pattern, refused, callable, sum, lists, texts,
+    nested, folder, items and item.
     """
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata={"help": help, "kind": dict, **rules})
@@ -53,17 +57,19 @@ def option(default: Any, help: str, **rules: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class OptionGroup:
-    """Base of dataclasses of options, whose values JSON can hold."""
+    """Base of dataclasses of options."""
 
     def asdict(self) -> dict[str, Any]:
-        """The value of each option, by name."""
+        """The value of each option, by name, ready for JSON: lists in place of tuples."""
         values = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
         return {k: list(v) if isinstance(v, tuple) else dict(v) if isinstance(v, Mapping) else v for k, v in values}
 
 
 @dataclasses.dataclass(frozen=True)
 class Options(OptionGroup):
-    """Options of one fine-tuning run. `Options.of` creates them: it checks all values and raises one error for all problems."""
+    """Options of one fine-tuning run; created by `Options.of`, which checks all values and raises one error for all
+    problems.
+    """
 
     # fmt: off
     labelCol: str | None = option(None, "label column, of numbers or of vectors of class probabilities; if unset, that of the predictor", kind=str)
@@ -128,8 +134,8 @@ class Options(OptionGroup):
         """Options from names and values of Params, YAML or the command line.
 
         Raises:
-            InputError: lists every unknown key (with the nearest known key), every value of a wrong type or out of
-                bounds, and every pair of options that exclude each other.
+            InputError: one message lists every unknown key (with the nearest known key), every value of a wrong type or
+                out of bounds, and every pair of options that exclude each other.
         """
         values, problems = converted(given, FIELDS)
         for one, other, why in EXCLUSIVE:
@@ -157,11 +163,11 @@ class Options(OptionGroup):
 
     @property
     def processes(self) -> int:
-        """Value of `numProcesses`; 1 while `auto` has not decided."""
+        """Value of `numProcesses`; 1 if it is "auto" and the number is not chosen yet."""
         return self.numProcesses if isinstance(self.numProcesses, int) else 1
 
     def asdict(self) -> dict[str, Any]:
-        """The value of each option, by name; for a function its name."""
+        """The value of each option, by name, ready for JSON; a loss that is a function is replaced by its name."""
         return super().asdict() | ({"loss": callable_name(self.loss)} if callable(self.loss) else {})
 
 
@@ -178,7 +184,7 @@ def named_callable(name: str) -> Callable[..., Any]:
     """The callable named `module:qualname`.
 
     Raises:
-        ValueError: it does not exist, or it cannot be called.
+        ValueError: no such object exists, or it cannot be called.
     """
     module, _, path = name.partition(":")
     try:
@@ -197,11 +203,11 @@ def refuse(problems: Sequence[str]) -> None:
 
 
 def without_effect(given: Any, reasons: Mapping[str, tuple[bool, str]]) -> list[str]:
-    """A sentence for each option that is set but has no effect.
+    """A sentence for each option that differs from its default but has no effect in this run.
 
     Args:
         given: the options, a dataclass with defaults.
-        reasons: for each option, whether it has no effect in this run, and why.
+        reasons: by option, True if it has no effect in this run, and the reason.
     """
     default = type(given)()
     return [
@@ -217,8 +223,9 @@ def converted(
     """The values converted to the types of their fields, and a sentence for each unknown name and each wrong value.
 
     Args:
-        owner: name of the owner of these options, for messages.
-        others: further names to suggest for an unknown one.
+        fields: the known options, by name.
+        owner: the owner of these options as named in messages.
+        others: further names that may be suggested in place of an unknown name.
     """
     values, problems, known = dict[str, Any](), list[str](), [*fields, *others]
     for name, value in given.items():
@@ -236,7 +243,7 @@ def convert(field: dataclasses.Field[Any], value: Any) -> Any:
     """The value, converted to the type of the field.
 
     Raises:
-        TypeError, ValueError: with the expected and the given value, in scikit-learn's wording.
+        TypeError, ValueError: the value is not valid; the message names the expected and the given value.
     """
     rules, name = field.metadata, field.name
     if value is field.default and (value is None or isinstance(value, str)):
@@ -267,13 +274,15 @@ def convert(field: dataclasses.Field[Any], value: Any) -> Any:
 
 
 def _choices(rules: Mapping[str, Any]) -> tuple[str, ...]:
-    """The values to choose from. A module's NAMES are looked up only when needed, as losses and metrics import torch."""
+    """The allowed values of an option. The names of losses and metrics are looked up only here, because they import
+    torch.
+    """
     given = rules.get("choices", ())
     return importlib.import_module(given).NAMES if isinstance(given, str) else given
 
 
 def _names(name: str, value: Any, rules: Mapping[str, Any]) -> tuple[str, ...]:
-    """A list of stages or names, as names; a set is sorted."""
+    """A list of names, from a list of stages or names or from a single one; a set is sorted."""
     given = [value] if isinstance(value, str) or hasattr(value, "uid") else value
     names: list[Any] = (
         [getattr(v, "uid", v) for v in given] if isinstance(given, (list, tuple, set, frozenset)) else [None]
@@ -311,7 +320,7 @@ _KINDS = {str: "a non-empty string", bool: "true or false", int: "a whole number
 
 
 def _scalar(name: str, value: Any, kind: type, words: Iterable[str] = ()) -> Any:
-    """A text, boolean or number of this kind."""
+    """A string, boolean or number converted to `kind`; `words` are other allowed values, for the message."""
     whole = (isinstance(value, numbers.Integral) and is_number(value)) or (
         isinstance(value, float) and value.is_integer()
     )
@@ -326,7 +335,9 @@ def _scalar(name: str, value: Any, kind: type, words: Iterable[str] = ()) -> Any
 
 
 def _checked(name: str, value: Any, rules: Mapping[str, Any]) -> Any:
-    """A scalar, after a check that it is a folder, one of the choices, or within its bounds, as the rules require."""
+    """The value, after checking that it is a usable folder, one of the choices, or within its bounds, as the rules
+    require.
+    """
     if value in rules.get("refused", ()):
         raise ValueError(rules["refused"][value])
     if (where := rules.get("folder")) and (

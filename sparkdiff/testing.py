@@ -1,4 +1,4 @@
-"""A check of the four laws of a translated stage, for the tests of your own StageModule."""
+"""A check that the torch translation of a stage is correct (it obeys four laws), for the tests of your own StageModule."""
 
 import dataclasses
 import tempfile
@@ -28,7 +28,7 @@ SEED = 7
 
 
 class LawBroken(SparkdiffError, AssertionError):
-    """The error that a translated stage breaks one of the laws.
+    """The error that the translation of a stage breaks one of the four laws; see `check_stage`.
 
     Attributes:
         law: "parity", "get-put", "put-get" or "untouched".
@@ -45,8 +45,8 @@ class LawBroken(SparkdiffError, AssertionError):
 def perturbed(module: StageModule, generator: torch.Generator) -> None:
     """Change every trainable parameter in place, each entry in one of several ways.
 
-    An entry moves to the next double, by a little, by much, across 0, or to 0. Constrained parameters stay inside their
-    domain; finally the module's own `project_` is called.
+    An entry moves to the next double, by a little, by much, to the other side of 0, or to 0. Constrained parameters
+    stay inside their domain; finally the module's own `project_` is called.
     """
     with torch.no_grad():
         for name, p in module.named_parameters():
@@ -105,12 +105,13 @@ def check_stage(
 
     Args:
         stage: a fitted stage; its input columns are in `df`, other columns are ignored.
-        tolerance: used in laws 1 and 3; at least 1e-6 for a stage whose weights Spark stores in float32 (`float32`).
+        tolerance: used in laws 1 and 3; raised to at least 1e-6 for a stage whose weights Spark stores in float32 (its
+            module has `float32`).
         perturb: changes the trainable parameters of a module in place, inside their domain; the default tries
             neighbouring values, other signs, zeros and magnitudes.
 
     Raises:
-        LawBroken: names law, stage, column and value.
+        LawBroken: the translation breaks a law; the error names the law, the stage, the column and the value.
         InputError: the stage's class has no translation, the stage is refused, or Spark fails on the rows.
     """
     check_stages([stage], df, tolerance=tolerance, perturb=perturb)
@@ -120,7 +121,9 @@ def check_stages(
     stages: Sequence[Any], df: DataFrame, *, tolerance: float = TOLERANCE,
     perturb: Callable[[StageModule, torch.Generator], None] = perturbed,
 ) -> None:  # fmt: skip
-    """Run `check_stage` for many stages on one DataFrame in one Spark job, several times faster than separate checks."""
+    """Run `check_stage` for many stages on one DataFrame. Needs one Spark job, so is several times faster than separate
+    checks.
+    """
     generator = torch.Generator().manual_seed(SEED)
     reads = [_Read(stage, df) for stage in stages]
     trials = [trial for read in reads for trial in _parameters(read, perturb, generator)]
@@ -135,7 +138,7 @@ def check_stages(
 
 @dataclasses.dataclass(frozen=True)
 class _Trial:
-    """A Spark stage, and the module whose outputs it must reproduce."""
+    """One comparison of outputs: a Spark stage, the module whose outputs it must reproduce, and the original stage."""
 
     law: str
     stage: Any
@@ -144,7 +147,7 @@ class _Trial:
 
 
 class _Read:
-    """A stage, and the way to read it, given the columns that it will transform."""
+    """A stage to check, and its translation into a module, which may depend on the columns of `df`."""
 
     def __init__(self, stage: Any, df: DataFrame):
         self.stage = stage
@@ -162,7 +165,9 @@ class _Read:
         self.cls, self.fields = cls, [None if f is None else field_of(f) for f in found]
 
     def module(self, stage: Any) -> StageModule:
-        """The module of this stage, or of one written back in its place."""
+        """The module translated from `stage`, which is the stage to check or a stage that was written back from its
+        module.
+        """
         try:
             if issubclass(self.cls, FieldReader) and self.cls.wants_fields(stage):
                 return self.cls.from_fields(stage, self.fields)
@@ -171,7 +176,7 @@ class _Read:
             raise InputError(f"{stage.uid} cannot be translated to torch: {e}") from e
 
     def facts(self, stage: Any, module: StageModule | None = None) -> dict[str, Any]:
-        """All facts about a stage that must not change; `module` is its module, if already read."""
+        """All properties of a stage that must not change; `module` is the stage's module, if already translated."""
         module, params = module or self.module(stage), jvm.defined_params(stage)
         return {
             "class": class_name(stage), "uid": stage.uid, "Params set": params["set"], "default Params": params["default"],
@@ -185,7 +190,7 @@ class _Read:
 def _parameters(
     read: _Read, perturb: Callable[[StageModule, torch.Generator], None], generator: torch.Generator
 ) -> list[_Trial]:
-    """Check everything that needs no rows; return the comparisons that need rows."""
+    """Check the parts of the laws that need no rows; return the comparisons of outputs, which need rows."""
     stage, cls = read.stage, read.cls
     module = read.module(stage)
     before, java = read.facts(stage, module), jvm.java_params(stage)
@@ -243,7 +248,7 @@ def _same_facts(law: str, stage: Any, was: dict[str, Any], now: dict[str, Any], 
 
 
 def _same(a: Any, b: Any) -> bool:
-    """True if both are equal, or both NaN."""
+    """True if the values are equal, or both are NaN."""
     return bool(a == b) or (isinstance(a, float) and isinstance(b, float) and a != a and b != b)
 
 
@@ -263,7 +268,9 @@ def _same_tensor(law: str, stage: Any, name: str, wished: Tensor, found: Tensor,
 
 
 def _outputs(trials: Sequence[_Trial], df: DataFrame, tolerance: float) -> None:
-    """Run all stages over the same rows in one job and compare with their modules."""
+    """Run the stages of all trials over the same rows in one Spark job, and compare their outputs with those of the
+    modules.
+    """
     casefold = casefolding()
     sources = {
         casefold(c): f"in{i}" for i, c in enumerate(dict.fromkeys(c for t in trials for c in _inputs(t.original)))

@@ -1,4 +1,4 @@
-"""Exit codes, flags that several commands share, and functions that load the models and rows these flags name."""
+"""Exit codes, flags that several commands share, and functions that load the models and rows that these flags name."""
 
 import json
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ Names = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
-# The flags of all commands that take rows; `finetune` and `grow` take each also as section.key=value.
+# The flags of all commands that take rows. Commands that run jobs also take each setting as section.key=value.
 Data = Annotated[Text, typer.Option(help="Path of the rows.")]
 Format = Annotated[str, typer.Option(help="Format of the rows, such as parquet or csv.")]
 ReaderOptions = Annotated[
@@ -36,13 +36,15 @@ Output = Annotated[Text, typer.Option(help="Folder to write (output.path).")]
 def loaded(
     models: Sequence[str], module: str, command: str = "", data: str | None = None, format: str = "", options: str = ""
 ) -> tuple[list[tuple[str, Any]], Any]:
-    """Load each model and, if `data` is set, the rows. Checks that they exist before it starts Spark.
+    """Check that the models and rows exist, start Spark, and load each model and, if `data` is set, the rows.
 
     Args:
-        module: imported while Spark starts.
+        module: name of a module to import while Spark starts.
+        command: name of the command, for messages.
+        data, format, options: path, format and reader options of the rows, see `source_of`.
 
     Returns:
-        (path, model) of each model, and the rows or None.
+        (path, model) of each model; and the rows, or None.
     """
     from sparkdiff.job import loading
 
@@ -56,7 +58,7 @@ def loaded(
 
 
 def source_of(path: str, format: str, options: str) -> dict[str, Any]:
-    """The data of a command, in the form of a job's `data` section."""
+    """The rows that a command's flags name, as an entry of a job's section `data`; `options` is a JSON object."""
     try:
         given = dict(json.loads(options))
     except (ValueError, TypeError) as e:
@@ -65,7 +67,7 @@ def source_of(path: str, format: str, options: str) -> dict[str, Any]:
 
 
 def read_as(path: str, format: str, options: str) -> tuple[str, str]:
-    """Format and reader options of the rows; those not set are inferred from the file's name."""
+    """Format and reader options of the rows; what is not set is inferred from the file's name."""
     from sparkdiff.job import loading
 
     form = format or loading.format_of(path)

@@ -98,7 +98,9 @@ def improve(
 
 
 def _is_override(word: str) -> bool:
-    """True if the word is section.key=value, or a misspelt section, rather than a path, which may hold `=`."""
+    """True if an argument is an override section.key=value, perhaps misspelt; False if it is a path, which may contain
+    `=`.
+    """
     from sparkdiff.job.config import SECTIONS
 
     return "=" in word and ("/" not in word or re.split("[.=]", word)[0] in SECTIONS)
@@ -107,9 +109,12 @@ def _is_override(word: str) -> bool:
 def _run_job(
     command: str, config: str | None, overrides: Sequence[str] | None, flags: Mapping[str, str | None], *, as_json: bool
 ) -> None:
-    """Load the settings of a job, run it and print its result.
+    """Load the settings of a job, run the job, and print its result.
 
     Args:
+        command: the command that the user called.
+        config: the YAML file; None without one.
+        flags: values of flags by `section.key`; None for flags that are not set.
         as_json: print only the result on stdout, as one JSON object, and everything else on stderr.
 
     Raises:
@@ -140,7 +145,9 @@ def _run_job(
 
 @contextlib.contextmanager
 def _all_on_stderr() -> Iterator[None]:
-    """Send stdout to stderr within this context, also for native code, and for Java and other processes that it starts."""
+    """Send stdout to stderr within this context, including output of native code and of processes that are started,
+    like Java.
+    """
     sys.stdout.flush()
     stdout = os.dup(1)
     try:
@@ -154,7 +161,7 @@ def _all_on_stderr() -> Iterator[None]:
 
 
 def _result(found: Any, where: str) -> dict[str, Any]:
-    """The facts about a finished job that a calling program needs; the rest is in summary.json."""
+    """The part of a finished job's summary that a calling program needs; summary.json has the rest."""
     told = found.asdict() if hasattr(found, "asdict") else found.toDict()
     names = (
         "decision",

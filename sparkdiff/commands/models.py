@@ -80,7 +80,7 @@ def _check_cost(cost: bool, data: str | None, given: Mapping[str, Any]) -> None:
 def _cost(
     model: Any, rows: Any, wishes: Mapping[str, Any], columns: Mapping[str, str | None], overrides: Sequence[str]
 ) -> Any:
-    """The cost of a fine-tuning with these options."""
+    """The expected cost of fine-tuning a pipeline with these options (see `FineTuner.cost`)."""
     from sparkdiff.estimator import FineTuner
     from sparkdiff.job.config import options_of
 

@@ -1,4 +1,4 @@
-"""Duplicates: validation rows that also occur in training, found by 64-bit hashes and compared with chance."""
+"""Detection of validation rows that also occur in training, by 64-bit hashes, if there are more than chance explains."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ ERRORS = 4.0  # standard errors above chance
 
 @dataclass(frozen=True)
 class Overlap:
-    """Number and share of the validation rows that occur in train, and a text about the number expected by chance."""
+    """Number and share of the validation rows that occur in training, and a text about the number expected by chance."""
 
     rows: int
     share: float
@@ -23,7 +23,9 @@ class Overlap:
 
 
 class RowHashes:
-    """64-bit hashes of rows by their label and their inputs of the network; for many rows, a sample of the hashes."""
+    """64-bit hashes of rows, from the label and the columns that the network reads; for many rows, a sample of the
+    hashes.
+    """
 
     def __init__(self, rows: int):
         self.mask = (1 << max(0, math.ceil(math.log2(max(rows, 1) / MOST_HASHES)))) - 1 if rows > MOST_HASHES else 0
@@ -39,11 +41,11 @@ class RowHashes:
     def overlap(self) -> Overlap | None:
         """The overlap, if more validation rows have a duplicate in training than chance explains; else None.
 
-        By chance, validation rows have a duplicate in training as often as a training row has one among the other
-        training rows (Good 1953; variance: Esty 1983). A second test detects a table that was loaded twice, in which
-        too many values occur exactly twice: for independent draws, from however few values, the numbers f_m of values
-        seen m times obey f_m^2 <= (m + 1) / m * f_(m-1) * f_(m+1), as their counts are a mixture of Poisson counts
-        (Cauchy-Schwarz).
+        By chance, a validation row has a duplicate in training as often as a training row has a duplicate among the
+        other training rows (Good 1953; variance: Esty 1983). A second test detects a table that was loaded twice, in
+        which too many values occur exactly twice. For independent draws, however few distinct values there are, the
+        numbers f_m of values that occur m times obey f_m^2 <= (m + 1) / m * f_(m-1) * f_(m+1), because the counts are a
+        mixture of Poisson counts (Cauchy-Schwarz).
         """
         if not all(self.hashes.values()):
             return None

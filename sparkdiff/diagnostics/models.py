@@ -23,9 +23,14 @@ Place = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class WeightDifference:
-    """One weight of a stage. The relative difference is divided by the larger of the two values.
+    """The difference between two stages in one weight.
 
-    A difference that is not finite is None; so are all differences between weights of different shapes.
+    Relative differences are divided by the larger absolute value of the two. A difference that is not finite is None;
+    if the shapes differ, `differ`, `maxAbsDiff` and `maxRelDiff` are None.
+
+    Attributes:
+        entries: number of entries of the old weight.
+        differ: number of entries that differ.
     """
 
     parameter: str
@@ -48,13 +53,13 @@ class ParamDifference:
 
 @dataclasses.dataclass(frozen=True)
 class StageDifference:
-    """One leaf stage of either pipeline, or of both.
+    """The comparison of a leaf stage of the old pipeline with its counterpart in the new one; either may be missing.
 
     Attributes:
         what: "same", "differs", "class differs", "only in old" or "only in new".
         weights: the weights that differ, if sparkdiff translates the stage.
-        translated: whether sparkdiff knows this stage's weights.
-        content: whether the saved content differs in something that neither `weights` nor `params` show.
+        translated: whether sparkdiff translates the stage, and so knows its weights.
+        content: whether the stage's saved data differ in something that neither `weights` nor `params` show.
     """
 
     what: str
@@ -75,9 +80,9 @@ class Difference(Shown):
     """The differences between two fitted pipelines.
 
     Attributes:
-        oldHash, newHash: content hashes, the same as in a run's summary.json; None if a model cannot be saved.
-        stages: every leaf stage of either pipeline, in the order of the old one.
-        predictions: differences on the rows that were passed; None without rows.
+        oldHash, newHash: content hashes, the same as in a run's summary.json; None if a pipeline cannot be saved.
+        stages: an entry per leaf stage of either pipeline, in the order of the old pipeline.
+        predictions: differences of the predictions on the rows that were passed; None if no rows were passed.
     """
 
     oldHash: str | None
@@ -111,11 +116,12 @@ def between(old: Any, new: Any, folder: Path, *, paths: tuple[str | None, str | 
     was fitted again).
 
     Args:
-        folder: a folder where both are saved temporarily; Spark and this process must see the same files in it.
-        paths: folders that they were loaded from, whose content is hashed instead.
+        folder: a folder where both pipelines are saved temporarily to hash them; Spark and this process must see the
+            same files in it.
+        paths: the folder from which each pipeline was loaded; its files are then hashed instead.
 
     Raises:
-        InputError: one of the two is not fitted.
+        InputError: one of the pipelines is not fitted.
     """
     before, after = flatten(old), flatten(new)
     hashes = hash_of(old, paths[0], folder), hash_of(new, paths[1], folder)
@@ -197,7 +203,9 @@ def _params(old: Any, new: Any) -> Iterator[ParamDifference]:
 
 
 def _values(stage: Any) -> tuple[dict[str, tuple[str, Any]], dict[str, tuple[str, Any]]]:
-    """Params by name as (set or default, value): for display, and for comparison, which leaves out the stage's uid."""
+    """Params by name as ("set" or "default", value), twice: for display, and for comparison, without the stage's uid in
+    values.
+    """
     params = jvm.defined_params(stage)
     # Each Python process draws another default seed.
     defaults = {k: v for k, v in params["default"].items() if k != "seed" and k not in params["set"]}

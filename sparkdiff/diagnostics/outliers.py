@@ -12,10 +12,16 @@ FARTHEST = 1000.0  # an outlier whatever its neighbours are: a multiple of the o
 
 
 class Spread:
-    """The value farthest from the usual one, and the spread of the others, for each slot of a column on one split.
+    """The value farthest from the usual value, and the spread of the other values, for each slot of a column on one
+    split.
 
-    The mean square of the others excludes every occurrence of the farthest value, so that a sentinel value does not
-    enlarge the spread that it is compared with.
+    A slot is an entry of a vector column, or a scalar column.
+
+    The mean square distance of the other values excludes every occurrence of the farthest value, so that a sentinel
+    value does not enlarge the spread with which it is compared.
+
+    Args:
+        usual: (w,) the usual value of each slot, such as its median.
     """
 
     def __init__(self, usual: Tensor) -> None:
@@ -27,7 +33,9 @@ class Spread:
         )  # whether the farthest value is larger than the usual one
 
     def add(self, x: Rows) -> None:
-        """Add a batch (n, w). Non-finite values count as the usual value; the loss rejects those that matter."""
+        """Add a batch (n, w). Non-finite values count as the usual value, because where they matter, the loss rejects
+        them.
+        """
         at: Tensor | slice = slice(None)  # slots with values to add
         if isinstance(x, SparseRows):
             at, x = x.compact()
@@ -69,13 +77,15 @@ class Spread:
 
 
 def farness(split: str, spreads: Mapping[str, Spread]) -> Tensor:
-    """Distance of a split's farthest value from the usual value, divided by that of the others, (w,); 0 if not extreme.
+    """Ratio of two distances from the usual value: of a split's farthest value, and of the other values, (w,); 0 if not
+    extreme.
 
-    The others' distance is the root mean square over the training rows that differ from the usual value. If fewer than
-    five do (rare levels, constant columns), it is at least 1 and at least the size of the usual value.
+    The distance of the other values is the root mean square over the training rows that differ from the usual value. If
+    fewer than five rows differ (rare levels, constant columns), that distance is taken to be at least 1 and at least
+    the absolute usual value.
     """
     own, base = spreads[split], spreads.get("train", spreads[split])
-    # Training rows whose farthest value lies nearer than this one are others, too.
+    # If the training rows' farthest value is nearer than this split's, it is one of the other values, too.
     nearer = (base.far < own.far) & (base.far > 0)
     square = base.square + torch.where(nearer, base.count * base.far.square(), 0.0)
     others = base.others + torch.where(nearer, base.count, 0)

@@ -1,4 +1,6 @@
-"""Warnings about the pipeline: rows dropped late, columns that change outside the loss, Spark versions that cannot load it."""
+"""Warnings about the pipeline: stages that drop rows too late, output columns that change although they do not enter
+the loss, and Spark versions that cannot load the pipeline.
+"""
 
 import re
 from collections.abc import Sequence
@@ -14,11 +16,13 @@ from sparkdiff.stages.base import REGISTRY, StageModule, class_name, columns_of
 from sparkdiff.stages.forest import Trees
 
 PROJECTION = re.compile(r"\s*SELECT\s(?!\s*DISTINCT\s).*\sFROM\s+__THIS__\s*", re.IGNORECASE | re.DOTALL)
-"""A statement of a SQLTransformer that keeps all rows."""
+"""Pattern of the statements of a SQLTransformer that keep all rows."""
 
 
 def dropped_late(cut: Cut) -> list[str]:
-    """A warning that lists the stages behind the predictor that may drop rows, which train and decide all the same."""
+    """A warning that lists the stages behind the predictor that may drop rows; training and the decision use these
+    rows.
+    """
     statements = [(v.uid, columns_of(v.stage, ("statement",))) for v in cut.late_droppers]
     names = [uid for uid, found in statements if not any(map(PROJECTION.fullmatch, found))]
     if not names:
@@ -30,7 +34,12 @@ def dropped_late(cut: Cut) -> list[str]:
 
 
 def changes_outside(roles: Roles, trained: Sequence[int], accepted: bool) -> list[str]:
-    """A warning that lists the columns outside of the loss that change when these stages train."""
+    """A warning that lists the output columns that do not enter the loss but change when these stages train.
+
+    Args:
+        trained: positions of the stages that train.
+        accepted: whether the tuned pipeline was accepted, so that the columns do change.
+    """
     columns, vertices = roles.outside.columns(trained), roles.graph.vertices
     if not columns:
         return []
@@ -43,8 +52,9 @@ def changes_outside(roles: Roles, trained: Sequence[int], accepted: bool) -> lis
 
 
 def unreadable_by_older_spark(model: Any) -> list[str]:
-    """A warning if Spark 3.5 and 4.0 cannot load this model as saved by the running Spark: since Spark 4.1 the columns
-    of saved tree ensembles lack names.
+    """A warning if the running Spark saves this model in a form that Spark 3.5 and 4.0 cannot load.
+
+    The reason: since Spark 4.1, the columns of saved tree ensembles lack names.
     """
     version = jvm.session().version
     kinds = [(s.uid, REGISTRY.get(class_name(s), StageModule)) for _, s in flatten(model)]

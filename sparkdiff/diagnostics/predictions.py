@@ -33,11 +33,11 @@ from sparkdiff.stages.base import columns_of
 
 QUANTILES = (0.5, 0.9, 0.99)
 FIRST = 1_000
-"""Number of rows in which all outputs are compared; rows at critical values are added to them."""
+"""Number of rows on which all outputs are compared; rows with values at which an output jumps are added to them."""
 LABELS = 100
-"""Largest number of labels of a StringIndexer that each get an added row."""
+"""Largest number of labels of a StringIndexer for which a row each is added."""
 TABLE = "the table"
-"""Key for the table as a whole, in place of a column's name."""
+"""Key for differences of the table as a whole, in place of a column's name."""
 WAY = (
     "A stage is saved as its class says: DefaultParamsWritable saves its Params and nothing else. Keep in Params what the stage "
     "needs, or give its class a write() and a read() that keep it; if the class is Spark's own, report this as a bug"
@@ -46,7 +46,9 @@ WAY = (
 
 @dataclasses.dataclass(frozen=True)
 class LabelFlips:
-    """Number and share of rows in which a column of labels (or of other values without a distance) differs."""
+    """Number and share of rows on which the pipelines differ in a column of labels, or of other values without a
+    distance.
+    """
 
     column: str
     rows: int
@@ -56,10 +58,11 @@ class LabelFlips:
 
 @dataclasses.dataclass(frozen=True)
 class NumberChanges:
-    """Changes in a column of numbers; for a vector, of the entry that changed most.
+    """Changes in a column of numbers; the change of a vector is that of the entry that changed most.
 
-    `undefined` counts rows without a finite change (null, NaN or infinite on one side, or vectors of different size).
-    They are included in `changed` and in no other figure; if all rows are undefined, the other figures are None.
+    `undefined` is the number of rows without a finite change (null, NaN or infinite on one side, or vectors of
+    different size). These rows are included in `changed` and in no other figure; if all rows are undefined, the other
+    figures are None.
     """
 
     column: str
@@ -75,8 +78,11 @@ class NumberChanges:
 class PredictionDifference:
     """Differences between the predictions of two pipelines on the same rows.
 
-    `rows` < `sampled` if a stage drops rows (handleInvalid='skip'). `outputs` describes, by column, the differences in
-    all output columns of the first 1,000 rows; see `compare_outputs`.
+    Attributes:
+        sampled: number of rows on which the pipelines ran.
+        rows: number of rows that both returned; less than `sampled` if a stage drops rows (handleInvalid='skip').
+        outputs: descriptions, by column, of the differences in all output columns on the first 1,000 rows; see
+            `compare_outputs`.
     """
 
     sampled: int
@@ -91,12 +97,13 @@ class PredictionDifference:
 def predictions(old: Any, new: Any, df: DataFrame, sample: int | None = None) -> PredictionDifference:
     """Run both pipelines on the same rows, in one pass, and count in Spark how their predictions differ.
 
-    Compares the prediction and probability columns that both write; if there are none, the outputs of the last
-    stages. In the first 1,000 rows, compares all outputs bit by bit.
+    The compared columns are the prediction and probability columns that both pipelines write; if there are none, the
+    outputs of the last stages. On the first 1,000 rows, all outputs are compared bit by bit.
 
     Args:
         df: rows with the columns that both pipelines read.
-        sample: the largest number of rows; always those with the smallest hashes, so that they are the same each time.
+        sample: largest number of rows to use; the rows with the smallest hashes are used, so that each call uses the
+            same.
 
     Raises:
         InputError: the data lack a column or have no row, no column can be compared, or Spark failed on the rows.
@@ -135,14 +142,15 @@ def predictions(old: Any, new: Any, df: DataFrame, sample: int | None = None) ->
 def changed_outputs(old: Any, new: Any, df: DataFrame, may_change: Collection[str]) -> tuple[list[str], list[str]]:
     """Find the differences between the outputs of two pipelines, except those that certain stages are allowed to cause.
 
-    Compares the columns, their order, types and nullability. For a column that depends on none of these stages, also
-    compares the metadata and the values of the first rows; the values only if the stage that writes it is now another
-    object, or if a stage doesn't declare what it reads, so that usually no job runs. Added columns are no difference.
+    The columns, their order, types and nullability are always compared. Columns that depend on none of the stages
+    `may_change` must also have the same metadata and, on the first rows, the same values. Values are compared only if
+    the stage that writes the column is another object in the new pipeline, or if some stage doesn't declare which
+    columns it reads; so usually no job runs. Added columns are no difference.
 
     Args:
-        df: rows that both pipelines read.
-        may_change: uids of the stages of the old pipeline that may change, and so may everything that reads their
-            outputs.
+        df: rows that both pipelines can read.
+        may_change: uids of the stages of the old pipeline whose outputs may change; all columns that depend on these
+            outputs may change, too.
 
     Returns:
         A sentence for each difference; a sentence for each column that can't be compared.
@@ -180,19 +188,21 @@ def changed_outputs(old: Any, new: Any, df: DataFrame, may_change: Collection[st
 def compare_outputs(
     old: Any, new: Any, df: DataFrame, only: Collection[str] | None = None
 ) -> tuple[dict[str, str], dict[str, Any]]:
-    """Run two pipelines on the same raw rows, and compare all columns that come out: order, types, nullability and metadata,
+    """Run two pipelines on the same raw rows, and compare all output columns: order, types, nullability and metadata,
     and the values bit by bit. NaN equals NaN, and -0.0 is not 0.0.
 
     A stage may drop, repeat or reorder rows, and an SQLTransformer may drop columns. So rows are matched by an added row
     number if both pipelines pass it through, else by their values.
 
     Args:
-        df: raw rows. The first 1,000 are compared, and copies of one of them with values at which a stage's output jumps.
+        df: raw rows. The pipelines run on the first 1,000 rows, and on copies of one row with values at which a stage's
+            output jumps.
         only: the columns to compare; None: all.
 
     Returns:
-        The differences as text, by column or `TABLE`. The numbers of "rows" and "columns" compared, and the columns
-        "leftOut", which differ between two runs of the old pipeline, as those of `rand()` do.
+        The differences as text, by column or `TABLE`; and {"rows", "columns", "leftOut"}: the numbers of compared rows
+        and columns, and the columns that were left out because they differ between two runs of the old pipeline, like
+        columns of `rand()`.
 
     Raises:
         Exception: the old pipeline fails on the rows; an error of Spark or of a custom stage.
@@ -222,12 +232,12 @@ def _compare(
 
 
 def _with_edges(model: Any, rows: DataFrame, key: str) -> DataFrame:
-    """The rows, with copies of the first row added. In each copy one raw column has a value at which the output of a
-    stage that reads it jumps.
+    """The rows, and copies of the first row; in each copy, one raw column has a value at which the output of a stage
+    that reads the column jumps.
     """
     graph, edges = translated(model, rows), list[tuple[str, Any]]()
     for name in read_by_name(rows):
-        # By its name alone: a custom stage may overwrite any column, but seldom does.
+        # Readers are found by the column's name alone: a custom stage may overwrite the column before, but seldom does.
         readers = [(v, i) for v in graph.vertices for i, (c, _) in enumerate(v.sources) if c == graph.casefold(name)]
         indexers = [(v.stage, place) for v, place in readers if isinstance(v.stage, StringIndexerModel)]
         edges += [(name, label) for stage, place in indexers for label in stage.labelsArray[place][:LABELS]]
@@ -283,23 +293,26 @@ def _differences(first: _Hashes, second: _Hashes, key: str, without: Collection[
 
 
 def _facts(old: StructField, new: StructField, *, metadata: bool = True) -> list[str]:
-    """The differences between two columns apart from their values (type, nullability, metadata), in words."""
+    """The differences between two columns in type, nullability and, with `metadata`, metadata, as text."""
     facts = ("dataType", "nullable", *(["metadata"] * metadata))
     pairs = [(fact, getattr(old, fact), getattr(new, fact)) for fact in facts]
     return [f"has {fact} {reprlib.repr(b)}, not {reprlib.repr(a)}" for fact, a, b in pairs if a != b]
 
 
 def check_saved(model: Any, folder: Path, rows: Callable[[], DataFrame] | None) -> dict[str, Any]:
-    """Load a pipeline that was just saved, and compare its outputs with those of the tested one in memory.
+    """Load a pipeline that was just saved, and compare its outputs with those of `model`, the tested pipeline in
+    memory.
 
     Args:
-        rows: returns raw rows; None: compare nothing.
+        folder: the folder of the saved pipeline.
+        rows: function that returns raw rows; None: only load the pipeline.
 
     Returns:
         The result for the summary of a run; see `RunRecord.saved`.
 
     Raises:
-        ParityError: it cannot be loaded, or an output differs; names the stage, the column and the number of rows.
+        ParityError: the saved pipeline cannot be loaded, or an output differs; the message names the stage, the column
+            and the number of rows.
     """
     try:
         loaded = jvm.loaded(folder)
@@ -330,7 +343,8 @@ def check_saved(model: Any, folder: Path, rows: Callable[[], DataFrame] | None) 
 
 
 def _columns_of_chance(loaded: Any, folder: Path, df: DataFrame) -> set[str]:
-    """Columns of Spark's own stages, and `TABLE` if it does, that differ between two loads of the same saved pipeline.
+    """Columns of Spark's own stages that differ between two loads of the same saved pipeline; `TABLE` if the table
+    differs.
 
     For example, a DistributedLDAModel sums its topics in no fixed order.
     """
@@ -343,8 +357,12 @@ def _columns_of_chance(loaded: Any, folder: Path, df: DataFrame) -> set[str]:
 def check_what_is_saved(
     model: Any, rows: Callable[[], DataFrame], folder: Callable[[], Path | None], summary: Any
 ) -> None:
-    """Save the model of a fit temporarily and run `check_saved`; add the result to the summary, and warn of a
+    """Save the model of a fit temporarily, run `check_saved`, add the result to the summary, and warn if there is a
     difference.
+
+    Args:
+        rows: function that returns raw rows.
+        folder: function that returns the folder in which the model is saved temporarily.
     """
     try:
         with jvm.temporary(".saved-", folder()) as path:
@@ -354,15 +372,15 @@ def check_what_is_saved(
         summary.saved.update(rows=0, columns=0, leftOut=[], differs=str(e))
         summary.warnings.append(str(e))
         warnings.warn(str(e), UserWarning, stacklevel=2)
-    except Exception as e:  # the same error is raised when its owner saves it
+    except Exception as e:  # the user gets the same error when saving the model
         summary.saved.update(rows=0, columns=0, leftOut=[], why=f"the pipeline cannot be saved: {jvm.message(e)}")
 
 
 def _counted(
     models: tuple[Any, Any], graphs: tuple[Graph, Graph], df: DataFrame, pairs: Sequence[tuple[str, str]]
 ) -> tuple[Row, list[bool]]:
-    """Counts of the differences in each pair of columns, from one pass over the rows, and whether each pair holds
-    labels.
+    """Counts of the differences in each pair of columns (old, new), from one pass over the rows; and for each pair,
+    True if it holds labels.
     """
     old, new = models
     columns = read_by_name(df)
@@ -390,7 +408,9 @@ def _counted(
 
 
 def _outputs(graph: Graph) -> dict[str, str]:
-    """The columns to compare, by casefolded name: predictions and probabilities; else the last stage's outputs."""
+    """The columns to compare, by casefolded name: predictions and probabilities; if there are none, the last stage's
+    outputs.
+    """
     found = [c for vertex in graph.vertices for c in columns_of(vertex.stage, ("predictionCol", "probabilityCol"))]
     if not found and graph.vertices:
         found = list(graph.vertices[-1].outputs)
@@ -426,7 +446,7 @@ def _check_kept(columns: Iterable[str], df: DataFrame, model: Any) -> None:
 
 
 def _change(df: DataFrame, old: str, new: str, is_label: bool) -> tuple[bool, Column]:
-    """(True, column that is true where the label flipped) or (False, column of the absolute change of the number)."""
+    """(True, column that is true where the label flips) for labels; (False, column of absolute changes) for numbers."""
     types = [_field(df, c).dataType for c in (old, new)]
     a, b = named(old), named(new)
     kinds = [VectorUDT if isinstance(t, VectorUDT) else ArrayType if isinstance(t, ArrayType) else NumericType

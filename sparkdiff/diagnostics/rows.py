@@ -1,6 +1,7 @@
-"""Warnings about the rows of a run, from one pass over the cache; each finding is one sentence with its evidence.
+"""Warnings about the rows of a run, from one pass over the cache; each warning is one sentence with its evidence.
 
-Nothing here changes a training: `check` runs before it, `too_few_rows` after the guard has decided.
+Warnings do not affect training or the decision: `check` runs before training, `too_few_rows` after the guard (the
+statistical test on held-out rows) has decided.
 """
 
 import math
@@ -46,14 +47,15 @@ def check(
     network: Network, data: Data, described: Mapping[Version, Mapping[str, Any]], options: Options, label: LabelStats,
     splits: Sequence[str], *, copies: bool = False,
 ) -> list[str]:  # fmt: skip
-    """Warnings about the rows, read once. Run it on an untrained network, in one process.
+    """Warnings about the rows, which are read once. The network must be untrained; to be called in one process only.
 
     Args:
-        described: the entry of each cached column version in the cache's manifest.
+        described: for each cached version of a column, its entry in the cache's manifest.
         label: statistics of the labels of the training rows.
         splits: the splits that have rows.
-        copies: whether a training row may occur once for each of its possible classes. Then no value occurs only once,
-            and the number of unseen values expected by chance is unknown, so unseen values are not reported.
+        copies: True if labels are class probabilities, so that a training row occurs once per possible class. Then no
+            value occurs only once, the number of unseen values expected by chance is unknown, and unseen values are not
+            reported.
     """
     seen = _Seen(network, data, described, options, label, splits)
     for split in splits:
@@ -123,11 +125,13 @@ class _Seen:
 
     @torch.no_grad()
     def _run(self, values: dict[Version, Rows]) -> None:
-        """Compute the columns that enter stages with parameters."""
+        """Compute the columns that enter stages with parameters, and add them to `values`."""
         self.network.run(values, [v for v in self.versions if v not in values])
 
     def _begin(self, values: dict[Version, Rows]) -> None:
-        """Set the usual value of each slot and the sample size from the first batch, which holds training rows."""
+        """Set the usual value of each slot (entry of a column) and the sample size from the first batch of training
+        rows.
+        """
         names = self.names
         self.sparse = {v: isinstance(values[v], SparseRows) for v in self.versions}
         for v in self.versions:
@@ -202,7 +206,7 @@ class _Seen:
         ]
 
     def duplicates(self) -> list[str]:
-        """A warning if more validation rows occur in train than chance explains."""
+        """A warning if more validation rows occur in training than chance explains."""
         found = self.hashes.overlap()
         if found is None:
             return []
@@ -296,14 +300,16 @@ class _Seen:
 
 
 def too_few_rows(gains: Tensor, weights: Tensor, verdict: Verdict, before: float) -> list[str]:
-    """A warning if nothing was accepted and a true gain of HOPED would have been accepted with a probability below POWER.
+    """A warning if nothing was accepted, and there were too few rows to accept a gain of HOPED with a probability of
+    POWER.
 
     The smallest gain that is accepted with probability POWER is (quantile of the level + quantile of POWER) standard
-    errors of the judged gain (if none gained, of the candidate that lost least). Choosing the best of many candidates
-    makes it larger still.
+    errors of the judged gain; if no candidate gained, of the gain of the candidate that lost least. Choosing the best
+    of many candidates makes the smallest gain larger still.
 
     Args:
-        gains, weights: the values that the guard judged, (C, B) and (B,).
+        gains, weights: the gains that the guard judged by column (epoch and candidate) and block of rows, (C, B), and
+            the blocks' weights, (B,).
         before: the original's metric.
     """
     totals = total_gain(gains)

@@ -1,4 +1,8 @@
-"""Measures of how well one feature separates the classes, and all features separate training from validation rows."""
+"""Measures of separation: of the classes by one feature (a leak), and of training and validation rows by all features
+(drift).
+
+A slot is one entry of a vector column, or a scalar column.
+"""
 
 import math
 from collections.abc import Sequence
@@ -28,7 +32,7 @@ def midranks(x: Tensor) -> Tensor:
 def auc(x: Tensor, y: Tensor, classes: int) -> Tensor:
     """Area under the ROC curve of each column for each class against the rest (Mann-Whitney). (n, d), (n,) -> (d, classes)
 
-    NaN for a class that has no rows or all of them.
+    NaN for a class with no rows or with all rows.
     """
     member = torch.nn.functional.one_hot(y.long(), classes).to(x.dtype)
     n = member.sum(0)
@@ -36,7 +40,9 @@ def auc(x: Tensor, y: Tensor, classes: int) -> Tensor:
 
 
 def leaks_class(x: Rows, y: Tensor, classes: int, bound: float) -> list[tuple[int, int, float]]:
-    """(slot, class, AUC) of the features that alone separate a class from the rest: AUC > `bound` or < 1 - `bound`."""
+    """(slot, class, AUC or 1 - AUC if larger) of the features that alone separate a class from the rest, i.e. above
+    `bound`.
+    """
     counts = torch.bincount(y.long(), minlength=classes)
     counted = (counts >= LEAST) & (len(y) - counts >= LEAST)
     slots = torch.arange(width(x))
@@ -60,8 +66,8 @@ def leaks_class(x: Rows, y: Tensor, classes: int, bound: float) -> list[tuple[in
 
 
 def leaks_number(x: Rows, y: Tensor, bound: float) -> list[tuple[int, str, float]]:
-    """(slot, coefficient, value) of features whose absolute Pearson or Spearman correlation with the label is >
-    `bound`.
+    """(slot, "Pearson" or "Spearman", correlation) of the features whose correlation with the label exceeds `bound` in
+    absolute value.
 
     In a sparse column, only slots that are non-zero in most rows are considered.
     """
@@ -88,14 +94,14 @@ def leaks_number(x: Rows, y: Tensor, bound: float) -> list[tuple[int, str, float
 
 @dataclass(frozen=True)
 class Drift:
-    """A classifier's ability to separate validation rows from training rows.
+    """Ability of a linear classifier to separate validation rows from training rows.
 
     Attributes:
-        auc: area under its ROC curve on rows that it was not fitted on; 0.5 if they cannot be separated.
+        auc: area under the classifier's ROC curve on rows on which it was not fitted; 0.5 if they cannot be separated.
         error: the standard error of `auc`, by clusters of rows.
-        shares: per column (w,) the slots' shares of the difference between the mean margins of both sides; they sum to
-            1.
-        shifts: per column (w,) the differences of the slots' means, in standard deviations.
+        shares: for each column (w,), how much each slot contributes to the difference between the mean margins of
+            validation and training rows, as shares that sum to 1 over all columns.
+        shifts: for each column (w,), validation mean minus training mean of each slot, in standard deviations.
     """
 
     auc: float
@@ -105,16 +111,17 @@ class Drift:
 
 
 def drift(columns: Sequence[Rows], held: Tensor, cluster: Tensor) -> Drift:
-    """Fit a logistic regression with a small ridge on the standardised columns, cross-fitted over two halves of
-    clusters.
+    """Measure how well a classifier separates validation rows from training rows.
 
-    In sparse columns, only slots that at least LEAST rows fill are used: of 2^18 hashed words a few thousand. The
+    The classifier is a logistic regression with a small ridge on the standardised columns, cross-fitted: the clusters
+    are divided into two halves, and each half is scored by the classifier fitted on the other half. In sparse columns,
+    only slots that are nonzero in at least LEAST rows are used, such as a few thousand of 2^18 hashed words. The
     standard error is that of the Mann-Whitney statistic with clustered rows (Obuchowski 1997, Biometrics 53:567).
 
     Args:
         columns: scalars (n,), vectors (n, d) or sparse rows.
         held: (n,) True for validation rows.
-        cluster: (n,) int64; rows of a cluster are dependent and stay together.
+        cluster: (n,) int64, the cluster of each row; rows of a cluster are dependent and stay in the same half.
     """
     filled = [_filled(x) for x in columns]
     scaled = [
@@ -144,14 +151,16 @@ def drift(columns: Sequence[Rows], held: Tensor, cluster: Tensor) -> Drift:
 
 
 def _filled(x: Rows) -> Tensor:
-    """The slots (c,) that at least LEAST of the sparse rows fill; all slots of dense rows."""
+    """The slots (c,) that are nonzero in at least LEAST sparse rows; all slots of dense rows."""
     if not isinstance(x, SparseRows):
         return torch.arange(width(x))
     return (torch.bincount(x.indices[x.values != 0], minlength=x.width) >= LEAST).nonzero()[:, 0]
 
 
 def clustered_auc(margin: Tensor, positive: Tensor, cluster: Tensor) -> tuple[float, float]:
-    """The AUC of a margin (n,) and its variance with dependent rows in a cluster (n,); (0.5, 0) if a side has no rows."""
+    """AUC of a margin (n,), and its variance if rows of the same cluster (n,) are dependent; (0.5, 0) if a side has no
+    rows.
+    """
     m, n = int(positive.sum()), int((~positive).sum())
     if not m or not n:
         return 0.5, 0.0
@@ -169,8 +178,8 @@ def clustered_auc(margin: Tensor, positive: Tensor, cluster: Tensor) -> tuple[fl
 
 
 def _standardised(x: Rows) -> Rows:
-    """Columns divided by their standard deviation after subtracting the mean, clipped; sparse columns divided by the
-    root mean square of the stored values.
+    """Columns minus their mean, divided by their standard deviation, and clipped at FARTHEST; sparse columns are not
+    centered, and are divided by the root mean square of their stored values.
     """
     if isinstance(x, SparseRows):
         stored = torch.bincount(x.indices, minlength=x.width)
@@ -195,7 +204,8 @@ def _margin(columns: Sequence[Rows], weights: Sequence[Tensor]) -> Tensor:
 
 
 def _fit(columns: Sequence[Rows], held: Tensor) -> list[Tensor]:
-    """Weights of the logistic regression of `held`, with equal total weight on both sides.
+    """Weights of the logistic regression of `held` on the columns; validation and training rows have equal total
+    weight.
 
     The intercept is not returned, because it does not affect the AUC.
     """

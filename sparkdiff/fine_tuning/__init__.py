@@ -1,1 +1,1 @@
-"""Fine-tuning: the whole path of the data, from the rows to the tuned pipeline."""
+"""Fine-tuning from the rows to the tuned pipeline: options as Params, task, phases, procedure and summary."""

@@ -38,13 +38,13 @@ def with_params(fields: Fields, *, setters: bool = False) -> Callable[[C], C]:
 
 
 class CheckedParams(Params):
-    """Params whose values are checked by `_set`, however they are set."""
+    """Base of estimators whose `_set` checks the values of Params; every way to set a Param goes through `_set`."""
 
     OBJECTS: ClassVar[Mapping[str, Any]] = {}
-    """Params that are not options, such as a pipeline."""
+    """Params whose values are objects such as a pipeline, not options, with the fields that describe them."""
 
     def setParams(self, **params: Any) -> Self:
-        """Set Params by name; an object that is None stays as it is."""
+        """Set Params by name; for a Param in `OBJECTS`, None leaves the value unchanged."""
         return self._set(**{name: v for name, v in params.items() if v is not None or name not in self.OBJECTS})
 
     def set(self, param: Param[Any], value: Any) -> None:
@@ -54,10 +54,10 @@ class CheckedParams(Params):
 
 
 def checked(kind: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of these options of a class, such as Options, converted to their types.
+    """The values `given` for some options of the class `kind`, such as Options, converted to the options' types.
 
     Raises:
-        InputError: lists every unknown name and every value that can't be converted.
+        InputError: an option is unknown or a value can't be converted; the message lists all of them.
     """
     found = kind.of(given)
     return {name: getattr(found, name) for name in given}

@@ -1,6 +1,8 @@
-"""Types of the options, for type checkers and editors: `option_types.pyi` beside this file, which tools/option_types.py writes.
+"""Types of the options for type checkers and editors, declared in `option_types.pyi`, which tools/option_types.py
+generates.
 
-At run time these classes are empty; `with_params` adds the Params, getters and setters to the estimators themselves.
+At run time the classes in this module are empty; `with_params` adds Params, getters and setters to the estimators
+directly.
 """
 
 TunerOptions = SearchOptions = dict

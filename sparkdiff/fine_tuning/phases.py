@@ -1,4 +1,7 @@
-"""The phases of a fine-tuning: cache, verify, check, train, judge, write back, verify."""
+"""The phases of a fine-tuning run, one function each: cache, verify, check, train, judge, write back.
+
+`judge` applies the guard, the statistical test on held-out rows that decides whether the trained pipeline is accepted.
+"""
 
 import contextlib
 import dataclasses
@@ -56,14 +59,17 @@ def begun(
     allTrain: bool = False, keyed: bool = False, lasting: bool = True, written: Task | None = None,
     comparedRows: int = cached_parity.PARITY_ROWS,
 ) -> Iterator[Run]:  # fmt: skip
-    """Write the cache or find an existing one, and open it for the following phases while the context lasts.
+    """Write the cache or find an existing one, and yield a `Run` that reads it; the cache is closed when the context
+    ends.
 
     Args:
+        shared: results of other fits on the same rows.
+        boundaries: times that divide the rows into splits, if already known.
         allTrain, keyed, lasting: see `Request`.
-        written: the task whose cache contains the columns to read, if it isn't this one.
+        written: the task for which the cache is written, if not `task`; its columns include those of `task`.
         comparedRows: see `Run`.
     """
-    # A batch takes as many rows from each virtual shard.
+    # Each batch takes the same number of rows from every virtual shard.
     o = dataclasses.replace(task.options, batchSize=-(-task.options.batchSize // SHARDS) * SHARDS)
     task, shared, key = dataclasses.replace(task, options=o), shared or Shared(), (*key_of(task, sources), keyed)
     if (
@@ -82,9 +88,9 @@ def begun(
             f"{'reused' if cache.hit else 'written'}: {counts} rows, {len(task.plan.cacheCols)} columns, {_size(cache.folder)}"
         )
     network = Network(task.cut.graph, task.cut.live)
-    # Before the network processes a row, from which some stages store a spread.
+    # Before the network processes rows, because some stages then store the spread of the rows.
     computed = computed_by(network)
-    # If other processes train, this one only measures, once before and once after.
+    # If other processes train, this process reads the rows only twice, to measure before and after training.
     held = in_memory(o, cache) and o.processes == 1
     kept = o.localCacheLimit is None  # the limit bounds the bytes on this disk
     with Stream(cache.folder, backend=o.stream, inMemory=held, seed=o.seed, decoded=kept) as stream:
@@ -105,7 +111,7 @@ def _goal(task: Task, cache: caches.Cache, network: Network, *, reference: bool)
     """Resolve the loss and the metric, and check the labels and the options against them.
 
     Args:
-        reference: whether there are reference rows.
+        reference: True if there are reference rows, on which the result must not be significantly worse.
     """
     head, stats = network.head, cache.manifest["stats"]
     label = training_labels(stats, reference=reference)
@@ -122,7 +128,7 @@ def _goal(task: Task, cache: caches.Cache, network: Network, *, reference: bool)
 
 
 def too_few(run: Run) -> str:
-    """The reason why the held-out rows cannot decide, whatever is predicted; empty if they can or any gain is accepted."""
+    """Text on why there are too few held-out rows for the guard to decide; empty if there are enough, or if guard=1."""
     o = run.task.options
     if o.guard >= 1:
         return ""
@@ -132,10 +138,10 @@ def too_few(run: Run) -> str:
 
 
 def verified(run: Run, *, decides: bool = True) -> Measured:
-    """Measure the original, and compare its network with Spark.
+    """Measure the original pipeline's metric on each split, and check that its network computes the same as Spark.
 
     Args:
-        decides: whether the metric must be defined on validation rows.
+        decides: whether the validation rows will decide, so that the metric must be finite on them.
     """
     task, cache, network, data = run.task, run.cache, run.network, run.data
     own = callable(task.options.loss) and task.options.metric is None
@@ -157,13 +163,16 @@ def verified(run: Run, *, decides: bool = True) -> Measured:
 
 
 def _known(run: Run) -> dict[str, Any] | None:
-    """Everything that decides what Spark's stages compute; None if a stage that is not Spark's own is involved."""
+    """Values that determine the outputs of the pipeline's stages, so that a later run may reuse Spark's outputs.
+
+    None if a stage is not Spark's own or can't be identified, because its code may change.
+    """
     plain = all(is_plain(vertex.stage) for vertex in run.network.graph.vertices)
     return run.computed if plain and not run.computed["pipeline"].startswith(UNTOLD) else None
 
 
 def checked(run: Run) -> list[str]:
-    """Warnings about the rows, and about options without effect."""
+    """Run the phase `check`: warnings about the rows, and about options without effect."""
     cache, o, label = run.cache, run.task.options, run.goal.label
     with run.phases.phase("check") as say:
         found = run.once(
@@ -187,11 +196,14 @@ def trained(
     run: Run, original: Measured, recipes: Sequence[Recipe] | None, *, replace: bool, epochs: int | None = None,
     member: JointSetting | None = None,
 ) -> Fitted:  # fmt: skip
-    """Train all candidates, or resume the training of an earlier run with the same runId.
+    """Train all candidates (copies of the parameters, trained side by side), or resume a training run with the same
+    runId.
 
     Args:
-        epochs: train one candidate for this number of epochs, and take the last one.
-        member: this setting among those that train together.
+        recipes: the candidates; None: those of `options.recipe`.
+        replace: start again if `options.runId` was started with other settings, instead of raising.
+        epochs: train one candidate for exactly this number of epochs, and return its parameters after the last one.
+        member: set if several settings train together (see `Together`): this run's setting among them.
     """
     with run.phases.phase("train") as say:
         check_stored(run.network, run.data)
@@ -215,7 +227,7 @@ def _fitted(
     run: Run, original: Measured, recipes: Sequence[Recipe] | None, say: Callable[[str], None], on_epoch: OnEpoch, *,
     replace: bool, epochs: int | None = None, settings: Sequence[Options] = (),
 ) -> tuple[Fitted, Start, Training]:  # fmt: skip
-    """Train the candidates of these settings, by default those of the task."""
+    """Train the candidates of all `settings`, by default those of the task's options; arguments as of `trained`."""
     o, cache, network, data, goal = run.task.options, run.cache, run.network, run.data, run.goal
     single = single_precision.check(network, data) if o.precision == "float32" else None
     start = start_of(network, data, goal.label, o, cache.rows(VALIDATION), recipes, settings)
@@ -245,7 +257,11 @@ def _fitted(
 
 
 def _complete(training: Training, run: Run, original: Measured) -> None:
-    """Set the training loss of candidates without a gain to the original's, so that divergence can be recognised."""
+    """Set the training loss at epoch 0 of candidates that never gained to the original's, for comparison with later
+    epochs.
+
+    Without it, divergence of such a candidate could not be recognised.
+    """
     lost = {number for number, standing in enumerate(training.standings) if standing.column < 0}
     objective = run.goal.objective
     if lost and objective.rows is not None:
@@ -259,7 +275,7 @@ def _complete(training: Training, run: Run, original: Measured) -> None:
 
 @contextlib.contextmanager
 def _interruption_told(runId: str | None, say: Callable[[str], None]) -> Iterator[None]:
-    """Tell a user who interrupts the training how to continue it."""
+    """Show how to continue the training run if the user interrupts it."""
     try:
         yield
     except KeyboardInterrupt:
@@ -273,7 +289,7 @@ def _interruption_told(runId: str | None, say: Callable[[str], None]) -> Iterato
 
 
 def _size(folder: Path) -> str:
-    """Total size of the files in a folder, as text; empty if files in it are renamed meanwhile."""
+    """Total size of the files in a folder, as text; empty if another process renames files in the folder meanwhile."""
     with contextlib.suppress(OSError):
         return f"{folder_size(folder) / 1e6:,.1f} MB"
     return ""
@@ -284,10 +300,12 @@ def run_folder(
     run: Run, runId: str | None, *, replace: bool, recipes: Sequence[Recipe] | None = None, epochs: int | None = None,
     beside: Mapping[str, Any] | None = None,
 ) -> Iterator[RunFolder]:  # fmt: skip
-    """Open the folder of a training on these rows; remove it at the end unless there is a runId.
+    """Open the checkpoint folder of a training run on these rows; remove it at the end unless `runId` is set.
 
     Args:
-        beside: further values that decide the result, by name.
+        replace: start again if `runId` was started with other settings, instead of raising.
+        recipes, epochs: see `trained`.
+        beside: further values that determine the result, by name; a run that differs in one of them is not resumed.
     """
     o = run.task.options
     where = jvm.folder("checkpointDir", o.checkpointDir) if o.checkpointDir else run.cache.folder.parent / "checkpoints"
@@ -308,17 +326,19 @@ def _wishes(run: Run) -> monotone.Wishes:
 
 
 def judged_by_rows(run: Run, original: Measured, fitted: Fitted, given: Recorded | None) -> Judged:
-    """Decide whether the trained network may replace the original.
+    """Run the phase `judge`: decide by held-out rows whether the trained network may replace the original.
 
     Args:
-        given: see `judge`.
+        original: the original's metrics.
+        given: the recorded margins of the pipeline as passed, if the run starts from its refit; see `judge`.
     """
     found, metric, held_out = fitted.found, run.goal.metric, original.scores[VALIDATION]
     with run.phases.phase("judge"):
         o, ledger = run.task.options, found.ledger
         tuned = trained_score(run.task.model.uid, o, fitted.best, metric, found.network, run.data)
-        # On float32 rows, training measures slightly different values than those of the network that would ship. So does it
-        # for rank metrics, where equal sums of leaves may differ if added in another order. The guard must judge the network.
+        # Training measures slightly different values than those of the network that would be returned: on float32 rows,
+        # and for rank metrics, where equal sums of leaves may differ if added in another order. The guard must judge
+        # that network.
         if o.precision == "float32" or metric.ranks:
             ledger = ledger.measured_again(held_out.blocks - tuned.blocks)
         networks, reference = (run.network, found.network), bool(run.cache.rows(REFERENCE))
@@ -330,10 +350,12 @@ def judged_by_rows(run: Run, original: Measured, fitted: Fitted, given: Recorded
 
 
 def written(run: Run, original: Measured, network: Network, known: Mapping[str, Score]) -> tuple[Any, Measured]:
-    """Write the trained network back to Spark stages, compare them with it, and measure its metrics.
+    """Write the trained network back to Spark stages, check that they compute the same, and measure the network's
+    metrics.
 
     Args:
-        known: scores by split that were measured before.
+        original: the original's metrics; the new ones are measured on the same splits.
+        known: scores of the trained network by split, as far as they were measured before.
 
     Returns:
         The new pipeline, and its metrics and parity.

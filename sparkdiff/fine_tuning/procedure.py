@@ -1,12 +1,14 @@
-"""The procedure of a fine-tuning: plan, cache, verify, train, guard, write back, verify; also with labels of
-probabilities.
+"""The procedure of a fine-tuning run: plan, cache, verify, train, guard, write back, verify; also if the labels are
+class probabilities.
 
-A run starts from the fitted pipeline as passed, or from its refit if that pipeline may have seen rows that decide.
-Held-out rows on which a pipeline was fitted are not new to it, nor to anything that starts from its weights: boosted
-trees score a third better on such rows than on others, and so does a model trained from them. The refit on the training
-rows, with the settings of the fitted stages, has seen none of the rows that decide. It replaces the pipeline as the
-start of the run, and the result must beat it. If the pipeline is better than its refit, and it is impossible to find
-out whether the reason is that it has seen the rows, nothing can be accepted on these rows.
+The guard is a statistical test: the tuned pipeline is accepted only if it is better on held-out rows, the rows that
+decide. Held-out rows on which a pipeline was fitted are not new to it, nor to anything that starts from its weights:
+boosted trees score a third better on such rows than on others, and so does a model trained from these trees. Therefore
+a run starts from the fitted pipeline as passed only if that pipeline has not seen the rows that decide, and otherwise
+from its refit: the same stages with the same settings, fitted on the training rows only. The refit then replaces the
+pipeline as the start of the run, and the result must beat the refit. If the pipeline is better than its refit, and
+nothing shows whether the reason is that the pipeline has seen the rows that decide, then nothing can be accepted on
+these rows.
 """
 
 import dataclasses
@@ -41,27 +43,31 @@ SIDES = (TRAIN, VALIDATION)
 HELD_OUT = (VALIDATION, TEST, REFERENCE)
 """Splits for which margins are recorded row by row."""
 TRAINING_ROWS = 100_000
-"""Largest number of training rows for which margins are recorded, too. Above it, the held-out rows, about a quarter as
+"""Largest number of training rows whose margins are recorded, too. With more, the held-out rows, about a quarter as
 many, are enough to show the spread of the losses.
 """
 SAME = 1e-5
-"""Largest difference between two fits of the same rows, as a share of the loss: Spark adds numbers in varying order."""
+"""Largest difference in loss, relative to the loss, between two fits on the same rows; not 0, as Spark sums in varying
+order.
+"""
 NEAR = 0.05
-"""The same bound as a share of the difference from a fit without the held-out rows."""
+"""Largest difference in loss between a pipeline and its refit on all rows for which both count as fitted on the same
+rows, relative to the difference between the pipeline and its refit on the training rows only.
+"""
 OTHER_ROWS = "rows that it was not fitted on, with rowsAreNew=True"
 WAY_OUT = f"pass the unfitted Pipeline (with FineTuner, numFolds=5 lets all rows decide), or {OTHER_ROWS}"
 
 
 @dataclasses.dataclass(frozen=True)
 class StartingPoint:
-    """The start of a run.
+    """The pipeline from which a run starts, and why.
 
     Attributes:
-        model: the pipeline to train, grow or improve.
-        original: the pipeline as passed; returned if the decision is to keep it.
-        given: the original's margins on the rows that decide, if the run starts from its refit.
-        seen: whether the original has seen the rows, in words, if the run starts from its refit.
-        refused: why nothing can be accepted on these rows, and what to do; empty if something can.
+        model: the pipeline to train, grow or improve: the pipeline as passed, or its refit.
+        original: the pipeline as passed; it is returned if nothing better is found.
+        given: if the run starts from a refit, the original's margins on the rows that decide.
+        seen: if the run starts from a refit, a text on whether the original has seen the rows that decide.
+        refused: text on why nothing can be accepted on these rows, and how to fix it; empty if something can.
         warnings: further warnings.
     """
 
@@ -73,11 +79,15 @@ class StartingPoint:
     warnings: Sequence[str] = ()
 
     def checked(self, why: str) -> "StartingPoint":
-        """The same start, refused for this reason unless the reason is empty or the start is already refused."""
+        """The same start with `why` as the reason for `refused`, unless `why` is empty or the start is already refused."""
         return dataclasses.replace(self, refused=self.refused or why)
 
     def told(self, summary: Any) -> Any:
-        """The summary with a warning if the run started from the refit, and with the way out if the pipeline was kept."""
+        """The summary completed by this start's warnings and reason.
+
+        If the run started from the refit, a warning says so; if the original was then kept, the reason says how to
+        change that.
+        """
         reason, warnings = self.refused or summary.reason, [*self.warnings, *summary.warnings]
         if self.seen:
             start = (
@@ -90,7 +100,7 @@ class StartingPoint:
         return dataclasses.replace(summary, reason=reason, warnings=warnings)
 
     def finished(self, outcome: Any) -> Any:
-        """The outcome with the pipeline as passed as its original, and as its model if the start was kept."""
+        """The outcome with the pipeline as passed as `original`, and also as `model` if no new pipeline was accepted."""
         model = self.original if outcome.model is outcome.original else outcome.model
         return dataclasses.replace(outcome, model=model, original=self.original)
 
@@ -102,13 +112,13 @@ def starting_point(
     """Find out by one or two Spark fits whether a fitted pipeline has seen the rows that decide, and choose the start.
 
     Args:
-        given: the pipeline as passed; an unfitted one has been fitted on the training rows.
-        model: the plain, fitted pipeline.
-        fit: fits an unfitted form on the training rows; None: fit it with Spark.
+        given: the pipeline as passed by the user, fitted or unfitted.
+        model: the plain, fitted pipeline; if `given` is unfitted, its fit on the training rows.
+        fit: function that fits an unfitted form on the training rows; None: fit it with Spark.
 
     Raises:
         InputError: the pipeline, the data or the options can't be used.
-        ParityError: a network and Spark disagree.
+        ParityError: the network of a pipeline and Spark compute different outputs.
     """
     o, shared = options, shared or Shared()
     idle = check_unfitted(given, o.rowsAreNew)
@@ -148,7 +158,7 @@ def starting_point(
 
 
 def recorded_rows(run: Run, network: Network) -> Recorded:
-    """The margins of the rows that decide, and those of the training rows if there are at most TRAINING_ROWS."""
+    """The network's margins on the rows that decide, and on the training rows if there are at most TRAINING_ROWS."""
     known = run.cache.manifest["splits"]
     splits = [s for s in HELD_OUT if s in run.cache.splits and known[s] != known[TRAIN]]
     splits += [TRAIN] if run.cache.rows(TRAIN) <= TRAINING_ROWS else []
@@ -156,10 +166,14 @@ def recorded_rows(run: Run, network: Network) -> Recorded:
 
 
 def refittable(task: Task, sources: Sequence[Source], keep: Sequence[str] = ()) -> Unfitted:
-    """The unfitted form of a fitted pipeline, in which the stages on the path to the loss will be refitted.
+    """The unfitted form of a fitted pipeline: fitting it refits the stages on the path to the loss, except frozen ones.
+
+    Args:
+        keep: names of further stages that stay as they are fitted.
 
     Raises:
-        InputError: nothing can be refitted, or a stage that was fitted with labels can't be; names the stage.
+        InputError: nothing can be refitted, or a stage that was fitted with labels can't be refitted; the message names
+            it.
     """
     graph, o = task.cut.graph, task.options
     if soft_labels.given(sources, task.labelCol):
@@ -176,7 +190,11 @@ def refittable(task: Task, sources: Sequence[Source], keep: Sequence[str] = ()) 
 
 
 class Evidence(Enum):
-    """Evidence on whether a pipeline was fitted on the rows that decide, from its losses and its refits', in words."""
+    """Evidence on whether a pipeline was fitted on the rows that decide, from the losses of the pipeline and its
+    refits.
+
+    The values are texts that continue a sentence about the pipeline.
+    """
 
     NEW = "has not seen the rows that decide: a refit on the training rows reproduces it"
     NO_BETTER = "may have seen the rows that decide"
@@ -192,10 +210,10 @@ def evidence(
     Args:
         given: scores of the pipeline.
         anew: scores of its refit on the training rows.
-        everything: refits it on all rows and returns the scores.
+        everything: function that refits the pipeline on all rows and returns the scores of this refit.
 
     Raises:
-        InputError: the refit leaves out other rows than the pipeline.
+        InputError: the refit drops other rows than the pipeline, so that their losses can't be compared.
     """
     if not torch.equal(given[VALIDATION].weights, anew[VALIDATION].weights):
         raise InputError("its refit leaves out other rows")
@@ -207,7 +225,9 @@ def evidence(
 
 
 def _apart(one: Mapping[str, Score], other: Mapping[str, Score]) -> float:
-    """Sum over blocks of the absolute differences between the losses of training and held-out rows."""
+    """Distance between two pipelines: absolute difference of their losses, summed over blocks of training and held-out
+    rows.
+    """
     return sum(float((one[s].blocks - other[s].blocks).abs().sum()) for s in SIDES)
 
 
@@ -216,19 +236,22 @@ def fine_tune(
     boundaries: Boundaries | None = None, recipes: Sequence[Recipe] | None = None, member: JointSetting | None = None,
     start: StartingPoint | None = None,
 ) -> Outcome:  # fmt: skip
-    """Train the planned stages on these rows, and return the pipeline that the held-out rows decide for.
+    """Train the planned stages on these rows, and return the tuned pipeline if the guard accepts it, else the original.
 
     Args:
         phases: times the phases and notifies the listeners.
-        recipes: the candidates to train; None: those of `options.recipe`.
+        shared: results of other fits on the same rows.
+        recipes: the candidates to train (copies of the parameters with their settings); None: those of
+            `options.recipe`.
         boundaries: times that divide the rows into splits, if already known.
-        member: this setting among those that train together; they share `shared`.
-        start: the starting point of `task`; None: a pipeline that has not seen the rows that decide.
+        member: set if several settings train together (see `Together`): this run's setting among them.
+        start: the starting point of which `task` trains the model; None if `task.model` has not seen the rows that
+            decide.
         replace: start again if `options.runId` was started with other settings, instead of raising.
 
     Raises:
-        InputError: the data or options can't be used (nothing has been written but, perhaps, a complete cache).
-        ParityError: the network and Spark disagree.
+        InputError: the data or options can't be used. Nothing was written except, perhaps, a complete cache.
+        ParityError: the network and Spark compute different outputs.
     """
     shared, start = shared or Shared(), start or StartingPoint(task.model, task.model)
     if soft_labels.given(sources, task.labelCol):
@@ -260,7 +283,10 @@ def fine_tune(
 
 
 def hardened(task: Task, sources: Sequence[Source], phases: Phases, shared: Shared) -> Task:
-    """The task with labels of class probabilities replaced by the rows that they stand for.
+    """The task for labels that are class probabilities, which are replaced by rows with one label each.
+
+    A training row becomes one weighted row per class with a nonzero probability; other splits keep only rows with a
+    true label.
 
     Raises:
         InputError: the labels can't be used, or the predictor or an option needs one label per row.
@@ -285,7 +311,10 @@ def hardened(task: Task, sources: Sequence[Source], phases: Phases, shared: Shar
 
 
 def no_evidence(task: Task, soft: soft_labels.Hardened, phases: Phases) -> Outcome:
-    """The outcome if too few rows with true labels are held out: nothing is trained, because nothing could be accepted."""
+    """The outcome if too few held-out rows have a true label, i.e. one class with probability 1.
+
+    The original is kept and nothing is trained, because nothing could be accepted.
+    """
     why = (
         f"no evidence: {soft.held:,} validation rows have a true label (a probability of 1 for one class), and at least "
         f"{guard.MIN_UNITS} are needed to decide, because labels that are themselves guesses prove nothing. Label some rows, and "

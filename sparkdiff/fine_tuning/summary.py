@@ -1,4 +1,4 @@
-"""The summary of a fine-tuning, in parts that the summaries of all verbs share."""
+"""The summary of a fine-tuning run, in parts that the summaries of growth and improvement use, too."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -42,7 +42,7 @@ def untrained(run: Run, original: Measured, warnings: Sequence[str]) -> FineTuni
 
 
 def facts(run: Run) -> dict[str, Any]:
-    """The facts of the summary that are known without training."""
+    """The fields of the summary that are known without training, by name."""
     metric, cache = run.goal.metric, run.cache
     known = {"hit": cache.hit, "fingerprint": cache.fingerprint, "rows": {s: cache.rows(s) for s in cache.splits}}
     known |= {name: list(uids) for name, uids in (("stagesRead", cache.read), ("stagesKept", cache.kept)) if uids}
@@ -54,13 +54,17 @@ def facts(run: Run) -> dict[str, Any]:
 
 
 def shown_options(task: Task, metric: Metric, **more: Any) -> dict[str, Any]:
-    """All options, including the columns and the metric that were resolved where none was named."""
+    """All options by name, with the label column, weight column and metric that are used where the user set none.
+
+    Args:
+        more: further options, such as those of growth.
+    """
     found = {"labelCol": task.labelCol, "weightCol": task.weightCol, "metric": task.options.metric or metric.name}
     return task.options.asdict() | more | found
 
 
 def tested(judgement: Judgement) -> dict[str, Any]:
-    """The guard's results for the summary."""
+    """The fields of the summary with the results of the guard, the statistical test on held-out rows, by name."""
     verdict, reference, compatibility = judgement.verdict, judgement.reference, judgement.compatibility
     return {
         "z": verdict.z, "p": verdict.p, "gainInterval": None if verdict.interval is None else list(verdict.interval),
@@ -71,7 +75,7 @@ def tested(judgement: Judgement) -> dict[str, Any]:
 
 
 def measured(original: Measured, after: Measured) -> dict[str, Any]:
-    """The metrics of both pipelines, and the gain on validation rows."""
+    """The fields of the summary with the metrics of both pipelines and the gain on validation rows, by name."""
     before, now = original.scores, after.scores
     held, own = before[VALIDATION], now[VALIDATION]
     metrics = {
@@ -84,11 +88,11 @@ def measured(original: Measured, after: Measured) -> dict[str, Any]:
 
 
 def trained_facts(fitted: Fitted, compared: Mapping[str, Parity | None], changed: bool) -> dict[str, Any]:
-    """The results of training for the summary.
+    """The fields of the summary with the results of training, by name.
 
     Args:
-        compared: parities, None where nothing was compared.
-        changed: whether the result has the trained parameters.
+        compared: parities by name; None where nothing was compared.
+        changed: whether the returned pipeline has the trained parameters; if not, no parameter is reported as moved.
     """
     found = fitted.found
     moved = found.moved.items() if changed else ()
@@ -101,7 +105,7 @@ def trained_facts(fitted: Fitted, compared: Mapping[str, Parity | None], changed
 
 
 def warnings_of(run: Run, fitted: Fitted, judged: Judged, tuned: Score, doubts: Sequence[str]) -> list[str]:
-    """Reasons to doubt the figures."""
+    """Warnings for the summary: reasons to doubt its figures."""
     task, o, goal, judgement = run.task, run.task.options, run.goal, judged.judgement
     warnings = [
         *judgement.verdict.warnings, *([task.soft.told()] if task.soft else []), *unreadable_by_older_spark(task.model), *doubts,

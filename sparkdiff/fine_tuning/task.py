@@ -1,4 +1,7 @@
-"""Data classes of a fine-tuning: the task, work shared by fits on the same rows, and results passed between phases."""
+"""Data classes of a fine-tuning run: the task, results shared by fits on the same rows, and results of the phases.
+
+The cut of a pipeline is the point up to which Spark runs the stages; torch runs the stages behind it, the network.
+"""
 
 import dataclasses
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -43,7 +46,9 @@ from sparkdiff.training.results import Trained
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """The pipeline to train, analysed and with its roles resolved."""
+    """A pipeline to train with its options: the roles of its stages, its cut, the plan, and the label and weight
+    columns.
+    """
 
     model: Any
     roles: Roles
@@ -55,12 +60,13 @@ class Task:
     soft: Hardened | None = None  # set if the labels were class probabilities
 
     def kept_as_fitted(self, columns: Iterable[str]) -> dict[str, str]:
-        """Reasons, by uid, why stages must not be refitted, searched or deleted; passed to `unfitted(model, keep=...)`.
+        """Stages that must not be refitted, searched or deleted: {uid: reason}; passed to `unfitted(model, keep=...)`.
 
-        They include the stages that make the label, the weight or another column of the loss (such as `censorCol`).
+        Among them are the stages that compute the label, the weight or another column of the loss (such as
+        `censorCol`).
 
         Args:
-            columns: the columns of the rows.
+            columns: names of the columns of the rows.
         """
         graph = self.cut.graph
         wanted = [c for c in (self.labelCol, self.weightCol, *graph.head.lossInputs) if c is not None]
@@ -72,14 +78,14 @@ class Task:
     def compared_outside(
         self, judgement: Judgement, new: Any, df: DataFrame, keep: Collection[str] = ()
     ) -> tuple[Judgement, list[str]]:
-        """Find changes that the new pipeline makes outside the stages that may be trained or refitted.
+        """Find outputs that differ between the original and `new` although no stage that may change writes them.
 
         Args:
-            df: the rows.
-            keep: uids of more stages that must not be refitted.
+            df: the rows on which the outputs are compared.
+            keep: uids of further stages that must not be refitted.
 
         Returns:
-            The judgement with these changes in `outside`, and warnings about columns that can't be compared.
+            The judgement with the differences in `outside`, and warnings about columns that can't be compared.
         """
         graph, kept = self.cut.graph, {*self.kept_as_fitted(df.columns), *keep}
         fitted = {v.uid for v in graph.vertices if (graph.formula_of(v) or v.uid) not in kept}
@@ -89,12 +95,12 @@ class Task:
 
 
 def check_runs(model: Any, data: DataFrame) -> None:
-    """Check that Spark can plan a new pipeline as a whole; elsewhere its stages are planned and compared one by one.
+    """Check that Spark can plan a new pipeline as a whole; other checks only plan its stages one by one.
 
     Runs no job.
 
     Raises:
-        ParityError: Spark can't run it; contains the reason.
+        ParityError: Spark can't plan the pipeline; the message contains the reason.
     """
     try:
         model.transform(data)
@@ -109,7 +115,7 @@ def prepare(model: Any, options: Options, data: SchemaOrRows = None) -> Task:
     """Plan the pipeline and resolve the predictor, the label and the weight.
 
     Args:
-        data: the rows, whose schema decides what a few stages compute.
+        data: the rows or their schema, on which the computation of a few stages depends.
 
     Raises:
         InputError: the pipeline is not fitted, has several predictors or nothing to train, or a stage name matches no stage.
@@ -156,18 +162,21 @@ def check_place(options: Options, graph: Graph, cut: Cut) -> None:
 
 
 CANDIDATES = ("learningRate", "regAnchor", "recipe", "ema")
-"""Options that only select the candidates to train. Settings that train together share all others and one optimizer."""
+"""Options that only determine the candidates, the copies of the parameters that are trained side by side.
+
+Settings that train together may differ in these options only, and share one optimizer.
+"""
 MOST = 16
 """Largest number of settings that train together.
 
-With four candidates each, these are 64 copies of the parameters and of the optimizer's state; with the ten of
-`thorough`, 160.
+With four candidates per setting, they have 64 copies of the parameters and of the optimizer's state; with the ten
+candidates of `thorough`, 160.
 """
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Together:
-    """Settings that train together; they differ only in their candidates."""
+    """Settings that train together, in one pass over the rows per epoch; they differ only in the options `CANDIDATES`."""
 
     settings: tuple[Options, ...]
 
@@ -181,11 +190,11 @@ class JointSetting:
 
 
 def members(fits: Sequence[tuple[Any, Options]]) -> list[JointSetting | None]:
-    """The joint training that each (pipeline, options) belongs to; None if it trains alone.
+    """The joint training to which each (pipeline, options) belongs; None if it trains alone.
 
-    A run with a `runId` trains alone, so that it can be resumed. So does a run with `maxSeconds`, which would include
-    the seconds of the others, with `numFolds`, which trains once per fold, or with `learningRates`, which are relative
-    to one `learningRate`.
+    These runs train alone: a run with a `runId`, so that it can be resumed; with `maxSeconds`, which would count the
+    seconds of the other settings, too; with `numFolds`, which trains once per fold; and with `learningRates`, which are
+    relative to a single `learningRate`.
     """
     groups: list[list[int]] = []
     for i, (pipeline, options) in enumerate(fits):
@@ -216,11 +225,11 @@ class Shared(MadeOnce):
         self._members: list[tuple[Any, Options, JointSetting | None]] = []
 
     def train_together(self, fits: Sequence[tuple[Any, Options]]) -> None:
-        """Register all fits that will follow, each as (pipeline, options), so that those that can train together do."""
+        """Register all fits that will follow, each as (pipeline, options), and group those that can train together."""
         self._members = [(*fit, member) for fit, member in zip(fits, members(fits), strict=True)]
 
     def member_of(self, pipeline: Any, options: Options) -> JointSetting | None:
-        """The joint training that this fit belongs to; None if it trains alone."""
+        """The joint training to which a registered fit belongs; None if the fit trains alone."""
         return next((m for p, o, m in self._members if p is pipeline and o == options), None)
 
     def has(self, key: tuple[Any, ...]) -> bool:
@@ -242,9 +251,12 @@ class Shared(MadeOnce):
 
 
 def key_of(task: Task, sources: Sequence[Source]) -> tuple[Any, ...]:
-    """Everything, apart from the rows to split, that decides the content and place of the cache; not how it is trained."""
+    """Key of a cache: all that determines its content and place except the rows to be split; options of training are
+    not in it.
+    """
     o = task.options
-    # The cut itself rather than the options that change it (reference, predictionCol, unfreeze), which could be incomplete.
+    # The cut itself stands for the options that change it (reference, predictionCol, unfreeze); a list could be
+    # incomplete.
     return (
         task.model, task.cut.graph.head_position, task.cut, task.labelCol, task.weightCol, rule(o), o.guardCols,
         o.cacheDir, *(s.df for s in sources if s.split == REFERENCE),
@@ -257,7 +269,7 @@ class Outcome:
 
     Attributes:
         original: the pipeline that was fine-tuned.
-        folders: the folders of the run's trainings.
+        folders: the checkpoint folders of the run's training runs.
     """
 
     model: Any
@@ -269,11 +281,12 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class Goal:
-    """The loss and the metric, and the labels that they were checked with.
+    """The loss and the metric of a run, and statistics of the labels against which both were checked.
 
     Attributes:
         label: statistics of the labels of the training rows.
         labels: statistics of the labels of all rows; None without a label column.
+        objective: the loss.
         warnings: warnings about splits in which all rows have the same label.
     """
 
@@ -286,15 +299,15 @@ class Goal:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """The input of all phases after the cache.
+    """The input of all phases that follow the writing of the cache.
 
     Attributes:
-        shared, key: access to the results that other fits on the same rows can use, too.
-        network: the network of the original.
-        computed: identifies the network before it has processed a row.
-        versions: versions of the tables that the rows come from, as far as their plans show them.
-        divided: whether the validation rows were split off from the rows that were passed.
-        comparedRows: largest number of rows compared with Spark.
+        shared, key: the store of results that other fits on the same rows can use, too, and this run's key in it.
+        network: the torch network of the original pipeline.
+        computed: values that identify what the untrained network computes, see `computed_by`.
+        versions: versions of the tables from which the rows come, as far as Spark's plans show them.
+        divided: True if the validation rows were split off from the rows passed, False if they were passed separately.
+        comparedRows: largest number of rows on which the network is compared with Spark.
     """
 
     task: Task
@@ -316,7 +329,9 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """The metric of a pipeline on each split that has rows, and its parity with Spark (None if not compared again)."""
+    """The metric of a pipeline on each split with rows; and the agreement of its network with Spark, None if not
+    compared.
+    """
 
     scores: dict[str, Score]
     parity: Parity | None
@@ -327,17 +342,18 @@ class Fitted:
     """The result of training.
 
     Attributes:
-        best: the metric (as a loss) of the chosen network, as measured in training.
-        frozen: per parameter, the number of entries that did not train because too few rows have them.
-        lost: a sentence for every restart after processes were lost.
+        best: validation metric of the chosen network as a loss (smaller is better), as measured in training.
+        frozen: by parameter, the number of entries that did not train because too few training rows affect them.
+        lost: a sentence for every restart after a process was lost.
         unsaved: why a checkpoint could not be written; empty if all were written.
         cut: a sentence if maxSeconds ended training while candidates were still active; else empty.
-        recipes: the candidates.
+        wishes: the requested signs of slopes (the penalty `monotone`); None without them.
+        folder: the checkpoint folder.
+        recipes: the settings of the candidates.
         device: the device that trained, as text.
-        fallbacks: workarounds for a lack of memory on the device, and other reasons why training is slower than it
-            could be.
+        fallbacks: sentences on workarounds for a lack of memory on the device, and on other reasons for slow training.
         single: the effect of float32 on the original's outputs; None in float64.
-        processes: the chosen number of processes, if it was to be chosen; else None.
+        processes: the number of processes that numProcesses="auto" chose; None if the user set the number.
     """
 
     found: Trained
@@ -357,7 +373,7 @@ class Fitted:
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """The decision about the trained network, its validation metric, and warnings about the decision."""
+    """The decision about the trained network, the network's validation metric, and warnings about the decision."""
 
     judgement: Judgement
     tuned: Score

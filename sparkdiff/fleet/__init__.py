@@ -1,1 +1,1 @@
-"""Triage of many pipelines within one budget: selection of those that deserve a fine-tuning."""
+"""Triage of many pipelines within one budget: a forecast selects the pipelines for which fine-tuning is worth its cost."""

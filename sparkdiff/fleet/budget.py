@@ -11,7 +11,7 @@ FORM = re.compile(
 
 
 def core_seconds(text: str) -> float:
-    """The core-seconds of a text such as "4 core-hours", "30 core-minutes" or "90s".
+    """The number of core-seconds that a text such as "4 core-hours", "30 core-minutes" or "90s" means.
 
     Raises:
         InputError: the text has another form, or its amount is 0.

@@ -1,5 +1,5 @@
-"""Triage: forecasts for a fleet of pipelines from cheap facts, and a budget spent on those with most gain per
-core-second.
+"""Triage of a fleet, i.e. of many pipelines: forecasts of the gain of fine-tuning from cheaply measured facts, and runs
+of the pipelines with the largest expected gain per core-second within a budget.
 """
 
 import contextlib
@@ -39,12 +39,12 @@ PATH = (str, os.PathLike)
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A pipeline that may be tuned.
+    """A pipeline of the fleet, with its rows and options.
 
     Attributes:
         model: the fitted pipeline.
-        path: the folder it was loaded from; None if the caller passed the pipeline itself.
-        given: the options that were set, by name; `options` has the others at their defaults, too.
+        path: the folder from which the pipeline was loaded; None if the caller passed the pipeline itself.
+        given: the options that were set, by name; `options` also has the other options, at their defaults.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Entry:
     options: Options
 
     def content(self) -> str | None:
-        """Content hash of the pipeline, which identifies it in a store of runs; None if it cannot be saved."""
+        """Content hash that identifies the pipeline in a store of runs; None if the pipeline cannot be saved."""
         where = self.path
         if where is not None and isinstance(self.model, Holder):
             where = paths.inside(where, "pipelineModel")
@@ -71,8 +71,8 @@ def entries_of(fleet: Any, common: Mapping[str, Any]) -> list[Entry]:
         common: options of all entries; an entry's own options override them.
 
     Raises:
-        InputError: the fleet has another form; a model or rows cannot be loaded; or an option is unknown or wrong. Names
-            the entry.
+        InputError: the fleet has another form; a model or rows cannot be loaded; or an option is unknown or wrong. The
+            message names the entry.
     """
     found = [*_mappings(fleet)]
     if not found:
@@ -143,19 +143,28 @@ def _rows(data: Any, tables: dict[str, DataFrame]) -> DataFrame:
 
 
 SHARE = 0.8
-"""Share of the fleet's total expected gain at which triage stops. The remaining pipelines promise little gain, and
-little of it would be kept.
+"""Default share of the fleet's total expected gain after which triage stops: the remaining pipelines promise little
+gain, of which the guard (the statistical test of each run) would accept little.
 """
 REFUSALS = (SparkdiffError, jvm.SparkError)
-"""Errors that explain what is wrong with a pipeline or its rows; any other error counts as a failure."""
+"""Errors that explain what is wrong with a pipeline or its rows, which is then reported as "refused"; after any other
+error, the pipeline is reported as "failed".
+"""
 
 
 class Stopped(BaseException):
-    """The exception that ends a run without prospects; no `Exception`, as a listener's exceptions become warnings."""
+    """The exception by which `Watch` ends a run without prospects; no `Exception`, as a listener's exceptions become
+    warnings.
+    """
 
 
 class Watch(Events):
-    """A listener that stops a run in which no candidate is better than the original after EARLY epochs."""
+    """A listener that stops a run in which no candidate (copy of the parameters in training) is better than the
+    original after EARLY epochs.
+
+    Args:
+        sign: -1 if larger values of the metric are better, else 1.
+    """
 
     def __init__(self, sign: float) -> None:
         self.sign, self.start, self.best = sign, float("inf"), float("inf")
@@ -173,7 +182,12 @@ class Watch(Events):
 
 @dataclasses.dataclass(frozen=True)
 class AssessedEntry:
-    """An entry and what is known of it before it runs. Without a forecast it does not run; `outcome` and `why` say why."""
+    """An entry of the fleet, and what is known of it before it runs.
+
+    Attributes:
+        forecast: None if the entry does not run; `outcome` and `why` then give the reason.
+        spent: core-seconds that were spent on finding the facts.
+    """
 
     entry: Entry
     facts: Facts
@@ -189,26 +203,30 @@ def triage(
 ) -> Triage:  # fmt: skip
     """Forecast gain and cost of fine-tuning each pipeline of a fleet, and run the most valuable ones within a budget.
 
-    A forecast uses the pipeline's plan, a gradient pass, the curvature and three epochs on up to 2,000 of its rows, and the
-    store's records of the pipeline. Pipelines are ordered by expected gain per core-second (a gain counts up to 50% of the
-    metric), and run until the budget is spent or the pipelines that ran make up `share` of the fleet's expected gain. A run
-    in which no candidate is better than the original after a few epochs is stopped. Each run is a `FineTuner.fit`, with the
-    same guard. A pipeline whose run fails with any error is reported as "failed", and the others continue.
+    A forecast uses the pipeline's plan; a gradient pass, the curvature and three epochs on up to 2,000 of its rows; and
+    earlier runs of the pipeline in the store. Pipelines are ordered by expected gain per core-second (gains above 50%
+    of the metric count as 50%), and run until the budget is spent, or until the pipelines that ran have `share` of the
+    fleet's total expected gain. A run in which no candidate (copy of the parameters in training) is better than the
+    original after a few epochs is stopped. Each run is a `FineTuner.fit`, which returns a tuned pipeline only if it is
+    better on held-out rows. If a run fails with an unexpected error, its pipeline is reported as "failed", and the
+    other pipelines run.
 
     Args:
         fleet: mappings with the keys `model` (a fitted pipeline, or the path of a saved one), `data` (a DataFrame or a path),
             optionally `name`, and options of `FineTuner` such as `labelCol`; or a DataFrame with such columns.
-        budget: processor time such as "4 core-hours"; it includes finding the facts. A run that has begun is not cut off.
-            The time of executors on other machines is not counted.
-        storeDir: the folder of a store of runs, from which triage learns and to which it adds its runs; it may be empty.
-        share: share of the fleet's expected gain to run for, above 0 and at most 1.
+        budget: processor time such as "4 core-hours"; it includes the time for the forecasts. A run that has begun is
+            not cut off. The time of executors on other machines is not counted.
+        storeDir: the folder of a store of runs, from which forecasts learn and to which triage adds its runs; it may be
+            empty.
+        share: share of the fleet's total expected gain after which no further pipeline runs, above 0 and at most 1.
         dryRun: only forecast, and report what would run.
-        done: called after each run with its result and its tuned model or None; an error in it makes the run "failed".
+        done: function that is called after each run with its result and its tuned model or None; if it raises an error,
+            the pipeline is reported as "failed".
         options: options of `FineTuner` for all entries.
 
     Raises:
-        InputError: the budget cannot be read; a model or rows cannot be loaded, or an option is wrong (names the entry);
-            scikit-learn is not installed; or no pipeline of the fleet can be tuned.
+        InputError: the budget cannot be parsed; a model or rows cannot be loaded, or an option is wrong (the message
+            names the entry); scikit-learn is not installed; or no pipeline of the fleet can be tuned.
     """
     limit = core_seconds(budget)
     if not isinstance(share, (int, float)) or not 0 < share <= 1:
@@ -248,7 +266,9 @@ def triage(
 def _assessed(
     entries: Sequence[Entry], runs: Sequence[Mapping[str, Any]], forecaster: Forecaster, limit: float, began: float
 ) -> list[AssessedEntry]:
-    """Facts and forecast of each entry, as long as the budget lasts. Each table is counted and sampled once."""
+    """Find facts and forecast of each entry, as long as the budget lasts. Each table of rows is counted and sampled
+    once.
+    """
     judged = []
     late = f"the budget of {limit:,.0f} core-seconds was used up before its facts were found"
     with contextlib.closing(Samples()) as samples:
@@ -261,7 +281,7 @@ def _assessed(
 
 
 def _done(done: Callable[[Triaged, Any], None], found: Triaged, model: Any) -> Triaged:
-    """Call `done`; return the result of the run, as failed if `done` raised an error."""
+    """Call `done`, and return the result of the run; if `done` raised an error, the result becomes "failed"."""
     try:
         done(found, model)
     except Exception as e:  # the fleet goes on
@@ -288,7 +308,14 @@ def _judged(entry: Entry, runs: Sequence[Mapping[str, Any]], forecaster: Forecas
 
 
 def _why_not(j: AssessedEntry, ran: int, reached: float, share: float, left: float) -> str:
-    """The reason, in words, why a pipeline with a forecast is not run after `ran` others; empty if it is run."""
+    """The reason why a pipeline with a forecast is not run, as text; empty if it is run.
+
+    Args:
+        ran: number of pipelines that ran before.
+        reached: their share of the fleet's total expected gain.
+        share: the share after which triage stops.
+        left: core-seconds that are left of the budget.
+    """
     f = j.forecast
     assert f is not None
     if reached >= share:
@@ -299,7 +326,7 @@ def _why_not(j: AssessedEntry, ran: int, reached: float, share: float, left: flo
 
 
 def _why_little(facts: Mapping[str, float], f: Forecast) -> str:
-    """The reason why little is expected of a pipeline, from its notable facts."""
+    """The reason why little gain is expected of a pipeline, as text, from its notable facts."""
     told = []
     if facts.get("known"):
         told.append("the last run tuned it already" if facts.get("lastTuned") else "the last run kept the original")
@@ -320,7 +347,7 @@ def _skipped(j: AssessedEntry, why: str) -> Triaged:
 
 
 def _run(j: AssessedEntry, storeDir: str | None) -> tuple[Triaged, Any]:
-    """Tune a pipeline; return the result of the run, and the tuned pipeline or None."""
+    """Fine-tune a pipeline; return the result of the run, and the tuned pipeline, or None if there is none."""
     before, entry = cpu.seconds(), j.entry
     given = dict(entry.given)
     if storeDir is not None:
@@ -353,7 +380,8 @@ def triage_paths(
 
     Args:
         data: one path for all models, or one per model.
-        output: the folder in which the tuned pipelines are saved by their names; None: don't save them.
+        output: the folder in which the tuned pipelines are saved, each in a subfolder with its name; None: don't save
+            them.
 
     Raises:
         InputError: as `triage`; or a folder to write exists, is not on this machine, or cannot be written.
@@ -372,7 +400,9 @@ def triage_paths(
 
 
 def names_of(models: Sequence[str]) -> list[str]:
-    """Unique names of saved models; if several have the same last part, they include the parts in which paths differ."""
+    """Unique names of saved models: the last part of the path; if several paths share it, also the parts in which they
+    differ.
+    """
     names = [name_of(model) for model in models]
     out = []
     for model, name in zip(models, names, strict=True):

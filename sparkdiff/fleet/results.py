@@ -1,4 +1,4 @@
-"""The results of triage, pipeline by pipeline."""
+"""The results of triage, one per pipeline of the fleet, and the pipelines that were tuned."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -18,12 +18,14 @@ class Triaged:
     """The result of triage for one pipeline of the fleet.
 
     Attributes:
-        forecast: None if the pipeline was refused or failed before, or the budget was used up before.
-        outcome: "tuned", "kept original", "stopped", "skipped", "refused" or "failed" (by an unexpected error).
-        why: the reason for the outcome, in words.
-        gain: on validation rows, as a share of the original's metric; 0 unless it was tuned.
-        coreSeconds: core-seconds that were spent on it, including those for its facts.
-        facts: the facts that the forecast is based on.
+        forecast: the forecast of gain and cost; None if the pipeline was refused or failed, or the budget was used up,
+            before a forecast was made.
+        outcome: "tuned"; "kept original"; "stopped" (early, without prospects); "skipped" (not run); "refused" (the
+            pipeline, its rows or its options cannot be used); or "failed" (an unexpected error).
+        why: the reason for the outcome, as text.
+        gain: gain on validation rows, as a share of the original's metric; 0 unless the pipeline was tuned.
+        coreSeconds: core-seconds that were spent on the pipeline, including those for its facts.
+        facts: the facts on which the forecast is based.
     """
 
     name: str
@@ -41,11 +43,11 @@ class Triage(ShownFields):
     by name.
 
     Attributes:
-        pipelines: the results per pipeline, the most valuable first.
-        budget, coreSeconds: the core-seconds that were available, and those that were spent.
-        shipped, own: numbers of runs that the forecasts were learned from: those shipped with sparkdiff, and those of
-            the store.
-        models: plain Spark ML pipelines by name; only those that were tuned.
+        pipelines: the results, one per pipeline, the pipeline with the largest expected gain per core-second first.
+        budget, coreSeconds: the core-seconds that were available, and the core-seconds that were spent.
+        shipped, own: number of runs from which the forecasts were learned: those shipped with sparkdiff, and those in
+            the store of runs.
+        models: the tuned pipelines by name, plain Spark ML; pipelines that were not tuned are not among them.
     """
 
     __module__ = "sparkdiff"

@@ -1,1 +1,3 @@
-"""The history of runs: the store of runs, and the lineage of a model."""
+"""The history of runs: the store of runs, the lineage of a model (the runs that led to it), and the caches that runs
+wrote.
+"""

@@ -1,4 +1,4 @@
-"""The caches in a folder: their sizes and costs, and the choice of those to remove."""
+"""The caches in a folder: list them with sizes and costs, choose which to remove, and remove them."""
 
 import contextlib
 import dataclasses
@@ -16,20 +16,27 @@ from sparkdiff.store.marker import CACHE as CACHE, FITTED as FITTED, ROWS as ROW
 
 LEFT, FOREIGN = "left behind", "of another user"
 READ = (CACHE, ROWS)
-"""Kinds of caches that runs read and that hold rows."""
+"""Kinds of items that hold rows, which runs read."""
 WHOLE = (*READ, FITTED)
 RECENT = 3600.0
-"""Seconds since its last use within which nothing is removed: a fit may have found it and not opened it yet."""
+"""Seconds for which an item is not removed after its last use, because a fit may have found it and not opened it yet.
+"""
 DAY = 86400.0
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredItem:
-    """A cache, rows after the first stages (`reuseStages`), a fitted pipeline of a job, or a killed writer's leftovers.
+    """An item in a folder of caches.
+
+    It is a cache, the rows after a pipeline's first stages (`reuseStages`), a fitted pipeline of a job, or what a
+    killed process left behind.
 
     Attributes:
-        seconds: time that it took to make it; 0 if unknown.
+        kind: CACHE, ROWS, FITTED, LEFT, or FOREIGN (unreadable, as it belongs to another user).
+        seconds: time that it took to make the item; 0 if unknown.
+        uses: number of fits that used the item.
         age: seconds since its last use.
+        madeBy: classes of the stages that Spark ran to make it.
         read: whether a process is reading it now.
     """
 
@@ -45,17 +52,21 @@ class StoredItem:
 
     @property
     def worth(self) -> float:
-        """Expected seconds saved per byte, if it is used as often again; from Greedy-Dual-Size (Cao and Irani 1997)."""
+        """Expected seconds saved per byte if the item is used as often again; from Greedy-Dual-Size (Cao and Irani
+        1997).
+        """
         return self.seconds * self.uses / max(self.bytes, 1)
 
     @property
     def free(self) -> bool:
-        """True if it can be removed: not being read, and not used recently (within an hour, or for leftovers a day)."""
+        """True if the item can be removed: no process reads it, and its last use was over an hour ago (leftovers: a
+        day).
+        """
         return not self.read and self.age >= (DAY if self.kind == LEFT else RECENT)
 
 
 def entries(folder: Path) -> list[StoredItem]:
-    """The items in a folder of caches, the largest first; other files in it are skipped.
+    """The items in a folder of caches, the largest first; files that are no such items are skipped.
 
     Raises:
         InputError: the folder does not exist.
@@ -103,8 +114,8 @@ def _rows(path: Path) -> int | None:
 
 
 def to_remove(found: Sequence[StoredItem], *, most: int | None, days: float | None) -> list[StoredItem]:
-    """The items to remove: first all that were not used for `days`, then, while the rest takes more bytes than `most`,
-    those that save the least time per byte.
+    """The items to remove: leftovers and the items not used for `days`; then, while the rest takes more than `most`
+    bytes, the caches that save the least time per byte.
     """
     old = [e for e in found if e.free and (e.kind == LEFT or (days is not None and e.age > days * DAY))]
     rest = [e for e in found if e not in old]
@@ -118,7 +129,7 @@ def to_remove(found: Sequence[StoredItem], *, most: int | None, days: float | No
 
 
 def remove(found: Sequence[StoredItem]) -> list[StoredItem]:
-    """Remove items that no process is reading, and return the removed ones. Readers never see a partly removed item."""
+    """Remove the items that no process is reading, and return them. Readers never see a partly removed item."""
     return [entry for entry in found if _removed(entry)]
 
 
@@ -134,7 +145,7 @@ def _removed(entry: StoredItem) -> bool:
 
 
 def forget_seen(folder: Path) -> None:
-    """Remove the notes that tell a run that an earlier one needed the same rows (`reuseStages`)."""
+    """Remove the notes by which a run finds out that an earlier run needed the same rows (`reuseStages`)."""
     if marker.read_marker(folder / usage.SEEN) == [marker.SEEN]:
         whole.remove(folder / usage.SEEN)
 

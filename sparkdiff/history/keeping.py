@@ -1,4 +1,4 @@
-"""The record of a finished run, and code that adds it to the store if `storeDir` is set."""
+"""The row of a finished run in the store of runs, and a context that adds it to the store if `storeDir` is set."""
 
 import contextlib
 import datetime
@@ -21,10 +21,10 @@ from sparkdiff.store.digests import hash_of
 PLACES = ("cacheDir", "checkpointDir", "storeDir", "runDir")
 """Options that name folders."""
 KEEPING = ("storeDir", "tags", "redact")
-"""Options of the store itself, which are not recorded."""
+"""Options about the store of runs itself, which are not recorded in it."""
 VERBS = {"GrowthSummary": "grow", "ImprovementSummary": "improve", "SearchSummary": "search"}
 UNSAID = "..."
-"""Text in place of values that `redact` leaves out."""
+"""Text that stands for values left out because of the option `redact`."""
 
 
 class NotKept(UserWarning):
@@ -39,10 +39,13 @@ Keep = Callable[..., None]
 def keeping(
     storeDir: str | None, tags: Mapping[str, str], redact: bool, folder: Callable[[], Path | None]
 ) -> Iterator[Keep]:
-    """Return, as a context, a function that adds the run to the store; it does nothing if storeDir is unset.
+    """Provide a function that adds the finished run to the store of runs; the function does nothing if storeDir is
+    None.
+
+    The context measures the run's time; a failure to add the run becomes a warning.
 
     Args:
-        folder: returns the folder in which models are saved briefly to hash them.
+        folder: function that returns the folder in which models are saved temporarily to hash them.
 
     Raises:
         InputError: storeDir cannot be used; raised before anything runs.
@@ -86,8 +89,10 @@ def record_of(
     """The row of a run in the store.
 
     Args:
-        summary: the run's summary; `records` is its history, or the trials of a search.
-        model, parent: content hashes of the returned pipeline, and of the one that it was made from; None if unknown.
+        summary: the run's summary.
+        records: the history of the run, or the trials of a search.
+        model, parent: content hashes of the returned pipeline, and of the pipeline from which the run started; None if
+            unknown.
         options: the run's options, by name.
         stages: the stages of the plan.
         redact: leave out the values of slices, folders, the command, texts of warnings and of errors, and names of
@@ -165,7 +170,7 @@ def reason(found: Mapping[str, Any], *, redact: bool) -> str:
 
 
 def _options(options: Mapping[str, Any], *, redact: bool) -> dict[str, Any]:
-    """The options without those of the store; with `redact`, also without folders and without names of features."""
+    """The options except `KEEPING`; with `redact`, also without folders and without names of features."""
     kept = {k: v for k, v in options.items() if k not in KEEPING and (not redact or k not in PLACES)}
     if redact and isinstance(
         nested := kept.get("penalties"), Mapping
@@ -175,7 +180,7 @@ def _options(options: Mapping[str, Any], *, redact: bool) -> dict[str, Any]:
 
 
 def _evidence(found: Mapping[str, Any], *, redact: bool) -> dict[str, Any]:
-    """Further measurements that belong to the decision."""
+    """Measurements behind the decision that have no column of their own in the store."""
     left_out = {"value"} if redact else set()
     slices = [{k: v for k, v in s.items() if k not in left_out} for s in found["slices"]]
     compatibility = {k: v for k, v in (found["compatibility"] or {}).items() if k != "bins"}
@@ -192,8 +197,9 @@ def _tried(kind: str, name: str, value: Any, seconds: Any, outcome: str) -> dict
 
 
 def _arms(found: Mapping[str, Any], *, redact: bool) -> list[dict[str, Any]]:
-    """Results of an improvement, and the arms without a result. With `redact`, texts of errors, which may hold values
-    of rows, are left out.
+    """Results that an improvement tested, and the arms (ways to improve a pipeline) without a result.
+
+    With `redact`, texts of errors are left out, because they may hold values of rows.
     """
     rows = [r for r in found.get("table") or () if r["arm"] is not None]
     out = [
@@ -210,7 +216,7 @@ def _arms(found: Mapping[str, Any], *, redact: bool) -> list[dict[str, Any]]:
 
 
 def _unsliced(tried: list[dict[str, Any]], found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The same outcomes without the values of slices in their texts."""
+    """The tried settings, with the values of slices (values of guardCols) removed from the texts of their outcomes."""
     for one in tried:
         for name in (found.get("options") or {}).get("guardCols") or ():
             before, mark, _ = one["outcome"].partition(f"{name} = ")
@@ -224,7 +230,7 @@ def _rounds(found: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _candidates(found: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The candidates of a training, each with its best epoch; empty if the history is not that of a single training."""
+    """The candidates of a training run, each with its best metric; empty for a growth or an improvement."""
     if found.get("arms") or found.get("rounds"):
         return []
     better = min if found["metricDirection"] == "smaller" else max

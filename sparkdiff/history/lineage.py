@@ -1,4 +1,6 @@
-"""The lineage of a model: the runs that led to it, back to the first ancestor, and the settings that each one tried."""
+"""The lineage of a model: the runs that led to the model, back to the first ancestor, and the settings that each run
+tried.
+"""
 
 import dataclasses
 import json
@@ -20,7 +22,7 @@ from sparkdiff.store.digests import hash_of
 MOST = 5
 """Largest number of tried settings that are shown per run, the best first."""
 HELD = ("model", "pipelineModel")
-"""Names of the folder of the pipeline in the folder of a run, and in that of a saved FineTunerModel or SearchModel."""
+"""Names of the pipeline's subfolder in a run's folder, and in the folder of a saved FineTunerModel or SearchModel."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,9 +30,10 @@ class LineageStep:
     """A run that made a model of the lineage.
 
     Attributes:
-        run: its row in the store of runs.
-        cacheOf: id of the earlier run whose cache it used; None if it wrote its own, or that run is not in the store.
-        beside: the other runs from the same parent, earlier or later.
+        run: the run's row in the store of runs.
+        cacheOf: id of the earlier run whose cache this run used; None if it wrote its own cache, or if the earlier run
+            is not in the store.
+        beside: the other runs that started from the same model, earlier or later.
     """
 
     run: Mapping[str, Any]
@@ -40,13 +43,14 @@ class LineageStep:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Lineage(ShownFields):
-    """The origin of a model. `print` shows it, `toJSON` returns all of it, with times in UTC.
+    """The origin of a model. `print` shows the lineage, `toJSON` returns all of it, with times in UTC.
 
     Attributes:
         name: the name of the model, as passed.
-        model: its content hash, which copies and renamed folders share.
-        steps: the runs that led to it, the latest first.
-        origin: content hash of the first ancestor; that of the model itself if no run in the store made it.
+        model: content hash of the model; copies and renamed folders have the same hash.
+        steps: the runs that led to the model, the latest first.
+        origin: content hash of the first ancestor; the model's own hash if no run in the store made it; None if
+            unknown.
         attempts: runs that started from this model, the oldest first.
     """
 
@@ -59,10 +63,11 @@ class Lineage(ShownFields):
     attempts: tuple[Mapping[str, Any], ...]
 
     def command(self) -> str:
-        """The command that made this model; the same version of sparkdiff, model and rows give the same weights.
+        """The command that made this model. Run with the same version of sparkdiff, model and rows, it gives the same
+        weights.
 
         Raises:
-            InputError: the store does not hold it; the message says what is known instead.
+            InputError: the store does not hold the command; the message says what is known instead.
         """
         if not self.steps:
             raise InputError(f"no run in this store made {self.name}, so there is no command")
@@ -108,12 +113,12 @@ def why(model: Any, storeDir: str) -> Lineage:
     """The lineage of a model, as far as the runs in a store show it.
 
     Args:
-        model: a fitted pipeline or a FineTunerModel, or the path of a saved one or of the folder of a run. It is
-            identified by its content, not its name or uids, so copies are recognised.
-        storeDir: the folder of the store.
+        model: a fitted pipeline or a FineTunerModel; or the path of a saved one, or of a run's folder. The model is
+            identified by its content, not by its name or uids, so copies are recognised.
+        storeDir: the folder of the store of runs.
 
     Raises:
-        InputError: the model or the store does not exist; or the model cannot be saved, which hashing needs.
+        InputError: the model or the store does not exist; or the model cannot be saved, which is necessary to hash it.
     """
     name = str(model) if isinstance(model, (str, Path)) else model.uid
     return lineage(name, _hash(model), jvm.folder("storeDir", storeDir))
@@ -135,7 +140,7 @@ def _hash(model: Any) -> str:
 
 
 def _told_options(run: Mapping[str, Any]) -> str:
-    """The options of a run that are not at their default, as arguments of a command."""
+    """The options of a run that differ from their defaults, as arguments of a command."""
     usual = Options().asdict()
     given = {k: v for k, v in parsed(run["options"]).items() if k not in usual or v != usual[k]}
     return " ".join(f"{k}={json.dumps(v)}" for k, v in given.items()) or "all options at their defaults"
@@ -161,7 +166,9 @@ def lineage(name: str, model: str, folder: Path) -> Lineage:
 
 
 def _made_by(run: Mapping[str, Any]) -> list[str]:
-    """Content hashes of the models that a run has made."""
+    """Content hashes of the models that a run has made, i.e. its result and its offers, except the model it started
+    from.
+    """
     made = [run["model"], *(run["offers"] or {}).values()]
     return [model for model in made if model not in (None, run["parent"])]
 
@@ -179,8 +186,9 @@ def _lineage(name: str, model: str, found: Sequence[Mapping[str, Any]], first: M
     """The lineage of a model.
 
     Args:
-        found: the runs that made its ancestors or itself, and those that started from them; the oldest first.
-        first: see `_writers`.
+        found: the runs that made the model or its ancestors, and the runs that started from one of these; the oldest
+            first.
+        first: the id of the first run that used each cache, see `_writers`.
     """
     made = {made: run for run in found for made in _made_by(run)}  # the latest run of each model
     steps, seen, node = list[LineageStep](), set[str](), model

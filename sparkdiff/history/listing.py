@@ -18,10 +18,17 @@ HEAD = ("finished", "by", "decision", "metric", "before", "after", "gain", "p", 
 
 
 def listed(storeDir: str, where: str | None, sort: str, limit: int, *, compact: bool, as_json: bool) -> list[str]:
-    """The runs that meet a condition in SQL, as a table or as JSON.
+    """The runs that meet a condition in SQL, as lines of a table or of JSON.
+
+    Args:
+        where: the condition; None: all runs.
+        sort: the column to sort by, the largest first.
+        limit: largest number of runs.
+        compact: first put all runs into one file.
+        as_json: all columns, as one JSON object per line.
 
     Raises:
-        InputError: there is no store, the condition is not valid SQL, or the column does not exist.
+        InputError: there is no store, the condition is not valid SQL, or the column `sort` does not exist.
     """
     if compact:
         store.compact(jvm.folder("storeDir", storeDir))

@@ -1,7 +1,7 @@
 """The store of runs: one Parquet file per run; any number of writers can add files at once, and readers see one table.
 
-A file is written under a temporary name and renamed, so a killed writer leaves nothing that is read. `compact` copies
-the files into one and then removes them; a reader in between sees some runs twice and keeps one row per id.
+A file is written under a temporary name and renamed, so nothing that a killed writer left behind is read. `compact`
+copies the files into one and then removes them; a reader in between sees some runs twice and keeps one row per id.
 """
 
 import errno
@@ -60,11 +60,15 @@ SCHEMA = pa.schema(
         "versions": _NAMES, "tags": _NAMES, "redacted": pa.bool_(), "command": pa.string(), "output": pa.string(),
     }
 )  # fmt: skip
-"""Schema of a row per run; docs/runs.md describes each column. Null means unknown."""
+"""Schema of the store, with one row per run; docs/runs.md describes each column. Null means unknown."""
 
 
 def add(folder: Path, run: Mapping[str, Any]) -> None:
-    """Add a run to the store in this folder, which is on this machine or the working copy of a remote folder.
+    """Add a run to the store in this folder.
+
+    Args:
+        folder: a folder on this machine, or the local working copy of a remote folder.
+        run: the values of the columns; missing ones are null.
 
     Raises:
         InputError: the folder cannot be written.
@@ -112,7 +116,7 @@ def rows_so_far(storeDir: str | None, columns: Sequence[str]) -> list[dict[str, 
     """The runs of a store, the oldest first; empty if storeDir is not set or the store does not exist yet.
 
     Raises:
-        InputError: storeDir is neither a store nor an empty folder, nor can it be created.
+        InputError: runs cannot be stored in storeDir, because it cannot be written or created.
     """
     if storeDir is None:
         return []
@@ -126,7 +130,7 @@ def rows_so_far(storeDir: str | None, columns: Sequence[str]) -> list[dict[str, 
 
 
 def parsed(text: str | None) -> dict[str, Any]:
-    """The object in a stored JSON text; empty if there is none."""
+    """The JSON object in a stored text, as a dict; empty if the text holds none."""
     try:
         found = json.loads(text or "")
     except ValueError:
@@ -135,12 +139,12 @@ def parsed(text: str | None) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """The value; Arrow's list of pairs for a map as a dict."""
+    """The value, except that a map, which Arrow returns as a list of pairs, becomes a dict."""
     return dict(value) if isinstance(value, list) and value and isinstance(value[0], tuple) else value
 
 
 def _read(folder: Path, columns: Sequence[str]) -> tuple[list[Path], pa.Table]:
-    """The files of a store and their rows. Starts again if another process has compacted the store meanwhile.
+    """The files of a store and their rows. Reading starts again if another process compacts the store meanwhile.
 
     Raises:
         InputError: there is no store in this folder.
@@ -162,10 +166,10 @@ def _read(folder: Path, columns: Sequence[str]) -> tuple[list[Path], pa.Table]:
 
 
 def _rows(file: Path, columns: Sequence[str]) -> pa.Table | None:
-    """The rows of a file; None, with a warning, if it is damaged or holds something else.
+    """The rows of a file; None, with a warning, if the file is damaged or holds no runs.
 
     Raises:
-        OSError: another process has removed it.
+        OSError: another process has removed the file.
     """
     stores.fetch(file)
     try:
@@ -217,10 +221,11 @@ def _is_run(name: str) -> bool:
 
 
 def compact(folder: Path) -> int:
-    """Put all runs into one file, and return their number. Other processes may write meanwhile.
+    """Put all runs into one file, and return the number of runs. Other processes may write to the store meanwhile.
 
     Raises:
-        InputError: there is no store in this folder, or it cannot be written; or a newer version has written to it.
+        InputError: there is no store in this folder, the folder cannot be written, or a newer version of sparkdiff has
+            written to it.
     """
     files, table = _read(folder, SCHEMA.names)
     newest = max(filter(None, table["schemaVersion"].to_pylist()), default=VERSION)

@@ -1,4 +1,4 @@
-"""Import of trees of scikit-learn, LightGBM and XGBoost as plain MLlib models (docs/foreign.md)."""
+"""Conversion of tree models of scikit-learn, LightGBM and XGBoost to plain MLlib models (docs/foreign.md)."""
 
 from typing import Any
 
@@ -23,20 +23,21 @@ def from_sklearn(
     become DecisionTree or RandomForest models. GradientBoosting and HistGradientBoosting become GBT models; with a
     Poisson or gamma loss, GBTRegressionModel, VectorAssembler and GeneralizedLinearRegressionModel (log link); with
     more than two classes, one GBTRegressionModel per class, VectorAssembler and LogisticRegressionModel.
-    featureImportances use the gains of the library.
+    featureImportances are computed from the gains that scikit-learn recorded.
 
     Args:
-        model: a fitted estimator of exactly one of these classes.
-        featuresCol: column of vectors with the features in the order of the training.
-        predictionCol: for a classifier, the index of the class in `classes_`.
-        probabilityCol: for classifiers.
-        rawPredictionCol: for classifiers.
-        predictedLabelCol: output column for the classes as text; required unless they are 0 to k - 1 or False and True.
-        missing: "keep": NaN takes the same path as in the library, which can need more splits; "absent": no row has
-            NaN.
+        model: a fitted estimator of exactly one of these classes (no subclass).
+        featuresCol: input column of vectors, with the features in the order of training.
+        predictionCol: output column; for a classifier, it has the index of the class in `classes_`.
+        probabilityCol: output column, only for classifiers.
+        rawPredictionCol: output column, only for classifiers.
+        predictedLabelCol: output column for the classes as text; required unless the classes are 0 to k - 1 or False
+            and True.
+        missing: "keep": NaN takes the same path as in scikit-learn, for which splits may have to be added; "absent":
+            rows have no NaN.
 
     Returns:
-        A PipelineModel, or one fitted stage if one is sufficient.
+        A PipelineModel, or a single fitted stage if that is sufficient.
 
     Raises:
         InputError: MLlib cannot express the model; the message gives the reason.
@@ -59,10 +60,11 @@ def from_lightgbm(
     """A plain MLlib model with the same predictions as a LightGBM model; see `from_sklearn` for the other arguments.
 
     Args:
-        model: a Booster or a fitted LGBM estimator; used up to its best iteration, if it has one, as by its `predict`.
-        categories: "whole": categorical features hold whole numbers (those that LightGBM was trained on; for a pandas
-            category, its codes). "any": a model with categorical features is refused, because LightGBM truncates
-            fractions and Spark does not.
+        model: a Booster or a fitted LGBM estimator; as in its `predict`, trees after the best iteration, if known, are
+            left out.
+        categories: "whole": categorical features of the rows are whole numbers (those on which LightGBM was trained;
+            for a pandas category, its codes). "any": they may have fractions; then a model with categorical features is
+            refused, because LightGBM truncates fractions and Spark does not.
     """
     columns = Columns(featuresCol, predictionCol, probabilityCol, rawPredictionCol, predictedLabelCol, missing)
     return lightgbm.read(model, whole=_whole(categories)).model(columns)
@@ -82,13 +84,13 @@ def from_xgboost(
     """A plain MLlib model with the same predictions as an XGBoost model, within about 1e-6, because XGBoost sums in
     float32.
 
-    See `from_sklearn` and `from_lightgbm` for the other arguments. XGBoost does not count rows: the weight of a node in
-    featureImportances is its cover, the sum of its hessians.
+    See `from_sklearn` and `from_lightgbm` for the other arguments. XGBoost does not store numbers of rows, so in
+    featureImportances the weight of a node is its cover, the sum of its hessians.
 
     Args:
-        model: a Booster, or a fitted XGB estimator, used up to its best iteration, if it has one, as by its `predict`.
-            A DMatrix may have a missing value other than NaN; a Booster does not store it, and Spark does not support
-            it.
+        model: a Booster, of which all trees are used; or a fitted XGB estimator, of which, as in its `predict`, trees
+            after the best iteration, if known, are left out. Missing values must be NaN: a DMatrix may use another
+            value, but a Booster does not store this value, and Spark supports only NaN.
     """
     columns = Columns(featuresCol, predictionCol, probabilityCol, rawPredictionCol, predictedLabelCol, missing)
     return xgboost.read(model, whole=_whole(categories)).model(columns)

@@ -1,4 +1,4 @@
-"""Reader of LightGBM's trees from the text of its saved models, which holds every double with 17 digits."""
+"""Reader of LightGBM's trees from the text form of its models, which has every double with 17 digits, i.e. exactly."""
 
 import re
 from collections.abc import Mapping
@@ -19,22 +19,23 @@ LINKS: Mapping[str, Mapping[str, Any]] = {
     "binary": LOGIT,
 }  # fmt: skip
 CLASSES = ("binary", "multiclass", "cross_entropy")
-"""Objectives for classes; the last one only if the model is a classifier."""
+"""Objectives of classifiers; cross_entropy counts only if the model is an LGBMClassifier."""
 KNOWN = (*LINKS, "tweedie", "multiclass")
 ZERO = float(np.float32(1e-35))
-"""LightGBM's kZeroThreshold: entries up to this absolute value count as 0."""
+"""LightGBM's kZeroThreshold: values of features up to this absolute value count as 0."""
 CATEGORICAL, DEFAULT_LEFT = 1, 2
 NO_MISSING, ZERO_MISSING, NAN_MISSING = 0, 1, 2
 
 
 def read(model: Any, *, whole: bool) -> Boosted:
-    """The trees that `predict` of a Booster or a fitted LGBM estimator sums: up to the best iteration, if it has one.
+    """The trees of a Booster or a fitted LGBM estimator that its `predict` sums, i.e. up to the best iteration, if
+    known.
 
     Args:
-        whole: whether categorical features hold whole numbers.
+        whole: whether categorical features of the rows are whole numbers.
 
     Raises:
-        InputError: it is not such a model, or MLlib cannot express it.
+        InputError: `model` is no such model, or MLlib cannot express it.
     """
     booster = model if is_booster(model, "lightgbm", "LGBM", "model_to_string") else model.booster_
     text = booster.model_to_string()
@@ -63,10 +64,11 @@ def read(model: Any, *, whole: bool) -> Boosted:
 
 
 def trees_of(text: str, *, whole: bool) -> list[TreeArrays]:
-    """The trees of a saved Booster with any objective, in its order: with k margins, k trees per iteration.
+    """The trees in the text form of a Booster with any objective, in the order of iterations: k trees each if it has k
+    margins.
 
     Raises:
-        InputError: as `read`.
+        InputError: MLlib cannot express a tree.
     """
     return [_tree(_fields(section), whole=whole) for section in _sections(text)[1:]]
 
@@ -115,7 +117,7 @@ def _tree(fields: Mapping[str, str], *, whole: bool) -> TreeArrays:
             f"feature {feature[bad][0]}: zero_as_missing sends zeros to another side than the numbers next to "
             "them, and a split in Spark cannot do this; train with zero_as_missing=false"
         )
-    # Zero is all of [-ZERO, ZERO], and NaN is zero unless the feature has missing values.
+    # LightGBM treats all of [-ZERO, ZERO] as 0, and NaN as 0 unless the feature has missing values.
     near = ~categorical & (np.abs(threshold) <= ZERO)
     threshold = np.where(near, np.where(zero, ZERO, np.nextafter(-ZERO, -np.inf)), threshold)
     nanLeft = ~categorical & np.where(missing == NO_MISSING, zero, left)

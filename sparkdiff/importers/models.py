@@ -1,4 +1,6 @@
-"""Conversion of trees of another library to fitted MLlib models: the ensemble, and the link function after its margin."""
+"""Conversion of tree ensembles of other libraries to fitted MLlib models, including the link function from margin to
+mean.
+"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -37,10 +39,15 @@ def tweedie(variancePower: float) -> dict[str, Any]:
 
 
 def is_booster(model: Any, library: str, prefix: str, method: str) -> bool:
-    """True if a model of LightGBM or XGBoost is a Booster, which has `method`; False if it is a fitted estimator.
+    """True if a model of `library` is a Booster; False if it is a fitted estimator with the interface of scikit-learn.
+
+    Args:
+        library: "lightgbm" or "xgboost".
+        prefix: prefix of the estimators' names, for messages.
+        method: name of a method that only Boosters have.
 
     Raises:
-        InputError: it is neither.
+        InputError: the model is neither.
     """
     kind, booster = type(model), hasattr(model, method)
     if not kind.__module__.startswith(f"{library}.") or not (booster or hasattr(model, "__sklearn_is_fitted__")):
@@ -53,14 +60,15 @@ def is_booster(model: Any, library: str, prefix: str, method: str) -> bool:
 
 
 def classes_of(model: Any, booster: Any, margins: int, objective: str, *, known: Sequence[str]) -> list[Any] | None:
-    """The classes of a classifier of LightGBM or XGBoost; for a Booster that was trained on classes, their indices;
-    None for a regressor, which predicts a number, or the probability of the second of two classes.
+    """The classes of a classifier of LightGBM or XGBoost; the indices of the classes for a Booster with an objective
+    for classes; None for a regressor (which predicts a number, possibly the probability of the second of two classes).
 
     Args:
+        margins: number of margins.
         known: the objectives for classes.
 
     Raises:
-        InputError: a regressor with several margins, or a classifier with an objective for numbers.
+        InputError: the model is a regressor with several margins, or a classifier with an objective for numbers.
     """
     if objective not in known:
         if hasattr(model, "classes_"):
@@ -82,7 +90,7 @@ def classes_of(model: Any, booster: Any, margins: int, objective: str, *, known:
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """Input and output columns of the models, and whether rows can have NaN."""
+    """Names of the input and output columns of the MLlib model, and whether rows can have NaN (see `from_sklearn`)."""
 
     featuresCol: str
     predictionCol: str
@@ -108,13 +116,14 @@ class Boosted:
     trees[t](row).
 
     Attributes:
-        trees: T arrays with one tree each.
+        trees: the T trees.
         treeWeights: (T,).
-        output: (T,) int.
-        base: (K,).
+        output: (T,) int, the margin to which each tree contributes.
+        base: (K,), the constant of each margin.
         link: Params of a GeneralizedLinearRegression that maps the margin to the mean; empty if the margin is the
             prediction; ignored for a classifier.
-        classes: for a classifier: two with K = 1 and p = sigmoid(margin), or K with the softmax of the margins.
+        classes: the classes of a classifier: two if K = 1, with p = sigmoid(margin); else K, with p = softmax(margins).
+            None for a regressor.
     """
 
     trees: Sequence[TreeArrays]
@@ -126,7 +135,9 @@ class Boosted:
     classes: Sequence[Any] | None = None
 
     def model(self, columns: Columns) -> Any:
-        """A GBT model if it can express everything; else a pipeline of one GBT per margin, VectorAssembler and link."""
+        """A GBT model if that can express the ensemble; else a pipeline of one GBT model per margin, a VectorAssembler,
+        and a linear model for the link.
+        """
         if self.classes is None and not self.link:
             return self._regression(0, columns, columns.predictionCol, float(self.base[0]))
         if self.classes is None:
@@ -165,8 +176,8 @@ class Boosted:
         return java_trees.fitted(estimator, nodes, self.numFeatures, treeWeights=weights / 2)
 
     def _with_base(self, output: int, base: float, columns: Columns) -> tuple[Nodes, Array]:
-        """The nodes and weights of the trees of one margin; a constant to add to their sum becomes a first tree of one
-        leaf.
+        """The nodes and the weights of the trees of one margin; the constant `base`, if not 0, becomes a first tree
+        with one leaf.
         """
         which = np.flatnonzero(self.output == output).tolist()
         first = [] if base == 0 and which else [TreeArrays.constant(base)]
@@ -176,12 +187,12 @@ class Boosted:
 
 @dataclasses.dataclass(frozen=True)
 class Averaged:
-    """A mean of trees: of their values, or for classes of their class shares (`stats` of the leaves).
+    """A mean of trees: of their values or, for a classifier, of their class shares (from `stats` of the leaves).
 
     Attributes:
-        trees: T arrays with one tree each.
-        forest: False if it is one tree, which becomes a DecisionTree.
-        impurity: Spark's name of the impurity measure that a classifier's trees were grown with.
+        trees: the T trees.
+        forest: False for a model of a single tree, which becomes a DecisionTree model.
+        impurity: Spark's name of the impurity measure with which a classifier's trees were grown.
     """
 
     trees: Sequence[TreeArrays]
@@ -215,10 +226,11 @@ def _classifier(columns: Columns) -> dict[str, Any]:
 
 
 def labelled(model: Any, classes: Sequence[Any], columns: Columns) -> Any:
-    """The classifier, with a column for its classes if requested; Spark itself predicts their indices, 0 to k - 1.
+    """The classifier, followed by an IndexToString if a column for the classes is requested: Spark predicts indices, 0
+    to k - 1.
 
     Raises:
-        InputError: the classes differ from their indices, and no column for them is set.
+        InputError: the classes differ from their indices, and `predictedLabelCol` is not set.
     """
     names = [str(c.item() if isinstance(c, np.generic) else c) for c in classes]
     if columns.predictedLabelCol is None:
@@ -235,5 +247,5 @@ def labelled(model: Any, classes: Sequence[Any], columns: Columns) -> Any:
 
 
 def depth(nodes: Nodes) -> int:
-    """Depth of the deepest tree, limited to the range of Spark's Param."""
+    """Depth of the deepest tree, at most 30, the largest value of Spark's Param maxDepth."""
     return min(int(nodes.depth().max()), 30)

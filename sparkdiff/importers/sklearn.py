@@ -1,4 +1,6 @@
-"""Reader of scikit-learn's trees from fitted estimators: `tree_` of single trees, predictors of histogram boosting."""
+"""Reader of scikit-learn's trees from fitted estimators: from `tree_` of each tree, or the predictors of histogram
+boosting.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,7 +22,7 @@ def read(model: Any) -> Boosted | Averaged:
     """The trees of a fitted estimator of exactly one of the classes in READERS (a subclass may predict differently).
 
     Raises:
-        InputError: another class, not fitted, several outputs, or something that MLlib has no model for.
+        InputError: the model has another class, is not fitted, has several outputs, or has no equivalent in MLlib.
     """
     kind = type(model)
     reader = READERS.get(kind.__name__) if kind.__module__.startswith("sklearn.") else None
@@ -46,8 +48,14 @@ def _averaged(model: Any) -> Averaged:
 
 
 def _tree(tree: Any, *, nan: bool, classes: bool) -> TreeArrays:
-    """The arrays of one tree. scikit-learn rounds x to float32 and goes left if float32(x) <= threshold
-    (sklearn.tree._tree.Tree).
+    """The arrays of one tree.
+
+    scikit-learn rounds x to float32 and goes left if float32(x) <= threshold (sklearn.tree._tree.Tree); the arrays have
+    the equivalent threshold for doubles.
+
+    Args:
+        nan: whether the estimator accepts NaN.
+        classes: whether it is a classifier.
     """
     inner = tree.children_left >= 0
     threshold = np.where(inner, rounding_to(below(np.where(inner, tree.threshold, 0.0))), 0.0)
@@ -71,8 +79,10 @@ def _tree(tree: Any, *, nan: bool, classes: bool) -> TreeArrays:
 
 
 def _weights(value: Array, weight: Array) -> Array:
-    """Weights of the rows (N, classes) from their shares; rounded to whole numbers where they were whole, so that their
-    quotients are exactly the shares.
+    """Total weight of the training rows of each class in each node, (N, classes), from the class shares and the nodes'
+    weights.
+
+    Weights that are whole numbers up to rounding are rounded, so that their quotients are exactly the shares.
     """
     weights = value * weight[:, None]
     whole = np.rint(weights)
@@ -81,10 +91,11 @@ def _weights(value: Array, weight: Array) -> Array:
 
 
 def _gradient_boosting(model: Any) -> Boosted:
-    """The trees of a GradientBoosting model, with x as in `_tree`. scikit-learn rejects NaN here, so NaN may take
-    Spark's path.
+    """The trees of a GradientBoosting model, which rounds x as in `_tree`. scikit-learn rejects NaN in this model, so
+    NaN may take Spark's path.
 
-    For two classes and a margin of exactly 0, scikit-learn predicts the second class, and Spark always the first.
+    One difference remains: for two classes and a margin of exactly 0, scikit-learn predicts the second class, Spark the
+    first.
     """
     if model.init_ != "zero" and type(model.init_).__name__ not in ("DummyRegressor", "DummyClassifier"):
         raise InputError(
@@ -113,7 +124,7 @@ def _gradient_boosting(model: Any) -> Boosted:
 
 
 def _hist(model: Any) -> Boosted:
-    """The trees of a HistGradientBoosting model, which goes left if x <= num_threshold, with x a double
+    """The trees of a HistGradientBoosting model, in which a row goes left if x <= num_threshold, where x is not rounded
     (sklearn.ensemble._hist_gradient_boosting._predictor).
     """
     classes = getattr(model, "classes_", None)
@@ -137,8 +148,8 @@ def _hist(model: Any) -> Boosted:
 
 
 def _hist_columns(model: Any) -> tuple[Array, dict[int, Array]]:
-    """The model's features by index in its trees, where categorical columns come first, and the categories by this
-    index.
+    """The input feature for each feature index in the trees, which number categorical features first; and the
+    categories of the categorical features, by this index.
     """
     if model.is_categorical_ is None:
         return np.arange(model.n_features_in_), {}
@@ -163,7 +174,7 @@ def _hist_tree(predictor: Any, columns: Array, categories: dict[int, Array]) -> 
     nanLeft = (nodes["missing_go_to_left"] != 0) & inner
     sets = {}
     for j in np.flatnonzero(inner & (nodes["is_categorical"] != 0)).tolist():
-        # Bits are by category number; a value that is no category counts as missing.
+        # Bit i is set if category i goes left; a value that is no category counts as missing.
         known = categories[int(nodes["feature_idx"][j])]
         bits = predictor.raw_left_cat_bitsets[nodes["bitset_idx"][j]]
         goes = np.unpackbits(bits.astype("<u4").view(np.uint8), bitorder="little")[: len(known)] != 0

@@ -1,4 +1,6 @@
-"""Trees of any library as arrays, and their conversion to Spark's nodes: every double, even NaN, reaches the same leaf."""
+"""Trees of any library as arrays, and their conversion to Spark's nodes such that every double, even NaN, reaches the
+same leaf.
+"""
 
 import dataclasses
 import itertools
@@ -10,27 +12,28 @@ from sparkdiff.errors import InputError
 from sparkdiff.jvm.nodes import Array, Nodes
 
 GROWTH = 20
-"""Largest factor by which the splits for NaN may enlarge a model."""
+"""Largest factor by which the splits that are added for NaN may enlarge a model."""
 LARGEST_CATEGORY = 65_535
-"""Largest category; Spark stores the list of categories."""
+"""Largest category that is accepted; it is limited because Spark stores lists of categories up to the largest."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TreeArrays:
-    """All nodes of T trees, one tree after the other; each starts with its root, the rest in any order.
+    """All nodes of T trees, one tree after the other; each tree starts with its root, and its other nodes have any
+    order.
 
     Attributes:
-        offsets: (T + 1,) int, the start of each tree's nodes.
-        left, right: (N,) int, children, counted from the tree's root; -1 at leaves.
-        feature: (N,) int.
+        offsets: (T + 1,) int, index of the first node of each tree, and the number of nodes.
+        left, right: (N,) int, indices of the children, relative to the tree's root; -1 at leaves.
+        feature: (N,) int, the feature that a node splits.
         threshold: (N,) float64, the largest double that goes left.
         nanLeft: (N,) bool, whether NaN goes left.
         value: (N,) float64, the node's prediction.
-        impurity, gain: (N,) float64; featureImportances sum gain times count.
-        count: (N,) float64, number of training rows, or sum of their weights.
+        impurity, gain: (N,) float64; featureImportances are sums of gain times count.
+        count: (N,) float64, number of training rows, or the sum of their weights.
         stats: (N, classes) float64, class weights of a classification tree; None for a regression.
-        sets: for each categorical split, by node, its categories, and True if they go left (and all other values
-            right).
+        sets: by node, for each categorical split: a list of categories, and True if these go left and all other values
+            right, False if these go right and all others left.
     """
 
     offsets: Array
@@ -58,7 +61,7 @@ class TreeArrays:
 
     @staticmethod
     def join(parts: "Sequence[TreeArrays]") -> "TreeArrays":
-        """The trees of all parts; either all or none have stats."""
+        """The trees of all parts as one TreeArrays; either all parts or none must have stats."""
         firsts = np.cumsum([0, *(len(part.left) for part in parts)]).tolist()
         fields = {
             field.name: np.concatenate([getattr(part, field.name) for part in parts])
@@ -70,7 +73,9 @@ class TreeArrays:
         return TreeArrays(offsets=np.concatenate([*offsets, firsts[-1:]]), sets=sets, **fields)
 
     def without_missing(self) -> "TreeArrays":
-        """The same trees for rows without NaN: NaN takes Spark's path."""
+        """The same trees for rows without NaN: `nanLeft` is set to the side to which Spark sends NaN, so that no split
+        is added.
+        """
         nanLeft = np.zeros(len(self.left), bool)
         for node, (_, setLeft) in self.sets.items():
             nanLeft[node] = not setLeft
@@ -79,14 +84,15 @@ class TreeArrays:
     def nodes(self) -> Nodes:
         """The trees as Spark's nodes, in Spark's order.
 
-        Spark sends NaN right at every threshold, and to the side of all other values at a categorical split. If the
-        library does not, a split at infinity, which sends only NaN right, is inserted before the split, with a copy of
-        the subtree that NaN takes; each path has at most one such split per feature. Copies and inserted splits have
-        gain 0, so that featureImportances are the library's.
+        Spark sends NaN right at every threshold; at a categorical split, it sends NaN to the same side as all values
+        that are not listed. If the library sends NaN to the other side, a split at infinity, which sends only NaN
+        right, is inserted in front of the split, with a copy of the subtree to which the library sends NaN. Each path
+        has at most one such split per feature. Copies and inserted splits have gain 0, so that featureImportances are
+        the library's.
 
         Raises:
-            InputError: this makes the trees more than 20 times as large; or a category is not a whole number in
-                0..65535.
+            InputError: the inserted splits would make the trees more than 20 times as large; or a category is not a
+                whole number in 0..65535.
         """
         grown = self._grown()
         source, order = grown.source, grown.order
@@ -124,11 +130,11 @@ class TreeArrays:
         )
 
     def _categories(self, node: int) -> tuple[Array, int]:
-        """Spark's left categories, and the number of categories.
+        """The categories that go left in Spark, and the number of categories that Spark is to assume.
 
         org.apache.spark.ml.tree.CategoricalSplit stores the smaller side as a set (the left one, if both are equal) and
-        sends all other values to the other side, whether they are categories or not. So the number decides which side
-        is stored.
+        sends all other values to the other side, whether they are categories or not. So the number of categories is
+        chosen such that the listed side is the smaller one, which Spark stores.
         """
         found, left = self.sets[node]
         found = np.sort(found)
@@ -191,8 +197,11 @@ class TreeArrays:
         return _Grown.of(levels, self.trees)
 
     def _ranks(self, base: Array, wants: Array) -> tuple[Array, int]:
-        """(N,) int, a small number for each feature of a tree that needs splits for NaN, -1 for others; and the count
-        of numbers.
+        """Number each tree's features that need splits for NaN, from 0.
+
+        Returns:
+            (N,) int, the number of each node's feature, -1 if the feature needs no such splits; and how many numbers
+            there are.
         """
         width = int(self.feature.max(initial=0)) + 1
         key = base * width + np.maximum(self.feature, 0)
@@ -207,8 +216,16 @@ class TreeArrays:
 
 @dataclasses.dataclass(frozen=True)
 class _Grown:
-    """M nodes, level by level: their source nodes, whether they are splits for NaN, whether they are copies for NaN,
-    their children, and their places in Spark's order.
+    """The M nodes of trees with inserted splits for NaN, level by level.
+
+    Attributes:
+        source: the node of TreeArrays from which each node was made.
+        ask: whether a node is an inserted split for NaN.
+        copy: whether a node is in a copied subtree that only NaN reaches.
+        left, right: children, as indices of these nodes; -1 at leaves.
+        place: index of each node in Spark's order.
+        order: indices of these nodes in Spark's order.
+        offsets: index, in Spark's order, of the first node of each tree.
     """
 
     source: Array

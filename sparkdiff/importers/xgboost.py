@@ -1,4 +1,4 @@
-"""Reader of XGBoost's trees from the JSON of its saved models, whose numbers restore its float32 values exactly."""
+"""Reader of XGBoost's trees from the JSON form of its models, whose numbers represent XGBoost's float32 values exactly."""
 
 import json
 from collections.abc import Mapping
@@ -20,18 +20,19 @@ LINKS: Mapping[str, Mapping[str, Any]] = {
     "binary:logistic": LOGIT,
 }  # fmt: skip
 CLASSES = ("binary:logistic", "multi:softprob", "multi:softmax", "reg:logistic")
-"""Objectives for classes; the last one only if the model is a classifier."""
+"""Objectives of classifiers; reg:logistic counts only if the model is an XGBClassifier."""
 KNOWN = (*LINKS, "reg:tweedie", "multi:softprob", "multi:softmax")
 
 
 def read(model: Any, *, whole: bool) -> Boosted:
-    """The trees that `predict` sums: for an XGB estimator up to the best iteration, if it has one; for a Booster all.
+    """The trees that a model's `predict` sums: for an XGB estimator up to the best iteration, if known; for a Booster
+    all trees.
 
     Args:
-        whole: whether categorical features hold whole numbers.
+        whole: whether categorical features of the rows are whole numbers.
 
     Raises:
-        InputError: it is not such a model, or MLlib cannot express it.
+        InputError: `model` is no such model, or MLlib cannot express it.
     """
     booster, last = model, None
     if not is_booster(model, "xgboost", "XGB", "save_raw"):
@@ -88,7 +89,8 @@ def _link(name: str, objective: Mapping[str, Any]) -> Mapping[str, Any]:
 def _tree(tree: Mapping[str, Any], *, whole: bool) -> TreeArrays:
     """The arrays of one tree.
 
-    XGBoost rounds x to float32 and goes left if float32(x) < split_conditions; the listed categories go right.
+    XGBoost rounds x to float32 and goes left if float32(x) < split_conditions; the arrays have the equivalent threshold
+    for doubles. In a categorical split, the listed categories go right.
     """
     left, right = np.array(tree["left_children"], np.int64), np.array(tree["right_children"], np.int64)
     inner = left >= 0

@@ -25,12 +25,15 @@ from sparkdiff.options import FIELDS, Options
 SECTIONS = ("pipeline", "data", "search", "grower", "improver", "fineTuner", "spark", "tracking", "output")
 KEEPING = ("storeDir", "tags", "redact")
 OUTSIDE = ("verbosity", "waitForRun", "timeout", "localMode", "device", "localCacheLimit", "reuseStages", *KEEPING)
-"""Options that do not decide the result of a job."""
+"""Options that do not affect the result of a job, so that a finished job is recognised whatever their values are."""
 CONF = (
     "spark.", "fs.", "dfs.", "mapreduce.", "mapred.", "yarn.", "parquet.", "orc.", "hive.", "javax.", "google.", "io.",
     "textinputformat.",
 )  # fmt: skip
-"""Prefixes of the names in Spark's conf, including those that a session passes on to Hadoop and Hive."""
+"""Prefixes of complete names in Spark's conf, including names that a session passes on to Hadoop and Hive.
+
+In an override `spark.<name>`, the prefix `spark.` is added to a name that begins with none of these.
+"""
 SHORTENED = (
     "app",
     "default",
@@ -45,9 +48,9 @@ SHORTENED = (
     "sql",
     "ui",
 )
-"""First words of names without the prefix `spark.`, which Spark would ignore."""
+"""First words of Spark's settings after `spark.`. Spark would ignore a setting that begins with such a word."""
 COMMANDS = {"search": "search", "grower": "grow", "improver": "improve"}
-"""Sections that make a job one of another command than `finetune`, and these commands."""
+"""Sections of a job that belong to a command other than `finetune`, and the command of each."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +61,11 @@ class Config:
         folder: the folder from which modules are imported first.
         options: the section `fineTuner`.
         search, grower, improver: the sections of these names; if all are None, the job fine-tunes.
-        tracking: the section of this name; it decides nothing, so a finished run is recognised whatever it contains.
-        url: the output, if it is not on this machine; `output` is then not valid before Spark has started.
-        given: the arguments of the command line of this job, without secrets.
+        tracking: the section of this name. It does not affect the result, so a finished run is recognised whatever it
+            contains.
+        url: the output folder's URL, if the folder is not on this machine; `output` is then not valid before Spark has
+            started.
+        given: the arguments of the job's command line, without secrets.
     """
 
     folder: Path
@@ -79,7 +84,7 @@ class Config:
 
     @property
     def where(self) -> str:
-        """The output as the user named it."""
+        """The output folder as the user named it: its URL, or its path on this machine."""
         return self.url or str(self.output)
 
     @property
@@ -89,14 +94,15 @@ class Config:
 
 
 def load_config(path: Path | None, overrides: Sequence[str], flags: Mapping[str, str] | None = None) -> Config:
-    """Read a YAML file (or nothing), and apply first the flags and then the overrides `section.key=value`.
+    """Read a YAML file, if any, and apply first the flags and then the overrides `section.key=value`.
 
-    Relative paths in the file start at the folder of the file, those in a flag or an override at the current directory.
-    The value of a flag is text. So is the value of an override that is not YAML, and an unquoted one where text is
-    expected.
+    Relative paths in the file are relative to the folder of the file; paths in a flag or an override are relative to
+    the current directory. The value of a flag is text. The value of an override is parsed as YAML; it is text if it is
+    not YAML, or if it is not quoted and the setting expects text.
 
     Args:
-        flags: text by `section.key`.
+        path: the YAML file; None: start from empty settings.
+        flags: texts by `section.key`.
 
     Raises:
         InputError: the file cannot be read, a key is unknown, a value has the wrong type, or a section is missing.
@@ -161,10 +167,12 @@ def _check_sections(tree: Mapping[str, Any]) -> None:
 
 
 def _verbs(tree: Mapping[str, Any], options: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The section that makes the job one of another command, checked; an empty section has all defaults.
+    """The section `search`, `grower` or `improver` of a job, by name, after checks; empty if the job fine-tunes.
+
+    An empty section `grower` or `improver` means all defaults.
 
     Raises:
-        InputError: there are several, or one is invalid.
+        InputError: there are several such sections, or the section is invalid.
     """
     found = {name: dict(tree[name] or {}) for name in COMMANDS if name in tree}
     if tree.get("search") is None:
@@ -223,7 +231,9 @@ def _read(path: Path) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class _Number:
-    """A number in YAML 1.2 that PyYAML reads as text, such as 1e-3; where text is expected, it is text."""
+    """A value such as 1e-3, which is a number in YAML 1.2 but text for PyYAML; `_settled` decides by the place of the
+    value.
+    """
 
     text: str
 
@@ -232,7 +242,7 @@ class _Loader(yaml.SafeLoader):
     """A YAML loader that raises an error for repeated keys of a mapping, all but the last of which PyYAML would drop."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        # Before keys of other mappings are merged (`<<`), which may be repeated here.
+        # Keys are checked before keys of other mappings are merged (`<<`), which this mapping may repeat.
         node = super().compose_mapping_node(anchor)
         known = set()
         for key, _ in node.value:
@@ -257,10 +267,10 @@ def _yaml(text: str) -> Any:
     """The value of a YAML text, in which some numbers are `_Number`.
 
     Raises:
-        ValueError: it is not YAML.
+        ValueError: the text is not YAML.
     """
     try:
-        value = _Loader(io.StringIO(text)).get_single_data()  # for other inputs than streams, errors would quote lines
+        value = _Loader(io.StringIO(text)).get_single_data()  # from a stream, since errors for a str would quote lines
         json.dumps(value, default=str, skipkeys=True)  # raises if a value contains itself
     # Besides its own errors, PyYAML passes on those of the code behind its tags (`!!int x`, `!!bool 3`, `[[[[...`).
     except (yaml.YAMLError, LookupError, AttributeError, TypeError, OverflowError, RecursionError) as e:
@@ -270,7 +280,7 @@ def _yaml(text: str) -> Any:
 
 
 Place = tuple[Any, ...]
-"""The keys that lead to a value: ("data", "train", "path")."""
+"""The keys that lead to a value in the tree of settings, such as ("data", "train", "path")."""
 
 
 def _wants_text(place: Place) -> bool:
@@ -296,7 +306,7 @@ def _wants_text(place: Place) -> bool:
 
 
 def _is_name(place: Place) -> bool:
-    """True if a value at this place, or an entry of a list there, is text for an option."""
+    """True if this is the place of an option whose value is text or a list of texts."""
     match place:
         case ("fineTuner", name):
             fields: Mapping[Any, Any] = FIELDS
@@ -312,7 +322,9 @@ def _is_name(place: Place) -> bool:
 
 
 def _settled(value: Any, place: Place = ()) -> Any:
-    """A copy of a value of the tree in which each `_Number` is text or a number, as expected at its place."""
+    """A copy of a value of the settings in which each `_Number` became text or a number, whichever is expected at its
+    place.
+    """
     if isinstance(value, dict):
         return {key: _settled(inner, (*place, key)) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
@@ -323,8 +335,8 @@ def _settled(value: Any, place: Place = ()) -> Any:
 
 
 def _value(text: str, place: Place) -> Any:
-    """The value of an override: parsed as YAML; or the text itself, if it is not YAML or if text is expected and it is
-    not quoted.
+    """The value of an override: the text parsed as YAML; the text itself if it is not YAML, or if it is not quoted and
+    a text is expected at this place.
     """
     try:
         value = _yaml(text)
@@ -415,7 +427,7 @@ def options_of(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _put(tree: dict[str, Any], place: Place, value: Any, given: str) -> None:
-    """Put a value into the tree; `given` names it in errors."""
+    """Put a value into the tree of settings; `given` describes the value in error messages."""
     for i, part in enumerate(place[:-1]):
         below = {} if tree.get(part) is None else tree[part]
         if isinstance(below, str) and (place[: i + 1] == ("output",) or (i == 1 and place[0] == "data")):
@@ -438,7 +450,7 @@ def command_of(config: Config) -> str:
 
 
 def request_of(config: Config) -> str:
-    """Hash of all settings that decide the result of a job."""
+    """Hash of all settings that determine the result of a job."""
     options = Options.of(config.options)
     named = {k: v for k, v in options.asdict().items() if k not in OUTSIDE}
     if callable(options.loss):

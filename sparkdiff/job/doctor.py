@@ -1,4 +1,6 @@
-"""Checks of the machine for a run; each finding has a remedy. Changes nothing but a temporary folder."""
+"""Checks whether runs will work on this machine; each problem is reported with a remedy. Only temporary files are
+written.
+"""
 
 import dataclasses
 import importlib.metadata
@@ -23,7 +25,7 @@ from sparkdiff.machine import paths, whole
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 LEAST_SPACE = 2e9
-"""Free bytes of a disk below which a cache of usual size may not fit."""
+"""Free bytes of a disk below which a typical cache may not fit."""
 PYTHONS = ((3, 10), (3, 13))
 """The oldest and the newest tested version of Python."""
 
@@ -33,8 +35,10 @@ class Finding:
     """The result of a check.
 
     Attributes:
-        state: "ok"; "note": runs work; or "problem": some runs do not work.
-        remedy: what to do; empty if nothing.
+        name: the thing that was checked.
+        state: "ok"; "note" (runs work, but the remedy improves something); or "problem" (some runs do not work).
+        found: the result, as text.
+        remedy: text on how to fix it; empty if there is nothing to fix.
     """
 
     name: str
@@ -48,12 +52,12 @@ class Finding:
 
 
 def examined(folder: str | None = None, *, start: bool = True) -> Iterator[Finding]:
-    """Yield all findings, each as soon as it is known.
+    """Run all checks, and yield each finding as soon as it is known.
 
     Args:
-        folder: folder of caches and outputs: a path that Spark and this process must see, or a URL to which Spark must
-            write; by default a temporary folder.
-        start: start Spark and let it write a file, which takes some seconds.
+        folder: folder of caches and outputs to check: a path whose files Spark and this process must both see, or a URL
+            to which Spark must be able to write; by default the system's temporary folder.
+        start: also start Spark and let it write a file, which takes some seconds.
     """
     for check in (_python, _packages, _java, _spark, _torch, _petastorm):
         yield from check()
@@ -92,7 +96,7 @@ def _packages() -> Iterator[Finding]:
 
 
 def _unmet(need: Requirement) -> str:
-    """The problem with a requirement; empty if it is met, or if only an extra needs it."""
+    """The problem with a requirement, as text; empty if it is met, or if only an optional extra needs it."""
     if need.marker is not None and not need.marker.evaluate({"extra": ""}):
         return ""
     try:

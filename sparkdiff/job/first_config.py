@@ -1,4 +1,6 @@
-"""The first YAML file of a job, derived from a saved pipeline, with the settings that users change first as comments."""
+"""A first YAML file for a job, generated from a saved pipeline; the settings that users change first are in it as
+comments.
+"""
 
 import os
 from collections.abc import Sequence
@@ -16,20 +18,22 @@ from sparkdiff.pipeline.plan import Plan, plan_of
 from sparkdiff.stages.base import columns_of
 
 GROUPS = ("id", "user", "customer", "device", "session", "group", "account")
-"""Words in column names that suggest that equal values mark dependent rows."""
+"""Words in column names that suggest that rows with equal values belong together, so that the column may be a
+`groupCol`.
+"""
 
 
 def first_config(
     model: Any, path: Path, data: str | None, file: Path, label: str | None = None, schema: StructType | None = None
 ) -> str:
-    """The text of the file.
+    """The text of the YAML file.
 
     Args:
         model: the fitted pipeline.
-        path: its folder.
-        data: the rows' path; None: a placeholder is written.
-        file: the file to write; paths in it are relative to its folder.
-        label: the label column, if it is not the pipeline's own.
+        path: the pipeline's folder.
+        data: path of the rows; None: a placeholder is written.
+        file: the file that will be written; paths in the text are relative to its folder.
+        label: the label column; None: the pipeline's own.
         schema: the schema of the rows.
 
     Raises:

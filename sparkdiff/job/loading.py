@@ -1,4 +1,4 @@
-"""Functions that load the session, data and models that a YAML file names."""
+"""Functions that start the Spark session and load the data and models that a YAML file names."""
 
 import atexit
 import contextlib
@@ -26,23 +26,24 @@ OF_FILES = ("avro", "binaryfile", "csv", "delta", "image", "json", "libsvm", "or
 
 
 OWN = {"spark.python.sql.dataFrameDebugging.enabled": "false"}
-"""Default settings of a job's session. By default, PySpark 4 reports to Java where each column was made: a third of all
-calls.
+"""Default settings of a job's session: PySpark 4 must not report to Java where each column was created, which by
+default makes up a third of all calls to Java.
 """
 FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".orc": "orc"}
-"""Formats of files by the extension."""
+"""Formats of files by file extension."""
 CSV = {"header": True, "inferSchema": True}
-"""Reader options for a CSV file without further information."""
+"""Reader options for a CSV file if the user sets none."""
 SMALL = 1 << 26
-"""Total bytes of a job's files up to which Spark's JVM is started for short work."""
+"""Total bytes of a job's files up to which Spark's JVM is started with options that suit short work."""
 
 
 def start_session(conf: Mapping[str, Any], meanwhile: str | None = None, size: float = math.inf) -> SparkSession:
     """Start or get the session of the job. Settings of spark-submit have priority. `spark.remote` starts Spark Connect.
 
     Args:
-        meanwhile: a module to import while Spark starts.
-        size: bytes of the files that Spark will read, if known.
+        conf: settings of the session.
+        meanwhile: name of a module to import in another thread while Spark starts.
+        size: bytes of the files that Spark will read; infinite if unknown.
 
     Raises:
         InputError: Spark must be started, and no suitable Java was found.
@@ -69,7 +70,9 @@ def start_session(conf: Mapping[str, Any], meanwhile: str | None = None, size: f
 
 @contextlib.contextmanager
 def _imported(module: str) -> Iterator[None]:
-    """Import a module in a thread within this context, once the JVM runs: a process that forks should have one thread."""
+    """Import a module in a second thread within this context, but only once the JVM runs: to start the JVM, this
+    process forks, and a process that forks should have one thread only.
+    """
 
     def work(ready: threading.Event) -> None:
         while not ready.wait(0.02) and not jvm.is_running():
@@ -87,7 +90,7 @@ def _remote(conf: Mapping[str, Any]) -> bool:
 
 
 def function(name: str, folder: Path) -> Any:
-    """The function named `module:function`; modules in the folder of the YAML file come first.
+    """The function named `module:function`; `folder`, that of the YAML file, is searched for the module first.
 
     Raises:
         InputError: there is no such module or function.
@@ -114,10 +117,10 @@ def is_function(name: str) -> bool:
 
 
 def named_source(split: str, given: Any) -> str | dict[str, Any]:
-    """One entry of `data` as module:function or as a mapping.
+    """One entry of the section `data`, checked, as module:function or as a mapping.
 
     Raises:
-        InputError: it is invalid.
+        InputError: the entry is invalid.
     """
     if isinstance(given, str) and is_function(given):
         return given
@@ -151,12 +154,12 @@ def named_source(split: str, given: Any) -> str | dict[str, Any]:
 
 
 def format_of(path: str) -> str:
-    """The format of a file or of a folder of files, by its name."""
+    """The format of a file or of a folder of files, guessed from its name; parquet by default."""
     return FORMATS.get(Path(path.rstrip("/")).suffix.lower(), "parquet")
 
 
 def load_data(spark: SparkSession, given: Any, folder: Path, split: str) -> DataFrame:
-    """The DataFrame of one entry of `data`.
+    """The DataFrame that one entry of the section `data` describes.
 
     Raises:
         InputError: the entry is invalid, or Spark cannot read it.
@@ -184,7 +187,7 @@ def load_data(spark: SparkSession, given: Any, folder: Path, split: str) -> Data
 
 
 def located(path: str, folder: Path) -> str:
-    """The URL of a path relative to a folder. A URL of another file system is returned unchanged."""
+    """The `file:` URL of a path that may be relative to `folder`. A URL of another file system is returned unchanged."""
     where = paths.local(path)
     return path if where is None else f"file://{(folder / where).resolve()}"
 
@@ -193,7 +196,7 @@ def load_model(path: str) -> Any:
     """A saved pipeline or stage.
 
     Raises:
-        InputError: it does not exist or cannot be loaded.
+        InputError: the model does not exist or cannot be loaded.
     """
     try:
         return jvm.loaded(path)
@@ -202,7 +205,7 @@ def load_model(path: str) -> Any:
 
 
 def size_of(data: Mapping[str, Any], folder: Path) -> float:
-    """Total bytes of the files of these entries of `data`; infinite if only Spark can find out."""
+    """Total bytes of the files that these entries of `data` name; infinite if only Spark can find out."""
     total = 0.0
     for split, given in data.items():
         source = named_source(split, given)
@@ -246,7 +249,9 @@ def check_there(models: Sequence[str], data: Mapping[str, Any], folder: Path, co
 
 
 def model_path(given: str, folder: Path) -> str:
-    """The URL of a saved model, from the path of its own folder or of a run's folder, relative to `folder`."""
+    """The URL of a saved model, from the path of the model's own folder or of a run's folder; may be relative to
+    `folder`.
+    """
     url = located(given, folder)
     path = paths.local(url)
     if path is None and jvm.stores.tree() is not None and URL.fullmatch(url):

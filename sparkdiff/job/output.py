@@ -1,4 +1,4 @@
-"""The output folder of a job: the run it contains, and whether it may be replaced."""
+"""Checks of a job's output folder: which run it contains, and whether it may be replaced."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ SUMMARY = "summary.json"
 
 
 def summary_of(output: Path) -> dict[str, Any] | None:
-    """The summary.json of a run, which is written last; None if the folder holds none, or an unfinished run."""
+    """The content of summary.json in an output folder; None without a finished run, because this file is written last."""
     try:
         found = json.loads(stores.read(output / SUMMARY) or b"")
     except (OSError, ValueError):
@@ -20,8 +20,9 @@ def summary_of(output: Path) -> dict[str, Any] | None:
 
 
 def is_unfinished(output: Path) -> bool:
-    """True if a run was interrupted while it was written to this folder of a store, where a folder is not renamed at
-    once.
+    """True if a job was interrupted while it wrote its run to this folder of a remote store.
+
+    On this machine this cannot happen, because a finished folder is renamed at once.
     """
     return (
         stores.url_of(output) is not None and bool(marker.read_marker(output)) and not stores.exists(output / SUMMARY)
@@ -29,9 +30,9 @@ def is_unfinished(output: Path) -> bool:
 
 
 def check_replaceable(output: Path) -> None:
-    """Check that the output does not exist, or is a folder that contains only files of a job.
+    """Check that the output folder does not exist, or contains only files that a job wrote.
 
     Raises:
-        InputError: it contains something else, which is never deleted.
+        InputError: the folder contains something else, which is never deleted.
     """
     marker.check_owner(output, marker.OUTPUT, f"output {stores.named(output)}", "folder")

@@ -1,4 +1,4 @@
-"""A small job that uses what typical jobs use, so that Java can archive the classes that they need.
+"""A small job that loads the Java classes that typical jobs need, so that Java can archive them for faster starts.
 
 python -m sparkdiff.job.rehearsal FOLDER
 """
@@ -24,7 +24,8 @@ def prepare() -> Path:
     """Write the class archive of this machine, and return its path.
 
     Raises:
-        InputError: Spark's own scripts choose its Java, so sparkdiff starts none.
+        InputError: Spark's own scripts choose the Java here, so that sparkdiff starts none and could not use the
+            archive.
     """
     java = jvm.check_java()
     if not java:
@@ -54,7 +55,7 @@ def pipeline(rows: Any) -> Any:
 
 
 def main(folder: Path) -> None:
-    """Run a job from a CSV file, then one that loads the model of the first."""
+    """Run a job that reads a CSV file, and then a second job that loads the first job's model."""
     generator = np.random.default_rng(0)
     numbers = generator.normal(size=(ROWS, 3)) * [3, 2, 1]
     counts = generator.poisson(np.exp(numbers @ [0.02, 0.1, 0.4]))

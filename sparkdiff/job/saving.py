@@ -1,4 +1,4 @@
-"""Atomic saving of a model to a new folder: the folder exists completely or not at all."""
+"""Atomic saving of a model to a new folder: completely or not at all."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +14,10 @@ from sparkdiff.store import files
 
 
 def new_folder(option: str, given: str) -> Path:
-    """The local folder that an option names.
+    """The path of the folder on this machine that an option names, which must not exist yet.
 
     Raises:
-        InputError: it exists, is not on this machine, or cannot be written.
+        InputError: the folder exists, is not on this machine, or cannot be written.
     """
     path = files.new_path(option, given)
     jvm.check_writable(option, given, path)
@@ -25,14 +25,16 @@ def new_folder(option: str, given: str) -> Path:
 
 
 def save(model: Any, folder: Path, rows: Callable[[], DataFrame] | None) -> None:
-    """Save a fitted pipeline under a temporary name beside the folder, and rename it; after a failure, nothing is left.
+    """Save a fitted pipeline under a temporary name, check it, and rename it to `folder`; after a failure, nothing is
+    left.
 
     Args:
-        rows: returns raw rows on which the saved pipeline is compared with the one in memory; None: it is only loaded.
+        rows: function that returns raw rows, on which the saved pipeline is compared with the one in memory; None: the
+            saved pipeline is only loaded.
 
     Raises:
-        SparkdiffError: it cannot be written; the message gives the reason.
-        ParityError: the saved pipeline cannot be loaded, or has other outputs.
+        SparkdiffError: the pipeline cannot be written; the message gives the reason.
+        ParityError: the saved pipeline cannot be loaded, or its outputs differ.
     """
     try:
         with (

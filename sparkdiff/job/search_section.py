@@ -19,7 +19,7 @@ from sparkdiff.tuning.search.settings import FIELDS, Settings
 from sparkdiff.tuning.search.space import Distribution, as_distribution, integer, loguniform, uniform
 
 OWN = ("space", "metric", "current")
-"""Keys in addition to the options of `sparkdiff.Search`."""
+"""Keys of the section that are not options of `sparkdiff.Search`."""
 RANGES: dict[str, Callable[[Any, Any], Distribution]] = {
     "uniform": uniform,
     "loguniform": loguniform,
@@ -33,7 +33,7 @@ EVALUATORS: dict[str, Any] = {
     ),
     **dict.fromkeys(("rmse", "mse", "mae", "r2", "var"), RegressionEvaluator),
 }
-"""Class of Spark's evaluators for each metric."""
+"""Class of Spark's evaluator for each metric."""
 
 
 def check(given: Mapping[str, Any], data: Mapping[str, Any]) -> None:
@@ -54,10 +54,10 @@ def check(given: Mapping[str, Any], data: Mapping[str, Any]) -> None:
 
 
 def metrics(given: Mapping[str, Any]) -> list[str]:
-    """The names of the metrics.
+    """The names of the metrics in the section `search`.
 
     Raises:
-        InputError: a name is unknown, or there is none.
+        InputError: a name is unknown, or no metric is named.
     """
     found = given.get("metric")
     names: list[Any] = found if isinstance(found, list) and found else [found]
@@ -70,7 +70,7 @@ def metrics(given: Mapping[str, Any]) -> list[str]:
 
 
 def space(given: Mapping[str, Any]) -> dict[tuple[str, str], Distribution]:
-    """The values to try, by stage and Param as the job names them."""
+    """The distributions of the values to try, by (stage, Param), as named in the section `search`."""
     tree = given.get("space") or {}
     if not isinstance(tree, Mapping) or not all(isinstance(params, Mapping) for params in tree.values()):
         raise InputError(
@@ -85,8 +85,11 @@ def space(given: Mapping[str, Any]) -> dict[tuple[str, str], Distribution]:
 
 
 def distribution(name: str, given: Any) -> Distribution:
-    """The distribution of {uniform: [low, high]}, {loguniform: [low, high]}, {integer: [low, high]} or a list of
-    values.
+    """The distribution that {uniform: [low, high]}, {loguniform: [low, high]}, {integer: [low, high]} or a list of
+    values describes.
+
+    Args:
+        name: the setting, for messages.
     """
     if isinstance(given, list):
         return as_distribution(name, given)
@@ -106,10 +109,10 @@ def distribution(name: str, given: Any) -> Distribution:
 
 
 def params_of(given: Mapping[str, Any], estimator: Any) -> dict[Any, Distribution]:
-    """The space by the Params of the estimator's stages.
+    """The search space of the section `search`: distributions by the Param objects of the estimator's stages.
 
     Raises:
-        InputError: no stage, several stages, or no Param has this name.
+        InputError: a name in the space matches no stage, several stages, or no Param.
     """
     stages, out = [*inside(estimator).values()], {}
     for (stage, name), values in space(given).items():
@@ -135,7 +138,7 @@ def params_of(given: Mapping[str, Any], estimator: Any) -> dict[Any, Distributio
 
 
 def evaluators(given: Mapping[str, Any], estimator: Any) -> list[Evaluator]:
-    """Spark's evaluators for the metrics, on the columns of the last stage that has a label."""
+    """Spark's evaluators for the metrics, set to the columns of the last stage with a label column (or of a FineTuner)."""
     last: Any = None
     tuner = estimator if estimator.hasParam("pipeline") else None  # a FineTuner, whose columns come first
     for stage in inside(estimator).values():

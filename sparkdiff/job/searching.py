@@ -1,4 +1,4 @@
-"""The steps of a job that searches: load, search, and write the run folder."""
+"""The steps of a job that searches settings: load, search, and write the run folder."""
 
 import dataclasses
 import json
@@ -32,7 +32,8 @@ from sparkdiff.tuning.search.summary import SearchSummary
 
 
 def run(config: Config, lease: Lease, spark: SparkSession) -> SearchSummary:
-    """Run the job. The study is stored beside the output until the run is written, so that a killed job continues.
+    """Run the job. Its trials (the study) are stored next to the output until the run is written, so that a killed job
+    continues.
 
     Raises:
         InputError: the pipeline is already fitted, or the space names no Param of it.
@@ -70,7 +71,9 @@ def _run(config: Config, lease: Lease, spark: SparkSession, tracking: Tracking) 
 
 
 def search_of(config: Config, made: Any) -> tuple[Search, Path | None]:
-    """The `Search` that the job describes, and the folder of its study if the job does not name one."""
+    """The `Search` that the job describes; and the folder of its trials to remove at the end, None if the job names
+    one.
+    """
     given = config.search or {}
     if config.options:
         made = FineTuner(made, **{"cacheDir": stores.named(config.output.parent / ".cache"), **config.options})
@@ -92,7 +95,9 @@ def search_of(config: Config, made: Any) -> tuple[Search, Path | None]:
 
 
 def _study_of(config: Config) -> str:
-    """A hash that is equal for jobs with the same trials."""
+    """Hash of the settings that determine the trials of a search, so that jobs with equal hashes can share stored
+    trials.
+    """
     given = config.search or {}
     by_number = given.get("pruner") or given.get("sampler") in BY_NUMBER
     later = [

@@ -13,10 +13,12 @@ SETTINGS: Mapping[str, Any] = {"grower": GrowthSettings, "improver": Improvement
 
 
 def check(section: str, given: Mapping[str, Any], others: Mapping[str, Any]) -> None:
-    """Check one of these sections of a job.
+    """Check the section `grower` or `improver` of a job.
 
     Args:
-        others: the section `fineTuner`.
+        section: the name of the section.
+        given: its content.
+        others: the content of the section `fineTuner`.
 
     Raises:
         InputError: a key is unknown, a value is wrong, or an option of `fineTuner` is not possible with this section.

@@ -1,4 +1,4 @@
-"""The start of a job: from a configuration to a running session, with a lease on the output.
+"""The start of a job: from a configuration to a running Spark session, with a lease on the output folder.
 
 Spark takes seconds to start and torch to import, so both happen at the same time: this module imports nothing that
 imports torch.
@@ -29,9 +29,9 @@ def run(config: Config) -> Any:
     If the folder contains a finished run of the same runId, options, data and pipeline, return its summary.
 
     Raises:
-        InputError: wrong configuration or data; only caches are written in this case.
+        InputError: the configuration or the data are wrong; nothing but caches has been written then.
         HeldError: another process is writing this output.
-        SparkdiffError: it failed while running.
+        SparkdiffError: the job failed while running.
     """
     config = _placed(config)
     _check_places(config)
@@ -66,7 +66,7 @@ def _check_inputs(config: Config) -> None:
 
 @contextlib.contextmanager
 def _alone(config: Config) -> Iterator[Lease]:
-    """Hold the lease on the output of the job within this context, so that no other process writes it."""
+    """Hold the lease on the job's output folder within this context, so that no other process writes to the folder."""
     output = config.output
     wait = Options.of(config.options).waitForRun
     with whole.empty_removed_above(output), contextlib.ExitStack() as stack:
@@ -96,6 +96,8 @@ def _run(config: Config, lease: Lease) -> Any:
 
 
 def _finished(config: Config) -> dict[str, Any] | None:
-    """The summary.json of the output folder, if it contains a run of the same settings with a runId."""
+    """The content of summary.json in the output folder, if the job sets a runId and the folder has a finished run with
+    the same settings; else None.
+    """
     found = summary_of(config.output) if "runId" in config.options else None
     return found if found and found["fingerprints"].get("request") == request_of(config) else None

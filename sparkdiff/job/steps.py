@@ -1,4 +1,4 @@
-"""The steps of a job in its session: load, fit, fine-tune or grow, and write the run folder."""
+"""The steps of a job once Spark has started: load, fit, fine-tune, grow or improve, and write the run folder."""
 
 import contextlib
 import dataclasses
@@ -66,16 +66,19 @@ from sparkdiff.store.run_folder import UNTOLD, told
 PROCEDURES: Mapping[str, Any] = {"grower": grow_pipeline, "improver": improve_pipeline}
 SUMMARIES = {"grow": GrowthSummary, "improve": ImprovementSummary}
 COMPLETE = "complete"
-"""Name of the file that names the fitted pipeline within its folder of a store."""
+"""Name of the file in a remote folder of a fitted pipeline that names the subfolder with the completely written
+pipeline.
+"""
 OFFERS = "offers"
 """Folder within a run's folder for the other pipelines that an improvement offers."""
 
 
 def run(config: Config, lease: Lease, spark: SparkSession, found: dict[str, Any] | None) -> FineTuningSummary:
-    """Run the job.
+    """Run the job, and return its summary.
 
     Args:
-        found: the summary of a finished run of the same settings in the output folder, if there is one.
+        lease: the lease on the output folder.
+        found: the summary of a finished run with the same settings in the output folder; None if there is none.
     """
     cache = stores.named(config.output.parent / ".cache")
     options = Options.of({"cacheDir": cache, "verbosity": 1, "runId": own_id(config.output), **config.options})
@@ -109,7 +112,7 @@ def _run(
     parent: dict[str, Any] = {"path": path and path.removeprefix("file://"), "hash": content}
     if path is None:
         parent = {"path": None, "function": config.pipeline, "hash": content}
-    # Computed once, for the fit and the cache.
+    # Computed once here, because both the fit and the cache need them.
     boundaries = find_boundaries(sources, options) if isinstance(made, Estimator) else None
 
     def fit(sources: Sequence[Source]) -> Any:
@@ -162,10 +165,11 @@ def _run(
 
 
 def _same_inputs(found: Mapping[str, Any], inputs: Mapping[str, str], config: Config, options: Options) -> bool:
-    """True if the finished run `found` had these inputs, and its model still exists.
+    """True if the finished run `found` had the same inputs, and its model still exists unchanged; then it is returned
+    again.
 
     Raises:
-        InputError: it has not, and it must not be replaced.
+        InputError: the inputs or the model differ, and the job does not allow to overwrite the run.
     """
     before = found["fingerprints"].get("inputs", {})
     changed = [name for name in sorted({*before, *inputs}) if before.get(name) != inputs.get(name)]
@@ -182,7 +186,7 @@ def _same_inputs(found: Mapping[str, Any], inputs: Mapping[str, str], config: Co
 
 
 def _hash_there(folder: Path) -> str | None:
-    """The content hash of a saved model; None if it does not exist or is damaged."""
+    """The content hash of a saved model; None if the model does not exist or is damaged."""
     try:
         return hash_of_folder(stores.fetch(folder))
     except (OSError, ValueError):
@@ -198,7 +202,7 @@ def _offered(output: Path) -> dict[str, str]:
 def _told_again(
     found: Mapping[str, Any], config: Config, phases: Phases, tracking: Tracking, made: Any, rows: DataFrame
 ) -> FineTuningSummary:
-    """Return the summary of a finished run, and report it to the listeners of this process as if it had run now."""
+    """Return the summary of a finished run, and report its events to the listeners as if the run had just happened."""
     summary = _read_summary(found, config)
     tracking.go_on_unless_logged(str(config.options["runId"]), found["model"]["hash"])
     for row in summary.records:
@@ -217,7 +221,7 @@ def _told_again(
 
 
 def own_id(output: Path) -> str:
-    """The runId of a job that sets none; characters of the folder's name that a runId cannot have are replaced."""
+    """The runId of a job that sets none, made from the output folder's name and a hash of its path."""
     name = re.sub(r"[^\w.-]", "_", output.name, flags=re.ASCII)[:80].lstrip(".-") or "run"
     return f"{name}-{hashlib.sha256(stores.named(output).encode()).hexdigest()[:8]}"
 
@@ -260,7 +264,7 @@ def _read_summary(found: Mapping[str, Any], config: Config) -> FineTuningSummary
 
 
 def made_of(config: Config, train: DataFrame) -> tuple[Any, str | None]:
-    """The pipeline of the job, fitted or not, and the path that it was loaded from; None if a function made it."""
+    """The pipeline of the job, fitted or not, and the path from which it was loaded, or None if a function made it."""
     if not is_function(config.pipeline):
         path = model_path(config.pipeline, config.folder)
         return load_model(path), path
@@ -270,10 +274,18 @@ def made_of(config: Config, train: DataFrame) -> tuple[Any, str | None]:
 def fitted_on(
     made: Estimator[Any], sources: Sequence[Source], options: Options, say: Any, boundaries: Boundaries | None = None
 ) -> tuple[Any, Path]:
-    """The pipeline fitted on the training rows, and its path in the cache folder, where later runs with these rows find
-    it.
+    """Fit a pipeline on the training rows, or find it in the cache folder if an earlier run fitted the same pipeline on
+    the same rows.
 
     A pipeline that is not completely described by its classes and Params is fitted each time.
+
+    Args:
+        made: the unfitted pipeline or estimator.
+        say: function that is called with a text about the result.
+        boundaries: times that divide the rows into splits, if already known.
+
+    Returns:
+        The fitted pipeline, and its path in the cache folder.
     """
     pipeline = made if isinstance(made, Pipeline) else Pipeline(stages=[made])
     sources = [s for s in sources if s.split not in (TEST, REFERENCE)]
@@ -308,13 +320,15 @@ def fitted_on(
 
 
 def refitted(sources: Sequence[Source], options: Options, form: Unfitted) -> Any:
-    """Refit a fitted pipeline on the training rows; the next run with the same rows finds the same result, bit for bit."""
+    """Refit a pipeline on the training rows, given its unfitted form; the result is kept for later runs, as in
+    `fitted_on`.
+    """
     found, _ = fitted_on(form.estimator, sources, options, lambda text: None)
     return with_uids_of(form.model, found if isinstance(form.estimator, Pipeline) else found.stages[0])
 
 
 def _kept(folder: Path) -> tuple[Any, Path] | None:
-    """The pipeline in a folder of `fitted_on`, and its path; None if it does not exist or is incomplete."""
+    """The fitted pipeline that `fitted_on` kept in a folder, and its path; None if there is none, or it is incomplete."""
     if stores.url_of(folder) is None:
         return (jvm.loaded(folder / "model"), folder / "model") if folder.exists() else None
     name = stores.read(folder / COMPLETE)
@@ -322,7 +336,10 @@ def _kept(folder: Path) -> tuple[Any, Path] | None:
 
 
 def _keep_in_store(fitted: Any, folder: Path) -> Path:
-    """Save a pipeline to a store, where nothing is renamed: a file that is written last names its folder."""
+    """Save a fitted pipeline to a remote store, and return its path.
+
+    Nothing is renamed there; instead, a file that is written last names the subfolder of the complete pipeline.
+    """
     where = folder / f"model-{uuid.uuid4().hex[:8]}"
     marker.mark(folder, marker.FITTED)
     fitted.write().save(stores.address(where))
@@ -331,7 +348,9 @@ def _keep_in_store(fitted: Any, folder: Path) -> Path:
 
 
 def _lineage_of(config: Config, parent: Mapping[str, Any]) -> Lineage | None:
-    """The lineage of the original from the store; None without a store. If the store cannot be read, only warn."""
+    """The lineage of the original pipeline from the store of runs; None without a store. An unreadable store causes a
+    warning.
+    """
     where = config.options.get("storeDir")
     if where is None or parent["hash"] is None:
         return None
@@ -352,10 +371,12 @@ def write_run(
     outcome: Outcome, config: Config, phases: Phases, parent: Mapping[str, Any], inputs: Mapping[str, str], lease: Lease,
     rows: Callable[[], DataFrame],
 ) -> str:  # fmt: skip
-    """Write the run folder of a fine-tuning, a growth or an improvement; return the content hash of its model.
+    """Write the run folder of a fine-tuning, growth or improvement run; return the content hash of the new model.
 
     Args:
-        rows: returns raw rows, on which the written pipelines are compared with those in memory.
+        parent: the path and the content hash of the original, for the summary.
+        inputs: hashes of the inputs, see `inputs_of`.
+        rows: function that returns raw rows, on which the written pipelines are compared with those in memory.
 
     Raises:
         ParityError: a written pipeline cannot be loaded or has other outputs.

@@ -1,4 +1,6 @@
-"""The callbacks of a job, and its result in MLflow. Any failure here is only a warning: the run folder counts."""
+"""The callbacks of a job, and the logging of its result to MLflow. Failures are only warnings, as the run folder has
+the result.
+"""
 
 import contextlib
 import dataclasses
@@ -21,17 +23,20 @@ from sparkdiff.tracking.mlflow_values import mlflow
 
 Made = TypeVar("Made")
 TOLD_ONCE = ("uri", "experiment", "runName")
-"""Keys of the section that are not arguments of `log`."""
+"""Keys of the section `tracking.mlflow` that are not arguments of `sparkdiff.mlflow.log`."""
 MISSING = "the result is not in MLflow"
 URI, EXPERIMENT = "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_ID"
-"""Environment variables that MLflow sets, too, when a server or an experiment is chosen."""
+"""Environment variables for the server and the experiment, which MLflow also sets when a program chooses these."""
 CURRENT = "_active_experiment_id"
-"""Name of MLflow's variable for the experiment chosen by `set_experiment`; no function of MLflow resets it."""
+"""Name of MLflow's variable with the experiment chosen by `set_experiment`; no function of MLflow resets the variable.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class JobResult:
-    """The result of a job, in the form that `sparkdiff.mlflow.log` takes; the original is None if it no longer exists."""
+    """The result of a job in the form that `sparkdiff.mlflow.log` takes; `originalModel` is None if it no longer
+    exists.
+    """
 
     pipelineModel: Any
     originalModel: Any
@@ -41,24 +46,26 @@ class JobResult:
 
 @dataclasses.dataclass(frozen=True)
 class Tracking:
-    """The callbacks of a job."""
+    """The listeners of a job, and its logging to MLflow; `given` is the section `tracking`."""
 
     given: Mapping[str, Any]
     listeners: tuple[Events, ...]
 
     def log(self, load: Callable[[], Any]) -> None:
-        """Log the result, if the job asks for it; `load` returns it."""
+        """Log the result to MLflow if the job has a section `tracking.mlflow`; `load` is a function that returns the
+        result.
+        """
         for one in self.callbacks():
             if not one.muted:
                 _or_warning(MISSING, partial(self._log, one, load))
 
     def mute(self, muted: bool) -> None:
-        """Set whether logging to MLflow is switched off."""
+        """Switch logging to MLflow off (True) or on (False)."""
         for one in self.callbacks():
             one.muted = muted
 
     def go_on_unless_logged(self, job: str, content: str | None) -> None:
-        """Switch off logging to MLflow if it already has the result of this job; else switch it on.
+        """Switch logging to MLflow off if the result of this job is already logged there; else switch logging on.
 
         Args:
             job: the runId of the job.
@@ -86,7 +93,7 @@ def tracked(given: Mapping[str, Any] | None) -> Iterator[Tracking]:
             tell(tracking.listeners, "on_exception", e)
             raise
         for one in tracking.callbacks():
-            if one.running:  # such as one that the server could not end before
+            if one.running:  # the server may have failed to end this run of MLflow before
                 _or_warning("the run in MLflow goes on", partial(one.end, "FINISHED"))
 
 
@@ -121,9 +128,7 @@ def _server(given: Mapping[str, Any]) -> Iterator[None]:
         yield
     finally:
         if uri:
-            package.set_tracking_uri(
-                None
-            )  # then the environment counts, which an earlier call in this process has also set
+            package.set_tracking_uri(None)  # then MLflow uses the environment variable, which is restored below
         setattr(fluent, CURRENT, experiment)
         for name, value in known.items():
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})

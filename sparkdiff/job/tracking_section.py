@@ -10,20 +10,20 @@ from sparkdiff.machine import paths
 from sparkdiff.store.registry import ALIAS, check_version
 
 FILES = ("jsonLines", "tensorboard")
-"""Keys whose values are paths: a file, and a folder."""
+"""Keys whose values are paths: of a file (jsonLines) and of a folder (tensorboard)."""
 MLFLOW = {
     "uri": str, "experiment": str, "runName": str, "registeredModelName": str, "alias": str, "registerOriginal": bool,
     "dfsTmpdir": str,
 }  # fmt: skip
 """The keys below `mlflow`, with their types."""
 SERVERS = ("databricks", "databricks-uc")
-"""Names that MLflow treats as servers, although they have no scheme."""
+"""Values of `uri` that MLflow treats as servers, although they are no URLs."""
 NEEDS = {"mlflow": "mlflow", "tensorboard": "tensorboard"}
-"""Packages that keys need; the extras of the same names as the keys install them."""
+"""Packages that keys need; sparkdiff's optional extras with the names of the keys install them."""
 
 
 def check(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The section, checked, with a mapping below `mlflow`.
+    """The section `tracking` after checks; an empty value of `mlflow` becomes an empty mapping.
 
     Raises:
         InputError: a key is unknown, a value is wrong, or a package is missing.

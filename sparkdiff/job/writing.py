@@ -1,4 +1,6 @@
-"""Atomic writing of a job's output folder: under a temporary name, then renamed; in a store, with its summary last."""
+"""Atomic writing of a job's output folder: under a temporary name, then renamed; in a remote store, with summary.json
+last.
+"""
 
 import os
 from collections.abc import Callable
@@ -21,8 +23,9 @@ def written(output: Path, lease: Lease, fill: Callable[[Path], None], needed: Ca
     """Write the run folder under a temporary name and rename it. An old run is deleted once the new one is complete.
 
     Args:
-        fill: writes the entries into the folder.
-        needed: returns the space that it takes, as text for the error if the disk is full.
+        lease: the lease on the output folder; once it is lost, nothing is replaced.
+        fill: function that writes all files into the folder that it gets.
+        needed: function that returns the space that the run takes, as text for the error if the disk is full.
     """
     with files.room("the run", output, ROOM, needed):
         if stores.url_of(output) is not None:
@@ -48,10 +51,10 @@ def written(output: Path, lease: Lease, fill: Callable[[Path], None], needed: Ca
 
 
 def _written_in_store(output: Path, lease: Lease, fill: Callable[[Path], None]) -> None:
-    """Write the run folder to a store in which a renamed folder may be visible half done.
+    """Write the run folder to a remote store, in which a folder that is being renamed may be visible incompletely.
 
-    `summary.json`, which marks a run as complete, is removed first and written last. Meanwhile the marker says that the
-    other files may be replaced.
+    `summary.json`, which marks a run as complete, is removed first and written last. In between, the folder's marker
+    lists all old and new files as this package's, so that an interrupted write can be replaced.
     """
     temporary = whole.hidden(output)
     aside = temporary.with_name(f"{temporary.name}.old")

@@ -1,4 +1,4 @@
-"""A pause of other libraries' automatic logging of fits, for the fits within ours."""
+"""A pause of other libraries' automatic logging of fits, for the fits that a fit of this package makes."""
 
 import contextlib
 import sys
@@ -14,8 +14,8 @@ _held = contextlib.ExitStack()
 def paused() -> Iterator[None]:
     """Stop MLflow's automatic logging of fits within this context, in all threads; do nothing if MLflow isn't imported.
 
-    MLflow's switch is one per process and no stack: the first context to end would switch logging on again, so contexts
-    are counted.
+    MLflow has a single switch per process, so the first of several contexts to end would switch logging on again;
+    therefore active contexts are counted.
     """
     global _depth
     module = sys.modules.get(MODULE)

@@ -1,4 +1,4 @@
-"""Processor seconds of this process and of those that it started, including the JVM."""
+"""Processor seconds of this process and of the processes that it started, including the JVM."""
 
 import os
 import threading
@@ -10,7 +10,7 @@ PROC = Path("/proc")
 
 
 class _Process(NamedTuple):
-    """A process of the tree: `own` are its seconds, `reaped` those of ended children that it has waited for."""
+    """A process of the tree: `own` are its own seconds, `reaped` the seconds of ended children for which it has waited."""
 
     start: str
     parent: int
@@ -24,11 +24,12 @@ _lost = 0.0
 
 
 def seconds() -> float:
-    """Processor seconds so far of this process's tree: a JVM that this process runs in, this process, and all processes
-    below it, including ended ones. Without /proc (macOS), only those of this process and of its ended children.
+    """Processor seconds so far of this process's tree: of a JVM that started this process (spark-submit), this process,
+    and all processes below it, including ended ones. Without /proc (macOS), only of this process and its ended
+    children.
 
-    The seconds that a process used after the previous call are not counted if it has ended and its parent did not wait
-    for it.
+    If a process has ended and its parent did not wait for it, the seconds that it used after the previous call of this
+    function are not counted.
     """
     if not (PROC / "self" / "stat").exists():
         return sum(os.times()[:4])
@@ -36,7 +37,7 @@ def seconds() -> float:
     with _lock:
         now = _tree()
         if _unwaited(_last, now):
-            now = _tree()  # if one ended during the first reading, its parent's seconds now include it, if it waited
+            now = _tree()  # a process may have ended during the first reading; its parent's seconds now include it
         _lost += _unwaited(_last, now)
         _last.clear()
         _last.update(now)
@@ -44,7 +45,7 @@ def seconds() -> float:
 
 
 def _forget() -> None:
-    """Reset the counts in a forked process, which has a tree of its own."""
+    """Reset the counts in a forked process, which has its own tree of processes."""
     global _lost
     _lost = 0.0
     _last.clear()
@@ -79,8 +80,8 @@ def _tree() -> dict[int, _Process]:
 
 
 def _unwaited(before: dict[int, _Process], now: dict[int, _Process]) -> float:
-    """Seconds of processes that have left the tree and that no parent has taken over, because it was killed first or
-    did not wait.
+    """Seconds of processes that have left the tree without being counted by their parents, because the parent was
+    killed first or did not wait.
     """
 
     def lives(pid: int) -> bool:

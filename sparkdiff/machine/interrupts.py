@@ -10,9 +10,10 @@ from types import FrameType
 
 @contextlib.contextmanager
 def undisturbed(says: str) -> Iterator[None]:
-    """Answer the first Ctrl-C within this context only by a text on stderr; the second one has its usual effect.
+    """Ignore the first Ctrl-C within this context, except for printing a text on stderr; the second one has its usual
+    effect.
 
-    Has an effect in the main thread only, because Python delivers signals to no other thread.
+    The context has an effect in the main thread only, because Python delivers signals to no other thread.
     """
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(before):

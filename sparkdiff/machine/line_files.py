@@ -1,6 +1,7 @@
-"""Files of JSON lines through which processes communicate: one side adds lines, the other one reads new lines.
+"""Files of JSON lines through which processes communicate: one process adds lines, another one reads the new lines.
 
-Files survive the death of a process, and are all that machines of a cluster are sure to share.
+Files are used because they survive the death of a process, and are all that the machines of a cluster are sure to
+share.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ PAUSE = 0.01
 
 
 def add(path: Path, **line: Any) -> None:
-    """Add a line; it starts on a new line, in case the last one was cut short."""
+    """Add a line. A line break is written before it, too, in case the previous line was cut short."""
     with path.open("a", encoding="utf-8") as file:
         file.write(f"\n{json.dumps(line)}\n")
 
@@ -26,8 +27,9 @@ class LineReader:
         self.path, self.read = path, 0
 
     def new(self) -> list[dict[str, Any]]:
-        """The lines that were added since the last call, without incomplete ones."""
-        # Opened again each time: only then does a network file system show what another machine has written.
+        """The complete lines that were added since the last call."""
+        # The file is opened again each time: only then does a network file system show what another machine has
+        # written.
         with self.path.open("rb") as file:
             file.seek(self.read)
             text = file.read()

@@ -12,8 +12,8 @@ def trim() -> None:
     """Return freed memory that the allocators of Arrow and the C library keep, so that Spark's JVM on the same machine
     can use it.
 
-    Once some were freed, glibc keeps blocks of up to 32 MiB, scattered between those in use, and never returns them
-    itself.
+    The C library glibc keeps freed blocks of up to 32 MiB, which lie scattered between blocks in use, and never returns
+    them on its own.
     """
     pa.default_memory_pool().release_unused()
     if sys.platform == "linux" and (release := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
@@ -21,7 +21,8 @@ def trim() -> None:
 
 
 def total(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
-    """Bytes that this process and its neighbours may use: the machine's memory, or less if a container is limited.
+    """Bytes of memory that this process and the others in its container may use: the machine's memory, or a lower
+    limit.
 
     Args:
         cgroups: the folder of Linux's control groups, version 1 or 2.
@@ -31,10 +32,10 @@ def total(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/c
 
 
 def _limits(cgroups: Path, own: Path) -> list[int]:
-    """The memory limits of this process's groups and of those around them.
+    """The memory limits, in bytes, of this process's control groups and of the groups above them.
 
-    In a container, the paths in `own` may be the host's; the container's own group is then the topmost one that it
-    sees.
+    In a container, the paths in `own` may be the host's; the container's own group is then the topmost group that is
+    visible.
     """
     try:
         groups = [line.split(":", 2) for line in own.read_text().splitlines()]

@@ -1,4 +1,6 @@
-"""Paths as users write them: whether they are local, exist, can be written to, and how Spark reads them."""
+"""Paths and URLs as users write them: checks whether they are local, usable and exist, and conversion to the form that
+Spark reads.
+"""
 
 import fnmatch
 import os
@@ -8,7 +10,7 @@ from pathlib import Path, PurePosixPath
 LOCAL = re.compile(r"file:(//)?(?=/)", re.IGNORECASE)
 URL = re.compile(r"[A-Za-z][\w+.-]*:(?=/)")
 SPECIAL = re.compile(r"[\\{}\[\]*?]")
-"""Characters that Spark's readers treat as a part of a glob."""
+"""Pattern of the characters that Spark's readers interpret as parts of a glob."""
 
 
 def local(given: str) -> Path | None:
@@ -18,9 +20,10 @@ def local(given: str) -> Path | None:
 
 
 def unusable(option: str, given: str) -> str | None:
-    """The error message for a folder that is neither a path nor a URL, or that Spark cannot find; else None.
+    """The error message for a folder that is neither a path nor a URL, or that Spark could not find; None if it is
+    usable.
 
-    It does not check whether Spark has a file system for a URL, which takes a session (`jvm.folder`).
+    Whether Spark has a file system for a URL is not checked, because that takes a session (see `jvm.folder`).
     """
     path = local(given)
     if path is None:
@@ -36,7 +39,7 @@ def unusable(option: str, given: str) -> str | None:
 
 
 def not_local(option: str, given: str) -> str | None:
-    """The error message for a folder that is not on this machine's file system or that Spark cannot find; else None."""
+    """The error message for a folder that is not on this machine's file system or that Spark could not find; else None."""
     if local(given) is not None:
         return unusable(option, given)
     return f"{option}={given!r} must be a folder on the file system of this machine (local, NFS or a FUSE mount such as /dbfs)"
@@ -45,7 +48,7 @@ def not_local(option: str, given: str) -> str | None:
 def joined(given: str, folder: Path) -> str:
     """A path of data, which may be a glob, resolved against a folder; a URL stays unchanged.
 
-    An existing name is taken literally, and the path of the folder is never a glob.
+    If a file or folder of exactly this name exists, the path is taken literally. The folder's own path is never a glob.
     """
     path = local(given)
     if path is None:
@@ -56,7 +59,7 @@ def joined(given: str, folder: Path) -> str:
 
 
 def inside(path: str, name: str) -> str:
-    """The path of a file or folder within a folder that is a local path or a URL."""
+    """The path of the entry `name` in a folder that is a local path or a URL."""
     return str(PurePosixPath(path) / name) if "://" not in path else path.rstrip("/") + "/" + name
 
 
@@ -66,13 +69,15 @@ def by_name(path: str) -> str:
 
 
 def address(path: str | Path) -> str:
-    """The URL by which Spark's readers find a local path or `file:` URL literally; any other URL stays unchanged."""
+    """The URL with which Spark's readers find exactly this local path or `file:` URL, not a glob; other URLs stay
+    unchanged.
+    """
     where = local(str(path))
     return str(path) if where is None else f"file://{by_name(str(where))}"
 
 
 def is_there(pattern: str) -> bool:
-    """True if an absolute local path, read as a glob by Spark, may match something, or if this is unknown."""
+    """True if an absolute local path, interpreted as a glob as by Spark, matches something, or if that is unknown."""
     found = [Path("/")]
     for part in Path(pattern).parts[1:]:
         plain = re.sub(r"\\.", "", part)

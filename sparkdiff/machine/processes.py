@@ -1,4 +1,4 @@
-"""Identities of processes and machines, by which another process can find out later whether a process still runs."""
+"""Identities of processes and machines, with which another process can find out later whether a process still runs."""
 
 import json
 import os
@@ -7,7 +7,9 @@ from typing import Any
 
 
 def machine() -> str | None:
-    """An identity shared by the processes that see each other's pids; None if unknown."""
+    """An identity of this boot of the machine and its pid namespace: equal for processes that see each other's pids;
+    None if unknown.
+    """
     try:
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
@@ -15,7 +17,9 @@ def machine() -> str | None:
 
 
 def started(pid: int) -> int | None:
-    """The start time of a process in kernel ticks; None if it does not exist or is dead. (Pids are reused.)"""
+    """The start time of a process in kernel ticks, which with the pid identifies it, as pids are reused; None if it is
+    dead.
+    """
     try:
         # The command, in brackets, may contain blanks and brackets.
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -30,7 +34,7 @@ def identity(pid: int) -> dict[str, Any]:
 
 
 def has_ended(process: dict[str, Any]) -> bool:
-    """True if the process of this `identity` is known to have ended, because it ran on this machine."""
+    """True if the process with this `identity` is known to have ended, which can be found out only on the same machine."""
     if None in (process["machine"], process.get("started")) or process["machine"] != machine():
         return False
     now = started(process["pid"])
@@ -49,7 +53,9 @@ def write_owner(path: Path, pid: int) -> None:
 
 
 def is_orphan(path: Path) -> bool:
-    """True if the process recorded by `write_owner` is known to have ended, because it ran on this machine."""
+    """True if the process recorded by `write_owner` is known to have ended, which can be found out only on the same
+    machine.
+    """
     try:
         return has_ended(json.loads(path.read_text()))
     except (OSError, ValueError, KeyError, TypeError):  # it is being written, or another user's

@@ -8,28 +8,30 @@ from typing import Any
 
 HIDDEN = "..."
 _WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[\W_]+")
-"""Boundaries of the words in a name."""
+"""Pattern of the boundaries between the words of a name."""
 _SECRET = re.compile(
-    # Anywhere in a name, because an account or a bucket may follow.
+    # These words count anywhere in a name, because the name of an account or a bucket may follow.
     r"secret(?!ar|ion)|passw(?:or)?d|pass(?:phrase|code)|\bpass\.(?:word|wd|phrase|code)|pwd|credential(?!s?\.provider)|\bjaas\b"
     r"|(?:access|account|api|auth|encryption|keystore|master|private|provider\.client|pvt|secret|shared|signing)\.?key(?!word|space)"
     r"|\bauth\.user\.info\b|(?:token|\bsas)\..*\.(?:blob|dfs)\."
-    # Only at the end of a name: a rate of passes, a length of tokens and a type of auth are not secret.
+    # These words count only at the end of a name: passRate, tokenLength and authType are not secret.
     r"|(?:token|signature|\b(?:db|key|require|store|user)?pass|\b(?:auth|authorization|bearer|sas|sig))\d*(?:\.(?:value|string|code|\d+))?$"
 )
-"""Names, as words with dots between them, of settings that hold a secret."""
+"""Pattern that occurs in the names of settings that hold a secret; names are lower-case words with dots between them.
+"""
 _SETTING = re.compile(r"""(?:[(\[]["']([\w.-]+)["'],\s*|(?<![\w.-])([\w.-]+)\\?["']?\s*[=:]\s*)(?=[^\s&;,)\]}])""")
-"""A name and the text between it and its value, in a setting, a URL, a mapping or a pair."""
+"""Pattern of a name and of the text between the name and its value, in a setting, a URL, a mapping or a pair."""
 _TOKEN = re.compile(
     r"""\\(["']).*?\\\1|[bru]?"(?:[^"\\]|\\.)*(?:"|$)|[bru]?'(?:[^'\\]|\\.)*(?:'|$)"""
     # In SQL Server's braces, a doubled brace is part of the text.
     r"""|\{(?:[^{}"':]|\}\})*\}|datetime\.\w+\([^)]*\)|[()\[\]{}]|[\s&;,]+|(?:(?:bearer|basic|digest|negotiate|token|apikey)\s+)?"""
-    # Up to a mark, unless more of a word follows it; across a space, if a semicolon ends the value.
+    # Other text ends at a punctuation mark, unless more of a word follows; it includes a space if a semicolon ends the
+    # value.
     r"""[^\s&;,"'()\[\]{}](?:[^\s&;,"'()\[\]{}\\]|["'()\[\]{}\\,](?=\w)|[ ](?=[^;&"'=]{0,80};))*""",
     re.IGNORECASE | re.DOTALL,
 )
-"""A piece of a value: a quoted text, a bracket, a separator, or other text, perhaps after an HTTP authentication
-scheme.
+"""Pattern of a piece of a value: a quoted text, a bracket, a separator, or other text, perhaps after the name of an
+HTTP authentication scheme.
 """
 _BEARER = re.compile(r"(\bbearer\s+)[\w.~+/=-]+", re.IGNORECASE)
 # user:secret@host. A secret may contain a slash or an @, so text with a colon ends at the last @. In URLs with ports, digits
@@ -41,11 +43,11 @@ _ORACLE = re.compile(r"(jdbc:oracle:\w+:)[^\s\"'@]+@", re.IGNORECASE)
 
 
 def redacted(text: str) -> str:
-    """The text without secrets: `s3a://...@bucket/rows` for `s3a://user:secret@bucket/rows`; `password=...` for any
-    value.
+    """The text without secrets: `s3a://...@bucket/rows` for `s3a://user:secret@bucket/rows`, and `password=...`
+    whatever the password is.
 
-    It may hide more than a secret, such as a folder whose name looks like a login, but never only a part of a value
-    that it recognises.
+    More than secrets may be hidden, such as a folder whose name looks like a login. A secret that is recognised is
+    hidden completely, never in part.
     """
     for login in (_LOGIN, _USER, _ORACLE):
         text = login.sub(rf"\g<1>{HIDDEN}@", text)
@@ -58,12 +60,14 @@ def redacted(text: str) -> str:
 
 
 def is_secret(name: str) -> bool:
-    """True if a setting of this name holds a secret: `fs.s3a.access.key` and `dbPass`, not `primaryKey` and `passRate`."""
+    """True if the name is that of a setting with a secret, such as `fs.s3a.access.key` and `dbPass`, not `primaryKey`."""
     return _SECRET.search(_WORDS.sub(".", name).lower()) is not None
 
 
 def _end(text: str, start: int) -> int:
-    """End position of the value that begins at `start`: a text, or everything from a bracket to the one that closes it."""
+    """End position of the value that begins at `start`: of a text, or of everything from a bracket to its closing
+    bracket.
+    """
     depth = 0
     for token in _TOKEN.finditer(text, start):
         depth += (token[0] in ("(", "[", "{")) - (token[0] in (")", "]", "}"))
@@ -73,15 +77,19 @@ def _end(text: str, start: int) -> int:
 
 
 def without_secret(word: str) -> str:
-    """The word `name=value` of a command line without a secret in its value."""
+    """The argument `name=value` of a command line, with a secret in its value replaced by `...`."""
     name, equals, _ = word.partition("=")
     return f"{name}={HIDDEN}" if equals and is_secret(name) else redacted(word)
 
 
 def hidden(value: Any, name: str = "") -> Any:
-    """A copy of plain values as JSON has them, without secrets, which are recognised by name and by their form in text.
+    """A copy of plain values, ready for JSON, without secrets, which are recognised by their names and by their form in
+    texts.
 
-    Everything below the name of a secret is one, too.
+    All values nested below a secret's name are hidden, too. Numbers that are not finite become None.
+
+    Args:
+        name: the name of the value.
     """
     if isinstance(value, Mapping):
         return {str(key): hidden(inner, name if is_secret(name) else str(key)) for key, inner in value.items()}

@@ -1,4 +1,4 @@
-"""A thread that runs beside the one that started it, and results that several threads compute only once."""
+"""A context with a second thread, and results that are computed only once although several threads need them."""
 
 import contextlib
 import threading
@@ -10,7 +10,13 @@ T = TypeVar("T")
 
 @contextlib.contextmanager
 def beside(work: Callable[[threading.Event], object], name: str) -> Iterator[None]:
-    """Run some work in a thread of this name within this context; at the end, set its event and wait for it."""
+    """Run `work` in a second thread within this context.
+
+    Args:
+        work: function that gets an event, which is set when the context ends; the context then waits for the function
+            to return.
+        name: name of the thread.
+    """
     ended = threading.Event()
     thread = threading.Thread(target=work, args=(ended,), name=name, daemon=True)
     thread.start()
@@ -22,7 +28,7 @@ def beside(work: Callable[[threading.Event], object], name: str) -> Iterator[Non
 
 
 class MadeOnce:
-    """Results that several threads share; each is computed by the first thread that asks for it.
+    """Results that several threads share; each result is computed once, by the first thread that needs it.
 
     Attributes:
         found: the results by key.
@@ -33,7 +39,9 @@ class MadeOnce:
         self._lock, self._making = threading.Lock(), dict[Any, threading.RLock]()
 
     def once(self, key: Any, make: Callable[[], T]) -> T:
-        """The result for this key, which must contain every object that decides it; computed on the first call."""
+        """The result for this key, computed by `make` on the first call; the key must contain all that determines the
+        result.
+        """
         with self._lock:
             making = self._making.setdefault(key, threading.RLock())
         with making:  # no two threads compute the same result

@@ -1,4 +1,4 @@
-"""Atomic writing of files and folders: written beside their place, under a hidden name, and renamed."""
+"""Atomic writing of files and folders: they are written under a hidden name in the same folder, and then renamed."""
 
 import contextlib
 import json
@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 MARKER = ".sparkdiff"
-"""Name of the file that says which part of the package has made a folder (`store.marker`)."""
+"""Name of the file that names the part of this package that made a folder (see `store.marker`)."""
 
 
 def hidden(path: Path) -> Path:
-    """A new hidden name beside a path."""
+    """A new hidden path in the same folder as a path."""
     return path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder as far as possible; its marker last, and only if nothing else is left."""
-    with contextlib.suppress(OSError):  # it is not there
+    """Remove a file or a folder as far as possible. A folder's marker is removed last, and only if nothing else is
+    left.
+    """
+    with contextlib.suppress(OSError):  # it does not exist
         if path.is_symlink() or not path.is_dir():
             path.unlink()
         for entry in path.iterdir():
@@ -32,8 +34,8 @@ def remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def temporary(path: Path) -> Iterator[Path]:
-    """Provide a hidden path at which to write a file or folder before renaming it; in the end, remove what is left
-    there.
+    """Provide a hidden path at which to write a file or folder before renaming it; when the context ends, remove the
+    hidden path if it still exists.
     """
     part = hidden(path)
     try:
@@ -44,7 +46,9 @@ def temporary(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def written(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for writing that in the end is complete or does not exist, even after a power failure."""
+    """Open a file for writing that replaces `path` when the context ends: completely or not at all, even at a power
+    failure.
+    """
     with temporary(path) as part:
         with part.open("wb") as file:
             yield file
@@ -67,7 +71,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        OSError, ValueError: there is none.
+        OSError, ValueError: the file cannot be read, or holds no JSON object.
     """
     found = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(found, dict):
@@ -77,7 +81,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def empty_removed_above(path: Path) -> Iterator[None]:
-    """Remove folders above a path that were made within this context and are empty at its end."""
+    """Remove, when this context ends, the folders above a path that were created within the context and are empty."""
     missing = [folder for folder in path.parents if not folder.exists()]
     try:
         yield
@@ -89,10 +93,10 @@ def empty_removed_above(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Provide the path of a folder to write, which gets its final name at the end, if nothing fails.
+    """Provide a hidden path at which to write a folder, and rename it to `path` when the context ends, unless it fails.
 
     Raises:
-        OSError: the name is taken by then.
+        OSError: the path is taken by then.
     """
     with temporary(path) as part:
         yield part

@@ -1,4 +1,4 @@
-"""Reports of a run: its events and its record, a live line per phase, and results shown as text and as HTML."""
+"""Reports of a run: its events, its record, a live line per phase, and displays of results as text, HTML and pictures."""
 
 from sparkdiff.report.ancestry import ancestors_of, drawn_ancestors
 from sparkdiff.report.difference_table import difference_headline, difference_sections

@@ -1,4 +1,4 @@
-"""The lineage of a model as a picture: a box per run that led to it, the first ancestor at the top."""
+"""The lineage of a model as a picture: one box per run that led to the model, the first ancestor at the top."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -10,8 +10,8 @@ from sparkdiff.report.svg import add, canvas, cropped, label, wrapped
 from sparkdiff.report.table import p_value
 
 BOX, TEXT, HEIGHT, GAP, LINE, MARGIN, LANE = 330, 450, 44, 26, 16, 12, 44
-"""Pixels: widths of a box and of the text beside it, height of a box, gap between boxes, height of a line, margin, space left
-of the boxes."""
+"""Sizes in pixels: width of a box, width of the text beside the box, height of a box, gap between boxes, height of a
+text line, margin, space left of the boxes."""
 SHORT = 12
 """Number of characters of a hash that are shown."""
 
@@ -23,9 +23,9 @@ class Ancestor(NamedTuple):
         title: title of the box, such as what made the model and when.
         content: content hash of the model; "" if unknown.
         notes: texts beside the box.
-        run: id of the run; "" if no run made the model.
-        cacheOf: id of the run whose cache it used; "" if it used no other run's.
-        made: whether it is the model that the picture is about.
+        run: id of the run that made the model; "" if no run made it.
+        cacheOf: id of the run whose cache that run reused; "" if it reused none.
+        made: whether the box is the model that the picture is about.
     """
 
     title: str
@@ -37,7 +37,7 @@ class Ancestor(NamedTuple):
 
 
 def drawn_ancestors(line: Sequence[Ancestor], title: str) -> ElementTree.Element:
-    """The picture of a line of ancestors, in order from the first one."""
+    """The picture of a model's ancestors, one below the other, the first ancestor at the top."""
     left = MARGIN + LANE
     notes = [[row for note in a.notes for row in wrapped(note, "note", TEXT)] for a in line]
     tops, y = list[float](), float(MARGIN)
@@ -85,13 +85,13 @@ def ancestors_of(lineage: Mapping[str, Any]) -> list[Ancestor]:
 
 
 def metric_of(run: Mapping[str, Any]) -> str:
-    """The metric of a run, before and after it if both are known."""
+    """The metric of a run as text, with its values before and after the run if both are known."""
     before, after = run["before"], run["after"]
     return run["metric"] if before is None or after is None else change(run["metric"], before, after)
 
 
 def cost_of(run: Mapping[str, Any]) -> str:
-    """The time that a run took, as text; "unknown" if the store does not have it."""
+    """The time and the core-seconds that a run took, as text; "unknown" if the store does not have them."""
     took, used = run["seconds"], run["coreSeconds"]
     return "unknown" if took is None or used is None else f"{duration(took)}, {used:.0f} core-seconds"
 

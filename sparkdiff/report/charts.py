@@ -1,6 +1,7 @@
 """Charts of a report, as SVG with the colours of the page: training curves, changes, reliability, slices.
 
-Each takes plain values and returns the markup of one picture, which needs no script and no other file.
+Each function takes plain values and returns the markup of one picture, which needs no script and no other file. A slice
+is the set of rows with one value of a guardCol.
 """
 
 import html
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 INK, LINE, BEFORE, AFTER, FAINT, PAPER = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606"
-"""Placeholders for the page's colours: text, lines, the original, the new pipeline, faint curves, the background."""
+"""Placeholder colours that are replaced by the page's: text, lines, the original, the new pipeline, faint curves,
+background.
+"""
 VARIABLES = {
     INK: "var(--ink)",
     LINE: "var(--line)",
@@ -34,7 +37,7 @@ STYLE: dict[Any, Any] = {
 }  # fmt: skip
 """The style of all charts, as matplotlib's settings."""
 CURVES = 12
-"""Largest number of curves; of more candidates, the best are drawn."""
+"""Largest number of curves; if there are more candidates, only the best are drawn."""
 SLICES = 30
 
 Records = Sequence[Mapping[str, Any]]
@@ -42,7 +45,7 @@ Records = Sequence[Mapping[str, Any]]
 
 @contextmanager
 def _figure(title: str, width: float = 6.4, height: float = 3.2) -> Iterator[tuple["Axes", list[str]]]:
-    """Provide axes in the report's style; the list receives the SVG at the end."""
+    """Provide axes in the report's style, and a list to which the finished SVG is appended when the context ends."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -63,7 +66,7 @@ def _figure(title: str, width: float = 6.4, height: float = 3.2) -> Iterator[tup
 
 
 def _for_page(svg: str, title: str) -> str:
-    """The picture without prolog, with a title for screen readers, and with the page's colours and font."""
+    """The SVG without its prolog, with a title for screen readers, and with the page's colours and font."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", svg)  # several pictures on a page would share them
@@ -74,7 +77,10 @@ def _for_page(svg: str, title: str) -> str:
 
 
 def curves(records: Records, metric: str, direction: str, *, whose: str = "validation rows") -> str:
-    """The metric over the epochs of all candidates, the original's as a line, the best epoch marked; "" without epochs."""
+    """Curves of the metric by epoch, one per candidate or fold, with the best epoch marked; "" if there are no epochs.
+
+    A dashed line shows the original's metric, unless there are several folds.
+    """
     lines: dict[tuple[Any, ...], list[tuple[float, float]]] = {}
     for row in records:
         value = row.get("validationMetric")
@@ -115,7 +121,7 @@ def curves(records: Records, metric: str, direction: str, *, whose: str = "valid
 
 
 def changes(histogram: Mapping[str, Sequence[float]] | None, what: str = "prediction") -> str:
-    """The distribution of the changes of predictions, as bars; "" if fewer than three bins have rows, as for clusters."""
+    """Histogram of the changes of predictions; "" if fewer than three bins have rows, as is usual for clusters."""
     if not histogram or sum(c > 0 for c in histogram["counts"]) < 3:
         return ""
     edges, counts = histogram["edges"], histogram["counts"]
@@ -131,7 +137,11 @@ def changes(histogram: Mapping[str, Sequence[float]] | None, what: str = "predic
 
 
 def reliability(bins: Sequence[Mapping[str, float]] | None, what: str = "prediction") -> str:
-    """Mean label by mean score, per decile of the original's score, for both pipelines; "" with fewer than two deciles."""
+    """Reliability diagram of both pipelines: mean label against mean score, one point per decile of the original's
+    score.
+
+    "" if fewer than two deciles have known values.
+    """
     known = [b for b in bins or [] if all(math.isfinite(b[k]) for k in ("label", "before", "after"))]
     if len(known) < 2:
         return ""
@@ -148,7 +158,7 @@ def reliability(bins: Sequence[Mapping[str, float]] | None, what: str = "predict
 
 
 def slices(found: Sequence[Mapping[str, Any]]) -> str:
-    """The change of the metric by slice, worst first, with 95% intervals from the normal distribution if errors are
+    """Gain of the metric by slice, the smallest first, with 95% intervals (normal approximation) if standard errors are
     known.
     """
     rows = [s for s in found if s.get("before") and s.get("gain") is not None]
@@ -174,7 +184,7 @@ def slices(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def best_so_far(values: Sequence[float | None], metric: str, direction: str) -> str:
-    """The metric of each trial of a search, and the best value up to it; "" with fewer than two trials."""
+    """The metric of each trial of a search, and the best value so far as steps; "" with fewer than two trials."""
     points = [(i, v) for i, v in enumerate(values) if v is not None and math.isfinite(v)]
     if len(points) < 2:
         return ""
@@ -190,7 +200,7 @@ def best_so_far(values: Sequence[float | None], metric: str, direction: str) -> 
 
 
 def slice_name(s: Mapping[str, Any]) -> str:
-    """A slice in words."""
+    """A slice as text: column = value."""
     return f"{s['column']} = {'null' if s['value'] is None else s['value']}"
 
 

@@ -13,7 +13,11 @@ SHOWN = 60
 
 
 def difference_sections(d: Mapping[str, Any]) -> Iterator[Section]:
-    """A row per weight, Param or stage that differs; the content hashes; and the differences of the predictions."""
+    """Sections on the differences of two pipelines, from the plain values of a `diagnostics.models.Difference`.
+
+    They are a table with a row per weight, Param or stage that differs, both content hashes, and the differences of
+    predictions.
+    """
     rows = [row for stage in d["stages"] for row in _rows(stage)]
     if rows:
         yield SectionTable([HEAD, *rows], left=range(len(HEAD)))
@@ -25,13 +29,13 @@ def difference_sections(d: Mapping[str, Any]) -> Iterator[Section]:
 
 
 def how_many(d: Mapping[str, Any]) -> str:
-    """Number of stages that differ, in words."""
+    """Number of stages that differ, as text."""
     changed = sum(stage["what"] != "same" or stage["path"] != stage["newPath"] for stage in d["stages"])
     return f"the same: {len(d['stages'])} stages" if d["same"] else f"{changed} of {len(d['stages'])} stages differ"
 
 
 def difference_headline(d: Mapping[str, Any]) -> str:
-    """Number of stages and of predictions that differ, in words."""
+    """Number of stages and of predictions that differ, as text."""
     p = d["predictions"]
     flips = [f"{f['column']}: {f['share']:.2%} of {p['rows']:,} rows flip" for f in p["labels"]] if p else []
     moves = [f"{n['column']} changes in {n['changed']:,} of {p['rows']:,} rows" for n in p["numbers"]] if p else []

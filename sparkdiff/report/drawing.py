@@ -1,7 +1,8 @@
 """A picture of a plan: a row per stage in the order of the pipeline, with its box, its role, and its columns as lines.
 
-Columns run beside the boxes, each from the stage that writes it down to those that read it, so that text never crosses
-a line and a pipeline of any length or width stays legible.
+The lines of columns run beside the boxes, each from the stage that writes the column down to the stages that read it,
+so that text never crosses a line and a pipeline of any length or width stays legible. A lane is a vertical track for
+such lines.
 """
 
 import itertools
@@ -12,18 +13,20 @@ from xml.etree import ElementTree
 from sparkdiff.report.svg import add, canvas, cropped, label, length, wrapped
 
 BOX, TEXT, HEIGHT, GAP, LINE, LANE, MARGIN, FRAME = 365, 450, 44, 24, 16, 9, 12, 7
-"""Pixels: widths of a box and of the text beside it, height of a box, gap between rows, height of a line, width of a lane,
-margin, padding of a frame."""
+"""Sizes in pixels: width of a box, width of the text beside the box, height of a box, gap between rows, height of a
+text line, width of a lane, margin, padding of a frame."""
 LOSS = 42
 """Width in pixels of the mark of the stage whose outputs enter the loss."""
 BESIDE = 10
-"""Pixels between a box and the text beside it."""
+"""Pixels between a box and the text beside the box."""
 NOTES = 3
-"""Largest number of lines of a reason; the tooltip has all of it."""
+"""Largest number of lines of a reason; the tooltip has the whole reason."""
 
 
 class Row(NamedTuple):
-    """A stage and its position: its box begins at `left` and `top`, the row ends at `bottom`."""
+    """The row of a stage: the stage's box begins at `left` and `top`, the row ends at `bottom`, and `notes` are its
+    texts.
+    """
 
     stage: Mapping[str, Any]
     left: float
@@ -33,10 +36,11 @@ class Row(NamedTuple):
 
 
 def drawn(plan: Mapping[str, Any], total: str) -> ElementTree.Element:
-    """The picture of a plan in plain values.
+    """The picture of a plan.
 
     Args:
-        total: a line about the whole plan.
+        plan: the plan as plain values, as in `plan.json`.
+        total: text about the whole plan, shown below the picture.
     """
     buses, cuts = _buses(plan), _cuts(plan)
     lanes = _lanes(buses)
@@ -71,7 +75,7 @@ def drawn(plan: Mapping[str, Any], total: str) -> ElementTree.Element:
 
 
 class Bus(NamedTuple):
-    """Columns with the same readers: one line from the stages that write them to those that read them."""
+    """A line for columns with the same readers, from the stages that write the columns to the stages that read them."""
 
     sources: tuple[int, ...]
     targets: tuple[int, ...]
@@ -80,7 +84,7 @@ class Bus(NamedTuple):
 
     @property
     def straight(self) -> bool:
-        """True if it only leads from one row to the next."""
+        """True if the line only leads from one row to the next."""
         return len(self.sources) == len(self.targets) == 1 and self.targets[0] == self.sources[0] + 1
 
 
@@ -89,7 +93,10 @@ def _into(plan: Mapping[str, Any], target: int) -> list[Mapping[str, Any]]:
 
 
 def _buses(plan: Mapping[str, Any]) -> list[Bus]:
-    """The columns between stages as lines; those with the same readers share a line, except from a row to the next."""
+    """The lines of columns between stages. Columns with the same readers share a line.
+
+    Columns that are read by the next stage only have a straight line of their own.
+    """
     columns: dict[tuple[int, bool], dict[int, list[str]]] = {}
     for e in plan["edges"]:
         if e["source"] >= 0:
@@ -109,7 +116,9 @@ def _buses(plan: Mapping[str, Any]) -> list[Bus]:
 
 
 def _lanes(buses: Sequence[Bus]) -> list[int]:
-    """The lane of each bus, -1 for a straight one: shorter buses are nearer to the boxes, and no two overlap."""
+    """The lane of each bus, counted from the boxes; -1 for a straight bus. Shorter buses get nearer lanes; no two
+    overlap.
+    """
     taken: list[list[tuple[int, int]]] = []
     found = [-1] * len(buses)
     spans = {k: (min(b.sources), max(b.targets)) for k, b in enumerate(buses) if not b.straight}
@@ -148,7 +157,9 @@ def _head(bus: Bus) -> str:
 
 
 def _cuts(plan: Mapping[str, Any]) -> set[int]:
-    """The stages that stop gradients: those nearest to the loss that stay in Spark, or whose parameters do not train."""
+    """Indices of the stages at which gradients stop: on each path back from the loss, the first stage that stays in
+    Spark or whose parameters do not train.
+    """
     out: set[int] = set()
     stack, seen = [plan["head"]] if plan["head"] is not None else [], set()
     while stack:
@@ -198,7 +209,7 @@ def _frames(rows: Sequence[Row], depth: int) -> Iterator[dict[str, Any]]:
 
 
 def _together(rows: Sequence[Row], level: int) -> Iterator[list[Row]]:
-    """The rows of each pipeline that is nested at this level."""
+    """The rows of each pipeline that is nested at depth `level`."""
     for prefix, inside in itertools.groupby(rows, lambda row: tuple(row.stage["path"][:level])):
         held = [*inside]
         if len(prefix) == level < len(held[0].stage["path"]):
@@ -260,7 +271,7 @@ def _flow(inputs: Sequence[str], outputs: Sequence[str], width: float) -> str:
 
 
 def _listed(names: Sequence[str], width: float) -> str:
-    """The names, if they fit; otherwise their number, or a single name cropped."""
+    """The names as text if they fit into `width`; otherwise their number, or for a single name its beginning."""
     text = ", ".join(names)
     if length(text, "columns") <= width:
         return text

@@ -12,7 +12,7 @@ from sparkdiff.report.progress import Events, tell
 
 
 class Observer(Protocol):
-    """An observer of fits; its exceptions become warnings. A fit that fails calls its listener's `on_exception`."""
+    """An observer of fits. Its exceptions become warnings; if a fit fails, the observer's listener gets `on_exception`."""
 
     def begun(self, estimator: Any) -> Events:
         """Return a listener for the events of a fit that begins."""
@@ -24,7 +24,7 @@ class Observer(Protocol):
 Found = TypeVar("Found")
 observer: Observer | None = None
 _inside = contextvars.ContextVar("_inside", default=False)
-"""Whether this thread is working for a fit. Threads that a fit starts inherit the context."""
+"""True while this thread works for a fit; context variables are inherited by the threads that a fit starts."""
 
 
 def observe(new: Observer | None) -> None:
@@ -37,15 +37,15 @@ def observed(
     estimator: Any, fit: Callable[[Sequence[Events]], Found], dataset: Any = None, *, alone: bool = True,
     check: Callable[[Any], None] = lambda found: None,
 ) -> Found:  # fmt: skip
-    """Run a fit with the listener of the observer. Of nested fits, only the outermost is observed.
+    """Run a fit with the observer's listener, and return its result. Of nested fits, only the outermost is observed.
 
-    If the fit fails, its listeners and those of the estimator are notified.
+    If the fit fails, the observer's listener and the estimator's callbacks are notified.
 
     Args:
-        fit: the fit; takes listeners in addition to those of the estimator.
-        dataset: the rows of the fit, which its result keeps.
-        alone: whether this fit is no part of another one, as far as its estimator knows.
-        check: called with the result of the outermost fit.
+        fit: function that runs the fit; it takes listeners to notify in addition to the estimator's callbacks.
+        dataset: the rows of the fit; they become the result's attribute `dataset`.
+        alone: False if the estimator knows that this fit is part of another fit, which is then the one to observe.
+        check: function that is called with the result of the outermost fit.
     """
     alone = alone and not _inside.get() and not _is_a_trial()
     who = observer if alone else None
@@ -71,9 +71,9 @@ def observed(
 
 
 def _is_a_trial() -> bool:
-    """True if Spark's CrossValidator or TrainValidationSplit is fitting one of its models in this call.
+    """True if this fit was called by Spark's CrossValidator or TrainValidationSplit for one of its settings.
 
-    Only the stack shows this, because an estimator within a Pipeline is not notified.
+    Only the call stack shows this, because an estimator inside a Pipeline does not learn who fits the Pipeline.
     """
     places = ((frame.f_globals.get("__name__"), frame.f_code.co_name) for frame, _ in traceback.walk_stack(None))
     return ("pyspark.ml.tuning", "singleTask") in places

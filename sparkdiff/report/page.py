@@ -1,7 +1,8 @@
 """The report of a run as one page: a file of HTML that needs no other file, no script and no network.
 
-It is made from the plain values of a run folder (`summary.json`, `history.csv`, `plan.json`, `trials.csv`), so that old
-runs can be shown without Spark. The first screen has the decision, its evidence, who is affected, and how to go back.
+The page is made from the plain values of a run folder (`summary.json`, `history.csv`, `plan.json`, `trials.csv`), so
+that old runs can be shown without Spark. Its first screen has the decision, the evidence, the predictions that change,
+and the way back to the original.
 """
 
 import json
@@ -26,7 +27,7 @@ OFFERS = {
     "best": "best", "asCheap": "best that serves as cheaply", "sameForm": "best with the same stages",
     "simpler": "simpler, and no worse",
 }  # fmt: skip
-"""Offers of an improvement, in words."""
+"""Names of the pipelines that an improvement offers (`ImproverModel.offers`), and their titles."""
 SIDES = {"train": "training rows", "validation": "validation rows", "test": "test rows", "reference": "reference rows"}
 MOVED = 60
 """Largest number of parameters in the table of changed parameters; the summary has all."""
@@ -64,7 +65,11 @@ def page(
 
 
 def comparison(runs: Mapping[str, Values]) -> str:
-    """A comparison of runs, by name, as HTML: their decisions, metrics, gains, and the options in which they differ."""
+    """Comparison of runs as HTML: their decisions, metrics and gains, and the options in which they differ.
+
+    Args:
+        runs: the summaries of the runs, by name.
+    """
     options = {name: dict(_listed(s.get("options"))) for name, s in runs.items()}
     keys = list(dict.fromkeys(k for o in options.values() for k in o))
     differ = [k for k in keys if len({o.get(k) for o in options.values()}) > 1]
@@ -85,7 +90,7 @@ def _rendered(name: str, **values: Any) -> str:
 
 
 def word(summary: Values) -> str:
-    """The decision, as a title."""
+    """The decision of a run as a title."""
     decision = str(summary["decision"])
     return WORDS.get(decision, decision)
 
@@ -98,7 +103,7 @@ def number(value: Any) -> str:
 
 
 def share(value: float | None) -> str:
-    """A share as a signed percentage; "unbounded" if it is infinite, which JSON turns into None."""
+    """A share as a signed percentage; "unbounded" if the share is infinite, or None, which stands for infinity in JSON."""
     return "unbounded" if value is None or math.isinf(value) else f"{value:+.2%}"
 
 
@@ -116,7 +121,7 @@ def headline(summary: Values) -> str:
 
 
 def affected(summary: Values) -> list[str]:
-    """Sentences on the predictions that change."""
+    """Sentences on the predictions and slices that change."""
     out = []
     if (c := summary.get("compatibility")) is not None:
         what = "of the predicted labels change" if c["labels"] else "of the predictions move by more than a tenth"
@@ -140,7 +145,7 @@ def _compared(summary: Values, key: str) -> Any:
 
 
 def by_side(summary: Values) -> Iterator[tuple[str, Values]]:
-    """The metric before and after, by kind of rows."""
+    """Pairs of the kind of rows (see `SIDES`) and the metric on them, {"before", "after"}."""
     if "fresh" in summary:
         fresh = summary["fresh"]
         yield "test", {"before": fresh["default"], "after": fresh["winner"]}
@@ -182,7 +187,7 @@ def _moved(summary: Values) -> list[tuple[str, str, float, float]]:
 
 
 def _drawing(plan: Values | None) -> str:
-    """The plan as SVG; "" without one."""
+    """The picture of the plan as SVG; "" if there is no plan."""
     if plan is None:
         return ""
     trained = [t for t in plan["stages"] if t["trainable"]]

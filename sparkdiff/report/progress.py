@@ -1,4 +1,4 @@
-"""The events of a run, and their first listener, which shows the phases to people: in a terminal, a notebook, or a log."""
+"""The events of a run, and the listener that shows its phases to the user: in a terminal, a notebook, or a log."""
 
 import html
 import sys
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 NOTHING = 1e-12
-"""Divisor of a change if the metric is zero."""
+"""Divisor of a relative change if the metric is zero."""
 
 
 def share_of(change: float, metric: float) -> float:
-    """The change as a share of the metric's absolute value, for labels of any unit: squares of small labels are tiny."""
+    """The change relative to the metric's absolute value, which does not depend on the unit of the label."""
     return change / (abs(metric) or NOTHING)
 
 
@@ -65,7 +65,9 @@ def line(name: str, seconds: float, detail: str) -> str:
 
 
 class Log:
-    """Lines on stderr: one at the end of each phase, and one every ten seconds of a phase that reports its progress."""
+    """Lines on stderr: one at the end of each phase and, for a phase that reports progress, one at most every ten
+    seconds.
+    """
 
     def __init__(self) -> None:
         self.last = 0.0
@@ -120,7 +122,7 @@ class Terminal:
 
 
 class Notebook:
-    """A line of HTML in the output of the cell that is updated: the phases that have ended, and the running one."""
+    """A line of HTML in the output of the cell, updated in place: the phases that have ended, and the running one."""
 
     def __init__(self) -> None:
         self.handle: Any = None
@@ -150,36 +152,38 @@ class Notebook:
 
 
 PROBE = 1.0
-"""Seconds between two checks of a process that cannot report its own progress."""
+"""Seconds between two calls of the function that finds out the progress of a phase, see `Phase.watched`."""
 
 
 def shown(verbosity: int | None) -> bool:
-    """True if progress is to be shown; if the option is unset, in a terminal and in a notebook only."""
+    """True if progress is to be shown. If the option is unset (None), it is shown in a terminal and a notebook only."""
     return someone_watches() if verbosity is None else verbosity > 0
 
 
 def advance(
     what: str, number: int, most: int, *figures: str, seconds: float | None = None, about: str = "about"
 ) -> str:
-    """The progress of a phase in a line that has the same form for all phases:
+    """The progress of a phase as a line, in the same form for all phases:
     `epoch 18 of at most 120: poisson 38.7 -> 12.4 (-67.9%), about 40 s`.
 
     Args:
-        what: name of the counted thing; it is at `number` of `most`.
-        figures: texts about the results and other facts; empty ones are left out.
+        what: name of the counted thing, such as "epoch".
+        number, most: the count so far, and its upper limit.
+        figures: texts about the results and other facts; empty texts are left out.
         seconds: expected remaining seconds; None if unknown.
+        about: word before the seconds.
     """
     left = [] if seconds is None else [f"{about} {duration(seconds)}"]
     return f"{what} {number} of at most {most}: {', '.join([*filter(None, figures), *left])}".rstrip(": ")
 
 
 def change(metric: str, before: float, now: float) -> str:
-    """A metric before and now, and its relative change."""
+    """A metric before and now, and its relative change, as text."""
     return f"{metric} {before:.5g} -> {now:.5g} ({share_of(now - before, before):+.1%})"
 
 
 def duration(seconds: float) -> str:
-    """Seconds in readable units."""
+    """A number of seconds as text in readable units."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
@@ -193,7 +197,10 @@ class RemainingTime:
         self.begun = False
 
     def left(self, done: int, most: int) -> float | None:
-        """Seconds until `most` are done; None at the first call, while nothing was done since then, and at the end."""
+        """Expected seconds until `most` items are done; None if unknown.
+
+        It is unknown at the first call, until an item was finished after the first call, and when all are done.
+        """
         now = self.clock()
         if not self.begun:
             self.first, self.begun = (done, now), True
@@ -202,11 +209,12 @@ class RemainingTime:
 
 
 class Events:
-    """The events of a run. A listener overrides the methods that it needs.
+    """Base class of listeners to the events of a run. A subclass overrides the methods for the events that it needs.
 
-    All methods are called in the driver's process, one at a time, in the thread of the fit or in one that it started. An
-    exception in a method becomes a warning, which names the class, the method and the exception; the run continues, and the
-    listener receives the next event. KeyboardInterrupt and SystemExit, which are no `Exception`, end the run like Ctrl-C.
+    All methods are called in the driver's process, one at a time, in the thread of the fit or in a thread that the fit
+    started. An exception in a method becomes a warning, which names the class, the method and the exception; the run
+    continues, and the listener receives the next event. KeyboardInterrupt and SystemExit, which are no `Exception`, end
+    the run like Ctrl-C.
     """
 
     __module__ = "sparkdiff"
@@ -220,19 +228,20 @@ class Events:
     def on_epoch(self, row: Mapping[str, Any]) -> None:
         """Receive a row of the summary's history.
 
-        Every row is passed once, in order, including epoch 0 (the original) and the rows from before an interruption.
-        With several processes the rows come about a second late.
+        Every row is passed once, in order, including epoch 0 (the original); a resumed run first passes the rows from
+        before the interruption. With several processes, rows are passed about a second late.
 
         Fine-tuning and growth pass {"epoch", "candidate", "recipe", "learningRate", ..., "validationMetric"}, with
-        numFolds also "fold". An improvement passes the rows of all its trainings as they come, each with "arm" and
-        "round". A search passes a row per trial, {"trial", "state", the metrics, "seconds", the settings, "why"}.
+        numFolds also "fold". An improvement passes the rows of all its training runs as they arise, each with "arm"
+        (the way to improve the pipeline, such as "refit") and "round". A search passes a row per trial, {"trial",
+        "state", the metrics, "seconds", the settings, "why"}.
         """
 
     def on_decision(self, record: Any) -> None:
         """Receive the summary when the run has decided and its result is complete.
 
         Args:
-            record: the summary: a `RunRecord`, or for a search a `SearchSummary`.
+            record: the summary, a `RunRecord`; for a search, a `SearchSummary`.
         """
 
     def on_exception(self, error: BaseException) -> None:
@@ -240,7 +249,7 @@ class Events:
 
 
 def check_callbacks(given: Any) -> None:
-    """Raise InputError unless this is a list of listeners."""
+    """Raise InputError unless `given` is a collection of listeners."""
     wanted = "a list of instances of subclasses of sparkdiff.Events"
     check_type("callbacks", given, Collection, wanted)
     for listener in given:
@@ -248,7 +257,7 @@ def check_callbacks(given: Any) -> None:
 
 
 def tell(listeners: Sequence[Events], method: str, *what: Any) -> None:
-    """Call a method of each listener, each with its own copy of a row; an exception becomes a warning."""
+    """Call a method of each listener with `what`; dicts are copied for each listener. An exception becomes a warning."""
     for listener in listeners:
         try:
             getattr(listener, method)(*({**w} if isinstance(w, dict) else w for w in what))
@@ -258,9 +267,7 @@ def tell(listeners: Sequence[Events], method: str, *what: Any) -> None:
 
 
 class Progress(Events):
-    """A listener that shows the phases to people. It is made for one run, and chooses its screen when the first phase
-    begins.
-    """
+    """A listener that shows the phases of one run to the user; it chooses its screen when the first phase begins."""
 
     def __init__(self, screen: Screen | None = None) -> None:
         self.screen = screen
@@ -274,7 +281,11 @@ class Progress(Events):
 
 
 class Phase:
-    """A running phase; call it with the text for its end."""
+    """A running phase; calling it sets the text that is reported when the phase ends.
+
+    Args:
+        within: prefix of all its texts, such as "fold 2: ".
+    """
 
     def __init__(self, name: str, listeners: Sequence[Events], within: str = ""):
         self.name, self.listeners, self.text, self.start = name, listeners, "", time.perf_counter()
@@ -285,12 +296,12 @@ class Phase:
         self.text = text
 
     def now(self, text: str) -> None:
-        """Report the progress of the phase; the text is also that of its end, unless another one follows."""
+        """Report the progress of the phase. If no later text is set, this one is also reported at its end."""
         self.text = text
         self._tell(None)
 
     def shows(self, text: str) -> None:
-        """Show progress that is only of interest to a waiting person; other listeners don't receive it."""
+        """Show progress to a waiting user only; listeners other than `Progress` don't receive it."""
         for listener in self.listeners:
             if isinstance(listener, Progress):
                 listener.on_phase(self.name, None, f"{self.within}{text}")
@@ -324,13 +335,13 @@ class Phases:
     phase.
 
     Args:
-        shown: show the phases on stderr.
+        shown: show the phases to the user, on stderr or in the notebook.
 
     Attributes:
         timings: seconds per phase.
         listeners: the listeners of the run, which also receive its other events.
-        fold: number of the current one of several trainings, from 1, and 0 for the one on all rows; None for a single
-            training.
+        fold: with numFolds, the fold of the current training run, from 1; 0 for the final training run on all rows.
+            None without folds.
         running: the innermost phase that has begun and not ended.
     """
 
@@ -341,12 +352,14 @@ class Phases:
         self.running: Phase | None = None
 
     def within(self) -> "Phases":
-        """Phases for a part of this run: other listeners receive them, too; people see them inside the running phase."""
+        """Phases of a part of this run. The user sees them as progress of the running phase; other listeners get them,
+        too.
+        """
         return Phases(False, [Inside(self), *(x for x in self.listeners if not isinstance(x, Progress))])
 
     @contextmanager
     def phase(self, name: str) -> Iterator[Phase]:
-        """Measure a phase; call the yielded object with its text."""
+        """Measure a phase within this context; calling the yielded object sets the text that is reported at its end."""
         within = "" if self.fold is None else f"fold {self.fold}: " if self.fold else "all rows: "
         around, phase = self.running, Phase(name, self.listeners, within)
         self.running = phase

@@ -1,4 +1,6 @@
-"""The record of a run in plain values, for a store of runs, a report and an experiment tracker; and its summary."""
+"""The record of a run in plain values, for the store of runs, reports and experiment trackers; and the summary of a
+fit.
+"""
 
 import dataclasses
 import importlib.metadata
@@ -19,49 +21,56 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class RunRecord(Shown):
-    """The request, the course and the results of a run: numbers, strings, lists and dicts of them, no tensors or stages.
+    """The options, the course and the results of a run as plain values: numbers, strings, and lists and dicts of them.
+
+    A candidate is one of several copies of the parameters that train side by side. Reference rows are rows on which the
+    result must not be significantly worse.
 
     Attributes:
         decision: "tuned" or "kept original".
         reason: the reason for the decision.
-        metric, metricDirection: the metric, and which direction is better.
-        metrics: {"train" | "validation" | "test": {"before", "after"}}, None if there are no such rows; "reference"
-            only if there are reference rows. `after` is the value of the returned pipeline.
+        metric, metricDirection: the name of the metric, and "smaller" or "larger", whichever is better.
+        metrics: {"train" | "validation" | "test": {"before", "after"}}, None for a kind without rows; "reference" only
+            if there are reference rows. `after` is the value of the returned pipeline.
         gain: (before - after) / abs(before) on validation rows, negated if larger is better, so that positive is better. If
             the metric is zero before, (before - after) / 1e-12.
         z: mean gain of the chosen epoch divided by its block-wise standard error; 0.0 if the original is best.
-        p: p-value of the max-bootstrap over all epochs and candidates.
+        p: p-value of the gain, from a bootstrap of the maximum over all epochs and candidates.
         candidates, diverged: number of trained candidates, and of those that diverged (loss or metric not finite) and
             stopped.
-        device, precision: the device that trained, such as "cpu" or "cuda:0 (NVIDIA H200)", and the number type.
+        device, precision: the device that trained, such as "cpu" or "cuda:0 (NVIDIA H200)", and the dtype of rows in
+            training.
         processes: with numProcesses="auto" {"number", "why", "milliseconds" (of a step, by the number of processes)}; else None.
         records: the rows of the history, one per epoch and candidate; epoch 0 is the original. With numFolds they have the key
-            "fold", which is 1 for the training that explores, and 0 for that on all rows.
-        parity: {"before", "after"} of write-back: rows, largest relative difference per column, label disagreements; with
-            precision="float32" also {"float32"}: the same for the original's margin in float32 and in float64, on validation
-            rows.
-        saved: result of comparing the saved pipeline, loaded and run as a whole on raw rows, with the one in memory, bit by
-            bit: {"rows", "columns", "leftOut" (columns that differ between two runs of the one in memory)}, "differs" (the
-            differences, in words) and "why" (why nothing was compared). Empty for a fit within another one.
-        stages: change of each parameter, in natural units: {"uid.parameter": {"largest", "rootMeanSquare"}}.
+            "fold": 1 for the training run that chooses the settings, 0 for the final training run on all rows.
+        parity: agreement of the network with Spark: {"before" training, "after" write-back}, each with rows, largest
+            relative difference per column, and label disagreements; with precision="float32" also "float32": the same
+            comparison of the original's margins in float32 and in float64, on validation rows.
+        saved: result of saving and loading the pipeline, running it as a whole on raw rows, and comparing its outputs
+            bit by bit with those of the pipeline in memory: {"rows", "columns", "leftOut" (columns that differ between
+            two runs of the pipeline in memory)}, "differs" (the differences, as text) and "why" (why nothing was
+            compared). Empty for a fit that is part of another fit.
+        stages: change of each parameter, in natural units (the parameter's typical scale): {"uid.parameter":
+            {"largest", "rootMeanSquare"}}.
         timings: seconds per phase.
-        stream: the reader of the cache.
-        cache: {"hit", "fingerprint", "rows" (by split)}, and "versions" if the
-            plan of the rows shows versions of tables: [{"split", "table", "versionAsOf" (of Delta; "timestampAsOf",
-            "snapshotId", "asOf" if a reader's option names these)}]; with reuseStages "stagesRead", the uids of the first
-            stages whose rows an earlier run had kept, and "stagesKept", the uids of those whose rows this run has kept.
+        stream: name of the library that read the cache.
+        cache: {"hit", "fingerprint", "rows" (by split)}, and "versions" if Spark's plan of the rows shows versions of
+            tables: [{"split", "table", "versionAsOf" (of Delta; "timestampAsOf", "snapshotId", "asOf" if an option of
+            the reader sets these)}]. With reuseStages also "stagesRead", the uids of the first stages whose output rows
+            an earlier run had kept, and "stagesKept", the uids of the first stages whose output rows this run has kept.
         warnings: reasons to doubt the figures.
-        folds: with numFolds an entry per fold that decides, {"fold", "rows", "before", "after", "epochs", "recipe"}: the metric
-            of the rival and of the tuned pipeline on its rows, and how the latter was trained.
-            `metrics["validation"]`, and all other figures on validation rows, are then about the out-of-fold rows.
+        folds: with numFolds an entry per fold that decides, {"fold", "rows", "before", "after", "epochs", "recipe"}:
+            the metrics, on the fold's rows, of the pipeline to beat and of the pipeline tuned without these rows, and
+            how the latter was trained. `metrics["validation"]`, and all other figures on validation rows, then describe
+            the out-of-fold rows.
 
-    The other attributes describe the best epoch of all candidates, accepted or not, on validation rows; None or empty
-    if none gained:
+    The other attributes describe the best epoch of all candidates, accepted or not, on validation rows; they are None
+    or empty if no epoch gained:
 
         gainInterval: [low, high], the 95% interval of its gain as a share of the original's metric; it accounts for the choice
-            among all epochs and candidates. A bound of None: unbounded.
-        slices: per value of a guardCol, see `sparkdiff.evaluation.slices.Change`.
-        reference: the same for the reference rows; None if there are none.
+            among all epochs and candidates. None for a bound means unbounded.
+        slices: an entry per value of a guardCol, see `sparkdiff.evaluation.slices.Change`.
+        reference: the same for the reference rows; None if there are no reference rows.
         compatibility: see `sparkdiff.evaluation.compatibility.Compatibility`.
     """
 
@@ -105,7 +114,7 @@ class RunRecord(Shown):
         write_bytes(Path(path), page(self.asdict(), self.records).encode())
 
     def asdict(self) -> dict[str, Any]:
-        """The values as JSON-ready values without NaN, except the history."""
+        """All values except the history (`records`), ready for JSON: None in place of numbers that are not finite."""
         return {f.name: _finite(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != "records"}
 
     def _headline(self) -> str:
@@ -116,9 +125,10 @@ class RunRecord(Shown):
 
 
 class FineTuningSummary(RunRecord):
-    """The report of one run. `print(summary)` and a notebook show the before/after table; `history` is a pandas DataFrame.
+    """The summary of one fine-tuning run.
 
-    Its other attributes are those of `sparkdiff.report.RunRecord`: decision, reason, metrics, gain, warnings and so on.
+    `print(summary)` and notebooks show the before/after table; `history` is a pandas DataFrame. The other attributes
+    are those of `sparkdiff.report.RunRecord`: decision, reason, metrics, gain, warnings and so on.
     """
 
     __module__ = "sparkdiff"

@@ -1,4 +1,4 @@
-"""The report of a run folder, from the files that the run wrote there and nothing else."""
+"""Reports of finished runs, made only from the files in the runs' output folders."""
 
 import csv
 import json
@@ -36,7 +36,7 @@ def report_of(folder: Path) -> str:
 
 
 def write_report(folder: Path) -> None:
-    """Write the report into a run folder. If a chart can't be drawn, only warn and write none: the run is not lost."""
+    """Write the report into a run folder. If it can't be made, only a warning is issued, so that the run is not lost."""
     try:
         text = report_of(folder)
     except Exception as e:
@@ -73,7 +73,7 @@ def compared(folders: Sequence[Path]) -> str:
 
 
 def _named(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
-    """The summaries of runs by the names of their folders, or by their paths if two have the same name."""
+    """The summaries of runs, by the names of their folders, or by the folders' paths if two folders have the same name."""
     names = [f.resolve().name for f in folders]
     shown = names if len(set(names)) == len(names) else [str(f) for f in folders]
     return {name: read_summary(folder) for name, folder in zip(shown, folders, strict=True)}
@@ -83,7 +83,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
     """The content of summary.json.
 
     Raises:
-        InputError: it does not exist, or is not that of a run.
+        InputError: the file does not exist, or is not the summary of a run.
     """
     file = folder / "summary.json"
     try:

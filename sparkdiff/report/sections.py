@@ -1,4 +1,4 @@
-"""Texts and tables for people, written once and shown as plain text or as HTML in a notebook."""
+"""Sections of a report, i.e. texts and tables, that can be shown both as plain text and as HTML in a notebook."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LONG = 40
-"""Number of characters of a cell from which a browser may break its line."""
+"""Number of characters from which a browser may break the text of a table cell into lines."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,8 +19,8 @@ class SectionTable:
     """A table; its first row is the head.
 
     Attributes:
-        left: the left-aligned columns; the others are right-aligned.
-        ruled: whether the text has a line under the head.
+        left: indices of the left-aligned columns; the others are right-aligned.
+        ruled: whether the plain text has a line under the head.
     """
 
     rows: Sequence[Sequence[str]]
@@ -66,7 +66,7 @@ def as_html(sections: Iterable[Section]) -> str:
 
 
 class Shown:
-    """A result that displays itself: one line in a console, all of it with `print`, and as tables in a notebook."""
+    """Base of results that display themselves: one line as `repr`, all sections with `print`, and HTML in a notebook."""
 
     def _headline(self) -> str:
         raise NotImplementedError
@@ -85,7 +85,7 @@ class Shown:
 
 
 class ShownFields(Shown):
-    """A dataclass that displays itself, and returns its fields as plain values or as JSON, with times in ISO 8601."""
+    """Base of dataclasses that display themselves and return their fields as a dict or as JSON, with times in ISO 8601."""
 
     def toDict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)  # type: ignore[call-overload,no-any-return]
@@ -95,7 +95,7 @@ class ShownFields(Shown):
 
 
 class ShownByStage(ShownFields):
-    """A dataclass with an entry per stage in `stages`."""
+    """Base of dataclasses with an entry per stage in `stages`."""
 
     stages: tuple[Any, ...]
 
@@ -106,7 +106,7 @@ class ShownByStage(ShownFields):
 
 
 def template(file: str) -> str:
-    """The text of a template. The package may be in a zip, as with `spark-submit --py-files`."""
+    """The text of a template; works also if the package is in a zip, as with `spark-submit --py-files`."""
     return (resources.files("sparkdiff.report") / "templates" / file).read_text(encoding="utf-8")
 
 

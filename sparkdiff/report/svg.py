@@ -1,6 +1,6 @@
-"""SVG pictures: a drawing that notebooks show, and the texts, lines and boxes that it consists of.
+"""SVG pictures: a drawing that notebooks show, and functions for its texts, lines and boxes.
 
-Colours are translucent over the background of the page, light or dark.
+Colours are translucent, so that they suit a light and a dark page.
 """
 
 import textwrap
@@ -36,7 +36,9 @@ STYLE = """
 .sparkdiff-plan .frame {fill: none; stroke: #848d97; stroke-opacity: .6}
 """
 ON_WHITE = ".sparkdiff-plan {color: #1f2328; background: #ffffff}"
-"""Colours for a file, or a notebook that shows pictures apart from its page, where the page's colours are unknown."""
+"""Colours for a picture in a file, or in a notebook that isolates pictures from its page, where the page's colours are
+unknown.
+"""
 
 
 class Drawing:

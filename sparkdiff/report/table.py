@@ -12,7 +12,7 @@ SHOWN = 8
 
 
 def p_value(p: float, least: float = 0.001) -> str:
-    """A p-value as text; if it is below `least` (at most 0.001), only this bound is shown."""
+    """A p-value as text; below `least` (itself at most 0.001), only "p < least" is shown."""
     least = min(least, 0.001)
     return f"p < {least:.1g}" if p < least else f"p {p:.3f}" if p >= 0.001 else f"p {p:.2g}"
 
@@ -50,7 +50,7 @@ def _metrics(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
 
 
 def headline(summary: Mapping[str, Any]) -> str:
-    """A run in one line: the decision, and the metric on the rows that decided."""
+    """A run in one line of text: the decision, and the metric on the held-out rows by which it was made."""
     held = (summary["metrics"] or {}).get("validation")
     if held is None:
         return f"{summary['decision']}, {summary['metric']}"
@@ -62,12 +62,12 @@ def headline(summary: Mapping[str, Any]) -> str:
 
 
 def _whose(summary: Mapping[str, Any]) -> str:
-    """The pipelines that the figures on the deciding rows describe."""
+    """Name of the pipelines to which the figures on the rows that decide belong."""
     return "the folds' pipelines" if summary.get("folds") else "the best epoch"
 
 
 def _folds(folds: Sequence[Mapping[str, Any]]) -> Iterator[Section]:
-    """The metric on the rows of each fold, one line each."""
+    """Table of the metric before and after on the rows of each fold; nothing without folds."""
     if folds:
         rows = [("fold", "rows", "original", "tuned", "change", "epochs")]
         for f in folds:
@@ -78,8 +78,8 @@ def _folds(folds: Sequence[Mapping[str, Any]]) -> Iterator[Section]:
 
 
 def _place(summary: Mapping[str, Any]) -> Iterator[str]:
-    """Sentences on the device and number type of training, unless the CPU in float64, and on an automatic number of
-    processes.
+    """Sentences on the device and the dtype of training, unless they are the CPU and float64, and on the number of
+    processes if it was chosen automatically.
     """
     device, single = summary.get("device") or "cpu", summary.get("parity", {}).get("float32")
     if single is not None:
@@ -92,7 +92,7 @@ def _place(summary: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _changes(slices: Sequence[Mapping[str, Any]], whose: str) -> Iterator[Section]:
-    """The slices with the worst results under the tuned network, one line each, and the number of the others."""
+    """Table of the slices (rows with one value of a guardCol) that gained least, and the number of the other slices."""
     known = [s for s in slices if s["rows"]]
     if not known:
         return
@@ -115,7 +115,7 @@ def _changes(slices: Sequence[Mapping[str, Any]], whose: str) -> Iterator[Sectio
 
 
 def _gain(change: Mapping[str, Any]) -> float:
-    """The gain as a share of the original's metric; -inf if one of the two metrics is undefined."""
+    """The gain of a slice as a share of the original's metric; -inf if the metric before or the gain is undefined."""
     if change["before"] is None or change["gain"] is None:
         return -math.inf
     return share_of(change["gain"], change["before"])

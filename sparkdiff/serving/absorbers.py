@@ -1,4 +1,4 @@
-"""Stages that can absorb the map of a stage in front of them, which changes their features."""
+"""Stages that can absorb the map (see `maps`) of the stage in front of them, and then read that stage's input directly."""
 
 import dataclasses
 from typing import Any
@@ -19,9 +19,9 @@ from sparkdiff.stages.projection import PCA
 TOLERANCE = 1e-9
 """Largest error of a margin that folding may add by rounding, relative to the margin's usual size."""
 ROUNDING = 2.0**-53
-"""Largest relative error of one operation."""
+"""Largest relative rounding error of one operation on doubles."""
 STAGE = 2000
-"""Number of products that take about as long as one stage without its products: a microsecond or two
+"""Fixed cost of running one stage, in multiplications that take as long: a microsecond or two
 (`benchmarks/serving_costs.py`).
 """
 
@@ -34,9 +34,9 @@ class LinearAbsorber:
         stage: the fitted stage.
         matrix: (m, d).
         intercepts: (m,); None if the stage has none.
-        stored: (m, d) bool, True for the matrix entries that are multiplied; None if always all of them.
+        stored: (m, d) bool, True for the matrix entries that Spark multiplies; None if Spark always multiplies all.
         constants: (m,) constants that folded stages add to the intercepts.
-        checks_width: True if Spark refuses vectors of another width.
+        checks_width: True if the stage refuses vectors of another width in Spark.
     """
 
     stage: Any
@@ -48,14 +48,16 @@ class LinearAbsorber:
 
     @property
     def width(self) -> int:
-        """Number of features that it reads."""
+        """Number of features that the stage reads."""
         return int(self.matrix.shape[1])
 
     def absorbed(self, change: Map, start: int, width_in: int | None) -> "LinearAbsorber":
-        """The stage that reads the change's input in place of features [start, start + change.width_out).
+        """The stage changed so that it reads the input of the map `change` in place of the features that the map
+        writes.
 
         Args:
-            width_in: width of the change's input; None if unknown. A change without a width_out keeps the width.
+            start: index of the first of these features; they are [start, start + change.width_out).
+            width_in: width of the map's input; None if unknown. A map without a width_out keeps the width.
 
         Raises:
             RefusedError: the outputs would not be the same.
@@ -74,7 +76,7 @@ class LinearAbsorber:
         return dataclasses.replace(self, matrix=matrix, stored=stored, constants=self.constants + constants)
 
     def _check_cost(self, change: Map, width_out: int, width_in: int) -> None:
-        """Raise RefusedError if one wide matrix would take longer than two narrow ones."""
+        """Raise RefusedError if one wide matrix product would take longer than the map followed by the narrow product."""
         m = len(self.matrix)
         if width_in > width_out and not isinstance(change, Chosen):
             before, after = width_in * width_out + width_out * m, width_in * m
@@ -106,10 +108,12 @@ class LinearAbsorber:
         return np.concatenate([was[:, : block.start], new, was[:, block.stop :]], 1)
 
     def _check_shift(self, change: Entries, part: Array) -> None:
-        """Raise RefusedError if large shifts could change the margin by rounding: their constants cancel against large products.
+        """Raise RefusedError if rounding could change the margin noticeably because the map shifts by large constants.
 
-        The bound: a sum of n products has an error of at most n * ROUNDING * (sum of their absolute values). For a typical row
-        the products are those of the outputs themselves and, twice, those of the constants: in the products and in the intercept.
+        After folding, the intercept contains the shifts' constants, which cancel against equally large products. The
+        error of a sum of n products is at most n * ROUNDING * (sum of their absolute values). For a typical row, this
+        sum consists of the outputs' own products and, twice, of the constants: once in the products and once in the
+        intercept.
         """
         if self.intercepts is None:
             raise RefusedError("it moves zero, and the products of a PCA have no constant that could do so")
@@ -152,7 +156,7 @@ class _Layers:
 
 @dataclasses.dataclass(frozen=True)
 class Forest:
-    """Trees, whose thresholds are compared with the features; has the members of a LinearAbsorber."""
+    """Tree model, whose thresholds a map changes; has the same interface as LinearAbsorber."""
 
     stage: Any
     nodes: Nodes
@@ -167,7 +171,7 @@ class Forest:
         raise RefusedError("a tree compares single features, and it mixes them")
 
     def _moved(self, change: Entries, start: int) -> Nodes:
-        """Nodes with thresholds that the same inputs pass, bit for bit."""
+        """Nodes with thresholds on the map's inputs that send every row to the same side as before, bit for bit."""
         feature = self.nodes.featureIndex - start
         inside = ~self.nodes.leaf & (feature >= 0) & (feature < len(change.factor))
         if (inside & self.nodes.categorical).any():
@@ -203,7 +207,7 @@ class Forest:
 
 
 Absorber = LinearAbsorber | Forest
-"""A stage whose features are about to change."""
+"""A stage that absorbs the map of the stage in front of it."""
 
 
 def last_left(shift: Array, factor: Array, plus: Array, threshold: Array) -> Array:

@@ -1,4 +1,7 @@
-"""Readers of each version of a column while a pipeline is folded, and the widths of columns."""
+"""State of a pipeline while it is folded: the stages that read each version of a column, and the widths of columns.
+
+A version of a column is (casefolded name, position of the stage that wrote it; -1 for the data).
+"""
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
@@ -27,7 +30,7 @@ SCALARS = ("StringIndexerModel", "Bucketizer", "ImputerModel", "TargetEncoderMod
 
 @dataclasses.dataclass(frozen=True)
 class Read:
-    """A column that a stage reads: its spelling in the Param, and its version."""
+    """A column that a stage reads: the name as spelled in the stage's Param, and the version of the column."""
 
     spelled: str
     version: Version
@@ -50,8 +53,8 @@ def pinned(model: Any, graph: Graph) -> dict[int, str]:
 
 
 def reselected(model: Any, graph: Graph, gone: Collection[int], renamed: Mapping[int, str]) -> dict[Path, Any]:
-    """New stages for `nesting.replaced` in place of those that drop columns or put them last, if they name columns of removed
-    stages or renamed columns.
+    """Replacements (for `nesting.replaced`) of the stages that drop columns or move them to the end, where such a stage
+    names a renamed column or a column of a removed stage.
     """
     out: dict[Path, Any] = {}
     for i, vertex in enumerate(graph.vertices):
@@ -76,7 +79,7 @@ def left_out(model: Any, path: Path) -> Any:
 
 
 def reading(stage: Any, vertex: Vertex, now: tuple[str, ...]) -> Any:
-    """The stage of a vertex, or a new one in its place, with these input columns; the same object if they don't change."""
+    """The stage, or a copy of it, with the input columns `now`; the same object if `vertex` already reads them."""
     if vertex.spelled == now:
         return stage
     name = next(p for p in ("inputCols", "inputCol", "featuresCol") if stage.hasParam(p) and stage.isDefined(p))
@@ -91,11 +94,11 @@ def is_assembler(stage: Any) -> bool:
 
 
 class StageFacts:
-    """Facts about the stages of a pipeline as they were fitted; each fact is determined once.
+    """Facts about the stages of a pipeline before folding; each fact is determined once and cached.
 
     Attributes:
         schema: the schema of the data, if it is known.
-        fields: its fields by casefolded name.
+        fields: the schema's fields by casefolded name.
     """
 
     def __init__(self, graph: Graph, schema: StructType | None):
@@ -124,7 +127,7 @@ class StageFacts:
         return self._once(_absorber, i)
 
     def width(self, version: Version) -> int | None:
-        """Number of entries of a column, 1 for a number; None if neither a stage nor the schema has it."""
+        """Number of entries of a column, 1 for a number; None if neither a stage nor the schema determines it."""
         name, writer = version
         if writer < 0:
             found = _width_in_data(self.fields.get(name))
@@ -134,7 +137,7 @@ class StageFacts:
         return self._width_read(version) if found is None else found
 
     def _width_read(self, version: Version) -> int | None:
-        """Width that a stage which reads the column was fitted for; None if unknown."""
+        """Width of the vectors on which a reader of the column was fitted; None if no reader determines it."""
         for vertex in self.graph.vertices:
             if version in vertex.sources and len(vertex.sources) == 1:
                 try:
@@ -166,12 +169,13 @@ class State:
 
     Attributes:
         facts: facts about the stages as they were fitted.
-        keep: the versions that stay, regardless of their readers.
-        pinned: stages that cannot change, with the reason.
+        keep: the versions of columns that must stay, whether a stage reads them or not.
+        pinned: positions of the stages that cannot change, with the reason.
         reads: the columns that each remaining stage reads, by position.
-        absorbers: stages that have absorbed others.
-        gone: removed stages, with what happened to them.
-        changed: assemblers whose output has changed values, and maybe another width; it gets another name.
+        absorbers: the stages that have absorbed others, in their changed form, by position.
+        gone: positions of the removed stages, with a text on what happened to each.
+        changed: positions of the assemblers whose output has other values now, and maybe another width; that output
+            column is renamed.
     """
 
     facts: "StageFacts"
@@ -197,7 +201,7 @@ class State:
         """Stages that read an output of stage i.
 
         Raises:
-            RefusedError: a stage behind it may read any column.
+            RefusedError: a later stage does not declare the columns that it reads, so it may read any.
         """
         for j in self.reads:
             if j > i and not (self.vertex(j).declares_all and not self.vertex(j).opaque):
@@ -205,7 +209,7 @@ class State:
         return [j for j in self.reads if any(read.version[1] == i for read in self.reads[j])]
 
     def overwritten(self, i: int) -> list[str]:
-        """Outputs of stage i that existed before it, and would have their old values without it."""
+        """Outputs of stage i that overwrite existing columns, which without stage i would have their old values."""
         there = {(name, -1) for name in self.facts.fields}.union(
             *(v.sources for v in self.graph.vertices), *map(self.versions, self.reads)
         )
@@ -213,7 +217,11 @@ class State:
         return [c for c in self.vertex(i).outputs if self.graph.casefold(c) in before]
 
     def check_visible(self, version: Version, at: int, without: int) -> None:
-        """Raise RefusedError if a stage between the writer and stage `at`, except `without`, overwrites the version."""
+        """Raise RefusedError if stage `at` could not read this version of a column.
+
+        It cannot if a stage between the version's writer and stage `at`, other than stage `without`, overwrites the
+        column.
+        """
         first = version[0].partition(".")[0]
         for j in self.reads:
             if version[1] < j < at and j != without and self.graph.writes(j, [version[0], first]):
@@ -223,14 +231,14 @@ class State:
         """Absorber of stage j.
 
         Raises:
-            RefusedError: it cannot absorb.
+            RefusedError: stage j cannot absorb any map.
         """
         if j in self.pinned:
             raise RefusedError(f"{self.vertex(j).uid} reads its vector, and {self.pinned[j]}")
         return self.absorbers.get(j) or self.facts.absorber(j)
 
     def width(self, version: Version) -> int | None:
-        """Current number of entries of a column; None if neither a stage nor the schema has it."""
+        """Current number of entries of a column; None if neither a stage nor the schema determines it."""
         writer = version[1]
         if writer >= 0 and is_assembler(self.vertex(writer).stage):
             widths = [self.width(read.version) for read in self.reads.get(writer, ())] or [None]
@@ -241,13 +249,13 @@ class State:
         return self.facts.width(version)
 
     def block(self, i: int, place: int, total: int | None) -> int:
-        """Start of the vector that assembler i reads at this place within its output.
+        """Index in assembler i's output at which the entries of its input column number `place` begin.
 
         Args:
-            total: the width of the output if Spark would refuse another one; else None.
+            total: the width that the output must have, if its reader checks the width; else None.
 
         Raises:
-            RefusedError: the columns before it have unknown widths, or the known ones contradict `total`.
+            RefusedError: an input column before that one has an unknown width, or the known widths contradict `total`.
         """
         reads = self.reads[i]
         widths = [self.width(read.version) for read in reads]

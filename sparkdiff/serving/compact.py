@@ -22,8 +22,8 @@ class StageCompaction:
     """Outcome for one leaf stage.
 
     Attributes:
-        path: position in the nested pipelines and formulas.
-        action: "gone"; "changed", if it absorbs others or reads other columns; or "same".
+        path: position of the stage in the nested pipelines and formulas.
+        action: "gone"; "changed", if the stage absorbs other stages or reads other columns; or "same".
         reason: text on what happens to the stage, or why it stays.
     """
 
@@ -38,7 +38,9 @@ class StageCompaction:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class CompactPlan(ShownByStage):
-    """One StageCompaction per leaf stage in the order of the pipeline, and the columns that stay."""
+    """Report of `compact_plan`: a StageCompaction per leaf stage, in the order of the pipeline, and the columns that
+    stay.
+    """
 
     __module__ = "sparkdiff"
 
@@ -69,9 +71,9 @@ def compact(model: Any, keepCols: Sequence[str] | None = None, *, schema: Struct
 
     Args:
         model: a fitted `PipelineModel`; it is never changed.
-        keepCols: the columns that must stay; those of the data always do. By default those that no later stage reads, and those
-            of the last stage.
-        schema: the schema of the data, which may have the widths of columns.
+        keepCols: the columns that must stay; the columns of the data always stay. By default the columns that no later
+            stage reads, and those of the last stage.
+        schema: the schema of the data, whose metadata may have the widths of columns.
 
     Returns:
         The folded pipeline; the same object if nothing folds.
@@ -95,7 +97,7 @@ def compact(model: Any, keepCols: Sequence[str] | None = None, *, schema: Struct
 
 
 def compact_plan(model: Any, keepCols: Sequence[str] | None = None, *, schema: StructType | None = None) -> CompactPlan:
-    """Plan of what `compact` does with the same arguments, stage by stage, with the reasons why stages stay.
+    """Report on what `compact` would do with the same arguments, stage by stage, with the reasons why stages stay.
 
     Raises:
         InputError: as in `compact`.
@@ -126,7 +128,7 @@ def _start(model: Any, keepCols: Sequence[str] | None, schema: StructType | None
 
 
 def _unread(graph: Graph) -> frozenset[Version]:
-    """Columns of which no later stage reads or overwrites any field, and those of the last stage."""
+    """Columns of which no later stage reads any field and that no later stage overwrites, and the last stage's columns."""
     last, read = len(graph.vertices) - 1, {version for v in graph.vertices for version in v.sources}
     return frozenset(
         (name, i)

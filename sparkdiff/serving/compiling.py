@@ -1,4 +1,6 @@
-"""Compiler from a fitted pipeline to its schedule: the steps that the wanted columns need, and their inputs' forms."""
+"""Compiler from a fitted pipeline to its schedule: the steps that the wanted columns need, and the form of each input
+column (numbers, null flags or Python objects).
+"""
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -62,7 +64,7 @@ class Unit:
 
 
 DROPPING = ("pyspark.ml.feature.StringIndexerModel", "pyspark.ml.feature.VectorAssembler")
-"""Classes that, with handleInvalid='skip', drop the rows that they refuse with 'error'."""
+"""Classes that with handleInvalid='skip' drop exactly the rows on which they fail with handleInvalid='error'."""
 NOT_SERVED = {
     "BisectingKMeansModel": "Spark does not show the tree of centres that it descends",
     "BucketedRandomProjectionLSHModel": "its hash values serve joins of whole tables, which stay in Spark",
@@ -84,8 +86,9 @@ def scheduled(model: Any, schema: SchemaOrRows, outputCols: Iterable[str] | None
     """Schedule of a fitted pipeline.
 
     Raises:
-        InputError: it isn't fitted, a column isn't written, there is no such version of Java, or a stage that a wanted column
-            needs cannot be computed without Spark; names stage, class, reason and what to do.
+        InputError: the pipeline isn't fitted, no stage writes one of `outputCols`, there is no such version of Java, or
+            a stage that a wanted column needs cannot be computed without Spark. The message names the stage, its class,
+            the reason and how to fix it.
     """
     if schema is not None and not isinstance(schema, StructType):
         check_dataframe("schema, if not a StructType,", schema)
@@ -99,7 +102,9 @@ def scheduled(model: Any, schema: SchemaOrRows, outputCols: Iterable[str] | None
 
 
 def _refusing(model: Any) -> dict[Path, Any]:
-    """Copies of the stages that drop invalid rows which refuse these rows instead, by path in the pipeline."""
+    """Copies of the stages that drop invalid rows, by path in the pipeline; the copies raise an error on such rows
+    instead.
+    """
     return {
         path: stage.copy({stage.handleInvalid: "error"})
         for path, stage in flatten(model)
@@ -134,7 +139,7 @@ def _spelled(graph: Graph) -> list[str]:
 
 
 def _default(graph: Graph) -> list[Version]:
-    """Columns of the predictors and of the stages behind them; without a predictor, those that no stage reads."""
+    """Columns of the predictors and of the stages behind them; without a predictor, the columns that no stage reads."""
     last = list(graph.writers.items())
     predictors = set(graph.predictors())
     behind = {v.position for v in graph.vertices if predictors & graph.ancestors([v.position])}
@@ -149,7 +154,7 @@ def _default(graph: Graph) -> list[Version]:
 
 @dataclass
 class _Compiler:
-    """Compiler state: assigns each value its place, and collects the steps."""
+    """Compiler state: gives each value its place, an index in the list of a request's values, and collects the steps."""
 
     graph: Graph
     schema: SchemaOrRows
@@ -161,7 +166,7 @@ class _Compiler:
     exact: float = field(init=False)
 
     def compiled(self, wanted: Sequence[Version], dropping: Sequence[Vertex] = ()) -> Schedule:
-        """Schedule of these columns, and of everything that the row-dropping stages need to decide."""
+        """Schedule of the `wanted` columns, and of all that the `dropping` stages need to decide which rows they drop."""
         told = [(self.graph.casefold(c), v.position) for v in dropping for c in v.outputs]
         units = self._needed([*wanted, *told])
         self.exact = note_readers(self.graph, dict.fromkeys(unit.vertex.position for unit in units))
@@ -239,7 +244,9 @@ class _Compiler:
         ]
 
     def _labels(self, version: Version) -> Sequence[str] | None:
-        """Labels of a column from its writer or its attributes; None if unknown."""
+        """Labels of an index column, from the StringIndexerModel that writes it or from the column's metadata; None if
+        unknown.
+        """
         writer = self.graph.vertices[version[1]] if version[1] >= 0 else None
         if writer is not None and writer.stageClass == "StringIndexerModel":
             at = list(map(self.graph.casefold, writer.outputs)).index(version[0])
@@ -283,7 +290,7 @@ class _Compiler:
         self.steps.append(TorchStep(vertex.uid, columns, reads, writes, module, nulls, flags, wanted, or_more, passed))
 
     def _width(self, unit: Unit) -> tuple[int, bool]:
-        """Number of entries that a row of the first input must have (0: no such rule), and whether it may have more."""
+        """Number of entries that a row of the first input must have (0 if any number), and whether it may have more."""
         module, vertex = unit.vertex.module, unit.vertex
         if not isinstance(module, Trees):
             return (module.fitted_width() if module is not None and len(unit.reads) == 1 else 0), False
@@ -356,7 +363,7 @@ class _Compiler:
 
 
 def warm(schedule: Schedule) -> None:
-    """Let modules compute what they cache at their first call, before threads call them concurrently.
+    """Check the trees, and fill the caches of their modules before threads call them concurrently.
 
     Raises:
         InputError: trees, which may come from a file, are invalid.

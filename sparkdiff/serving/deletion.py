@@ -1,6 +1,6 @@
-"""Single stages that a fitted pipeline could do without: their readers would read their input instead.
+"""Deletion of single stages from a fitted pipeline: the readers of the deleted stage's output read its input instead.
 
-Unlike folding, this changes outputs; the caller judges the result.
+Unlike folding, a deletion changes the pipeline's outputs; the caller decides whether the result is good enough.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ KINDS: Mapping[str, str] = {
     "ChiSqSelectorModel": "selection", "UnivariateFeatureSelectorModel": "selection",
     "VarianceThresholdSelectorModel": "selection", "VectorIndexerModel": "categories",
 }  # fmt: skip
-"""Classes of `pyspark.ml.feature` that make one vector of one vector, and the kind of their effect."""
+"""Classes of `pyspark.ml.feature` that turn one vector into one vector, and the kind of their effect."""
 SAME_WIDTH = frozenset({"scaling", "weights", "categories"})
 BY_ENTRY = (
     "scalingVec", "indices", "names", "size", "lowerBoundsOnCoefficients", "upperBoundsOnCoefficients", "initialWeights",
@@ -49,10 +49,10 @@ class Deletion:
     Attributes:
         uid: the uid of the deleted stage.
         stageClass: its class.
-        mustRefit: uids of the fitted stages that depend on its output, in the order of the pipeline, if they must be refitted
-            because vectors have another width now; else empty.
-        pipeline: the pipeline without the stage, in which its readers read its input. If `mustRefit` is not empty, it has the
-            right columns, but these stages must be refitted.
+        mustRefit: uids of the fitted stages that depend on the deleted stage's output, in the order of the pipeline, if
+            they must be refitted because vectors have another width now; else empty.
+        pipeline: the pipeline without the stage; the stage's readers read its input instead. The columns are wired
+            correctly, but the stages in `mustRefit`, if any, must be refitted before use.
     """
 
     uid: str
@@ -64,12 +64,12 @@ class Deletion:
 def deletions(model: Any, schema: StructType | None = None) -> tuple[Deletion, ...]:
     """Possible deletions of one stage each, in the order of the pipeline. Runs no job.
 
-    A stage can be deleted if it makes one vector of one vector and is read, and if its input is still available to all readers.
-    The model itself is never changed.
+    A stage can be deleted if it turns one vector into one vector, another stage reads that vector, and the stage's own
+    input is still available to all its readers. The model itself is never changed.
 
     Args:
         model: a fitted `PipelineModel`.
-        schema: the schema of the data, which may have the widths of vectors.
+        schema: the schema of the data, whose metadata may have the widths of vectors.
 
     Raises:
         InputError: the pipeline is not fitted.
@@ -90,7 +90,7 @@ def _without(model: Any, state: State, i: int) -> Deletion:
     """The pipeline without stage i.
 
     Raises:
-        RefusedError: it cannot be deleted.
+        RefusedError: the stage cannot be deleted.
     """
     vertex = state.vertex(i)
     module, _, kind = class_name(vertex.stage).rpartition(".")
@@ -125,8 +125,8 @@ def _resized(state: State, i: int, read: Read, new: Mapping[Path, Any]) -> dict[
     """Stages whose Params hold the width of the vector, with the new width.
 
     Raises:
-        RefusedError: a Param holds one value for each entry; the new width, which a Param needs, is unknown; or a PCA would have
-            more components than its vectors have entries.
+        RefusedError: a Param holds one value for each entry of the vector; a Param needs a width that is unknown; or a
+            PCA would have more components than its vectors have entries.
     """
     was, now = state.facts.width(state.versions(i)[0]), state.facts.width(read.version)
     out: dict[Path, Any] = {}
@@ -146,8 +146,8 @@ def _resized(state: State, i: int, read: Read, new: Mapping[Path, Any]) -> dict[
 
 
 def _behind(state: State, i: int, *, only_assemblers: bool = False) -> list[int]:
-    """Stages that depend on its output; with `only_assemblers`, those that read it as a vector or within an assembled
-    one.
+    """Stages that depend on stage i's output; with `only_assemblers`, those that read it directly or through
+    assemblers.
     """
     reached, passes = [], {i}
     for j in sorted(state.reads):

@@ -1,4 +1,4 @@
-"""Trees and one-hot encoders for few rows, with numpy: there, torch's overhead per operation costs more than the work."""
+"""Trees and one-hot encoders in numpy, for few rows: torch's overhead per operation would exceed the computation."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +14,7 @@ from sparkdiff.stages.trees import RandomForestClassification
 from sparkdiff.tensors.rows import SPARSE_FROM, Rows
 
 PAIRS = 4096
-"""Largest product of rows and trees for which this is faster."""
+"""Largest product of rows and trees for which numpy is faster than torch."""
 Array = np.ndarray[Any, Any]
 
 
@@ -54,7 +54,7 @@ class FewRows:
         return self.number[node].reshape(n, self.trees)
 
     def _correct(self, left: Array, subset: Array, value: Array) -> None:
-        """Set `left` (p,) for nodes that split by a set of categories."""
+        """Overwrite `left` (p,) for the nodes that split by a set of categories: True if the row goes left there."""
         where = np.flatnonzero(subset >= 0)
         subset, value = subset[where], value[where]
         size = self.sizes[subset]
@@ -87,7 +87,7 @@ class TreesStep(TorchStep):
 
 
 def voted(module: Trees, x: Rows) -> tuple[Tensor, ...]:
-    """Outputs of a forest for many rows: its votes are added tree after tree, as in Spark, as rounding decides ties."""
+    """Outputs of a forest for many rows. Votes are added tree by tree, as in Spark, because rounding can decide ties."""
     leaves, table = module.route(x), module.table()
     total = table.new_zeros(len(leaves), table.shape[1])
     for leaf in leaves.unbind(1):
@@ -113,7 +113,7 @@ class HotStep(TorchStep):
             values[write] = torch.from_numpy(row)
 
     def row(self, x: Any, null: Any, size: int, name: str) -> Array | None:
-        """Block of a single row; None if torch has to compute it."""
+        """One-hot vector (1, width) of a single row, as numpy; None if torch has to compute it."""
         encoder = self.encoder
         width = size + encoder.keep - encoder.drop_last
         if type(x) is not Tensor or x.shape != ONE or width >= SPARSE_FROM:
@@ -147,5 +147,5 @@ def fast(step: Step) -> Step:
 
 
 def steps(schedule: Schedule) -> tuple[Step, ...]:
-    """Steps of a schedule in the form in which they run: those of some stages have a fast path for few rows."""
+    """The steps of a schedule, each replaced by a version with a fast path for few rows if there is one."""
     return tuple(map(fast, schedule.steps))

@@ -1,4 +1,8 @@
-"""Steps that fold a pipeline. Each removes one stage, and leaves the values of every kept column unchanged."""
+"""Steps that fold a pipeline into fewer stages.
+
+Each step removes one stage and leaves the values of every kept column unchanged: the stage's readers absorb its map
+(see `maps`), an assembler is merged into the assemblers that read it, or a stage that nobody reads is deleted.
+"""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -32,10 +36,10 @@ def folded(state: State) -> tuple[State, dict[int, str]]:
 
 
 def without(state: State, i: int) -> State:
-    """The pipeline without stage i.
+    """The pipeline without stage i, which its readers, if any, have absorbed.
 
     Raises:
-        RefusedError: that would change a kept column, or the set of rows.
+        RefusedError: removing stage i would change a kept column, or the set of rows.
     """
     vertex = state.vertex(i)
     if i in state.pinned:
@@ -72,7 +76,7 @@ def _gone(
 
 
 def _merged(state: State, i: int, readers: list[int]) -> State:
-    """The state in which the assemblers that read assembler i's vector read its columns instead."""
+    """The state in which the assemblers that read assembler i's output vector read assembler i's input columns instead."""
     mode = state.vertex(i).stage.getHandleInvalid()
     reads = {}
     for j in readers:
@@ -93,7 +97,11 @@ def _merged(state: State, i: int, readers: list[int]) -> State:
 
 
 def _check_names(state: State, j: int) -> None:
-    """Raise RefusedError if the names of the entries of assembler j's vector matter: they change with its inputs."""
+    """Raise RefusedError if the entry names of assembler j's vector matter, as these change with the assembler's
+    inputs.
+
+    They matter if a later stage selects entries by name, or if a kept column shows them in its metadata.
+    """
     behind: list[int] = []
     for k in sorted(state.reads):
         if k == j or any(read.version[1] in behind for read in state.reads[k]):
@@ -113,8 +121,9 @@ class Target:
     """A stage that would absorb a map.
 
     Attributes:
-        start: index of the first of its features that the map makes.
-        through: the assemblers between them.
+        position: position of the absorbing stage in the pipeline.
+        start: index of the first of its features that the map writes.
+        through: positions of the assemblers between the map's stage and the absorbing stage.
     """
 
     position: int
@@ -123,7 +132,9 @@ class Target:
 
 
 def _folded(state: State, i: int, readers: list[int]) -> State:
-    """The state in which all stages that read stage i's vector, directly or through assemblers, have absorbed its map."""
+    """The state in which all stages that read stage i's output vector, directly or through assemblers, absorbed i's
+    map.
+    """
     change = state.facts.map_of(i)
     [read] = state.reads[i]
     targets = [target for j in readers for target in _targets(state, i, j, change)]
@@ -147,7 +158,7 @@ def _targets(state: State, i: int, j: int, change: Map) -> Iterator[Target]:
     """Targets that absorb the map of stage i: its reader j, or the readers behind it if j is an assembler.
 
     Raises:
-        RefusedError: one of them cannot.
+        RefusedError: one of these stages cannot absorb the map.
     """
     if not is_assembler(state.vertex(j).stage):
         absorber = state.absorber(j)
@@ -166,7 +177,7 @@ def _targets(state: State, i: int, j: int, change: Map) -> Iterator[Target]:
 
 
 def check_input(state: State, i: int) -> None:
-    """Raise RefusedError if an assembler could not get the width of stage i's input from the column's metadata."""
+    """Raise RefusedError if stage i's input may lack its width in the column's metadata, which an assembler needs."""
     version = state.reads[i][0].version
     writer = version[1]
     stage = None if writer < 0 else state.vertex(writer).stage

@@ -1,6 +1,6 @@
-"""Java's and Spark's functions of text: lower case, split, hashes, and regular expressions.
+"""Text functions of Java and Spark in Python: lower case, split, hashes, and regular expressions.
 
-Python mostly behaves in the same way. Where it doesn't, the functions here follow Java, or refuse.
+Python mostly behaves like Java. Where it doesn't, the functions here follow Java, or raise NotServedError.
 """
 
 import functools
@@ -87,16 +87,17 @@ def hashed_float(x: float) -> int:
 
 _SIGMA = "\u03a3"
 _BETWEEN = re.compile("[\u00ad\u2027\"'.]")
-"""Characters, beside dashes, that may stand between two letters of one word."""
+"""Characters other than dashes that may stand between two letters of one word."""
 _OTHER_CASED = re.compile("[\u02b0-\u02b8\u02c0\u02c1\u02e0-\u02e4\u0345\u037a\u1d2c-\u1d61\u2160-\u217f\u24b6-\u24e9]")
-"""Characters that have a case, beside the letters of Unicode's categories of case."""
+"""Characters that have a case, although their Unicode category is none of Lu, Ll and Lt."""
 
 
 def lower(text: str, others: Mapping[str, str]) -> str:
     """String.toLowerCase(Locale.ROOT).
 
     Args:
-        others: characters that this Java lowers differently from this Python, as their versions of Unicode differ.
+        others: lower case by character, for the characters that this Java and this Python lower differently because
+            their versions of Unicode differ.
     """
     if not others or not (found := others.keys() & set(text)):
         return _lower(text)
@@ -151,9 +152,9 @@ def _is_letter(text: str, i: int) -> bool:
 
 
 def matches(pattern: "re.Pattern[str]", text: str) -> "Iterator[re.Match[str]]":
-    """Successive matches of Matcher.find, which continues one character further after an empty match.
+    """Successive matches of Matcher.find, which after an empty match continues one character further.
 
-    Python's finditer first looks for another, nonempty match at the same place.
+    Python's finditer would first look for a nonempty match at the place of the empty one.
     """
     at = 0
     while at <= len(text) and (match := pattern.search(text, at)) is not None:
@@ -162,7 +163,10 @@ def matches(pattern: "re.Pattern[str]", text: str) -> "Iterator[re.Match[str]]":
 
 
 def split(pattern: "re.Pattern[str]", text: str) -> list[str]:
-    """Pattern.split: drops empty strings at the end, and one at the beginning that an empty match makes."""
+    """Parts of a text, like Java's Pattern.split.
+
+    Empty strings at the end are dropped, and so is an empty string at the beginning that comes from an empty match.
+    """
     out, start = [], 0
     for match in matches(pattern, text):
         if match.end() == 0:
@@ -178,7 +182,7 @@ def split(pattern: "re.Pattern[str]", text: str) -> list[str]:
 
 
 def units(text: str) -> int:
-    """String.length: characters beyond the first 65,536 count twice."""
+    """Length of a text in UTF-16 units, like Java's String.length: characters beyond U+FFFF count twice."""
     return len(text) + sum(c > "\uffff" for c in text) if not text.isascii() else len(text)
 
 
@@ -248,7 +252,9 @@ class _Pattern:
         return _ESCAPES.get(c) or re.escape(c)
 
     def pair(self, first: str) -> str:
-        """The character encoded by two escapes of its surrogate halves; Java reads them as one."""
+        """Escape of the character that two escapes of surrogate halves encode; Java reads these two escapes as one
+        character.
+        """
         second = re.compile(r"\\u([dD][c-fC-F][0-9a-fA-F]{2})").match(self.java, self.at + 4)
         if int(first, 16) >= 0xDC00 or second is None:
             raise self.refuse(f"the half of a character, \\u{first},")
@@ -279,10 +285,10 @@ class _Pattern:
 
 @functools.lru_cache(maxsize=256)
 def pattern(java: str) -> "re.Pattern[str]":
-    """Python pattern with the same matches in every text as this one has in Java.
+    """Python pattern that has the same matches in every text as the pattern `java` has in Java.
 
     Raises:
-        NotServedError: it uses a feature without an equivalent in Python.
+        NotServedError: the pattern uses a feature without an equivalent in Python.
     """
     try:
         return re.compile(_Pattern(java).translated(), re.ASCII)

@@ -1,4 +1,4 @@
-"""Maps of stages from the vector that they read to the one that they write, in a form that a later stage can absorb."""
+"""Affine maps of stages from their input vector to their output vector, in a form that a later stage can absorb."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -23,10 +23,11 @@ class RefusedError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Map:
-    """An affine stage from vectors (d_in,) to vectors (d_out,).
+    """The affine map of a stage from vectors (d_in,) to vectors (d_out,).
 
     Attributes:
-        width_in, width_out: None if the stage does not determine them.
+        module: the torch module of the stage.
+        width_in, width_out: d_in and d_out; None if the stage accepts any width.
     """
 
     module: Affine
@@ -34,7 +35,14 @@ class Map:
     width_out: int | None
 
     def slopes(self, matrix: Array, width_in: int) -> tuple[Array, Array]:
-        """Linear functions of the output (m, d_out) as functions of the input (m, d_in), and their constants (m,)."""
+        """Rewrite m linear functions of the map's output as functions of its input.
+
+        Args:
+            matrix: (m, d_out), the functions of the output.
+
+        Returns:
+            The functions of the input, (m, d_in), and their constants, (m,).
+        """
         parameters = dict(self.module.named_parameters())
         with torch.no_grad():
             form = self.module.affine_form(parameters, torch.from_numpy(matrix.T.copy()), [width_in])
@@ -42,19 +50,22 @@ class Map:
         return form.slopes[0].numpy().T.copy(), constant
 
     def reaches(self, stored: Array, width_in: int) -> Array:
-        """True for the inputs (m, d_in) on which functions of these outputs (m, d_out) depend: their NaN makes them
-        NaN.
+        """Flags of the inputs on which each of m functions depends, (m, d_in): a NaN in such an input makes the
+        function NaN.
+
+        Args:
+            stored: (m, d_out) bool, True for the outputs of the map that each function multiplies.
         """
         raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
 class Entries(Map):
-    """A map of each entry alone: (x - shift) * factor + plus, in this order of rounding, as Spark computes it.
+    """An elementwise map: (x - shift) * factor + plus, rounded after each operation in this order, as Spark does.
 
     Attributes:
-        shift, factor, plus: (d,); 0, 1 and 0 change no bit of a number.
-        fixed: (d,) bool, entries that give the same number for every input except NaN.
+        shift, factor, plus: (d,); where a stage has none, 0, 1 and 0, which change no bit of a number.
+        fixed: (d,) bool, True for entries whose output is the same number for every input except NaN.
         size: (d,) typical absolute value of an output: 1 standard deviation, or the end of its range.
     """
 
@@ -83,7 +94,7 @@ class Product(Map):
 
 @dataclasses.dataclass(frozen=True)
 class Chosen(Map):
-    """Selection of the entries at these places (d_out,); the others are not read."""
+    """Selection of the entries with the indices `places` (d_out,); the other entries are not read."""
 
     places: Array
 
@@ -100,7 +111,7 @@ def map_of(stage: Any, fields: Sequence[Field | None] = (None,)) -> Map:
         fields: known fields of its input, for stages that select entries by their names.
 
     Raises:
-        RefusedError: it is not affine, or the names that it selects cannot be looked up.
+        RefusedError: the stage is not affine, or the indices of the names that it selects are unknown.
     """
     cls = REGISTRY.get(class_name(stage))
     if cls is None or not issubclass(cls, (Standardizer, MaxAbsScaler, MinMaxScaler, Factors, PCA, DCT, Selection)):

@@ -1,4 +1,6 @@
-"""The translated stages of a fitted pipeline as one ONNX file, in double."""
+"""Export of the translated stages of a fitted pipeline, those with a torch module, to one ONNX file that computes in
+double.
+"""
 
 import dataclasses
 import os
@@ -28,7 +30,7 @@ LIMITS = {
     "GeneralizedLinearRegressionModel": "`link` probit",
     "OneVsRestModel": "models that are MultilayerPerceptrons",
 }
-"""Settings, per class, with which it cannot be exported to ONNX; for the documentation."""
+"""Settings with which a stage cannot be exported to ONNX, by class; for the documentation."""
 REFUSED = "refused by Spark"
 """Name of the output that marks rows on which Spark would fail."""
 
@@ -51,19 +53,19 @@ class ExportedColumn:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class ExportedModel(ShownFields):
-    """Description of an exported file. The file's metadata contain the same, as JSON under the key `sparkdiff`, beside the
-    versions of Spark and Java and the time zone of the machine that wrote it.
+    """Description of an exported file. The file's metadata hold the same description, as JSON under the key
+    `sparkdiff`, next to the versions of Spark and Java and the time zone of the machine that wrote the file.
 
     Attributes:
         path: the file.
-        inputs: its inputs; null is NaN, unless there is a flag `"<name> is null"` for it.
-        outputs: its outputs, all in double.
-        stages: uids of the stages that it computes.
-        sparkStages: uids of the stages that Spark must run before it to make its inputs from the data.
+        inputs: the file's inputs; a null is passed as NaN, unless the input has a flag input `"<name> is null"`.
+        outputs: the file's outputs, all in double.
+        stages: uids of the stages that the file computes.
+        sparkStages: uids of the stages that Spark must run first, to compute the file's inputs from the data.
         refuses: reasons why Spark would fail on rows that the boolean output `"refused by Spark"` marks; if empty, there is no
             such output.
-        opset, mlOpset: versions of the operators, and of those of ai.onnx.ml.
-        runtime: the runtime that it needs.
+        opset, mlOpset: versions of the ONNX operators, and of the ai.onnx.ml operators.
+        runtime: the versions of onnxruntime that can run the file.
     """
 
     __module__ = "sparkdiff"
@@ -105,13 +107,13 @@ def export(
         model: a fitted `PipelineModel` or stage.
         path: path of the file, on this machine; an existing file is replaced.
         outputCols: the columns to compute; by default those that no later translated stage reads.
-        schema: the schema of the data, or the data themselves, from which the widths of vectors are taken.
-        widths: entries per row of vectors, by column, if neither the stages nor the schema have them.
+        schema: the schema of the data, or the data themselves; the widths of vectors are taken from it.
+        widths: entries per row of vectors, by column, if neither the stages nor the schema determine them.
 
     Raises:
-        InputError: no stage is translated, a stage cannot be exported to ONNX (named, with what to do), no stage writes one of
-            `outputCols`, the width of a vector is unknown, `widths` names no input or contradicts a stage, or the extra `onnx`
-            is not installed.
+        InputError: no stage is translated, a stage cannot be exported to ONNX (the message names it and says how to fix
+            it), no stage writes one of `outputCols`, the width of a vector is unknown, `widths` names no input or
+            contradicts a stage, or the extra `onnx` is not installed.
         SparkdiffError: the file cannot be written.
     """
     place = local_file(path)
@@ -136,7 +138,10 @@ def export(
 
 
 def formula_indexers(network: Network, reads: Sequence[Version]) -> dict[Version, Vertex]:
-    """StringIndexerModels inside formulas, by the column of theirs that is read, which no data can have."""
+    """StringIndexerModels inside RFormulaModels, by the index column that the file would read.
+
+    The formula drops that column, so data cannot have it, and the file must compute it from the text.
+    """
     every = network.graph.vertices
     made = {v: every[v[1]] for v in reads if v[1] >= 0 and every[v[1]].stageClass == "StringIndexerModel"}
     return {v: vertex for v, vertex in made.items() if network.graph.formula_of(vertex) is not None}
@@ -170,14 +175,14 @@ def wanted_of(network: Network, outputCols: Sequence[str] | None) -> list[Versio
 
 
 class Written:
-    """The graph of some columns of a network.
+    """The ONNX graph that computes some columns of a network.
 
     Args:
-        indexers: StringIndexerModels that the file replaces, by the version of their index.
+        indexers: StringIndexerModels that the file replaces, by the version of their index column.
 
     Attributes:
-        shown: names of its inputs and outputs in the file.
-        described: its description, without a path.
+        shown: names of the graph's inputs and outputs in the file, by version.
+        described: description of the file, without a path.
     """
 
     def __init__(
@@ -206,7 +211,7 @@ class Written:
             self._show(REFUSED, self.writer.beside(marks).any().number())
 
     def _unused(self, version: Version) -> str:
-        """Name of the column; if another version of the column has it already, with the stage that writes this one."""
+        """Name of a column in the file; with the writer's uid if another version of the column has the name already."""
         graph, name = self.network.graph, self.network.graph.name(version)
         taken = {column.name for columns in self.columns.values() for column in columns}
         if name not in taken:
@@ -229,7 +234,11 @@ class Written:
         )  # fmt: skip
 
     def _is_before(self, uid: str, made: Collection[int]) -> bool:
-        """True if a stage in Spark makes an input of these stages; plain stages that prepare an input are no vertices."""
+        """True if the stage `uid` must run in Spark before the file: it is among `made`, the stages that the file
+        depends on.
+
+        Plain stages that prepare an input are no vertices of the graph, and always run before.
+        """
         vertices = [v for v in self.network.graph.vertices if v.uid == uid]
         return not vertices or any(v.position in made for v in vertices)
 
@@ -279,7 +288,7 @@ class Written:
         return self.values[version]
 
     def _index(self, vertex: Vertex) -> Value:
-        """Index that a StringIndexerModel assigns to a text, which becomes an input of the file."""
+        """Index that a StringIndexerModel assigns to a text; the text becomes an input of the file."""
         [text], g, labels = vertex.sources, self.writer, vertex.stage.labelsArray[0]
         if text not in self.values:
             self.shown[text] = self._unused(text)

@@ -1,4 +1,6 @@
-"""An ONNX graph written by arithmetic on its values, each with n rows and a fixed number of columns."""
+"""ONNX graphs built by arithmetic: each operation on a `Value` adds a node. A value has n rows and a fixed number of
+columns.
+"""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -8,7 +10,9 @@ import numpy as np
 import torch
 
 OPSET, ML_OPSET, IR_VERSION = 21, 5, 10
-"""Versions of the operators, of those of ai.onnx.ml, and of the file format; onnxruntime supports them from 1.20 on."""
+"""Versions of ONNX's operators, of ai.onnx.ml's operators, and of the file format; onnxruntime supports them from 1.20
+on.
+"""
 Array = np.ndarray[Any, Any]
 Number = float | int | bool | Array | torch.Tensor
 
@@ -18,17 +22,20 @@ class NotExportableError(Exception):
 
 
 def _paired(operator: str, kind: str = "") -> Callable[["Value", "Value | Number"], "Value"]:
-    """Method that adds an operator between a value and another or a constant; its type is `kind`, or that of both."""
+    """Method that applies a binary operator to a value and another value or a constant.
+
+    The result has type `kind`, or the type of the operands.
+    """
     return lambda self, other: self.graph.paired(operator, self, other, kind)
 
 
 def _paired_from_right(operator: str) -> Callable[["Value", Number], "Value"]:
-    """Method that adds an operator between a constant and a value."""
+    """Method that applies a binary operator to a constant and a value, in this order."""
     return lambda self, other: self.graph.paired(operator, other, self)
 
 
 def _of_each(operator: str, kind: str = "") -> Callable[["Value"], "Value"]:
-    """Method that adds an operator on each entry of a value; the result has type `kind`, or the value's."""
+    """Method that applies an elementwise operator to a value; the result has type `kind`, or the value's type."""
     return lambda self: self.graph.node(operator, [self], self.width, kind or self.kind)
 
 
@@ -41,7 +48,8 @@ class Value:
     Attributes:
         kind: numpy's name of the type: "float64", "float32", "int64" or "bool".
         scalar: True for a column of numbers, not of vectors.
-        stored: the entries that Spark stores, (n, width) bool; None if all, or if no later stage depends on it.
+        stored: flags of the entries that Spark's sparse vectors store, (n, width) bool; None if all are stored, or if
+            no later stage depends on which are.
     """
 
     graph: "GraphWriter"
@@ -94,12 +102,12 @@ class Value:
         return dataclasses.replace(self, stored=there | many if storage == "compressed" else there)
 
     def as_in(self, other: "Value") -> "Value":
-        """The same value, with the stored entries of another one: 0 where the other isn't stored."""
+        """The same value with the stored entries of `other`: 0 wherever `other` stores no entry."""
         there = self if other.stored is None else self.graph.where(other.stored, self, 0.0)
         return dataclasses.replace(there, stored=other.stored)
 
     def without_zeros(self, of: "Value") -> "Value":
-        """The same value, stored as by sparkdiff.tensors.rows.without_zeros."""
+        """The same value, stored as sparkdiff.tensors.rows.without_zeros does for the vectors of `of`."""
         return self if of.stored is None else dataclasses.replace(self, stored=~self.equals(0.0) | of.stored.all())
 
     def to(self, kind: str) -> "Value":
@@ -155,13 +163,13 @@ class Value:
         return self.columns(np.array([index]))
 
     def found_in(self, table: Number, width: int) -> "Value":
-        """Rows of a constant table (m, width) at the indices (n, 1) in this value."""
+        """Rows of a constant table (m, width) at the indices that this value (n, 1) holds; (n, width)."""
         held, at = self.graph.constant(as_array(table).reshape(-1, width)), self.to("int64")
         flat = self.graph.node("Squeeze", [at, self.graph.whole([1])], 0, "int64")
         return self.graph.node("Gather", [held, flat], width, str(as_array(table).dtype), axis=0)
 
     def mapped(self, keys: Number, values: Number, default: float) -> "Value":
-        """Value of the key that each entry equals, or the default."""
+        """Each entry looked up in a constant map from `keys` to `values`; `default` for entries that are no key."""
         if not len(as_array(keys)):
             return self.graph.where(self.isnan(), default, self * 0.0 + default)
         tensors = {"keys_tensor": keys, "values_tensor": values, "default_tensor": np.array([default])}
@@ -208,14 +216,14 @@ class GraphWriter:
     def node(
         self, operator: str, inputs: Sequence[Value], width: int, kind: str = "float64", *, domain: str = "", **settings: Any
     ) -> Value:  # fmt: skip
-        """Output of a new operator, of this width."""
+        """Add an operator to the graph; return its output, which has this width."""
         name = self._name()
         names = [value.name for value in inputs]
         self.nodes.append(self.onnx.helper.make_node(operator, names, [name], domain=domain, **settings))
         return Value(self, name, width, kind)
 
     def paired(self, operator: str, a: "Value | Number", b: "Value | Number", kind: str = "") -> Value:
-        """Output of a new operator between two values, or a value and a constant."""
+        """Add an operator with two operands, of which one may be a constant, to the graph; return its output."""
         like = a if isinstance(a, Value) else b
         assert isinstance(like, Value)
         x, y = (self.held(v, like.kind) for v in (a, b))
@@ -236,7 +244,7 @@ class GraphWriter:
         return self.node("Concat", parts, sum(p.width for p in parts), parts[0].kind, axis=1)
 
     def refuse(self, rows: Value, why: str) -> None:
-        """Record rows (n, w) bool that Spark would refuse if any entry is True."""
+        """Record the flags `rows` (n, w) bool: Spark would fail on each row with any True entry."""
         self.refused.append((rows.any(), why))
 
 

@@ -35,7 +35,10 @@ from sparkdiff.tensors.rows import sum_in_order
 
 
 def softmax(g: GraphWriter, margin: Value) -> Value:
-    """Softmax like Spark's Utils.softmax: a row with +inf is 1 at the first one and 0 elsewhere, NaN at nonfinite entries."""
+    """Softmax like Spark's Utils.softmax.
+
+    A row with +inf is 1 at the first +inf and 0 elsewhere, but NaN at its other nonfinite entries.
+    """
     probability = plain_softmax(g, margin)
     infinite = margin.equals(math.inf)
     first = infinite.double().first_largest().equals(np.arange(margin.width, dtype=np.float64))
@@ -53,7 +56,7 @@ def linear(x: Value, coefficients: Any, intercept: Any) -> Value:
 
 
 def logistic_margin(g: GraphWriter, m: LogisticRegression, x: Value) -> Value:
-    """Margin, (n, 1), or (n, k) for several rows of coefficients; coefficients that Spark doesn't store are skipped."""
+    """Margin, (n, 1), or (n, k) for k rows of coefficients. Coefficients that Spark doesn't store multiply nothing."""
     skipped = m.skipped()
     if skipped is None or not bool(skipped.any()):
         return linear(x, m.coefficientMatrix, m.interceptVector)
@@ -63,8 +66,8 @@ def logistic_margin(g: GraphWriter, m: LogisticRegression, x: Value) -> Value:
 
 
 def squared_distances(g: GraphWriter, x: Value, centers: Any, weights: Any = None) -> Value:
-    """Sums over the entries of (x - center)^2: (n, d), (k, d) -> (n, k). With `weights` (k, d), terms are divided by
-    them and added in order.
+    """Squared distances of rows (n, d) to centers (k, d): (n, k). With `weights` (k, d), each term (x - center)^2 is
+    divided by its weight, and the terms are added from left to right.
     """
     held = as_array(centers)
     wide = g.node("Unsqueeze", [x, g.whole([1])], x.width)
@@ -245,7 +248,10 @@ def same_as(x: Value, bounds: torch.Tensor) -> Value:
 
 
 def factorized(g: GraphWriter, m: Any, x: Value) -> Value:
-    """Margin in Spark's order of operations, factor by factor: it is a small difference of large squares."""
+    """Margin of a factorization machine, factor by factor in Spark's order of operations.
+
+    The order matters because the margin is a small difference of large squares.
+    """
     out = x.matmul(m.linear.detach()[:, None]) + m.intercept
     last = x.width - 1
     for factor in m.factors.detach().T if x.width else ():
@@ -270,7 +276,9 @@ def fm_classification(g: GraphWriter, m: FMClassification, xs: Sequence[Value], 
 
 @writes(ALS)
 def recommendation(g: GraphWriter, m: ALS, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
-    """Prediction in float32, one product after the other, as in Spark; NaN for an unknown id."""
+    """Write the prediction: the products of factors are summed in float32 from first to last, as in Spark; NaN for an
+    unknown id.
+    """
     terms, unknown = [], []
     for x, ids, factors, name in zip(xs, (m.users, m.items), (m.userFactors, m.itemFactors), m.names, strict=True):
         whole = x.equals(x.floor()) & (x >= INTEGERS[0]) & (x <= INTEGERS[1])
@@ -293,7 +301,7 @@ def one_vs_rest(g: GraphWriter, m: OneVsRest, xs: Sequence[Value], nulls: Nulls)
 
 
 def score_of_one(g: GraphWriter, model: Predictor, x: Value) -> Value:
-    """rawPrediction of class 1 of a classifier, (n, 1)."""
+    """rawPrediction of class 1 from a binary classifier in a OneVsRest, (n, 1)."""
     if isinstance(model, ClassifyingTrees):
         return votes_for_one(g, model, x)
     if isinstance(model, LogisticRegression):

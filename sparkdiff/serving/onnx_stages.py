@@ -34,7 +34,7 @@ _Function = TypeVar("_Function", bound=Writer)
 
 
 def writes(*modules: type[StageModule]) -> Callable[[_Function], _Function]:
-    """Register a function as the writer of the stages of these modules."""
+    """Register a function as the writer of the ONNX nodes for these module classes."""
 
     def decorate(writer: _Function) -> _Function:
         WRITERS.update(dict.fromkeys(modules, writer))
@@ -44,7 +44,10 @@ def writes(*modules: type[StageModule]) -> Callable[[_Function], _Function]:
 
 
 def shown(m: Any, *columns: Value) -> tuple[Value, ...]:
-    """Those of a predictor's columns, in the order of SHOWN, that it shows; classes, means and variances are numbers."""
+    """The columns that a predictor has an output column for, out of `columns`, which are in the order of `m.SHOWN`.
+
+    rawPrediction, probability, quantiles and the leaves of several trees are vectors; the other columns are numbers.
+    """
     out = []
     for name, column in zip(m.SHOWN, columns, strict=True):
         vector = name in ("rawPredictionCol", "probabilityCol", "quantilesCol") or (name == "leafCol" and not m.single)
@@ -53,13 +56,16 @@ def shown(m: Any, *columns: Value) -> tuple[Value, ...]:
 
 
 def first_largest(g: GraphWriter, scores: Value) -> Value:
-    """First index of the largest score per row, (n, 1); NaN wins only in the first column."""
+    """First index of the largest score per row, (n, 1); a NaN counts as the largest only in the first column."""
     found = g.where(scores.isnan(), -math.inf, scores).first_largest()
     return g.where(scores.column(0).isnan(), 0.0, found)
 
 
 def class_of(g: GraphWriter, m: Any, raw: Value, probability: Value) -> Value:
-    """Predicted class from the first column that Spark shows: the columns round differently."""
+    """Predicted class, computed from the column that Spark would use, since the columns round differently.
+
+    That is the probability if thresholds are set or only the probability is an output; else the raw scores.
+    """
     if m.cuts is not None:
         scores = probability / m.cuts
         return g.where(scores.isnan(), -math.inf, scores).first_largest()
@@ -253,7 +259,7 @@ def binned(g: GraphWriter, m: Bucketizer, xs: Sequence[Value], nulls: Nulls) -> 
 
 
 def ascending(g: GraphWriter, x: Value, bounds: torch.Tensor) -> Value:
-    """Flags of the bounds (m,) that are x (n, 1) or below it, (n, m) bool; -0.0 lies below 0.0, as in Java."""
+    """Flags of the bounds (m,) that are at most x (n, 1): (n, m) bool; -0.0 is below 0.0, as in Java."""
     over = x > bounds
     plus = ((bounds == 0) & ~bounds.signbit()).numpy()
     same = x.equals(bounds)
@@ -312,6 +318,6 @@ def interaction(g: GraphWriter, m: Interaction, xs: Sequence[Value], nulls: Null
 
 
 def crossed(g: GraphWriter, operator: str, slow: Value, fast: Value) -> Value:
-    """Every entry of one with every entry of the other; the index of `slow` varies slowest."""
+    """Operator applied to every pair of an entry of `slow` and an entry of `fast`; the index of `slow` varies slowest."""
     i, j = np.arange(slow.width).repeat(fast.width), np.tile(np.arange(fast.width), slow.width)
     return g.paired(operator, slow.columns(i), fast.columns(j))

@@ -1,4 +1,4 @@
-"""Trees as one TreeEnsemble node in double, which gives each tree's leaf, and a table of the leaves' contributions."""
+"""Trees as one TreeEnsemble node in double, which outputs each tree's leaf, and a table of the leaves' contributions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,7 +25,7 @@ AT_MOST, MEMBER = 0, 6
 
 
 def leaves_of(g: GraphWriter, m: Trees, x: Value) -> Value:
-    """Number of each row's leaf in each tree, (n, T), counted over all trees."""
+    """Index of the leaf that each row reaches in each tree, (n, T); leaves are numbered across all trees."""
     h, nodes = g.onnx.helper, m.written_nodes()
     inner, owner = ~nodes.leaf, nodes.roots()
     first = nodes.offsets[:-1]
@@ -60,17 +60,21 @@ def leaves_of(g: GraphWriter, m: Trees, x: Value) -> Value:
 
 
 def first_values(nodes: Nodes) -> Array:
-    """First value of each node, (N,): its threshold, if it has one."""
+    """First of the split values of each node, (N,): the threshold of a node with a continuous split."""
     values = np.append(nodes.values, 0.0)
     return values[np.minimum(nodes.starts, len(values) - 1)]
 
 
 def sets_of(nodes: Nodes) -> tuple[Array, Array, Array]:
-    """Sets of the categorical nodes, each ended by NaN; flags of the nodes whose sets are turned: their values go right; and
-    flags of the nodes with empty sets, which onnxruntime doesn't accept.
+    """Category sets of the nodes with categorical splits.
 
-    A value that is no category goes right if the set that goes left has at most half of the categories, else left
-    (stages/routing.py, Subsets): the set written is that of the values that go the other way.
+    A value that is no category goes right if at most half of the categories go left, else left (stages/routing.py,
+    Subsets). So that such a value takes this way in ONNX, where it is in no set, the set written is the set of
+    categories that go the other way.
+
+    Returns:
+        The sets, each ended by NaN; flags (N,) of the nodes whose written set goes right; and flags (N,) of the nodes
+        with empty sets, which onnxruntime doesn't accept.
     """
     turned, empty, members = np.zeros(len(nodes), bool), np.zeros(len(nodes), bool), []
     for i in np.flatnonzero(nodes.categorical):
@@ -83,7 +87,9 @@ def sets_of(nodes: Nodes) -> tuple[Array, Array, Array]:
 
 
 def total_of(g: GraphWriter, m: Trees, leaves: Value) -> Value:
-    """Sums over all trees of the leaves' contributions, (n, 1) or (n, k), one tree after the other as in Spark."""
+    """Sums over all trees of the leaves' contributions, (n, 1) or (n, k), added from the first tree to the last, as in
+    Spark.
+    """
     table = as_array(m.table())
     held = table[:, None] if table.ndim == 1 else table
     trees, k = m.nodes.trees, held.shape[1]

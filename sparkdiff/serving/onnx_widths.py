@@ -22,7 +22,7 @@ from sparkdiff.stages.indexing import VectorIndexer
 def widths_of(
     network: Network, reads: Sequence[Version], data: SchemaOrRows, given: Mapping[str, Any]
 ) -> dict[Version, int | None]:
-    """Number of entries of each input's vectors; None if it holds numbers.
+    """Number of entries of the vectors in each input column; None for a column of numbers.
 
     Raises:
         InputError: the width of a vector is unknown, or a width in `given` names no input, is no positive whole number, or
@@ -62,7 +62,7 @@ def is_vector(field: StructField | None) -> bool:
 
 
 def fitted_width(network: Network, version: Version) -> int | None:
-    """Number of entries that a stage which reads the column was fitted for; None if there is none."""
+    """Width of the vectors on which a reader of the column was fitted; None if no reader determines it."""
     for i in network.positions:
         vertex, module = network.graph.vertices[i], network.module(i)
         if version not in vertex.reads or vertex.reads[0] != version:
@@ -79,7 +79,10 @@ def fitted_width(network: Network, version: Version) -> int | None:
 
 
 def prepared_width(network: Network, version: Version) -> int | None:
-    """Number of entries of a column that plain stages prepare in Spark: the words of a vocabulary; None for a number."""
+    """Number of entries of a column that plain Spark stages prepare for a translated stage; None if it holds numbers.
+
+    Only a Word2VecModel's word counts are vectors, with one entry per word of the vocabulary.
+    """
     i = -2 - version[1]
     module, vertex = network.module(i), network.graph.vertices[i]
     first = network.graph.casefold(vertex.prepared[0]) == version[0]
@@ -87,7 +90,11 @@ def prepared_width(network: Network, version: Version) -> int | None:
 
 
 def seen_width(network: Network, version: Version, data: SchemaOrRows) -> int:
-    """Number of entries of the vector in the first row of the data."""
+    """Number of entries of the column's first vector in the data that is not null; runs a Spark job.
+
+    Raises:
+        InputError: no data are available, or all are null.
+    """
     name = network.graph.name(version)
     if isinstance(data, DataFrame):
         frame = data if network.reference is None or version[1] == -1 else network.reference.transform(data)

@@ -25,7 +25,8 @@ class InputColumn:
         name: its spelling in the pipeline.
         path: the column, then the fields of the nested structs.
         kind: its type in Spark, as `simpleString`; empty without a schema.
-        exact: absolute value of numbers from which dense and sparse vectors keep their form, as in `from_arrow`.
+        exact: if any number is larger in magnitude than this, each vector is kept dense or sparse as it is, as in
+            `from_arrow`.
     """
 
     name: str
@@ -35,7 +36,7 @@ class InputColumn:
 
     @property
     def vectors(self) -> bool:
-        """True if numbers read from the column are vectors, by its type in the schema."""
+        """True if the column holds vectors or arrays, according to its type in the schema."""
         return self.kind.startswith(("vector", "array<"))
 
     def bad(self, value: Any, why: str) -> InputError:
@@ -48,7 +49,7 @@ def shown(value: Any) -> str:
 
 
 def plain(v: Any) -> Any:
-    """A value of numpy or pandas as a Python value; a float32 stays one, as its text differs."""
+    """A numpy or pandas value as a Python value. float32 and int32 stay, as their text or hash in Spark differs."""
     if v is None or isinstance(v, (str, bool, int, np.float32, np.int32)):
         return v
     if isinstance(v, float):
@@ -109,4 +110,4 @@ def _typed_number(v: Any, kind: str) -> Any:
 
 
 DECIMAL = "decimal(38,18)"
-"""Spark's type of a Python Decimal, if no schema has another."""
+"""Type that Spark gives to a Python Decimal without a schema."""

@@ -1,4 +1,4 @@
-"""Rows of requests (a dict, dicts, pandas, Arrow) as columns of numbers and of Python objects."""
+"""Conversion of a request's rows (a dict, dicts, pandas or Arrow) to columns of numbers and of Python objects."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ def objects(column: "Column", source: InputColumn) -> list[Any]:
 
 
 def numbers(column: "Column", source: InputColumn) -> tuple[Rows, Tensor]:
-    """A column as a tensor, and flags (n,) bool of its null rows, which are NaN."""
+    """A column as a tensor or sparse rows, and flags (n,) bool of its null rows, which are NaN in the tensor."""
     if isinstance(column, Listed):
         return listed_numbers(column.values, source)
     return column.numbers(source)
@@ -122,7 +122,7 @@ def _of_json(v: Mapping[str, Any], source: InputColumn) -> DenseVector | SparseV
 
 
 NOT_FINITE = {"NaN": np.nan, "Infinity": np.inf, "-Infinity": -np.inf}
-"""Doubles that Spark's JSON writes as text."""
+"""Nonfinite doubles, by the text that Spark writes for them in JSON."""
 
 
 def _size(v: Any, source: InputColumn) -> int:
@@ -204,7 +204,7 @@ class Arrow:
 _NARROW: dict[Any, Callable[[Any], Any]] = {
     pa.float32(): np.float32, pa.int32(): np.int32, pa.int16(): np.int32, pa.int8(): np.int32,
 }  # fmt: skip
-"""Types whose text or hash differs from that of Python's numbers."""
+"""Numpy types of the values of Arrow types, where Spark's text or hash differs from that of Python's own numbers."""
 Column = Listed | Numpy | Arrow
 
 
@@ -225,7 +225,7 @@ def _narrowed(v: Any, narrow: Callable[[Any], Any]) -> Any:
 
 
 class RequestTable:
-    """Rows given as a table: its columns by name."""
+    """The rows of a request as a table, from which columns are read by name."""
 
     def __init__(self, names: Sequence[str], column: Callable[[str], Column], rows: int):
         self.names, self.column, self.rows = list(names), column, rows
@@ -244,10 +244,10 @@ class RequestTable:
 
 
 def spelled(name: str, names: Sequence[str], casefold: Callable[[str], str]) -> str:
-    """The one of these names that means the same column.
+    """The spelling of column `name` among `names`, equal up to case unless Spark is case-sensitive.
 
     Raises:
-        InputError: there is none, or there are several.
+        InputError: no name matches, or several do.
     """
     found = [n for n in names if isinstance(n, str) and casefold(n) == casefold(name)]
     if len(found) == 1:
@@ -306,7 +306,7 @@ class DictRows(RequestTable):
 
     @cached_property
     def twofold(self) -> list[tuple[Any, ...]]:
-        """The rows' tuples of names in which two names mean the same column."""
+        """Distinct tuples of the rows' keys in which two keys name the same column."""
         return [names for names in set(map(tuple, self.dicts)) if is_twofold(names, self.casefold)]
 
     def read(self, source: InputColumn, casefold: Callable[[str], str]) -> Column:
@@ -338,7 +338,7 @@ def table_of_pandas(frame: Any) -> RequestTable:
 
 
 def _is_missing(v: Any) -> bool:
-    """True for a missing value: in a column that is not of plain numbers, NaN is one."""
+    """True for a missing value of a pandas column of objects, where NaN means missing, too."""
     return (isinstance(v, float) and v != v) or type(v).__name__ in ("NAType", "NaTType")
 
 
@@ -358,7 +358,7 @@ def table_of(rows: Any, casefold: Callable[[str], str]) -> RequestTable:
     """Table of rows of any accepted kind.
 
     Raises:
-        InputError: they are of another kind.
+        InputError: `rows` is of another kind.
     """
     if isinstance(rows, (pa.Table, pa.RecordBatch)):
         return table_of_arrow(rows)

@@ -46,7 +46,7 @@ def result_arrow(column: Any, null: Tensor | None, kind: str) -> pa.Array:
 
 
 def arrow_type(kind: str) -> pa.DataType:
-    """Arrow type of a computed column that is no vector, by its type in Spark."""
+    """Arrow type of a computed column that is no vector, given the column's type in Spark."""
     known = {
         "int": pa.int32(), "bigint": pa.int64(), "float": pa.float32(), "string": pa.string(),
         "array<string>": pa.list_(pa.string()),
@@ -55,7 +55,7 @@ def arrow_type(kind: str) -> pa.DataType:
 
 
 def joined(parts: Sequence[pa.Array]) -> pa.Array:
-    """Concatenation of the parts of a computed column; partly dense, partly sparse vectors get Spark's own form."""
+    """Concatenation of the parts of a computed column; dense parts get Spark's own form if other parts are sparse."""
     if len({part.type for part in parts}) > 1:
         parts = [_spark_form(part) if pa.types.is_fixed_size_list(part.type) else part for part in parts]
     return pa.concat_arrays(parts)

@@ -1,4 +1,7 @@
-"""Steps from a row's columns to a pipeline's outputs, compiled once, so that a request only runs them."""
+"""Schedule of the steps from a row's columns to a pipeline's outputs, compiled once, so that a request only runs them.
+
+The values of a request are a list; the place of a value is its index in that list.
+"""
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -20,14 +23,14 @@ NOWHERE = -1
 PLACES = {"reads": 0, "writes": 0, "place": 0} | dict.fromkeys(
     ("numbers", "null", "objects", "nulls", "flags", "passed"), NOWHERE
 )
-"""Attributes of a schedule's parts that are places, and the least value of each."""
+"""Names of the attributes of a schedule's parts that hold places, and the least allowed value of each."""
 Values = list[Any]
 """Computed values, by place: tensors, sparse rows, null flags (n,), lists."""
 
 
 @dataclass(frozen=True)
 class InputPlaces:
-    """A source column and the places of its numbers, its null flags, and its objects."""
+    """A column that a request must have, and the places of its numbers, its null flags and its Python objects."""
 
     source: InputColumn
     numbers: int = NOWHERE
@@ -55,13 +58,15 @@ class ScheduledStage:
 
 @dataclass(frozen=True)
 class TorchStep(ScheduledStage):
-    """A translated stage.
+    """A step that runs the torch module of a translated stage.
 
     Attributes:
         nulls: place of each input's null flags; None if the stage doesn't use them.
-        flags: place of each output's null flags, if it has any.
-        passed: the place of the null flags that all outputs have; NOWHERE if an output's NaN is its null.
-        wanted, or_more: entries that a row of the first input must have, and whether it may have more; 0 without such a rule.
+        flags: place of each output's null flags, if the outputs can be null.
+        passed: the place of the input's null flags that all outputs share; NOWHERE if an output is null where it is
+            NaN.
+        wanted, or_more: number of entries that a row of the first input must have (0 for any), and whether it may have
+            more.
     """
 
     module: StageModule
@@ -100,7 +105,7 @@ class TorchStep(ScheduledStage):
 
 @dataclass(frozen=True)
 class TextStep(ScheduledStage):
-    """A part of a stage in Python."""
+    """A step that runs a part of a stage in plain Python."""
 
     stage: TextStage
 
@@ -118,7 +123,7 @@ class TextStep(ScheduledStage):
 
 @dataclass(frozen=True)
 class ObjectsStep(ScheduledStage):
-    """Conversion of computed numbers to Python objects, for a stage in Python; `kind` is their type in Spark."""
+    """A step that converts computed numbers to Python objects for a stage in Python; `kind` is their type in Spark."""
 
     null: int
     kind: str
@@ -136,7 +141,7 @@ Step = TorchStep | TextStep | ObjectsStep
 
 @dataclass(frozen=True)
 class OutputColumn:
-    """A returned column: its name, its place and that of its null flags, and its type in Spark."""
+    """A returned column: its name, its place, the place of its null flags, and its type in Spark."""
 
     name: str
     place: int
@@ -146,13 +151,13 @@ class OutputColumn:
 
 @dataclass(frozen=True)
 class Schedule:
-    """All data that a request needs.
+    """Compiled form of a pipeline: all that is needed to answer a request.
 
     Attributes:
-        places: the number of values.
+        places: the number of values, i.e. of places.
         sensitive: True if column names are case-sensitive.
-        assumptions: assumptions about the data, made for lack of a schema.
-        dropping: uids of the stages that refuse rows here which they drop in Spark.
+        assumptions: assumptions about the data, made because no schema was passed.
+        dropping: uids of the stages that raise an error here on rows that they drop in Spark.
     """
 
     entries: tuple[InputPlaces, ...]
@@ -168,7 +173,9 @@ class Schedule:
         return str if self.sensitive else str.lower
 
     def check(self) -> None:
-        """Raise InputError for a number that is no place, or for more places than the schedule's parts name."""
+        """Raise InputError for an invalid place, or for more places than the schedule's parts use (the schedule may
+        come from a file).
+        """
         named = [("places", self.places - 1, NOWHERE)] + [
             (f"{group}.{i}.{key}", place, PLACES[key])
             for group in ("entries", "steps", "outputs")
@@ -192,7 +199,7 @@ class Schedule:
         return run(steps, values, self.dropping)
 
     def of_row(self, row: Mapping[str, Any], steps: Iterable[Any]) -> Values:
-        """Values of one row, as of `of_table`, with one tensor for all plain numbers."""
+        """Values that the steps compute for one row; like `of_table`, but faster: one tensor holds all plain numbers."""
         values: Values = [None] * self.places
         found: list[float] = []
         places: list[int] = []
@@ -243,7 +250,8 @@ def run(steps: Iterable[Any], values: Values, dropping: Collection[str] = ()) ->
         dropping: see `Schedule`.
 
     Raises:
-        InputError: a stage fails on these values; names it, with the shapes if torch fails.
+        InputError: a stage fails on these values. The message names the stage, and the shapes of its inputs if torch
+            fails.
     """
     for step in steps:
         try:
@@ -266,7 +274,7 @@ def run(steps: Iterable[Any], values: Values, dropping: Collection[str] = ()) ->
 
 
 FLOATS = frozenset(("", "double", "float"))
-"""Types that accept any float unchanged; empty without a schema."""
+"""Types that accept any float unchanged; "" is the type of a column without a schema."""
 LONG = (1 << 63) - 1
-"""Largest bigint; integers beyond it may exceed a double, too."""
+"""Largest bigint. Integers beyond it may be too large even for a double."""
 NULL, THERE = torch.tensor([True]), torch.tensor([False])

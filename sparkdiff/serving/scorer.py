@@ -28,26 +28,27 @@ class Scorer:
     docs/serving.md lists the stages that it accepts and refuses. Its outputs equal Spark's, also for null, NaN, unseen categories
     and text of any language. A row on which Spark fails raises InputError with stage, column and value.
 
-    It holds no state of a request, so any number of threads may call one scorer. torch uses the number of threads set by
+    A scorer holds no state of a request, so any number of threads may call it. torch uses the number of threads set by
     `torch.set_num_threads`; for a server with many threads, 1 is best.
 
     Args:
         model: a fitted pipeline or stage.
-        schema: the schema of the data, or the data themselves. Without it, numbers have the type of the value: an `int` is a
-            bigint, a `float` a double. That matters only if numbers become text (StringIndexer and FeatureHasher over numbers),
-            and for the stages in `assumptions`.
+        schema: the schema of the data, or the data themselves. Without a schema, numbers have the type of the Python
+            value: an `int` is a bigint, a `float` a double. The type matters only where numbers become text
+                (StringIndexer and
+            FeatureHasher over numbers), and for the stages in `assumptions`.
         outputCols: columns to return; by default those of the predictors and of the stages behind them.
         javaVersion: the version of Java, such as "17" or "21.0.8", whose text of doubles and floats StringIndexer and
             FeatureHasher use; by default that of the session. From 19 on, Java prints some numbers differently.
 
     Attributes:
         inputCols: columns that a row must have; null is None.
-        outputCols: columns that it returns.
-        assumptions: assumptions about the data, made for lack of a schema.
+        outputCols: columns that `predict` returns.
+        assumptions: assumptions about the data, made because no schema was passed.
 
     Raises:
-        InputError: a stage cannot be computed without Spark; names it, with the reason and what to do. Or there is no such
-            `javaVersion`.
+        InputError: a stage cannot be computed without Spark (the message names it, with the reason and how to fix it),
+            or there is no such `javaVersion`.
     """
 
     __module__ = "sparkdiff"
@@ -83,7 +84,7 @@ class Scorer:
             own structs.
 
         Raises:
-            InputError: a column is missing, or Spark would fail on a row; names stage, column and value.
+            InputError: a column is missing, or Spark would fail on a row; the message names stage, column and value.
         """
         rows = fields_of(rows)
         with torch.inference_mode():
@@ -130,7 +131,8 @@ class Scorer:
 
         Raises:
             InputError: the folder exists.
-            SparkdiffError: it cannot be written, or a registered custom stage holds a value that cannot be stored.
+            SparkdiffError: the folder cannot be written, or a registered custom stage holds a value that cannot be
+                stored.
         """
         stored.save(self._schedule, sparkdiff.__version__, self._origin, path)
 
@@ -140,10 +142,11 @@ class Scorer:
 
         Args:
             path: the folder, on this machine's file systems.
-            maxBytes: largest memory that its description and its arrays may take.
+            maxBytes: largest memory that the scorer's description and its arrays may take.
 
         Raises:
-            InputError: there is no scorer, it is damaged, needs more than `maxBytes`, or another version of sparkdiff wrote it.
+            InputError: the folder holds no scorer, or the scorer is damaged, needs more than `maxBytes`, or was written
+                by another version of sparkdiff.
         """
         made = cls.__new__(cls)
         made._origin = stored.load(sparkdiff.__version__, path, maxBytes, made._take)

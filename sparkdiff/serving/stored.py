@@ -1,4 +1,4 @@
-"""A scorer as two files that run no code when they are read: JSON, and the arrays that it refers to.
+"""Storage of a scorer in two files that run no code when they are read: JSON, and the arrays to which the JSON refers.
 
 An object is stored as the name of its class and its attributes. Only classes of this package and registered stages are
 recreated, without calling their constructors.
@@ -31,12 +31,16 @@ FORMAT = 1
 JSON, ARRAYS = "scorer.json", "arrays.npz"
 ROOMS = ("sparkdiff.stages.", "sparkdiff.serving.")
 OTHERS = ("sparkdiff.jvm.nodes.Nodes", "sparkdiff.jvm.encoders.Statistics", "torch.nn.modules.container.ModuleList")
-"""Further classes of objects that stages hold."""
+"""Classes outside of ROOMS that stages hold and that may be stored."""
 _MODULE = frozenset(vars(nn.Module()))
-"""Attributes of every torch module; of these, only the three collections below are stored."""
+"""Attributes that every torch module has; of these, only `_parameters`, `_buffers` and `_modules` are stored."""
 NESTING = 100
 WEIGHTS = {b",": 64, b":": 128, b"[": 256, b"{": 256}
-"""Bytes that a JSON value and the object made of it take in addition to its text, by the character that marks it."""
+"""Memory in bytes that a JSON value and its decoded object take in addition to the text, by the character that marks
+one.
+
+Used to estimate, before decoding, whether a file fits into `maxBytes`.
+"""
 
 
 class _Writer:
@@ -100,10 +104,10 @@ class _Reader:
         self.trail: list[tuple[Any, Any]] = []
 
     def read(self, path: Path, described: Any) -> None:
-        """Read the described arrays, after all are found to fit their descriptions and the archive.
+        """Read the arrays of an archive, after checking that each matches its description and fits into the archive.
 
         Raises:
-            ValueError: a member differs from its description; zipfile and numpy raise further errors.
+            ValueError: a member differs from its description; zipfile and numpy raise other errors on damaged files.
         """
         with zipfile.ZipFile(path) as archive:
             if len(archive.NameToInfo) < len(archive.filelist):
@@ -178,7 +182,7 @@ _MADE: dict[Any, Callable[[_Reader, Any], Any]] = {
 
 
 def _class_of(name: str) -> type | None:
-    """Class of this name, if a scorer may hold it and its module is imported; else None."""
+    """Class with this full name, if a scorer may hold objects of it and its module is imported; else None."""
     known = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in REGISTRY.values()}
     if name in known:
         return known[name]
@@ -193,7 +197,7 @@ def save(value: Any, version: str, origin: Mapping[str, str], path: str | os.Pat
     """Write an object to a new folder, completely or not at all.
 
     Args:
-        origin: versions and time zone of where it was made, for the description.
+        origin: versions of Spark and Java and the time zone under which the object was made, for the description.
 
     Raises:
         InputError: the folder exists, or it is not on this machine's file systems.
@@ -229,10 +233,11 @@ def save(value: Any, version: str, origin: Mapping[str, str], path: str | os.Pat
 
 
 def load(version: str, path: str | os.PathLike[str], maxBytes: int, make: Callable[[Any], None]) -> dict[str, str]:
-    """Pass the object in a folder that `save` wrote to `make`; return the versions and time zone that are known of it.
+    """Read the object from a folder that `save` wrote, pass it to `make`, and return the stored versions and time zone.
 
     Raises:
-        InputError: there is none, it is damaged, needs more than `maxBytes`, `make` fails on it, or another version wrote it.
+        InputError: the folder holds no scorer; the scorer is damaged, needs more than `maxBytes` or was written by
+            another version of sparkdiff; or `make` fails on it.
     """
     check_type("maxBytes", maxBytes, int, "a number of bytes")
     folder = files.local_path("path", os.fsdecode(path))
@@ -275,8 +280,10 @@ def load(version: str, path: str | os.PathLike[str], maxBytes: int, make: Callab
 
 
 def _check_unicode(scorer: Any, wrote: Any) -> None:
-    """Check the version of Unicode, on which lower case depends: a scorer stores how Java's differs from that of the Python
-    that saved it.
+    """Check that this Python has the Unicode version of the Python that saved the scorer, if a stage lowers text.
+
+    The scorer stores the characters that Java and the saving Python lower differently; with another version they would
+    differ.
 
     Raises:
         InputError: a stage lowers text, and the Python that saved the scorer had another version of Unicode.
@@ -290,5 +297,5 @@ def _check_unicode(scorer: Any, wrote: Any) -> None:
 
 
 def _release(version: str) -> list[str]:
-    """Part of a version within which attributes of stages keep their names."""
+    """Major and minor number of a version; between versions that share them, attributes of stages keep their names."""
     return str(version).split(".")[:2]

@@ -38,7 +38,7 @@ from sparkdiff.pipeline.schema import check_columns, fields_by_name, width_in
 LOG = logging.getLogger("sparkdiff.serving")
 DEVICES = ("auto", "cpu", "cuda", "spark")
 SAMPLE, COPIES, TURNS = 4096, 8, 3
-"""Number of rows measured, of their copies in one measurement, and of measurements."""
+"""Number of rows taken for measuring, number of copies of them in one measurement, and number of measurements."""
 FEWEST = 100
 """Smallest number of rows to measure; with fewer rows, measurements are noise."""
 
@@ -47,10 +47,11 @@ FEWEST = 100
 
 
 def by_torch(model: Any, df: DataFrame, device: str) -> DataFrame:
-    """The rows with the columns of the pipeline's transform; torch computes the translated stages. Lazy.
+    """The pipeline's transform of `df`, in which torch computes the translated stages. Lazy.
 
     Raises:
-        InputError: nothing is translated, a column is missing, or a stage in Spark needs a version of a column that is gone.
+        InputError: no stage is translated, a column is missing, or a stage that runs in Spark after torch needs a
+            column that a later stage has overwritten by then.
     """
     network = translate(model, schema=df)
     if not network.outputCols:
@@ -93,7 +94,8 @@ def check_order(network: Network, before: Sequence[int], after: Sequence[int]) -
 def in_front(df: DataFrame, network: Network, before: Sequence[int]) -> tuple[DataFrame, dict[Version, str]]:
     """The rows after the stages that Spark runs first, and the names of the columns that hold the network's inputs.
 
-    A version has its own hidden column if a later stage overwrites it, or if it is a struct's field or neither double nor vector.
+    An input is copied to a hidden column of its own if a later stage overwrites it, or if it is a field of a struct or
+    neither double nor vector.
     """
     graph = network.graph
     hidden = unused("__sparkdiff_v", (*df.columns, *(o for vertex in graph.vertices for o in vertex.outputs)))
@@ -173,7 +175,7 @@ def check_types(df: DataFrame) -> None:
 
 
 def check_names(columns: Sequence[str]) -> None:
-    """Raise InputError if columns share a name; Spark itself passes them on if no stage reads them."""
+    """Raise InputError if columns share a name, which Spark itself allows as long as no stage reads them."""
     fold = casefolding()
     for name in columns:
         if len(same := [c for c in columns if fold(c) == fold(name)]) > 1:
@@ -191,7 +193,9 @@ _SHIPPED: set[str] = set()
 
 
 def ship(spark: SparkSession) -> None:
-    """Send our package to the executors, once per application; a local Spark imports the driver's."""
+    """Send this package to the executors, once per application. In local mode they import the driver's, so nothing is
+    sent.
+    """
     local = jvm.in_process(spark)
     if local and str(spark.sparkContext.master).startswith("local["):
         return
@@ -219,9 +223,9 @@ class DeviceChoice:
 
     Attributes:
         device: "cpu" or "cuda" for torch; "spark" for MLlib's own transform.
-        seconds: per device, the shortest of several measurements.
-        rows: rows of each measurement; 0 if nothing was measured.
-        reason: the reason as text.
+        seconds: by device, the shortest time of several measurements.
+        rows: number of rows in each measurement; 0 if nothing was measured.
+        reason: why the device was chosen, as text.
     """
 
     __module__ = "sparkdiff"
@@ -233,7 +237,7 @@ class DeviceChoice:
 
 
 def chosen(model: Any, df: DataFrame) -> tuple[DeviceChoice, bool]:
-    """Fastest device on some rows of the data, taken several times, and whether it holds for other data; runs jobs."""
+    """Fastest device on copies of some of the rows, and whether the choice may be kept for other data; runs jobs."""
     with jvm.cached(df.limit(SAMPLE)) as rows:
         if (number := rows.count()) < FEWEST:
             few = f"MLlib computes all stages this time: {number} rows are too few to measure"
@@ -256,7 +260,7 @@ def chosen(model: Any, df: DataFrame) -> tuple[DeviceChoice, bool]:
 
 
 def measured(frames: dict[str, DataFrame]) -> dict[str, float]:
-    """Shortest time of each frame, measured in turns after a warm-up."""
+    """Shortest time in seconds to compute each frame; the frames are measured round-robin, after a warm-up round."""
     seconds: dict[str, float] = {}
     for turn in range(TURNS + 1):
         for device, frame in frames.items():
@@ -279,7 +283,8 @@ class TorchTransformer(Holder, Transformer, jvm.Persistent):
 
     Attributes:
         pipelineModel: the plain pipeline.
-        choice: the measurements and choice of `device="auto"`; None before, and as long as there were too few rows.
+        choice: measurements and choice for `device="auto"`; None before the first measurement, and as long as none was
+            kept.
     """
 
     __module__ = "sparkdiff"
@@ -316,9 +321,9 @@ class TorchTransformer(Holder, Transformer, jvm.Persistent):
         return self.getOrDefault(self.device)
 
     def measure(self, dataset: DataFrame) -> DeviceChoice:
-        """Measure which device is fastest on rows of this DataFrame, and use it from now on if device="auto".
+        """Measure which device is fastest on rows of this DataFrame, and use that device from now on if device="auto".
 
-        With fewer than 100 rows, or if measuring fails, the choice is "spark", and is not kept.
+        With fewer than 100 rows, or if Spark fails while measuring, the choice is "spark" for this time only.
         """
         check_dataframe("the rows of measure()", dataset)
         if dataset.isStreaming:
@@ -361,7 +366,9 @@ class TorchTransformer(Holder, Transformer, jvm.Persistent):
 
 class _Writer(jvm.Writer):
     def save(self, path: str) -> None:
-        """Save the transformer; on this machine's file system completely or not at all, by renaming a finished folder."""
+        """Save the transformer; on this machine's file system completely or not at all, as a finished folder is
+        renamed.
+        """
         place = paths.local(path)
         # Spark writes the path here if it names local files, or if Spark's default file system is the local one.
         here = path.lower().startswith("file:") or located("path", "model") is None

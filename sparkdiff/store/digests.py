@@ -1,4 +1,6 @@
-"""Hashes of models, saved or not. Equal models have equal hashes, whatever their uids and the time of saving."""
+"""Hashes of the content of pipelines, saved or in memory. Equal pipelines have equal hashes, whatever their uids and
+the time of saving.
+"""
 
 import contextlib
 import hashlib
@@ -26,14 +28,18 @@ def params_of(pipeline: Any) -> str:
     """Classes and Params of an unfitted pipeline, without uids: equal texts mean equal pipelines.
 
     Raises:
-        UntoldError: they do not describe it completely, because a stage is not Spark's own, is fitted, or reads other
-            data; names the stage.
+        UntoldError: classes and Params do not describe the pipeline completely, because a stage is not Spark's own, is
+            fitted, or reads other data; the message names the stage.
     """
     return json.dumps(_described(pipeline, []), sort_keys=True)
 
 
 def _described(stage: Any, uids: list[str]) -> Any:
-    """A stage, evaluator or pipeline of Spark's own as its class and Params, in JSON-ready values."""
+    """The class and Params of a stage, evaluator or pipeline of Spark's own, ready for JSON.
+
+    Args:
+        uids: the uids of the stages met so far, in order; the stage's own is appended.
+    """
     kind = type(stage)
     who = f"{getattr(stage, 'uid', 'one without a uid')} ({kind.__name__})"  # no uid if its __init__ doesn't call that of Params
     if not kind.__module__.startswith("pyspark.ml."):
@@ -52,7 +58,9 @@ def _described(stage: Any, uids: list[str]) -> Any:
 
 
 def check_reads_its_input_only(stage: Any) -> None:
-    """Raise UntoldError if a stage may read more than its input, which neither its Params nor its saved data show."""
+    """Raise UntoldError if a stage may read other data than its input: these appear neither in its Params nor in its
+    saved data.
+    """
     if isinstance(stage, SQLTransformer) and jvm.selection_of(stage) is None:
         raise UntoldError(
             f"the statement of {stage.uid} ({type(stage).__name__}) may call functions and read tables of the session"
@@ -60,7 +68,7 @@ def check_reads_its_input_only(stage: Any) -> None:
 
 
 def _value(value: Any, uids: list[str]) -> Any:
-    """The value of a Param as JSON-ready values that are different for different Param values."""
+    """The value of a Param, ready for JSON, without uids; different values give different results."""
     if value is None or isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, str):
@@ -108,19 +116,19 @@ def without_uids(uids: Sequence[str]) -> Callable[[str], str]:
 
 _digests: dict[tuple[tuple[weakref.ref[Any], ...], str], list[str]] = {}
 MOST = 64
-"""Largest number of lists of stages whose digests are remembered."""
+"""Largest number of pipelines (lists of stages) whose digests are cached."""
 DIVIDED = ("userFactors", "itemFactors", "globalTopicTotals", "topicCounts", "tokenCounts")
-"""Tables of ALSModel and DistributedLDAModel. Spark saves them in as many files, and in such an order, as the model's
-current partitions, so a loaded model is saved in other files.
+"""Tables of ALSModel and DistributedLDAModel. Spark saves such a table in one file per partition, in the order of the
+current partitions, so a model that was loaded and saved again has other files with the same rows.
 """
 
 
 def digest_of(stages: Sequence[Any], folder: Path) -> list[str] | None:
-    """`digest_of_folder` of a pipeline of fitted stages of Spark's own in their current state; None if it cannot be
-    saved.
+    """`digest_of_folder` of a pipeline of these fitted stages in their current state; None if it cannot be saved.
 
-    The pipeline is saved temporarily below `folder`, which Spark and this process both see. It is not saved again for
-    the same objects with the same Params, because nothing else of a fitted stage can change, unless it contains stages.
+    The stages must be Spark's own. The pipeline is saved temporarily below `folder`, which Spark and this process both
+    see. The result is cached by the stage objects and their Params, because nothing else of a fitted stage can change;
+    stages that contain other stages are not cached.
     """
     try:
         if any(isinstance(held, Params) for stage in stages for held in _held(vars(stage))):
@@ -141,7 +149,7 @@ def digest_of(stages: Sequence[Any], folder: Path) -> list[str] | None:
 
 
 def _held(values: Any) -> Iterator[Any]:
-    """The values in attributes, and in their lists and mappings."""
+    """The values in a mapping or list, including those in nested lists and mappings."""
     for value in values.values() if isinstance(values, Mapping) else values:
         if isinstance(value, (Mapping, list, tuple)):
             yield from _held(value)
@@ -151,7 +159,9 @@ def _held(values: Any) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def saved(model: Any, folder: Path | None) -> Iterator[Path | None]:
-    """Save a model below `folder` (None: the system's temporary one) within this context; None if it cannot be saved."""
+    """Save a model temporarily below `folder` (None: the system's temporary folder), and yield the path, or None if the
+    model cannot be saved.
+    """
     with jvm.temporary(".stages-", folder) as path:
         try:
             model.write().overwrite().save(jvm.stores.address(path))
@@ -163,9 +173,12 @@ def saved(model: Any, folder: Path | None) -> Iterator[Path | None]:
 
 
 def hash_of(model: Any, path: str | None, folder: Path | None) -> str | None:
-    """`hash_of_folder` of a model that was loaded from `path`, or not loaded; None if it cannot be saved.
+    """`hash_of_folder` of a model; None if the model cannot be saved.
 
-    If the path is neither on this machine nor in a store, the model is saved temporarily below `folder`.
+    Args:
+        path: the folder from which the model was loaded, whose files are hashed if this process can read them; None if
+            the model was not loaded.
+        folder: the folder below which the model is otherwise saved temporarily; None: the system's temporary folder.
     """
     if path is not None and (local := jvm.stores.brought(path)) is not None:
         return hash_of_folder(local)
@@ -174,15 +187,16 @@ def hash_of(model: Any, path: str | None, folder: Path | None) -> str | None:
 
 
 def hash_of_folder(path: Path) -> str:
-    """One hash of a saved model's classes, Params and weights, independent of its uids and the time of saving."""
+    """A hash of a saved model's classes, Params and weights that does not depend on uids or the time of saving."""
     return hashlib.sha256("\n".join(digest_of_folder(path, by_whom=False)).encode()).hexdigest()
 
 
 def digest_of_folder(folder: Path, *, by_whom: bool = True) -> list[str]:
-    """Digests of a saved model's files, without values that differ each time it is saved: uids, file names, time.
+    """Digests of a saved model's files, without the values that differ each time a model is saved: uids, file names,
+    time.
 
-    Without `by_whom`, values that depend on who fits and saves are also left out: Spark's version, and the default
-    seed, which Python draws per process.
+    With by_whom=False, values that depend on the process that fits and saves are left out, too: Spark's version, and
+    the default seed, which each Python process draws anew.
     """
     metas = {p: json.loads(p.read_text()) for p in sorted(folder.rglob("metadata/part-*"))}
     # Some models (BisectingKMeans) store a saved model of spark.mllib as their data, which has no uid.
@@ -193,7 +207,8 @@ def digest_of_folder(folder: Path, *, by_whom: bool = True) -> list[str]:
     def of_metadata(meta: dict[str, Any]) -> bytes:
         meta = {k: v for k, v in meta.items() if k != "timestamp" and (by_whom or k != "sparkVersion")}
         if "defaultParamMap" in meta:
-            # The default outputCol of a fitted stage contains its uid, that of a loaded one a random uid drawn at loading.
+            # The default outputCol of a fitted stage contains the stage's uid; after loading, it contains another,
+            # random uid.
             usual = {k: v for k, v in meta["defaultParamMap"].items() if by_whom or k != "seed"}
             own = f"{meta['uid']}__output"
             bare = {k: "__output" for k, v in usual.items() if v == own or _is_drawn_output(v)}
@@ -235,26 +250,27 @@ def digest_of_folder(folder: Path, *, by_whom: bool = True) -> list[str]:
 
 
 RANDOM = re.compile(r"\w+_[0-9a-f]{12}")
-"""Pattern of a uid that Spark has drawn, which names nothing else."""
+"""Pattern of a uid that Spark generated, which occurs in a text only as that uid."""
 
 
 @dataclass(frozen=True)
 class _Anonymous:
     """A conversion of saved values that replaces the uids of stages by numbers.
 
-    A uid chosen by a user may also be the name of a column: it counts as a uid only where nothing else is possible, and
-    in the name of a default output column.
+    A uid chosen by a user may also be the name of a column: it is replaced only where the text must be a uid, and in
+    the name of a default output column.
 
     Attributes:
-        outputs: default output columns that contain another uid than that of their stage, and their new names. Such a
-            name that no stage here writes is a column of the rows, and is not changed.
+        uids: the replacement of each uid.
+        outputs: the replacements of default output columns that contain another uid than that of their stage. If no
+            stage here writes a column of such a name, it is a column of the rows, and is not replaced.
     """
 
     uids: Mapping[str, str]
     outputs: Mapping[str, str]
 
     def value(self, value: Any, key: str = "") -> Any:
-        """A JSON-ready value with its uids replaced."""
+        """A value as JSON has it, with all uids replaced; `key` is the value's name in its mapping."""
         if isinstance(value, dict):
             return {k: self.value(v, k) for k, v in value.items()}
         if isinstance(value, list):
@@ -293,7 +309,9 @@ def _is_drawn_output(value: Any) -> bool:
 
 
 def _in_order(table: pa.Table) -> pa.Table:
-    """The table with its rows sorted by the columns that can be compared, and by the texts of itemsets."""
+    """The table with its rows sorted by all columns that are not nested, and by the column "items" of FPGrowthModel as
+    text.
+    """
     keys = {f.name: table.column(f.name) for f in table.schema if not pa.types.is_nested(f.type)}
     if "items" in table.column_names:
         with contextlib.suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):  # items that are not plain values

@@ -1,6 +1,6 @@
 """Files that survive a crash: written to a temporary name and renamed, checked by hash, read without unpickling code.
 
-A full disk is reported in one sentence: the file, its place, the bytes that are needed and free, and a solution.
+An error for a full disk names, in one sentence, the file, its folder, the bytes needed and free, and a solution.
 """
 
 import contextlib
@@ -29,11 +29,11 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class DamagedFile(UserWarning):
-    """The warning that a file kept by a run is damaged or of another kind, and is left out."""
+    """The warning that a file that an earlier run kept is damaged or of another kind, and is ignored."""
 
 
 class DamagedCheckpoint(DamagedFile):
-    """The warning that a checkpoint was damaged, and an older one (or none) is used."""
+    """The warning that a checkpoint is damaged, so that an older checkpoint, or none, is used."""
 
 
 class _Hashed:
@@ -59,10 +59,10 @@ def save(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint of tensors, numbers, strings, lists and dicts; the previous one is kept as `<name>.previous`.
 
     Raises:
-        OSError: it cannot be written; the last complete checkpoint stays.
+        OSError: the checkpoint cannot be written; the last complete one stays.
     """
     with written(path) as file:
-        file.write(_head(hashlib.sha256()))  # room for it
+        file.write(_head(hashlib.sha256()))  # reserves the space of the head
         hashed = _saved(state, file)
         file.seek(0)
         file.write(_head(hashed.digest))
@@ -70,7 +70,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Write a checkpoint that was saved elsewhere; the previous one is kept, as in `save`."""
+    """Write the bytes of a checkpoint that another process saved; the previous checkpoint is kept, as in `save`."""
     with written(path) as file:
         file.write(content)
         _keep_previous(path, file)
@@ -85,10 +85,11 @@ def _keep_previous(path: Path, file: BinaryIO) -> None:
 
 
 def save_mappable(path: Path, content: Any) -> None:
-    """Write tensors, and objects that contain some, so that `torch.load(path, mmap=True)` reads them.
+    """Write tensors, or objects that contain tensors, in the form that `torch.load(path, mmap=True)` can map into
+    memory.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     with written(path) as file:
         _saved(content, file)
@@ -107,7 +108,7 @@ def _saved(content: Any, file: BinaryIO) -> _Hashed:
 
 
 def size(state: Any) -> int:
-    """Bytes of all tensors of a state; a checkpoint of it takes slightly more."""
+    """Bytes of all tensors in a state; a checkpoint of the state takes slightly more."""
     if isinstance(state, torch.Tensor):
         return state.nbytes
     parts = state.values() if isinstance(state, dict) else state if isinstance(state, (list, tuple)) else ()
@@ -119,7 +120,9 @@ def _head(digest: Any) -> bytes:
 
 
 def load(path: Path) -> dict[str, Any] | None:
-    """The newest complete checkpoint of this name; None if there is none."""
+    """The newest complete checkpoint at this path, current or previous; None if there is none. A damaged one causes a
+    warning.
+    """
     for candidate in (path, previous(path)):
         try:
             return _read(candidate)
@@ -131,12 +134,12 @@ def load(path: Path) -> dict[str, Any] | None:
 
 
 def read_undamaged(path: Path, read: Callable[[], T]) -> T | None:
-    """Read a file or folder of this package that can be made again; return None if it does not exist or is damaged.
+    """Read a file or folder that this package wrote and can make again; return None if it does not exist or is damaged.
 
-    A damaged one is removed, with a warning that names it.
+    A damaged file or folder is removed, with a warning that names it.
 
     Args:
-        read: returns the content, and fails if it is damaged.
+        read: function that returns the content, and raises any exception if the file or folder is damaged.
     """
     try:
         return read()
@@ -153,7 +156,7 @@ def check_types(made: T) -> T:
     """Check the types of the attributes of a dataclass made from stored values, and return it.
 
     Raises:
-        TypeError: one has the wrong type.
+        TypeError: an attribute has the wrong type.
     """
     for field in dataclasses.fields(made):  # type: ignore[arg-type]
         kind, value = get_origin(field.type) or field.type, getattr(made, field.name)
@@ -184,7 +187,7 @@ def local_path(option: str, given: str) -> Path:
     """The file or folder of this machine that an option names.
 
     Raises:
-        InputError: it is not on this machine, or Spark cannot find it.
+        InputError: the path is not on this machine, or Spark could not find it.
     """
     if (why := paths.not_local(option, given)) is not None:
         raise InputError(why)
@@ -195,7 +198,7 @@ def new_path(option: str, given: str) -> Path:
     """The folder of this machine that an option names, and that is to be created.
 
     Raises:
-        InputError: it exists, or is not on this machine.
+        InputError: the folder exists, or is not on this machine.
     """
     path = local_path(option, given)
     if os.path.lexists(path):
@@ -204,7 +207,9 @@ def new_path(option: str, given: str) -> Path:
 
 
 def moved(temporary: Path, folder: Path) -> bool:
-    """Rename a folder to its final name; False if another process has created it meanwhile, which stays."""
+    """Rename a folder to its final name; return False if another process has created that folder meanwhile, which then
+    stays.
+    """
     try:
         os.rename(temporary, folder)
     except OSError:
@@ -215,7 +220,7 @@ def moved(temporary: Path, folder: Path) -> bool:
 
 
 def full(error: BaseException | None) -> str:
-    """The system's message if an error or its cause says that there is no space for a file; else empty."""
+    """The system's message if an error, or an error that caused it, says that there is no space for a file; else empty."""
     words = {code: os.strerror(code) for code in FULL}
     while error is not None:
         if isinstance(error, OSError) and error.errno in words:
@@ -229,8 +234,9 @@ def full(error: BaseException | None) -> str:
 
 
 def denied(error: BaseException) -> str:
-    """The reason if a store refuses or a file system is read-only; else empty: one file may be refused for other
-    reasons.
+    """The reason if a remote store refuses to write, or a file system is read-only; else empty.
+
+    Other refusals don't count, because a single file may be refused for reasons of its own.
     """
     if isinstance(error, StoreError):
         return str(error.strerror)
@@ -254,8 +260,9 @@ def room(what: str, path: Path, way_out: str, needed: Callable[[], str] = lambda
     """Turn an error for a full disk, or of a file system that refuses to write, into one sentence within this context.
 
     Args:
-        way_out: the solution for a full disk.
-        needed: returns the required number of bytes, as text; called only for a full disk.
+        what: the thing that is written, for messages.
+        way_out: the solution for a full disk, for messages.
+        needed: function that returns the required number of bytes, as text; called only if the disk is full.
 
     Raises:
         FullDiskError: the disk is full.

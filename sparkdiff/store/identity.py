@@ -1,8 +1,8 @@
-"""The identity of a callable as one hash of its code, closure, defaults, and the globals that it reads.
+"""The identity of a callable: a hash of its code, its closure, its defaults, and the globals that it reads.
 
 A name does not identify a callable: every lambda is `<lambda>`, every partial is `functools:partial`. Two callables
-have the same hash only if everything that decides their result is equal, in this process and in any other. A callable
-that cannot be identified raises `UntoldError`.
+have the same hash, in this process or in different ones, only if everything that determines their result is equal. For
+a callable that cannot be identified, `UntoldError` is raised.
 """
 
 import contextlib
@@ -32,27 +32,29 @@ UNSPOKEN = frozenset(
     {"__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "__annotations__", "__annotate__", "__annotate_func__"}
     | {"__annotations_cache__", "__firstlineno__", "__static_attributes__", "__slotnames__", "_abc_impl"}
 )  # fmt: skip
-"""Attributes of a class that have no effect, or that Python adds later."""
+"""Attributes of a class that have no effect on results, or that Python adds later; they are not hashed."""
 
 UNINSTALLED = ("sparkdiff", "pyspark")
-"""Packages that may be in any folder and are identified by their own version."""
+"""Packages that count as installed in whatever folder they are, and are identified by their `__version__`."""
 
 ALONE = ("numpy", "torch")
-"""Modules that belong to exactly one package, of the same name, and that almost every network uses."""
+"""Modules whose distribution has the same name. Almost every network uses them, so the slow search for the name is
+skipped.
+"""
 
 
 class UntoldError(Exception):
-    """The error that a value cannot be identified; it never leaves the package."""
+    """The error that a value cannot be identified by a hash of its content. It never leaves the package."""
 
 
 def identity(value: Any, *, bare: Callable[[str], str] = str) -> str:
-    """A hash that is equal for two values only if everything that decides their result is equal.
+    """Hash of a value; two values have the same hash only if everything that determines their behaviour is equal.
 
     Args:
-        bare: returns a string without the parts that do not count.
+        bare: function that removes from each hashed string the parts that do not matter, such as uids.
 
     Raises:
-        UntoldError: a part cannot be identified (a lock, a session, an open file); names it.
+        UntoldError: a part of the value cannot be identified (a lock, a session, an open file); the message names it.
     """
     teller = _Teller(bare)
     teller.tell(value)
@@ -60,7 +62,7 @@ def identity(value: Any, *, bare: Callable[[str], str] = str) -> str:
 
 
 class _Teller:
-    """A digest of all parts of a value; a repeated part is fed to it as its number."""
+    """A digest to which all parts of a value are fed, recursively; an object that was fed before is fed as its number."""
 
     def __init__(self, bare: Callable[[str], str]) -> None:
         self.bare = bare
@@ -131,7 +133,9 @@ class _Teller:
             self.tell(value)
 
     def set(self, values: Any) -> None:
-        """Feed a set; its order differs between processes, so each entry is hashed separately."""
+        """Feed a set. Each entry is hashed separately and the hashes are sorted, as the set's order differs between
+        processes.
+        """
         if self.depth > DEEPEST // 4:  # separate hashes of entries start again
             raise UntoldError("sets nested too deeply")
         found = []
@@ -192,7 +196,7 @@ class _Teller:
         self.all("constants", (code.co_consts, getattr(code, "co_exceptiontable", b"")))
 
     def reached(self, module: types.ModuleType | None, attributes: frozenset[str]) -> None:
-        """Feed a module through which a function uses some of these names."""
+        """Feed a module that a function reaches, with the module's `attributes` that the function may use."""
         if module is None:
             self.feed("missing")
         elif (id(module), attributes) not in self.modules:
@@ -221,7 +225,9 @@ class _Teller:
             self.tell(vars(value)[name])
 
     def library(self, value: Any) -> bool:
-        """Feed a value of an installed package by its name and the package's version; return False for any other value."""
+        """Feed a function or class of an installed package as its name and the package's version, and return True; feed
+        nothing for any other value, and return False.
+        """
         module, name = value.__module__, value.__qualname__
         if module is None or not _installed(module) or _named(module, name) is not value:
             return False
@@ -229,7 +235,7 @@ class _Teller:
         return True
 
     def object(self, value: Any) -> None:
-        """Feed an object by its class and its state, as for pickle."""
+        """Feed an object as its class and its state, which are determined as pickle does."""
         try:
             reducer = copyreg.dispatch_table.get(type(value))
             reduced = value.__reduce_ex__(4) if reducer is None else reducer(value)
@@ -245,7 +251,7 @@ class _Teller:
         if not own and _named(module, parts) is not value:
             raise UntoldError(f"an object that is known as {module}:{parts} only")
         self.feed("named", f"{_facts(module)}:{parts}")
-        self.tell(own or None)  # of a cached function, the function itself
+        self.tell(own or None)  # for a cached function, its attributes contain the function itself
 
 
 def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
@@ -257,7 +263,7 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
 
 
 def _imported(code: types.CodeType, package: str | None) -> Iterator[types.ModuleType | None]:
-    """The modules that a function itself imports; None for a module that cannot be imported."""
+    """The modules that a function imports in its body; None for a module that cannot be imported."""
     # An operand above 255 is preceded by an instruction with its upper bits.
     steps = [step for step in dis.get_instructions(code) if step.opname != "EXTENDED_ARG"]
     for i, step in enumerate(steps):
@@ -278,7 +284,7 @@ def _named(module: str, name: str) -> Any:
 
 
 def _home(value: Any, name: str) -> str:
-    """The module that contains a value of C under this name; of several, the one with the shortest name."""
+    """Name of the module that contains a value implemented in C under this name; if several do, the shortest name."""
     own = getattr(value, "__module__", None)
     if own is not None and _named(own, name) is value:
         return str(own)
@@ -299,7 +305,7 @@ def _libraries() -> tuple[str, ...]:
 def _installed(module: str) -> bool:
     """True if a module belongs to Python, an installed package or this package, so that a version identifies its code.
 
-    A package in editable mode keeps its version while its code changes, but is in another folder.
+    A package in editable mode does not count, because its code can change without its version; it is in another folder.
     """
     top = module.partition(".")[0]
     if top in ("builtins", *UNINSTALLED):
@@ -314,7 +320,7 @@ def _installed(module: str) -> bool:
 
 
 def _version(top: str) -> str:
-    """The version of a package, from its own attribute and as installed; "" if it has none or belongs to Python."""
+    """The version of a package, from `__version__` and from its metadata; "" if it has neither, or belongs to Python."""
     own = getattr(sys.modules.get(top), "__version__", "")
     releases = () if top in UNINSTALLED else _releases(top)
     return " ".join([*([own] if isinstance(own, str) and own else []), *releases])
@@ -323,7 +329,7 @@ def _version(top: str) -> str:
 @functools.cache
 def _releases(top: str) -> tuple[str, ...]:
     out = []
-    # To find the packages of a module, Python reads the metadata of all packages, which takes a second.
+    # To find the packages to which a module belongs, Python reads the metadata of all packages, which takes a second.
     owners = (top,) if top in ALONE else _distributions().get(top, ())
     for name in sorted({name for name in owners if name}):  # None: its metadata are damaged
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -338,7 +344,7 @@ def _distributions() -> Mapping[str, list[str]]:
 
 
 def _facts(module: str) -> str:
-    """A module's name, its package's version and the hash of its file; for sparkdiff, the version is sufficient."""
+    """A module's name, its package's version and the hash of its file, as text; sparkdiff's files are not hashed."""
     top = module.partition(".")[0]
     return f"{module} {_version(top)} {'' if top == 'sparkdiff' else _hash(_file(module))}"
 

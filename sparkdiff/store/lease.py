@@ -1,10 +1,12 @@
-"""Leases: a file that its owner renews while it works, and that another process may take after it expires.
+"""Leases, which let one process at a time use a folder.
 
-Clocks of two machines are never compared: a waiting process watches whether the time of the file changes, and uses
-the clock of the file system. On the same machine, a dead owner is recognised immediately.
+A lease is a file that its owner, a process, renews while it works, and that another process may take over after it
+expires. The clocks of two machines are never compared: a waiting process watches whether the file's modification time
+changes, and uses the clock of the file system. On the same machine, a dead owner is recognised immediately.
 
-A lease in a store (`jvm.stores`) is the same file there. If the store lets two processes create the same file, as some
-object stores do, the last one has the lease, and the other one notices it before it writes.
+A lease for a folder on a remote file system (a store of `jvm.stores`) is a file there. If the store lets two processes
+create the same file, as some object stores do, the process that wrote last has the lease, and the other process notices
+it before it writes.
 """
 
 import contextlib
@@ -27,17 +29,20 @@ from sparkdiff.machine import processes, threads
 BEAT, LASTS = 5.0, 60.0
 """Seconds between two renewals, and seconds without a renewal after which the lease expires."""
 GONE = 1.0
-"""Seconds for which a lease file may be missing: a process that moved it by mistake puts it back immediately."""
+"""Seconds for which a lease file may be missing without being lost, as a process that moved it by mistake puts it back.
+"""
 
 
-# Types of the values of a lease that another process reads.
+# Types of the values in a lease file, which are checked because another process wrote them.
 TYPES: dict[str, Any] = {"owner": str, "pid": int, "started": int, "beat": (int, float), "lasts": (int, float)}
 _ENDED: set[str] = set()
-"""Owners in this process that have ended; a store that was unreachable at the time may still have their files."""
+"""Owners in this process whose leases have ended; their files may still exist in a store that was unreachable then."""
 
 
 class HeldError(SparkdiffError):
-    """The error that another process holds the lease, or has taken it over. The command exits with code 1."""
+    """The error that another process holds the lease, or has taken over this process's lease. Commands exit with code
+    1.
+    """
 
 
 @dataclass
@@ -46,7 +51,8 @@ class Lease:
 
     Attributes:
         what: the name of the thing that is leased, for messages.
-        owner: a unique name, also within this process.
+        owner: a unique id of this lease's holder; several holders in one process have different ids.
+        lasts: seconds without a renewal after which the lease expires.
     """
 
     path: Path
@@ -56,7 +62,9 @@ class Lease:
     lasts: float
 
     def lost(self) -> bool:
-        """Renew the lease; return True if this owner has lost it without giving it back."""
+        """Renew the lease; return True if another process has taken it, or its file is gone, although this owner did
+        not end it.
+        """
         if self.owner in _ENDED:
             return False
         self._renew()
@@ -69,11 +77,11 @@ class Lease:
         return seen is None or seen.owner != self.owner
 
     def pass_on(self, attempt: Path) -> None:
-        """Write the owner of the lease to a file for the processes of an attempt."""
+        """Write the lease's owner into the folder of a training attempt, so that the attempt's processes can check it."""
         (attempt / "owner").write_text(self.owner)
 
     def check(self) -> None:
-        """Raise HeldError if another process has taken over, so that this process writes nothing more."""
+        """Raise HeldError if another process has taken the lease over, so that this process writes nothing more."""
         if self.lost():
             seen, where = _look(self.path), stores.named(self.path)
             if seen is None:
@@ -99,14 +107,16 @@ class Lease:
 
 
 def lease_of(folder: Path) -> Path:
-    """The lease file of a run folder: next to it, because the folder is removed and created again."""
+    """Path of the lease file of a run folder. It is next to the folder, because the folder may be removed and created
+    again.
+    """
     return folder.with_name(f".{folder.name}.lease")
 
 
 def check_passed_on(attempt: Path) -> None:
     """Raise HeldError if the run folder no longer belongs to the process that started this attempt."""
     path, owner = lease_of(attempt.parent), attempt / "owner"
-    if not owner.exists():  # the run has a name of its own
+    if not owner.exists():  # the run's id was drawn at random, so that it needs no lease
         return
     if (seen := _look(path)) is not None and seen.owner not in (None, owner.read_text()):
         raise HeldError(f"{attempt.parent} now belongs to another process, {seen.who()}: nothing more is written")
@@ -114,7 +124,7 @@ def check_passed_on(attempt: Path) -> None:
 
 @dataclass(frozen=True)
 class _Seen:
-    """A lease as another process sees it."""
+    """The content of a lease file as a process reads it; empty if incomplete."""
 
     content: dict[str, Any]
     node: int
@@ -131,7 +141,7 @@ class _Seen:
         return f"process {c['pid']} on {c['host']}, since {c['begun']}"
 
     def dead(self) -> bool:
-        """True if its owner is known to be dead, because it ran on this machine."""
+        """True if the lease's owner is known to be dead, which can be found out only if it ran on this machine."""
         return self.owner in _ENDED or ("machine" in self.content and processes.has_ended(self.content))
 
 
@@ -145,8 +155,8 @@ def held(path: Path, what: str, *, wait: float = 0.0, beat: float = BEAT, lasts:
         wait: seconds to wait for another owner to end.
 
     Raises:
-        HeldError: another process still holds it after `wait` seconds; names the process.
-        OSError: the file cannot be written.
+        HeldError: another process still holds the lease after `wait` seconds; the message names the process.
+        OSError: the lease file cannot be written.
     """
     lease = _taken(path, what, wait, beat, lasts)
     try:
@@ -193,7 +203,7 @@ def _taken(path: Path, what: str, wait: float, beat: float, lasts: float) -> Lea
 
 
 def _begun(lease: Lease, content: bytes) -> bool:
-    """Create the file of a lease, and keep it open on this machine; return False if there is already one."""
+    """Create the file of a lease, which on this machine stays open; return False if the file already exists."""
     path = lease.path
     if stores.url_of(path) is not None:
         stores.make(path.parent, private=False)  # it may be a folder of the user
@@ -217,7 +227,7 @@ def _begun(lease: Lease, content: bytes) -> bool:
 
 
 def _look(path: Path) -> _Seen | None:
-    """The lease at this path; None if there is none."""
+    """The lease file at this path as it is now; None if there is none."""
     if stores.url_of(path) is not None:
         milliseconds, content, node = stores.modified(path), stores.read(path), 0
         if milliseconds is None or content is None:
@@ -253,7 +263,7 @@ def _age(path: Path, seen: _Seen) -> float:
 
 
 def _remove(path: Path, owner: str | None) -> None:
-    """Remove the lease of this owner, but not that of another one."""
+    """Remove the lease file if it belongs to this owner; a lease file of another owner stays."""
     aside = path.with_name(f"{path.name}-{uuid.uuid4().hex[:8]}")
     seen = _look(path)
     if seen is None or seen.owner != owner:

@@ -1,9 +1,9 @@
-"""The marker of a folder: a file, written first and removed last, that names the part of the package that made the
-folder.
+"""The marker of a folder: a file, written first and removed last, that names the owner, i.e. the part of this package
+that made the folder.
 
-A folder that contains files and no such marker is the user's: nothing is written into it or removed from it. The
-folders that users choose for many things (`storeDir`, `cacheDir`, `checkpointDir`) are theirs, too, and have no marker;
-the folders made inside them have one.
+A folder that contains files but no marker is the user's: nothing is written into it or removed from it. The folders
+that users choose for many runs (`storeDir`, `cacheDir`, `checkpointDir`) are the user's, too, and have no marker; the
+folders that this package makes inside them have one.
 """
 
 from collections.abc import Iterable
@@ -22,10 +22,10 @@ def mark(folder: Path, owner: str, entries: Iterable[str] = ()) -> None:
 
     Args:
         entries: the names of all entries that belong to this owner, if users may add files to the folder; by default
-            all.
+            all entries belong to the owner.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the marker cannot be written.
     """
     stores.write(folder / MARKER, "\n".join([owner, *entries]).encode())
 
@@ -34,7 +34,7 @@ def read_marker(folder: Path) -> list[str]:
     """The owner and the entries from a folder's marker; empty if there is none.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the marker cannot be read.
     """
     return (stores.read(folder / MARKER) or b"").decode(errors="replace").splitlines()
 
@@ -43,11 +43,11 @@ def check_owner(folder: Path, owner: str, given: str, other: str) -> None:
     """Check that a folder does not exist, is empty, or contains only files made by this part of the package.
 
     Args:
-        given: the folder, as the message names it.
-        other: what to choose instead, for the message.
+        given: the folder, as messages name it.
+        other: the option or thing that the user should choose anew, for messages.
 
     Raises:
-        InputError: it contains something else, is a file, or cannot be read.
+        InputError: the folder contains something else, is a file, or cannot be read.
     """
     try:
         if folder.is_file():

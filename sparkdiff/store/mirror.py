@@ -1,4 +1,6 @@
-"""Mirroring of a working copy to a folder of a store, so that the files that a run writes outlive its machine."""
+"""Mirroring of a local working copy to a folder on a remote file system (a store of `jvm.stores`), so that the files
+that a run writes outlive its machine.
+"""
 
 import threading
 from collections.abc import Callable
@@ -15,18 +17,24 @@ _ROOTS: set[Path] = set()
 
 
 def is_mirrored(path: Path) -> bool:
-    """True if this process mirrors a folder around this path, so that files written here are sent anyway."""
+    """True if this process already mirrors a folder that contains this path, so that files written there are sent
+    anyway.
+    """
     return any(path.is_relative_to(root) for root in _ROOTS)
 
 
 class Mirror:
     """A context in which a thread sends changed files of a working copy to the store.
 
-    A file arrives completely or not at all. Of files that changed together, JSON comes last, because it names the
-    others.
+    A file arrives completely or not at all. Of files that changed together, JSON files are sent last, because they name
+    the others.
+
+    Args:
+        folder: the working copy.
+        lost: function that returns True once another process has taken over the folder; then nothing more is sent.
 
     Attributes:
-        failed: why a file could not be sent; empty if all were.
+        failed: text on why a file could not be sent; empty if all were sent.
     """
 
     def __init__(self, folder: Path, lost: Callable[[], bool]):
@@ -55,7 +63,7 @@ class Mirror:
         """Send the changed files, and start the thread that continues to do so.
 
         Raises:
-            StoreError: the store refuses it.
+            StoreError: the store refuses a file.
         """
         self.sync()
         self._thread.start()
@@ -78,7 +86,7 @@ class Mirror:
         """Send changed files, and remove deleted ones from the store.
 
         Raises:
-            StoreError: the store refuses it.
+            StoreError: the store refuses a file.
         """
         with self._lock:
             found = self._found()
@@ -88,7 +96,7 @@ class Mirror:
                 for path in sorted(changed, key=lambda path: (path.suffix == ".json", path)):
                     if self._send(path, found[path]):
                         self._sent[path] = found[path]
-                # A checkpoint is missing for a moment while it is replaced.
+                # A checkpoint that is being replaced is missing for a moment, but its previous version exists.
                 gone = [path for path in gone if not path.exists() and not previous(path).exists()]
                 for path in gone:
                     del self._sent[path]
@@ -96,7 +104,9 @@ class Mirror:
                     stores.forget(path)
 
     def _send(self, path: Path, state: tuple[int, int, int]) -> bool:
-        """Send a file; return False if it was replaced meanwhile, so that the next check finds the new one."""
+        """Send a file; return False if it failed because the file was replaced meanwhile: the next check sends the new
+        file.
+        """
         try:
             stores.send(path)
         except OSError:
@@ -106,19 +116,19 @@ class Mirror:
         return True
 
     def _highest_gone(self, path: Path) -> Path:
-        """The highest folder above a deleted file that is deleted, too; else the file."""
+        """The topmost folder above a deleted file that is deleted, too; the file itself if its folder exists."""
         while path.parent != self.folder and not path.parent.exists():
             path = path.parent
         return path
 
     def _found(self) -> dict[Path, tuple[int, int, int]]:
-        """The lasting files, with the attributes that change with their content."""
+        """The files to mirror, each with attributes that change when its content does: modification time, size, inode."""
         seen = ((path, self._found_at(path)) for path in self.folder.rglob("*"))
         return {path: state for path, state in seen if state is not None}
 
     def _found_at(self, path: Path) -> tuple[int, int, int] | None:
-        # Temporary files, and files that start a process, are useless to a later process. An older checkpoint is not, because
-        # some stores replace a file by deleting it first.
+        # Temporary files, and files for starting the processes of an attempt, are useless to a later process. Previous
+        # checkpoints are mirrored, because some stores delete a file before they replace it.
         parts = path.relative_to(self.folder).parts
         passing = any(part.startswith(".") for part in parts) or parts[0].startswith("attempt-")
         try:

@@ -1,15 +1,16 @@
-"""Rules for names and aliases in MLflow's registry of models, checked without MLflow, before any work."""
+"""Rules for names and aliases in MLflow's registry of models, which are checked before a run begins and without MLflow."""
 
 import re
 
 from sparkdiff.errors import InputError
 
 ALIAS, NEVER = "challenger", "champion"
-"""The default alias of a version that is registered here, and one that only users may set."""
+"""The default alias of a version that this package registers, and the alias that only users may set."""
 
 
 def check_version(name: str | None, alias: str, section: str = "") -> None:
-    """Check the name and alias of a new version of a model; MLflow itself refuses them only when the model is stored.
+    """Check the name and alias of a new model version. MLflow itself checks them only at the end, when the model is
+    stored.
 
     Args:
         section: prefix of the settings' names in messages.

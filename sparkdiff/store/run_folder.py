@@ -1,4 +1,7 @@
-"""The folder of a training: its checkpoint, and the settings that it depends on."""
+"""The folder of a training run: its checkpoint, and its request, i.e. all values that determine the result.
+
+A run with a `runId` is resumed from its folder only if the request is the same.
+"""
 
 import contextlib
 import hashlib
@@ -26,11 +29,11 @@ LONGEST = 100
 """Largest number of characters of a run's id."""
 NAME = re.compile(rf"[A-Za-z0-9_][\w.-]{{0,{LONGEST - 1}}}", re.ASCII)
 TRAININGS = "trainings"
-"""Folder within a run's folder for the trainings that it consists of."""
+"""Folder within a run's folder for the training runs of which the run consists."""
 
 
 UNTOLD = "can't be told"
-"""Prefix of a part of a request that cannot be identified; such a run is never resumed."""
+"""Prefix of the value of a part of a request that cannot be identified, such as a lock; such a run is never resumed."""
 
 
 class NotResumable(UserWarning):
@@ -39,13 +42,15 @@ class NotResumable(UserWarning):
 
 @dataclass(frozen=True)
 class FolderNote:
-    """The content of a JSON file in the folder of a run, which a resumed run reads."""
+    """Base of the contents of JSON files in a run's folder, from which a resumed run reads what the run had decided
+    before.
+    """
 
     FILE: ClassVar[str]
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
-        """The note of a run; None if it does not exist, or is damaged."""
+        """The note in a run's folder; None if it does not exist, or is damaged."""
         return read_undamaged(folder / cls.FILE, lambda: check_types(cls(**read_object(folder / cls.FILE))))
 
     def write(self, folder: Path) -> None:
@@ -54,12 +59,14 @@ class FolderNote:
 
 
 def untold(why: str) -> str:
-    """The value of a part of a request that cannot be identified; it equals no other value."""
+    """A value for a part of a request that cannot be identified: a text with the reason that equals no other value."""
     return f"{UNTOLD}: {why} {uuid.uuid4().hex[:12]}"
 
 
 def told(tell: Callable[[], str]) -> str:
-    """The result of `tell`; if it raises UntoldError, a text with the reason that equals no other value."""
+    """The result of `tell()`; if that raises UntoldError, a text with the reason that equals no other value (see
+    `untold`).
+    """
     try:
         return tell()
     except UntoldError as e:
@@ -71,7 +78,9 @@ def _untold(value: Any) -> bool:
 
 
 def _changed(begun: Any, now: Any, name: str = "") -> dict[str, tuple[Any, Any]]:
-    """The differences between the old and the new request, by name; inside a mapping by `mapping.name`."""
+    """The parts that differ between the old and the new request, as {name: (old, new)}; parts of mappings as
+    `mapping.name`.
+    """
     if json.dumps(begun, sort_keys=True) == json.dumps(now, sort_keys=True):  # == treats 1, 1.0 and True as equal
         return {}
     if not isinstance(begun, dict) or not isinstance(now, dict):
@@ -82,10 +91,10 @@ def _changed(begun: Any, now: Any, name: str = "") -> dict[str, tuple[Any, Any]]
 
 
 def folder_name(runId: str) -> str:
-    """The id of a run, after a check that it can be the name of a folder.
+    """The id of a run, after checking that it can be the name of a folder.
 
     Raises:
-        InputError: it cannot be.
+        InputError: the id cannot be a folder name.
     """
     if not NAME.fullmatch(runId):
         raise InputError(f"runId={runId!r} may contain only letters, digits, '.', '-' and '_'")
@@ -93,7 +102,7 @@ def folder_name(runId: str) -> str:
 
 
 def name_beside(runId: str, rest: str) -> str:
-    """The name of a folder that belongs to a run: its id and `rest`; a long id is cut and gets a hash."""
+    """The name of a further folder of a run: its id and `rest`; a long id is shortened, and a hash of it is added."""
     name = folder_name(runId)
     if len(name) + len(rest) <= LONGEST:
         return name + rest
@@ -103,7 +112,14 @@ def name_beside(runId: str, rest: str) -> str:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder of one training: its request, its newest checkpoint, and one folder per attempt of several processes."""
+    """The folder of one training run: its request, its newest checkpoint, and one folder per attempt of several
+    processes.
+
+    Attributes:
+        own: see `open`.
+        lease: the lease on this folder; None if no other process can use it.
+        mirror: the mirror of this working copy; None unless the folder is on a remote file system.
+    """
 
     path: Path
     runId: str
@@ -119,15 +135,16 @@ class RunFolder:
         """Open the folder of a run; create it if missing.
 
         Args:
-            own: `where` is not a folder of the user; it is removed together with its last run.
-            request: everything that decides the training, by name. A folder with another request is not resumed, nor
-                one with a part that is `UNTOLD`.
-            replace: start again in this case, instead of raising.
+            own: True if `where` is a folder of this package, which is removed together with its last run; False if it
+                is the user's.
+            request: all values that determine the result of training, by name. A run is not resumed if its request was
+                different, or if a part of the request is `UNTOLD`.
+            replace: start again if the request was different, instead of raising.
             lease: the lease of this folder; once it is lost, nothing more is written or removed.
 
         Raises:
             InputError: the id cannot be a folder name, the folder cannot be written, it is a folder of the user, or it
-                belongs to another training; then the message names the differences.
+                belongs to a run with another request; then the message names the differences.
         """
         path = where / folder_name(runId)
         request = json.loads(json.dumps(request, sort_keys=True))
@@ -164,7 +181,7 @@ class RunFolder:
 
     @property
     def unsaved(self) -> str:
-        """The reason why the store lacks files of its working copy; empty if it has all."""
+        """The reason why files of this working copy could not be sent to the store; empty if all were sent."""
         return "" if self.mirror is None else self.mirror.failed
 
     @property
@@ -172,7 +189,7 @@ class RunFolder:
         return self.path / "state.pt"
 
     def attempt(self) -> Path:
-        """Create a new folder for an attempt."""
+        """Create a new folder for an attempt to train in several processes."""
         numbers = (p.name.partition("-")[2] for p in self.path.glob("attempt-*"))
         number = 1 + max((int(name) for name in numbers if name.isdecimal()), default=0)
         folder = self.path / f"attempt-{number}"
@@ -181,10 +198,10 @@ class RunFolder:
 
     @contextlib.contextmanager
     def kept(self, *, always: bool) -> Iterator[None]:
-        """Remove the folder at the end of this context, in which training runs, unless `always`.
+        """Remove the folder when this context, in which training runs, ends; with `always`, keep it after a success.
 
-        If training fails, the folder is also removed if it has neither a checkpoint nor a finished step, or if the user
-        does not know the id to continue with.
+        After a failure, the folder is kept only if it has a checkpoint or a finished step, and the user knows the id
+        with which to continue: with `always`, or because the error names it.
         """
         try:
             yield
@@ -211,11 +228,12 @@ class RunFolder:
 def opened(
     where: Path, runId: str | None, request: dict[str, Any], *, replace: bool, own: bool, wait: float
 ) -> Iterator[RunFolder]:  # fmt: skip
-    """Open the folder of a training, see `RunFolder.open`; no other process uses it while the context lasts.
+    """Open the folder of a training run, see `RunFolder.open`; no other process can use the folder while the context
+    lasts.
 
     Args:
-        runId: None for a new name.
-        wait: seconds to wait for a process that uses the folder.
+        runId: id of the run; None: draw a new one.
+        wait: seconds to wait for another process that uses the folder.
     """
     name = folder_name(runId or uuid.uuid4().hex[:12])
     try:
@@ -235,7 +253,7 @@ def opened(
 
 
 def _mirrored(path: Path, lease: Lease | None) -> Mirror:
-    """The mirror of a run folder in a store, with the store's files in its working copy."""
+    """The mirror of a run folder in a remote store; the store's files are first fetched into the local working copy."""
     stores.make(path.parent)
     if stores.exists(path):
         stores.fetch(path)

@@ -1,5 +1,5 @@
-"""Tensors as all other packages use them: `rows` is a column of a batch, dense or sparse, `device` the only module that
-names devices, `products` starts a backward pass, `team` sums over the processes of a training.
+"""Helpers for tensors that all other packages use: `rows` has the columns of a batch, dense or sparse, `device` is the
+only module that names devices, `products` starts a backward pass, `team` sums over the processes of a training run.
 """
 
 __all__ = ["device", "products", "rows", "team"]

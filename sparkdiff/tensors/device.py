@@ -1,4 +1,4 @@
-"""Devices and number types of training; the only module that names devices and moves tensors between them."""
+"""Devices and dtypes of training; the only module that names devices and moves tensors between them."""
 
 import contextlib
 import io
@@ -20,7 +20,8 @@ T = TypeVar("T")
 # cuBLAS reads this at its first use in the process: results repeat only with a workspace of fixed size.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 ALONE = threading.RLock()
-"""A lock for a thread that records a graph or releases memory: no other may release memory while a graph is recorded.
+"""A lock for a thread that records a CUDA graph or releases memory: no memory may be released while a graph is
+recorded.
 """
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 """Dtypes of rows in training; weights, sums and losses are always float64."""
@@ -63,7 +64,7 @@ class Place:
         return str(self.device)
 
     def rows(self, x: Rows, *, wait: bool = True) -> Rows:
-        """Rows on this device, with floats in this dtype if it is narrower.
+        """Rows moved to this device; floats are converted to this place's dtype if it is narrower than theirs.
 
         Args:
             wait: False to copy rows from the CPU asynchronously.
@@ -76,7 +77,11 @@ class Place:
         return self.numbers(x.to(self.dtype) if narrows else x, wait=wait)
 
     def numbers(self, x: Tensor, *, wait: bool = True) -> Tensor:
-        """A tensor on this device, in its own dtype."""
+        """A tensor moved to this device, with its dtype unchanged.
+
+        Args:
+            wait: False to copy a tensor from the CPU asynchronously.
+        """
         if not wait and x.is_cpu and self.device.type == "cuda":
             x = x.pin_memory()
         return x.to(self.device, non_blocking=not wait)
@@ -89,7 +94,7 @@ class Place:
         return int(module_of(self.device).mem_get_info(self.device)[0])
 
     def trim(self) -> None:
-        """Release freed memory that torch keeps for itself."""
+        """Return the memory that torch keeps in its cache to the device."""
         if not self.on_cpu:
             with ALONE, contextlib.suppress(RuntimeError):  # torch raises it after a failed recording
                 module_of(self.device).empty_cache()
@@ -99,7 +104,7 @@ CPU = Place()
 
 
 def module_of(device: torch.device) -> Any:
-    """torch's module for a kind of device: `torch.cuda` for an NVIDIA GPU, with its streams, graphs and memory."""
+    """torch's module with the streams, graphs and memory of a kind of device, such as `torch.cuda` for NVIDIA GPUs."""
     return torch.get_device_module(device)
 
 
@@ -124,11 +129,11 @@ def why_no_gpu() -> str:
 
 
 def place(device: str, precision: str, local: int = 0) -> Place:
-    """The place that the options name.
+    """The device and dtype that the options `device` and `precision` name.
 
     Args:
         device: `cpu`, `cuda` or `cuda:<number>`.
-        local: the number of this process among those on its machine, which share the GPUs.
+        local: the rank of this process among the training processes on its machine, which share the GPUs.
 
     Raises:
         InputError: torch sees no such device.
@@ -148,7 +153,8 @@ def place(device: str, precision: str, local: int = 0) -> Place:
 
 
 def moved(value: T, device: torch.device, dtype: torch.dtype | None = None) -> T:
-    """A copy of a value with all its tensors, at any depth, on this device; shared tensors stay shared.
+    """A deep copy of a value with all its tensors on this device; tensors that the value shares stay shared in the
+    copy.
 
     Args:
         dtype: the dtype of all floats; None: unchanged.
@@ -189,7 +195,9 @@ def moved(value: T, device: torch.device, dtype: torch.dtype | None = None) -> T
 
 
 class _Repeatable:
-    """The number of threads that require repeatable results, and torch's settings before the first of them."""
+    """State of `repeatable`: the number of contexts that are active in all threads, and torch's settings before the
+    first.
+    """
 
     lock, asking = threading.Lock(), 0
     before: tuple[bool, bool, bool, str] = (False, False, True, "highest")
@@ -197,8 +205,8 @@ class _Repeatable:
 
 @contextlib.contextmanager
 def repeatable(at: Place) -> Iterator[None]:
-    """Make results repeatable within this context: GPU kernels add in a fixed order, and products of float32 don't use
-    TF32.
+    """Make results on this device repeatable within this context: GPU kernels add in a fixed order, and products of
+    float32 don't use TF32.
 
     Raises:
         InputError: this process has already used cuBLAS with other settings.
@@ -238,7 +246,7 @@ def _matmul_precision() -> str:
 
 
 def _try_product(at: Place) -> None:
-    """Use cuBLAS once before the first step, so that a refusal is reported in one sentence."""
+    """Multiply two matrices before the first step, so that an error of cuBLAS is reported in one sentence."""
     one = torch.ones(2, 2, dtype=at.dtype, device=at.device)
     try:
         one @ one
@@ -253,7 +261,7 @@ def _try_product(at: Place) -> None:
 
 
 def abandon(device: torch.device, pool: Any) -> None:
-    """Tell the allocator that a failed recording of a graph is over, which older versions of torch forget."""
+    """Tell torch's allocator that a failed recording of a CUDA graph is over, which older versions of torch omit."""
     for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
         if device.type == "cuda" and (tell := getattr(torch._C, name, None)) is not None:
             with contextlib.suppress(RuntimeError):
@@ -269,7 +277,7 @@ def is_short_of_memory(e: RuntimeError) -> bool:
 
 
 class DeviceCopies:
-    """A tensor of settings, such as costs, on the device of the rows; each device gets a copy at its first use."""
+    """A tensor of settings, such as costs, and its copies on other devices, each made when the device first needs it."""
 
     def __init__(self, value: Tensor):
         self.value, self.copies = value, {value.device: value}

@@ -1,8 +1,9 @@
 """A column of a batch: a dense tensor, or sparse rows as (indices, values, offsets), the form that torch's
 embedding_bag takes.
 
-torch's CSR layout lacks most operations and their gradients, so inside the network a sparse batch has this form and
-becomes `torch.sparse_csr` only at the network's border.
+torch's CSR layout lacks most operations and their gradients. So inside the network a sparse column is a `SparseRows`,
+and it becomes `torch.sparse_csr` only where the network meets the user's code. Dense tensors are also called strided
+here.
 """
 
 import warnings
@@ -19,7 +20,7 @@ from torch import Tensor
 class SparseRows:
     """n sparse rows of the same width; within a row the indices are distinct and ascending, as in Spark's SparseVector."""
 
-    indices: Tensor  # (nnz,) int64; int32 in a table that rows are taken from
+    indices: Tensor  # (nnz,) int64; int32 in a table from which rows are only taken
     values: Tensor  # (nnz,) floating
     offsets: Tensor  # (n + 1,) int64, offsets[0] == 0, offsets[-1] == nnz
     width: int
@@ -48,7 +49,8 @@ class SparseRows:
         """The rows `order` (m,), in that order.
 
         Args:
-            stored: their number of stored entries, if known; else a GPU must be waited for.
+            stored: number of entries that these rows store, if known; otherwise the CPU has to wait for a GPU to count
+                them.
         """
         starts = self.offsets.index_select(0, order)
         lengths = self.offsets.index_select(0, order + 1) - starts
@@ -59,7 +61,7 @@ class SparseRows:
         return SparseRows(indices, values, offsets, self.width)
 
     def select(self, columns: Tensor) -> "SparseRows":
-        """The columns `columns` (k,), distinct, in that order."""
+        """These columns (k,), which must be distinct, in the given order."""
         place = columns.new_full((self.width,), -1)
         place[columns] = torch.arange(len(columns), device=columns.device)
         to = place[self.indices]
@@ -71,15 +73,15 @@ class SparseRows:
         return SparseRows(to, values, offsets_of(torch.bincount(rows, minlength=len(self))), len(columns))
 
     def dense_columns(self, columns: Tensor) -> Tensor:
-        """The columns `columns` (k,), ascending, as a strided (n, k), with gradients to the values; the other columns
-        are left out.
+        """These columns (k,), which must be ascending, as a dense tensor (n, k) through which gradients reach the
+        values.
         """
         number = len(columns)
         if not number:
             return self.values.new_zeros(len(self), 0)
         at = torch.searchsorted(columns, self.indices).clamp_max_(number - 1)
         there = columns.index_select(0, at) == self.indices
-        if on_gpu(self.values):  # avoids waiting for their number: the other entries go into an extra column
+        if on_gpu(self.values):  # the other entries go into an extra column, as counting them would wait for the GPU
             wide = self.values.new_zeros(len(self), number + 1)
             return wide.index_put_((self.rows(), torch.where(there, at, number)), self.values)[:, :-1]
         read = there.nonzero()[:, 0]
@@ -108,8 +110,10 @@ class SparseRows:
         return self.with_whole(which, self.values.new_full((self.width * int(which.sum()),), torch.nan))
 
     def with_whole(self, which: Tensor, new: Tensor) -> "SparseRows":
-        """The same rows, but rows for which `which` (n,) is True store all entries, taken from `new` one row after the
-        other.
+        """The same rows, except that rows for which `which` (n,) is True are replaced, and store all their entries.
+
+        Args:
+            new: the entries of the replaced rows, one row after the other.
         """
         lengths = torch.where(which, self.width, self.lengths())
         offsets = offsets_of(lengths)
@@ -121,7 +125,7 @@ class SparseRows:
         return SparseRows(indices, values.masked_scatter(whole, new), offsets, self.width)
 
     def matmul(self, matrix: Tensor) -> Tensor:
-        """(n, d) @ (d, k) -> (n, k), with gradients to the matrix and to the values."""
+        """(n, d) @ (d, k) -> (n, k), differentiable with respect to the matrix and the values."""
         if not len(self.indices):
             return matrix.new_zeros(len(self), matrix.shape[1]) + 0.0 * matrix.sum()
         return F.embedding_bag(
@@ -159,30 +163,36 @@ def offsets_of(lengths: Tensor) -> Tensor:
 
 
 def on_gpu(x: Tensor) -> bool:
-    """True if the tensor is not on the CPU, so that reading a number, or a shape that depends on numbers, means waiting
-    for the device.
+    """True if the tensor is not on the CPU; then the CPU has to wait for the device to read a number of it, or to
+    compute a shape that depends on numbers.
     """
     return x.device.type != "cpu"
 
 
 SPARSE_FROM = 1024
-"""Width from which a one-hot block is passed as sparse rows (DESIGN: dense blocks cost memory above it, sparse ones
-time below).
+"""Width from which a one-hot vector is passed as sparse rows: wider dense vectors take more memory, and narrower sparse
+ones take more time.
 """
 ORDINARY, NEVER = 1e30, float("inf")
-"""The largest size of numbers for which products of a few are finite; and the size that stands for no limit."""
+"""Absolute value up to which products of a few numbers are finite; and the absolute value that stands for no limit."""
 
 
 def beyond(x: Rows, size: float) -> bool:
-    """True if a number is NaN or larger than this size, or the size is below 0; False on a GPU, which isn't queried,
-    and for NEVER.
+    """True if any number is NaN or larger than `size` in absolute value, or if `size` is negative.
+
+    False for size=NEVER, and on a GPU, because reading a result would wait for the GPU.
     """
     numbers = x.values if isinstance(x, SparseRows) else x
     return size < NEVER and not on_gpu(numbers) and (size < 0 or not bool((numbers.abs() <= size).all()))
 
 
 def stored_as(x: Rows, storage: str) -> Rows:
-    """A column as Spark stores one of this `storage` (Facts): dense rows with all zeros, sparse ones with none."""
+    """A column with the entries that Spark stores: all entries of its dense vectors, only the nonzeros of its sparse
+    ones.
+
+    Args:
+        storage: "" if Spark's vectors are all dense; "compressed" if each has the smaller form; else all are sparse.
+    """
     if isinstance(x, SparseRows):
         nonzero = torch.bincount(x.rows()[x.values != 0], minlength=len(x))
         return filled(x, is_dense(nonzero, x.width) & (storage == "compressed"))
@@ -196,8 +206,10 @@ def is_stored(x: Tensor, storage: str) -> Tensor:
 
 
 def is_dense(entries: Tensor, width: int) -> Tensor:
-    """Mask of the rows that Spark stores dense, from their numbers of non-zero entries (n,):
-    org.apache.spark.ml.linalg.Vector.compressed.
+    """Mask of the rows that Spark stores dense if it chooses the smaller form, from the rows' numbers of nonzero
+    entries (n,).
+
+    Source: org.apache.spark.ml.linalg.Vector.compressed.
     """
     return 1.5 * (entries + 1.0) >= width
 
@@ -208,7 +220,7 @@ def sparse_where(x: Tensor, stored: Tensor) -> SparseRows:
 
 
 def filled(x: SparseRows, whole: Tensor) -> SparseRows:
-    """The same rows; those for which `whole` (n,) is True store all zeros, the others none."""
+    """The same rows, except that rows for which `whole` (n,) is True store all their zeros, and the other rows none."""
     kept = x.values != 0
     lengths = torch.bincount(x.rows()[kept], minlength=len(x))
     bare = SparseRows(x.indices[kept], x.values[kept], offsets_of(lengths), x.width)
@@ -216,21 +228,22 @@ def filled(x: SparseRows, whole: Tensor) -> SparseRows:
 
 
 def without_zeros(x: Rows, of: Rows) -> Rows:
-    """Rows computed from rows `of`: full rows of `of` give rows that store all zeros, others rows that store none.
+    """Rows `x`, computed from rows `of`, such that a row stores all its zeros if the row of `of` stores all entries,
+    else none.
 
-    Nothing changes unless both are sparse.
+    `x` is returned unchanged unless both are SparseRows.
     """
     return filled(x, of.lengths() == of.width) if isinstance(x, SparseRows) and isinstance(of, SparseRows) else x
 
 
 BLOCK = 256
-"""Number of values that one matrix product adds up."""
+"""Largest number of values that `running_sum` adds by one matrix product."""
 
 
 def running_sum(x: Tensor) -> Tensor:
     """The running sum x.cumsum(-1) of finite numbers.
 
-    On a GPU it uses matrix products, because torch's own kernel adds in an order that changes from run to run.
+    On a GPU it is computed by matrix products, because torch's own kernel adds in an order that varies between runs.
     """
     if not on_gpu(x):
         return x.cumsum(-1)
@@ -243,12 +256,16 @@ def running_sum(x: Tensor) -> Tensor:
 
 
 def sum_in_order(x: Tensor) -> Tensor:  # (n, d) -> (n,)
-    """The sums of rows, added column by column as in Spark; on a GPU torch's own sum, which adds several at a time."""
+    """The sum of each row, added column by column as in Spark; on a GPU torch's own sum, whose order may differ."""
     return x.sum(1) if on_gpu(x) or not x.shape[1] else x.cumsum(1)[:, -1]
 
 
 def known_any(wrong: Tensor) -> bool:
-    """True if any entry is True; on the CPU only: a GPU isn't waited for, as the CPU saw the same rows for statistics."""
+    """True if any entry is True; on a GPU always False.
+
+    The check can be skipped on a GPU, which the CPU would have to wait for, because the CPU has already processed the
+    same rows for statistics.
+    """
     return not on_gpu(wrong) and bool(wrong.any())
 
 
@@ -310,10 +327,10 @@ def extremes(x: Rows) -> tuple[Tensor, Tensor]:
 
 
 def below(parts: Sequence[Rows]) -> Rows:
-    """Concatenate rows; the result is strided if one part is strided."""
+    """Concatenate batches of rows; the result is dense if at least one part is dense."""
     sparse = [p for p in parts if isinstance(p, SparseRows)]
     return SparseRows.cat(sparse) if len(sparse) == len(parts) else torch.cat([dense(p) for p in parts])
 
 
 Nulls = Sequence[Tensor | None]
-"""Per input column, a mask (n,) bool of the rows that are null; None if none is, or if unknown."""
+"""For each input column, a mask (n,) bool of the rows that are null; None if no row is null, or if it is unknown."""

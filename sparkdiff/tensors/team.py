@@ -10,7 +10,7 @@ from sparkdiff.errors import SparkdiffError
 
 
 class LostProcessError(SparkdiffError):
-    """The error that another process of the training is dead or does not answer."""
+    """The error that another training process is dead or does not answer."""
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class Team:
     """The rank of this process among the processes that train together; by default there is only one.
 
     Attributes:
+        rank, world: rank of this process, and number of processes.
         gpus: torch's process group for tensors on GPUs; None: such tensors are summed on the CPU.
     """
 
@@ -26,13 +27,14 @@ class Team:
     gpus: Any = field(default=None, kw_only=True)
 
     def sum_(self, *tensors: Tensor) -> None:
-        """Replace each tensor, in place, by its sum over all processes, with the same bits in each of them.
+        """Replace each tensor, in place, by its sum over all processes; all processes get the same bits.
 
-        Several tensors, of doubles or of counts, are one exchange: an exchange of a few thousand numbers costs as much
-        as its messages and the threads that wait for each other, whatever the number of values.
+        Several tensors, of doubles or of counts, are sent in one exchange, because the cost of an exchange of up to a
+        few thousand numbers is that of its messages and of threads waiting for each other, whatever the number of
+        values.
 
         Raises:
-            LostProcessError: a process is dead, or did not answer within the timeout of the group.
+            LostProcessError: another process is dead, or did not answer within the timeout of the process group.
         """
         if self.world == 1:
             return
@@ -54,10 +56,10 @@ class Team:
                 tensor.copy_(total.view(tensor.shape))
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """The rows (first dimension) of all processes, in their order, with the same bits in each of them. (n, ...) ->
-        (N, ...)
+        """The rows (first dimension) of all processes, in the order of their ranks; all processes get the same bits.
+        (n, ...) -> (N, ...)
 
-        They are sums over buffers that are 0 except for the rows of one process, so they are exact.
+        The rows are sums of one buffer per process, each 0 except for the process's own rows, so they are exact.
 
         Raises:
             LostProcessError: see `sum_`.
@@ -78,7 +80,7 @@ ALONE = Team()
 
 
 def tells_of_another(error: BaseException) -> bool:
-    """True if an error was caused by another process; NCCL's sums fail later than they are requested."""
+    """True if an error was caused by another process; NCCL reports a failed sum later, as a DistBackendError."""
     import torch.distributed as dist  # only here, as in Team
 
     return isinstance(error, (LostProcessError, dist.DistBackendError))

@@ -1,7 +1,7 @@
 """Callbacks that record the events of a run: a file of JSON lines, TensorBoard, MLflow.
 
-`values` turns records into parameters, metrics and points of curves, without secrets; `event_files` and `mlflow_runs`
-(with `mlflow_values`) write them.
+`values` turns summaries and rows of histories into parameters, metrics and points of curves, without secrets;
+`event_files` and `mlflow_runs` (with `mlflow_values`) write these.
 """
 
 from sparkdiff.tracking.event_files import JSONLines, TensorBoard

@@ -1,4 +1,6 @@
-"""Callbacks that write files: a line of JSON per event, for orchestrators and `tail -f`; curves of a run for TensorBoard."""
+"""Callbacks that write files: a line of JSON per event, for orchestrators and `tail -f`, and a run's curves for
+TensorBoard.
+"""
 
 import json
 import time
@@ -16,13 +18,13 @@ from sparkdiff.tracking.values import metrics, params, plain, points
 class JSONLines(Events):
     """A listener that appends a line of JSON to a file for each event, and flushes it.
 
-    A line is an object with `event` ("phase", "epoch", "decision" or "exception") and `time` (seconds since 1970), and:
-    for a phase `name`, `seconds` (null until it ends) and `detail`; for an epoch, or a trial of a search, the row of
-    the history; for the decision all values of the summary except its history; for an exception `error`, its text.
-    Secrets are left out. Non-finite values are null.
+    A line is an object with `event` ("phase", "epoch", "decision" or "exception"), `time` (seconds since 1970), and
+    further keys: for a phase `name`, `seconds` (null until the phase ends) and `detail`; for an epoch, or a trial of a
+    search, the columns of the history's row; for the decision, all values of the summary except its history; for an
+    exception `error`, its text. Secrets are left out. Non-finite values are null.
 
     Args:
-        path: the file; its folder must exist. An existing file is continued.
+        path: the file; its folder must exist. Lines are appended to an existing file.
     """
 
     __module__ = "sparkdiff"
@@ -51,12 +53,12 @@ class JSONLines(Events):
 
 
 class TensorBoard(Events):
-    """A listener that writes a run's curves, and at its end the decision, figures and settings, for TensorBoard.
+    """A listener that writes a run's curves for TensorBoard, and when the run ends its decision, figures and settings.
 
     Needs the package `tensorboard`: `pip install "sparkdiff[tensorboard]"`.
 
     Args:
-        folder: the folder of the run; `tensorboard --logdir` takes it, or a folder above it.
+        folder: the folder to write; `tensorboard --logdir` takes this folder, or one above it.
 
     Raises:
         InputError: the package is not installed.

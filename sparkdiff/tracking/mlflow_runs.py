@@ -1,4 +1,4 @@
-"""Runs of MLflow: curves while a fit runs, and its figures, report, plan and plain model at its end.
+"""Logging of fits to runs of MLflow: curves while a fit runs, and at its end the figures, report, plan and plain model.
 
 MLflow is imported only when something is to be logged.
 """
@@ -42,9 +42,9 @@ from sparkdiff.tracking.values import CurvePoint, points, text
 ARTIFACT = "model"
 """Folder of the model among the artifacts of a run."""
 ROWS, WIDEST = 5, 1000
-"""Number of rows of an input example, and the largest length of vectors for which there is one."""
+"""Number of rows of an input example, and the longest vectors with which an example is logged."""
 OFTEN = 5.0
-"""Smallest number of seconds between two requests while a fit runs."""
+"""Smallest number of seconds between two requests to the server while a fit runs."""
 
 
 # While a fit runs -----------------------------------------------------------------------------------------------------
@@ -53,18 +53,19 @@ OFTEN = 5.0
 class Callback(Events):
     """A listener that logs the curves of one fit to MLflow while it runs, and at its end the summary, without the model.
 
-    It logs to the active run, or else to a new run, which it ends, even if the fit fails. If the active run already has
-    another result, it creates a new run below it. A failing server causes only a warning: the curves are then sent at the end
-    of the fit, when it tries once more.
+    The listener logs to the run `runId`, or else to the active run; if there is none, to a new run, which it ends, even
+    if the fit fails. If the run to log to already has the result of another fit, a new run is created below it. A
+    failing server causes only a warning: the curves are then sent at the end of the fit, when the listener tries once
+    more.
 
     Args:
         runId: the run to log to.
         runName: name of a new run.
-        experiment: name of the experiment of a new run, which becomes the current one; by default the current one.
+        experiment: name of the experiment of a new run, which becomes the current experiment; None: the current one.
 
     Attributes:
-        runId: the run; `sparkdiff.mlflow.log(tuned, runId=callback.runId)` adds the model.
-        muted: whether it logs nothing, and creates no run.
+        runId: id of the run that is logged to; `sparkdiff.mlflow.log(tuned, runId=callback.runId)` adds the model.
+        muted: True to log nothing and create no run.
 
     Raises:
         InputError: MLflow is not installed.
@@ -80,7 +81,8 @@ class Callback(Events):
         self._waiting: list[CurvePoint] = []
 
     def on_phase(self, name: str, seconds: float | None, detail: str) -> None:
-        # Not in an arm's thread, which has no active run.
+        # The run is chosen at the first phase, because an arm of an improvement has a thread of its own, without active
+        # run.
         if not (self._chosen or self._silent or self.muted):
             self._silent = True  # until it has succeeded
             self.run()
@@ -128,7 +130,7 @@ class Callback(Events):
         self._waiting, self._sent = [], time.monotonic()
 
     def run(self) -> str:
-        """Return the id of the run, which is created if necessary."""
+        """Return the id of the run to log to; choose it at the first call, and create it if necessary."""
         if not self._chosen:
             wanted = self.runId or _active_id(self._mlflow)
             if wanted is None or _tells_another(self._mlflow, wanted):
@@ -145,12 +147,16 @@ def _active_id(package: Any) -> str | None:
 
 
 def _tells_another(package: Any, run_id: str, digest: str | None = None) -> bool:
-    """True if a run has the figures of another summary than that with this digest: it cannot hold those of both."""
+    """True if an MLflow run already has the figures of a summary with another digest; a run can hold the figures of one
+    only.
+    """
     return package.MlflowClient().get_run(run_id).data.tags.get(TOLD) not in (None, digest)
 
 
 def _new_run(package: Any, name: str | None, parent: str | None = None) -> str:
-    """Create a run in the current experiment, below its parent, with the tags that MLflow sets itself; return its id."""
+    """Create a run in the current experiment, below `parent` if any, with the tags that MLflow itself sets; return its
+    id.
+    """
     tags = dict(importlib.import_module("mlflow.tracking.context.registry").resolve_tags())
     if parent is not None:
         tags["mlflow.parentRunId"] = parent
@@ -167,28 +173,31 @@ def log(
 ) -> str:  # fmt: skip
     """Log the result of a fit to MLflow: parameters, curves, figures, report, plan, and the plain model in the flavour `spark`.
 
-    It logs to the active run, or else to a new one, which is below the active run if that already has another result.
-    `mlflow.spark.load_model` loads the model without sparkdiff.
-    If the original was kept, the model is the original: the tag `sparkdiff.decision` of the run says so, and no version is
-    registered unless `registerOriginal` is set.
+    The result is logged to the run `runId`, to the active run, or else to a new run. If the run to log to already has
+    another result, a new run is created below it. `mlflow.spark.load_model` loads the model without sparkdiff. If the
+    original was kept, the logged model is the original: the tag `sparkdiff.decision` of the run says so, and no version
+    is registered unless `registerOriginal` is set.
 
     Args:
         tuned: the result of `fit` of FineTuner, Grower, Improver or Search.
-        data: rows whose schema and first rows become the signature and the input example; by default those of the fit.
-        runId: the run to log to, such as a `Callback`'s.
-        registeredModelName: registers the model under this name, as a new version with the alias.
-        alias: the alias of that version. "champion" is refused: which version serves is decided elsewhere.
+        data: rows from which the model's signature and the input example are taken; by default the rows of the fit.
+        runId: the run to log to, such as `Callback.runId`.
+        registeredModelName: name under which the model is registered, as a new version with the alias; None: not
+            registered.
+        alias: the alias of that version. "champion" is refused: which version serves is not decided here.
         registerOriginal: also register a version if the original was kept.
         dfsTmpdir: a folder that Spark and this process share: a folder of a Volume (/Volumes/...) on Databricks in standard
             mode, a folder of HDFS on other clusters; by default MLFLOW_DFS_TMP.
-        parentRunId: the run that logged the original; by default the latest run of the experiment that logged the same content.
+        parentRunId: id of the run that logged the original; by default the latest run of the experiment that logged a
+            model with the original's content.
 
     Returns:
         The id of the run.
 
     Raises:
-        InputError: MLflow is not installed, `tuned` is no such result, or a version is to be registered without rows.
-        mlflow.exceptions.MlflowException: the server refused, or was not reached.
+        InputError: MLflow is not installed, `tuned` is no such result, or a version is to be registered but no rows are
+            known.
+        mlflow.exceptions.MlflowException: the server refused, or could not be reached.
     """
     package = mlflow()
     _check(tuned, data)
@@ -221,8 +230,9 @@ def _check(tuned: Any, data: DataFrame | None) -> None:
 
 @contextlib.contextmanager
 def _active(package: Any, run_id: str | None, digest: str) -> Iterator[str]:
-    """Activate a run within this context: this one or the active one, or a new run if that one has another result, or
-    there is none.
+    """Activate a run within this context, and yield its id: `run_id`, or else the active run.
+
+    A new run is used if there is no such run, or if it already has the result with another digest.
     """
     active = _active_id(package)
     wanted = run_id or active
@@ -236,7 +246,7 @@ def _active(package: Any, run_id: str | None, digest: str) -> Iterator[str]:
 
 
 def _log_result(client: Any, run_id: str, tuned: Any) -> None:
-    """Log a result except its model; curves and figures only if they were not logged while it ran."""
+    """Log a result except its model; curves and figures only if a `Callback` has not logged them while the fit ran."""
     entities = importlib.import_module("mlflow.entities")
     trials = getattr(tuned, "records", ())
     if client.get_run(run_id).data.tags.get(TOLD) != digest_of(tuned.summary):
@@ -249,14 +259,16 @@ def _log_result(client: Any, run_id: str, tuned: Any) -> None:
 
 
 def _plan(tuned: Any) -> Any:
-    """The plan of the fine-tuning; for a search that of its model."""
+    """The plan of the fine-tuned pipeline; for a search, the plan of its model."""
     given = getattr(tuned.summary, "options", {})
     wishes: dict[str, Any] = {name: given.get(name) or () for name in ("freeze", "reference", "target", "unfreeze")}
     return plan_of(getattr(tuned, "originalModel", None) or tuned.pipelineModel, **wishes)
 
 
 def _log_lineage(client: Any, run_id: str, tuned: Any, parent: str | None) -> dict[str, str]:
-    """Log and return tags with the content hashes of the model and its original, and the run that logged the original."""
+    """Log tags with the content hashes of the model and its original and the id of the run that logged the original;
+    return the tags by name.
+    """
     folder = jvm.scratch_folder() or Path(tempfile.gettempdir())
     original = getattr(tuned, "originalModel", None)
     told = {"modelHash": hash_of(tuned.pipelineModel, None, folder)}
@@ -269,10 +281,12 @@ def _log_lineage(client: Any, run_id: str, tuned: Any, parent: str | None) -> di
 
 
 def is_logged(experiment: str | None, job: str, content: str | None) -> bool:
-    """True if a finished run of MLflow logged a model of this content for the job of this runId.
+    """True if a finished run of MLflow logged the model of this job.
 
     Args:
-        experiment: the name of its experiment; by default the current one.
+        experiment: name of the experiment to search; None: the current one.
+        job: the runId of the job.
+        content: content hash of the model.
     """
     client = mlflow().MlflowClient()
     if experiment is None:
@@ -292,7 +306,9 @@ def _run_of(client: Any, run_id: str, content: str | None) -> str | None:
 
 
 def _runs_of(client: Any, experiment: str, content: str | None, condition: str = "") -> list[Any]:
-    """The latest two runs of an experiment that logged a model of this content, and fulfil a condition."""
+    """The latest two runs of an experiment that logged a model with this content hash and meet the condition, a filter
+    of MLflow that begins with " AND".
+    """
     if content is None:
         return []
     wanted, order = f"tags.`sparkdiff.modelHash` = '{content}'{condition}", ["attributes.start_time DESC"]
@@ -319,11 +335,12 @@ def autolog(
 ) -> None:  # fmt: skip
     """Log each later fit of FineTuner, Grower, Improver and Search in this process, as `Callback` and `log` do.
 
-    Of nested fits only the outermost is logged, and none of those that a CrossValidator or `fit(df, [map, ...])` makes for
-    its settings. Fits of several threads have a run each. A failure, such as an unreachable server, causes only a warning.
+    Of nested fits, only the outermost is logged; fits that a CrossValidator or `fit(df, [map, ...])` makes for its
+    settings are not logged. Fits in several threads have a run each. A failure, such as an unreachable server, causes
+    only a warning.
 
     Args:
-        disable: log no later fit.
+        disable: True to log no later fit.
         registeredModelName, alias, registerOriginal, dfsTmpdir: see `log`.
 
     Raises:
@@ -358,8 +375,8 @@ def log_model(
 
 
 def _signature(model: Any, rows: DataFrame) -> tuple[Any, Any]:
-    """The signature of a model for MLflow, from the columns that it reads and its prediction; and a few rows, or None
-    if vectors are wide or there are no rows.
+    """The signature of a model for MLflow, from the columns that the model reads and its prediction column; and a few
+    rows as the input example, or None if vectors are too wide or there are no rows.
     """
     inputs = rows.select(*map(named, _inputs(model, rows))).limit(ROWS)
     last = next((s for _, s in reversed(flatten(model)) if s.hasParam("predictionCol")), None)
@@ -374,7 +391,7 @@ def _signature(model: Any, rows: DataFrame) -> tuple[Any, Any]:
 
 
 def _inputs(model: Any, rows: DataFrame) -> list[str]:
-    """The columns of the rows that a model reads; all of them if a stage may read any."""
+    """The columns of the rows that a model reads; all columns if a stage does not declare what it reads."""
     graph = translated(model, rows)
     if any(v.opaque for v in graph.vertices):
         return rows.columns

@@ -1,4 +1,4 @@
-"""The values of a result that are logged to MLflow: params, metrics, tags, pages and the dataset of a run."""
+"""Logging of the values of a result to MLflow: params, metrics, tags, files and the dataset of a run."""
 
 import hashlib
 import importlib
@@ -13,16 +13,16 @@ from sparkdiff.report.page import page
 from sparkdiff.tracking.values import CurvePoint, metrics, params, plain, text
 
 TOGETHER = {"metrics": 1000, "params": 100, "tags": 100}
-"""Largest number of values that MLflow's server takes in one request."""
+"""Largest number of values of each kind that MLflow's server takes in one request."""
 TOLD = "sparkdiff.summary"
-"""Tag with the digest of the summary whose curves and figures a run has, which are not logged again."""
+"""Tag of a run with the digest of the summary whose curves and figures it has, so that they are not logged again."""
 
 
 def mlflow() -> Any:
-    """The package mlflow.
+    """The package mlflow, imported.
 
     Raises:
-        InputError: it is not installed.
+        InputError: MLflow is not installed.
     """
     try:
         importlib.import_module("mlflow.spark")
@@ -32,7 +32,7 @@ def mlflow() -> Any:
 
 
 def log_values(client: Any, run_id: str, **values: Sequence[Any]) -> None:
-    """Log metrics, params or tags, in requests of the size that the server takes."""
+    """Log metrics, params or tags, by keyword, in requests of at most the size that the server takes."""
     for kind, entities in values.items():
         for i in range(0, len(entities), TOGETHER[kind]):
             client.log_batch(run_id, **{kind: entities[i : i + TOGETHER[kind]]})
@@ -52,14 +52,14 @@ def digest_of(summary: Any) -> str:
 
 
 def log_params(client: Any, run_id: str, asked: Mapping[str, str]) -> None:
-    """Log params; those that MLflow's own logging of `fit` has already logged with another value are renamed."""
+    """Log params. A param that MLflow's own logging of `fit` has already logged with another value gets another name."""
     entities, known = importlib.import_module("mlflow.entities"), client.get_run(run_id).data.params
     renamed = {k if known.get(k, v) == v else f"sparkdiff.{k}": v for k, v in asked.items()}
     log_values(client, run_id, params=[entities.Param(k, v) for k, v in renamed.items()])
 
 
 def log_figures(client: Any, run_id: str, summary: Any) -> None:
-    """Log the settings, the figures of the decision, and the dataset."""
+    """Log a run's settings, the figures of its decision, and its dataset."""
     entities, told = importlib.import_module("mlflow.entities"), plain(summary)
     tags = {name: told[name] for name in ("decision", "reason")}
     tags |= {f"version.{name}": version for name, version in told.get("versions", {}).items()}
@@ -73,7 +73,7 @@ def log_figures(client: Any, run_id: str, summary: Any) -> None:
 def log_pages(
     client: Any, run_id: str, summary: Any, plan: Any = None, trials: Sequence[Mapping[str, Any]] = ()
 ) -> None:  # fmt: skip
-    """Log summary.json, the report and the plan."""
+    """Log files: summary.json, the report and, if known, the plan."""
     told, history = plain(summary), getattr(summary, "records", [])
     client.log_text(run_id, json.dumps(told, indent=2), "summary.json")
     drawn = None if plan is None else json.loads(plan.toJSON())

@@ -14,11 +14,11 @@ from sparkdiff.machine import secrets
 from sparkdiff.options import Options
 
 WHOSE = ("epoch", "candidate", "fold", "arm", "round", "trial", "learningRate", "regAnchor")
-"""Keys of a row of a history that identify its curve or are constant along it."""
+"""Keys of a row of a history that identify the curve to which the row belongs, or are constant along the curve."""
 UNNAMED = re.compile(r"[^\w./: -]", re.ASCII)
-"""Characters that the name of a parameter or a metric cannot have in MLflow."""
+"""Pattern of the characters that names of params and metrics cannot have in MLflow."""
 LONGEST_NAME = 240
-"""Largest length of a name: MLflow takes 250 characters, and `sparkdiff.` may precede it."""
+"""Largest length of a name: MLflow takes 250 characters, and the prefix `sparkdiff.` may be added."""
 LARGEST: Any = sys.float_info.max
 LONGEST = 500
 """Largest length of a parameter or a tag that every version of MLflow's server takes."""
@@ -39,7 +39,9 @@ def plain(summary: Any) -> dict[str, Any]:
 
 
 def params(summary: Any) -> dict[str, str]:
-    """The settings of a run that differ from the defaults, as text by name."""
+    """The settings of a run that differ from the defaults, as text by name; for a search, its main settings and the
+    winner's.
+    """
     if hasattr(summary, "options"):
         given, known = summary.options, _defaults()
         asked = {k: v for k, v in given.items() if k not in known or v != known[k]}
@@ -50,7 +52,9 @@ def params(summary: Any) -> dict[str, str]:
 
 
 def named(name: str) -> str:
-    """A name that every tracker accepts: columns may contain any characters, and MLflow reads names as paths."""
+    """A name converted to a form that every tracker accepts: names of columns may have any characters, and MLflow
+    treats names as paths.
+    """
     parts = [part for part in UNNAMED.sub("_", name).split("/") if part]
     found = "/".join(part if part.strip(".") else "_" * len(part) for part in parts) or "_"
     found = f"_{found}" if found.startswith("..") else found
@@ -70,7 +74,7 @@ def _defaults() -> dict[str, Any]:
 
 
 def metrics(summary: Any) -> dict[str, float]:
-    """The figures of a decision by name; unknown and non-finite ones are left out."""
+    """The figures of a decision by name; unknown and non-finite figures are left out."""
     name, found = summary.metric, dict[str, Any]()
     if hasattr(summary, "fresh"):
         found = {f"fresh.{name}.{who}": value for who, value in summary.fresh.items()}
@@ -87,7 +91,9 @@ def metrics(summary: Any) -> dict[str, float]:
 
 
 def points(row: Mapping[str, Any]) -> Iterator[CurvePoint]:
-    """The points that a row of a history adds to curves: `fold1/candidate0/validationMetric` at the step of its epoch."""
+    """The points that a row of a history adds to curves, such as `fold1/candidate0/validationMetric` at the step of its
+    epoch.
+    """
     trial = "trial" in row
     parts = [f"{row['arm']}{row['round']}"] if "arm" in row else []
     parts += [f"fold{row['fold']}"] if row.get("fold") is not None else []
@@ -98,5 +104,7 @@ def points(row: Mapping[str, Any]) -> Iterator[CurvePoint]:
 
 
 def _finite(value: Any) -> bool:
-    """True if the value is a number that a double can hold, including a numpy number, as an evaluator may return."""
+    """True if the value is a finite number in the range of doubles; evaluators may also return numpy numbers, which
+    count.
+    """
     return type(value) is not bool and isinstance(value, numbers.Real) and abs(value) <= LARGEST

@@ -1,7 +1,8 @@
 """Stages that read or write text, in plain Python, so that a Scorer computes them without Spark.
 
-Each is a small frozen object made of a fitted stage. `run` takes a list per input column, null as None, and returns its outputs:
-a list, or numbers as a tensor or sparse rows. `SERVED` has the class for each class of stage.
+Each stage is a small frozen object, made from a fitted stage. Its `run` takes one list per input column (null is None),
+and returns the output columns: lists, or numbers as a tensor or sparse rows. `SERVED` maps the class of a fitted stage
+to the class here that computes it.
 """
 
 from sparkdiff.serving.text import counts, indices, words

@@ -20,7 +20,7 @@ _Stage = TypeVar("_Stage", bound="type[TextStage]")
 
 
 class BadValueError(Exception):
-    """A value on which Spark fails. The message continues "column 'x' holds <value>"."""
+    """A value on which Spark fails. The message completes the sentence "column 'x' holds <value>, ..."."""
 
     def __init__(self, value: Any, why: str):
         super().__init__(why)
@@ -29,22 +29,23 @@ class BadValueError(Exception):
 
 @dataclass(frozen=True)
 class TextStage:
-    """A stage in Python; `run` takes the columns of its inputs, of the same length.
+    """A stage in Python; `run` takes its input columns, all of the same length.
 
-    A stage that may lower text has an attribute `lowers_text`, which is True if it does, and so depends on the Unicode version.
+    A stage class that can convert text to lower case has an attribute `lowers_text`: True if the stage does so, and
+    thus depends on the Unicode version.
     """
 
     kind: ClassVar[str] = ""
-    """Spark type of the objects that it writes; empty if it writes numbers."""
+    """Spark type of the objects that the stage writes; empty if it writes numbers."""
     refusals: ClassVar[tuple[str, ...]] = ()
-    """Settings that `of` refuses, as text."""
+    """Descriptions of the settings that `of` refuses, for the documentation."""
 
     @classmethod
     def of(cls, stage: Any, facts: "TextInputs") -> "list[StagePart]":
         """Parts of a fitted stage.
 
         Raises:
-            NotServedError: it cannot be computed without Spark, with its settings.
+            NotServedError: with its settings, the stage cannot be computed without Spark.
         """
         raise NotImplementedError
 
@@ -57,8 +58,9 @@ class TextInputs:
     """Facts about a stage's input columns.
 
     Attributes:
-        labels: labels per column, as far as its attributes have them.
-        java: the release of Java whose text of numbers the stage reads.
+        inputs: names of the columns.
+        labels: labels of each column; None if unknown.
+        java: the release of Java by which numbers are converted to text.
     """
 
     inputs: tuple[str, ...]
@@ -68,7 +70,9 @@ class TextInputs:
 
 @dataclass(frozen=True)
 class StagePart:
-    """A part of a stage that can be computed alone, with the positions of its inputs and outputs among the stage's."""
+    """A part of a stage that can be computed alone, with the indices of its inputs and outputs among those of the
+    stage.
+    """
 
     stage: TextStage
     inputs: tuple[int, ...]
@@ -89,7 +93,7 @@ def serves(name: str) -> Callable[[_Stage], _Stage]:
 
 
 def whole(stage: TextStage, inputs: int = 1) -> list[StagePart]:
-    """The only part of a stage with one output."""
+    """A list with the only part of a stage that has one output and this number of inputs."""
     return [StagePart(stage, tuple(range(inputs)), (0,))]
 
 

@@ -32,7 +32,7 @@ def sparse(rows: Sequence[Mapping[int, float]], width: int) -> SparseRows:
 
 @dataclass(frozen=True)
 class Hashing(TextStage):
-    """Base of the stages that find a place by a hash."""
+    """Base of the stages that put a term at the index hash(term) % width, its place."""
 
     width: int
 
@@ -41,7 +41,9 @@ class Hashing(TextStage):
         return {}
 
     def place(self, key: Any) -> int:
-        """Place of a term, cached by the term and its type, since 1, 1.0 and True are equal."""
+        """Place of a term. It is cached by the term and the term's type, because 1, 1.0 and True are equal as dict
+        keys.
+        """
         found, kind = self.found, (key, type(key))
         place = found.get(kind)
         if place is None:
@@ -65,7 +67,7 @@ def hashed_text(text: str, spark2: bool = False) -> int:
 @serves("HashingTF")
 @dataclass(frozen=True)
 class HashingTF(Hashing):
-    """Count of each word (or 1 if binary), at the place of its hash.
+    """Count of each word (or 1 if binary), at the place that the word's hash determines.
 
     Source: org.apache.spark.ml.feature.HashingTF.transform and hashFunc.
     """
@@ -107,7 +109,7 @@ class HashingTF(Hashing):
 
 @dataclass(frozen=True)
 class _Exact:
-    """A number that equals another one (0.0 and -0.0), or not even itself (NaN)."""
+    """Dict key for a number that == does not identify: 0.0 equals -0.0, and NaN does not equal itself."""
 
     text: str
     value: Any = field(compare=False)
@@ -157,7 +159,7 @@ class CountVectorizer(Vocabulary):
 
 
 def counted(row: list[Any], places: Mapping[Any, int]) -> dict[int, float]:
-    """Count of each known word, by its place."""
+    """Count of each word that is in `places`, by its place."""
     counts: dict[int, float] = {}
     for word in row:
         if (place := places.get(word)) is not None:
@@ -167,7 +169,9 @@ def counted(row: list[Any], places: Mapping[Any, int]) -> dict[int, float]:
 
 @dataclass(frozen=True)
 class WordShares(Vocabulary):
-    """Input of a translated Word2VecModel: the share of each known word in a row, and the row's number of words."""
+    """Input of a translated Word2VecModel: share of each known word among all words of a row, and the row's number of
+    words.
+    """
 
     def run(self, column: list[Any]) -> Outputs:  # type: ignore[override]
         rows = [
@@ -180,10 +184,11 @@ class WordShares(Vocabulary):
 @serves("FeatureHasher")
 @dataclass(frozen=True)
 class FeatureHasher(Hashing):
-    """Numbers at the place of their column's hash; for text, booleans and categorical columns, 1 at the place of `column=value`.
+    """A number at the place of its column name's hash; for text, booleans and categorical columns, 1 at the place of
+    the hash of `column=value`.
 
     Attributes:
-        java: the release of Java whose text of numbers is used.
+        java: the release of Java by which numbers are converted to text.
 
     Source: org.apache.spark.ml.feature.FeatureHasher.transform.
     """

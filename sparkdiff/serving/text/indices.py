@@ -16,10 +16,10 @@ from sparkdiff.serving.text.base import SKIPS, BadValueError, Outputs, StagePart
 @serves("StringIndexerModel")
 @dataclass(frozen=True)
 class StringIndexer(TextStage):
-    """Index of a label; a number has the label that Java prints for it.
+    """Index of a text among the labels; a number is converted to the text that Java prints for it.
 
     Attributes:
-        java: the release of Java that casts numbers to text.
+        java: the release of Java by which numbers are converted to text.
 
     Source: org.apache.spark.ml.feature.StringIndexerModel.getIndexer, after a cast to string.
     """
@@ -51,7 +51,9 @@ class StringIndexer(TextStage):
         return self._places_of("float")
 
     def _places_of(self, kind: str) -> dict[str, float]:
-        """Places of the numbers of this type that this Java prints as one of the labels."""
+        """Indices of the labels that this Java version prints for a number of type `kind`, by the number in
+        hexadecimal.
+        """
         return {
             x.hex(): self.places[label] for label, x, text in texts_of(self.labels, kind, self.java) if text == label
         }
@@ -86,7 +88,7 @@ class StringIndexer(TextStage):
 @serves("IndexToString")
 @dataclass(frozen=True)
 class IndexToString(TextStage):
-    """Label of a number, truncated to an integer; NaN is 0, as with Java's toInt.
+    """Label at the index that a number gives, truncated to an integer; NaN gives 0, as with Java's toInt.
 
     Source: org.apache.spark.ml.feature.IndexToString.transform.
     """

@@ -11,7 +11,11 @@ from sparkdiff.serving.text.base import BadValueError, Outputs, StagePart, TextI
 
 
 def all_of(column: list[Any], kind: type, what: str) -> list[Any]:
-    """The column, whose values must all have this type; `what` is text on what Spark reads."""
+    """Check that all values of a column have this type, and return the column.
+
+    Raises:
+        BadValueError: a value has another type; the message ends with `what`, a description of what Spark reads.
+    """
     for v in column:
         if not isinstance(v, kind):
             raise BadValueError(v, f"which Spark cannot take here; it reads {what}")
@@ -19,7 +23,7 @@ def all_of(column: list[Any], kind: type, what: str) -> list[Any]:
 
 
 def words(column: list[Any]) -> list[list[Any]]:
-    """The column, whose values must all be lists of text and null."""
+    """Check that all values of a column are lists of str or None, and return the column; raises BadValueError."""
     for row in all_of(column, list, "lists of words"):
         for v in row:
             if v is not None and not isinstance(v, str):
@@ -33,10 +37,10 @@ OF_THE_JVM = "lower case in a JVM whose language is az, lt or tr"
 
 
 def lower_case() -> Mapping[str, str]:
-    """Result of `jvm.text.lower_case`, for a stage that lowers text by the JVM's language.
+    """Result of `jvm.text.lower_case`, for a stage that lowers text by the rules of the JVM's language.
 
     Raises:
-        NotServedError: the language has its own rules.
+        NotServedError: the JVM's language has its own rules for lower case (see LANGUAGES).
     """
     if (language := spark.language()) in LANGUAGES:
         raise java.NotServedError(f"it lowers text by the rules of the JVM's language, {language!r}")
