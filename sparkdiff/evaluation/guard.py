@@ -268,7 +268,7 @@ def _caution(
 
 
 def _join(x: Tensor, count: int) -> Tensor:
-    """Sums of `count` neighbours along the last dimension; the last sum may have fewer."""
+    """Sums over consecutive groups of `count` entries along the last dimension; the last group may be smaller."""
     return torch.nn.functional.pad(x, (0, -x.shape[-1] % count)).unflatten(-1, (-1, count)).sum(-1)
 
 

@@ -29,9 +29,9 @@ def check_last_stage(settings: GrowthSettings) -> None:
     """Raise InputError if the added columns are to be dropped, but this Spark can't drop columns without naming all others."""
     if settings.dropColumns and not jvm.can_except():
         raise InputError(
-            f"dropColumns=True is not possible with Spark {jvm.session().version}: it drops the columns by an SQLTransformer's "
-            "`SELECT * EXCEPT (...)`, which Spark has from 4.0 on, and a list of the other columns would lose those that only "
-            "serving has. Leave it out, and drop the columns from what transform returns (docs/growing.md has the line)"
+            f"dropColumns=True needs Spark 4.0 or newer, and this is {jvm.session().version}: an SQLTransformer drops the columns "
+            "by `SELECT * EXCEPT (...)`. A list of the columns to keep would lose those that only rows to predict have. Leave "
+            "dropColumns out, and drop the columns from what transform returns (docs/growing.md shows the code)"
         )
 
 
@@ -52,12 +52,16 @@ def check_entities(names: Sequence[str], task: Task, data: DataFrame) -> None:
             raise InputError(f"entityCols: column {name!r} is {kind.simpleString()}, but must hold strings or numbers")
         for option, column in used.items():
             if column is not None and casefold(column) == casefold(name):
-                raise InputError(f"entityCols: {name!r} is the {option}, so it can be no entity: leave it out")
+                raise InputError(
+                    f"entityCols: {name!r} is the {option}, so it cannot be an entity column: leave it out"
+                )
         for option in ("labelCol", "weightCol"):
             made, column = f"{option}={used[option]!r}", used[option]
             makers = task.cut.graph.makers([column] if column is not None else [])
             if any(casefold(name) in (read for read, _ in vertex.sources) for vertex in makers):
-                raise InputError(f"entityCols: {made} is made of {name!r}, so it can be no entity: leave it out")
+                raise InputError(
+                    f"entityCols: {made} is made of {name!r}, so it cannot be an entity column: leave it out"
+                )
         if "." in name or "`" in name:
             raise InputError(
                 f"entityCols: {name!r} has a dot or a backtick, which stages read as a field: rename the column"

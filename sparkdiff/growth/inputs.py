@@ -253,8 +253,8 @@ def _share(run: Run, room: int, *, dense: bool) -> float:
     if validation > HELD_OUT * room:
         raise InputError(
             f"{run.cache.rows(VALIDATION):,} validation rows take {validation / 2**30:.2g} GiB of memory, more than the "
-            f"{HELD_OUT * room / 2**30:.2g} GiB that a growth has for them: hold out fewer rows (validationFraction), or take a "
-            "machine with more memory"
+            f"{HELD_OUT * room / 2**30:.2g} GiB that are available for them: hold out fewer rows (validationFraction), or take "
+            "a machine with more memory"
         )
     return min(1.0, (room - validation) / train)
 

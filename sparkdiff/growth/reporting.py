@@ -96,7 +96,7 @@ def rows_without_entity(grown: Grown) -> list[str]:
 
 
 def why_none(told: Told, options: Options) -> str:
-    """Reason why the grown pipeline has no part, and advice to the user."""
+    """Reason why no part was added to the pipeline, and advice to the user."""
     s, grown = told.settings, told.grown
     if told.gone:
         return (

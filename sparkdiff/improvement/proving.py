@@ -528,7 +528,7 @@ def _figures(proof: Proof, best: Shipped | None) -> Measurement:
 
 
 def _compacted(proof: Proof, best: Shipped | None) -> Shipped | None:
-    """The best offer (else the original) with fewer stages and the same outputs; None if no stage can be removed."""
+    """The best pipeline, or the original if nothing is better, without stages that can be folded; None if none can."""
     reference = _figures(proof, best)
     model = folded(proof.ground, reference.model)
     if model is None:

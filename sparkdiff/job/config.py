@@ -213,8 +213,8 @@ def _check_options(options: Mapping[str, Any], data: Mapping[str, Any]) -> None:
     for name in ("validationIndicatorCol", "validationFraction"):
         if VALIDATION in data and name in options and getattr(checked, name) is not None:
             raise InputError(
-                f"fineTuner.{name}={options[name]!r} would divide data.train, but data.validation holds the validation rows: "
-                "leave one of them out"
+                f"fineTuner.{name}={options[name]!r} would take validation rows from data.train, but data.validation holds them "
+                f"already: leave out fineTuner.{name} or data.validation"
             )
 
 

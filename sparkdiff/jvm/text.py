@@ -15,8 +15,8 @@ BETWEEN = "\0"
 
 
 def lower_case() -> dict[str, str]:
-    """Lower case in this JVM of each character that Python lowers differently, because its version of Unicode may be
-    newer or older.
+    """A map from each character whose lower case differs between this JVM and Python to its lower case in the JVM; their
+    versions of Unicode may differ.
 
     Empty if the JVM is out of reach (Spark Connect).
     """

@@ -167,7 +167,7 @@ def triplets(patterns: Ints, weights: Floats, balance: Floats | None = None) -> 
 
 
 def _magnitudes(covariance: Floats) -> Floats:
-    """Estimate of |d| sqrt(q (1 - q)) of each function, (m,): the square root of a weighted median over triplets.
+    """Estimate of |d| sqrt(q (1 - q)) of each labeling function, (m,): the square root of a weighted median over triplets.
 
     For function i and each pair of other functions j and l, |d_i|^2 q (1 - q) is cov_ij cov_il / cov_jl. The weight of this
     ratio is |cov_jl|.

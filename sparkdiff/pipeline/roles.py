@@ -72,7 +72,7 @@ class Outside:
         return [*written, *(f"the columns of {v.uid}" for v in map(graph.vertices.__getitem__, readers) if v.statement)]
 
     def why(self, i: int) -> str:
-        """Reason why stage i must not change: it would change columns outside the loss."""
+        """Reason why stage i must not change: training it would alter columns that the loss does not depend on."""
         vertices = self.graph.vertices
         readers = (f"{'the predictor ' * _predicts(self.graph, j)}{vertices[j].uid}" for j in self.readers[i])
         return f"also feeds {', '.join(readers)}, outside the loss: {', '.join(self.columns([i]))} would change"

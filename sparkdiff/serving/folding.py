@@ -56,8 +56,8 @@ def without(state: State, i: int) -> State:
     readers = state.readers(i)
     if not readers:
         if vertex.stage.hasParam("handleInvalid") and vertex.stage.getOrDefault("handleInvalid") != "keep":
-            raise RefusedError("nobody reads its output, but it refuses rows with invalid values")
-        return _gone(state, i, "deleted: nobody reads its output", {}, {})
+            raise RefusedError("no stage reads its output, but it refuses rows with invalid values")
+        return _gone(state, i, "deleted: no stage reads its output", {}, {})
     if is_assembler(vertex.stage):
         return _merged(state, i, readers)
     return _folded(state, i, readers)

@@ -33,7 +33,9 @@ def widths_of(
     for name, width in given.items():
         if casefold(name) not in inputs:
             hint = did_you_mean(name, inputs.values())
-            raise InputError(f"widths: no translated stage reads column {name!r} from outside. {hint}")
+            raise InputError(
+                f"widths: column {name!r} is no input of the file: no translated stage reads it from the data. {hint}"
+            )
         if not isinstance(width, Integral) or width < 1:
             raise InputError(
                 f"widths={{{name!r}: {width!r}}} must be a whole number of at least 1, the entries per row"

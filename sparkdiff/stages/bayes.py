@@ -89,8 +89,8 @@ class NaiveBayes(ProbabilisticClassifier):
         return {"pi": LogProbabilities()}
 
     def logarithms(self, name: str) -> Tensor:
-        """Log-probabilities that this parameter holds; training keeps the sum of their exponentials along the last
-        axis.
+        """Log-probabilities in the parameter `name`. Training leaves the sum of their exponentials along the last axis
+        unchanged.
         """
         out: Tensor = getattr(self, name)
         return -out if name == "theta" and self.negated else out

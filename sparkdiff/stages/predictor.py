@@ -105,7 +105,7 @@ class Predictor(StageModule):
     """Whether the margin of a classifier gives probabilities."""
 
     def class_scores(self, margin: Tensor) -> Tensor:
-        """Scores of the classes: (n,), larger for class 1, or (n, k)."""
+        """Scores of the classes: (n,) for two classes, where a larger score favours class 1; (n, k) otherwise."""
         return margin
 
     margin_link: str = ""

@@ -346,7 +346,8 @@ class Training(Results):
     def fit(self, candidates: Candidates, data: Data, batch: Batch, objective: Objective) -> None:
         """Take one step of every active candidate on this process's rows of a batch (there may be none).
 
-        If a candidate augments, the batch holds all rows of the virtual shards of which this process has a share.
+        If a candidate augments its data, the batch holds all rows of each virtual shard (a fixed part of the rows) that this
+        process shares with others.
         """
         o, team = self.options, data.team
         sums, of_weight = candidates.updates.matrix.sums, candidates.updates.matrix.weight

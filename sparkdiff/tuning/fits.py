@@ -30,9 +30,7 @@ def leaves_of(estimator: Any, whole: Callable[[Any], bool]) -> list[Any]:
         InputError: a stage is neither an Estimator nor a Transformer.
     """
     if not isinstance(estimator, (Estimator, Transformer)):
-        raise InputError(
-            f"{kind_of(estimator)} is no stage of a pipeline: it is neither an Estimator nor a Transformer"
-        )
+        raise InputError(f"{kind_of(estimator)} is not a pipeline stage: it is neither an Estimator nor a Transformer")
     if not opened(estimator) or whole(estimator):
         return [estimator]
     return [leaf for stage in estimator.getOrDefault("stages") for leaf in leaves_of(stage, whole)]
@@ -129,7 +127,9 @@ def for_threads(rows: DataFrame) -> Callable[..., Any]:
 
 @dataclass
 class Branch:
-    """A path of the trie in a fold up to some stage: its rows, transformed so far, and its fitted stages."""
+    """A path in the trie of pipelines, from its root to some stage, in one fold: the fold's rows as the stages on the path transform
+    them, and these stages, fitted.
+    """
 
     fit: trie.Fit
     train: DataFrame

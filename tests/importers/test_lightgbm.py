@@ -87,7 +87,7 @@ def test_zero_as_missing(spark: Any) -> None:
     (found,) = rows_on_thresholds.served(spark, home, rows, "prediction")
     np.testing.assert_allclose(found, model.predict(rows), rtol=1e-12, atol=1e-12)
     assert len(np.unique(found)) > 1
-    with pytest.raises(InputError, match="feature 0: zero_as_missing sends zeros to another side"):
+    with pytest.raises(InputError, match="feature 0: with zero_as_missing a split sends zeros to another side"):
         sparkdiff.from_lightgbm(lgb.LGBMRegressor(**options).fit(X, (X[:, 0] > 1) | (X[:, 0] == 0)))
 
 

@@ -378,13 +378,13 @@ def test_why_stages_stay(train: DataFrame, fitted: dict[str, Any]) -> None:
     model = PipelineModel([assembler, scaler, on_scaled, norm])
     assert why(model, "scaler") == "stays: norm (Normalizer) cannot take it up"
     assert why(model, "scaler", keepCols=["prediction"]).startswith("folded into linear")
-    assert why(model, "norm", keepCols=["prediction"]) == "deleted: nobody reads its output"
+    assert why(model, "norm", keepCols=["prediction"]) == "deleted: no stage reads its output"
     assert compact(PipelineModel([assembler, linear])).stages == [assembler, linear]
     dropping = assembler.copy({assembler.handleInvalid: "skip"})
     assert why(PipelineModel([dropping, linear]), "assembler") == "stays: it drops rows"
     unread = PipelineModel([assembler, fitted["indexer"]])
     assert why(unread, "assembler", keepCols=["kindIndex"]) == (
-        "stays: nobody reads its output, but it refuses rows with invalid values"
+        "stays: no stage reads its output, but it refuses rows with invalid values"
     )
     squeezed = linear.copy({linear.featuresCol: "squeezed"})
     assert "entry 2 was constant" in why(PipelineModel([assembler, fitted["minmax"], squeezed]), "minmax")

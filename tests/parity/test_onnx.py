@@ -320,7 +320,7 @@ def test_without_a_schema_a_first_reader_tells_what_is_a_vector(
 @pytest.mark.parametrize(
     ("widths", "what"),
     [
-        ({"vectr": 3}, r"widths: no translated stage reads column 'vectr' from outside. Did you mean 'vector'\?"),
+        ({"vectr": 3}, r"widths: column 'vectr' is no input of the file.* Did you mean 'vector'\?"),
         ({"vector": "3"}, r"widths=\{'vector': '3'\} must be a whole number"),
         ({"vector": 5}, r"widths=\{'vector': 5\}, but a stage that reads it was fitted on 3 entries"),
     ],

@@ -126,7 +126,7 @@ class PathTrainer(Trainer):
         """Numbers of effects in consecutive groups; each group has its own strength of the ridge."""
 
     def ridge(self, like: Tensor) -> Ridge:
-        """The penalty for a ridge of strength 1, in units of the mean curvature of a row.
+        """The ridge penalty of strength 1. The unit of strength is the mean curvature per row.
 
         Args:
             like: a tensor with the dtype and device of the result.

@@ -115,7 +115,7 @@ def low_rank_score(index: Tensor, values: int, z: Tensor, d: score_test.Derivati
 
 @dataclass(frozen=True)
 class Products:
-    """Second term of a low-rank embedding with r coordinates, which multiplies the d features.
+    """Second-order term of a low-rank embedding: products of the r coordinates of a point with the r entries of P x.
 
     Attributes:
         projection: (d, r), the transpose of P.

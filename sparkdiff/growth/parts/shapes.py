@@ -143,7 +143,7 @@ class Shapes(Blocks):
 
 
 class ShapesTrainer(PathTrainer):
-    """Trainer of a part with curves and steps."""
+    """Trainer of a part that adds curves and step functions of single columns."""
 
     def __init__(self, table: Table, name: str, steps: Sequence[Coding], curves: Sequence[Knots]):
         self.name, self.steps, self.curves = name, tuple(steps), tuple(curves)

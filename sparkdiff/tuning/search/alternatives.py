@@ -19,7 +19,7 @@ class Alternatives(Estimator, jvm.Persistent):  # type: ignore[type-arg]
 
     __module__ = "sparkdiff"
 
-    stages: Param[Any] = Param(Params._dummy(), "stages", "the stages; None is no stage")  # type: ignore[no-untyped-call]
+    stages: Param[Any] = Param(Params._dummy(), "stages", "the stages; None does not count as one")  # type: ignore[no-untyped-call]
 
     def __init__(self, stages: Sequence[Any] = ()):
         super().__init__()
@@ -65,15 +65,15 @@ def alternatives(*stages: Any) -> Alternatives:
         InputError: there are fewer than two, one is no stage, or they write different columns. The message names them.
     """
     if len(stages) < 2:
-        raise InputError(f"alternatives() takes two stages or more, got {len(stages)}; None is no stage")
+        raise InputError(f"alternatives() takes two stages or more, got {len(stages)}; None does not count as a stage")
     for stage in stages:
         if stage is not None and not isinstance(stage, (Estimator, Transformer)):
-            raise InputError(f"alternatives(): {kind_of(stage)} is no stage of a pipeline")
+            raise InputError(f"alternatives(): {kind_of(stage)} is not a pipeline stage")
     given = [stage for stage in stages if stage is not None]
     if len(given) < len(stages) - 1 or not given:
         raise InputError("alternatives() has None twice, and once is enough")
     if len({stage.uid for stage in given}) < len(given):
-        raise InputError("alternatives() has the same stage twice: make another one, a copy has the same uid")
+        raise InputError("alternatives() has the same stage twice: construct a new stage, as a copy has the same uid")
     wanted = [(type(stage).__name__, outputs(stage)) for stage in given]
     for name, columns in wanted:
         if columns != wanted[0][1]:

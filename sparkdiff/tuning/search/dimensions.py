@@ -174,7 +174,7 @@ def name_of(distribution: Distribution, value: Any) -> Any:
 
 
 def value_of(distribution: Distribution, value: Any) -> Any:
-    """The value of a Param, given the name of the value in a trial."""
+    """The value to set on a Param for a value of a trial, which records a choice by its name."""
     if isinstance(distribution, Choice):
         return distribution.values[distribution.names().index(value)]
     return value

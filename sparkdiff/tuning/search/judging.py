@@ -90,8 +90,8 @@ class Fold(Comparison):
 
 
 def _judge(evaluator: Any, model: Any) -> Judge:
-    """The computation of an evaluator on tensors. If only Spark can compute it, a Judge that has just its label and
-    weight columns, as far as Params name them, and the value NaN.
+    """A Judge that computes an evaluator's metric on tensors. If only Spark can compute the metric, the Judge holds the label
+    and weight columns that the evaluator's Params name, and its value is NaN.
 
     Args:
         model: provides the label, from its last stage with a labelCol, if the evaluator names none.

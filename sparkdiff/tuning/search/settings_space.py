@@ -39,7 +39,7 @@ class Stage:
     model: Any
 
     def now(self, name: str) -> Any:
-        """The current value of a Param; None if there is none."""
+        """The current value of the Param `name`; None if it has no value."""
         return self.stage.getOrDefault(name) if self.stage.isDefined(name) else None
 
 

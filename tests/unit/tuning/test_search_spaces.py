@@ -60,7 +60,7 @@ class Head(Estimator[Any]):
         (lambda: choice(), r"choice\(\) has no values"),
         (lambda: as_distribution("k of PCA_1", 3), "space gives k of PCA_1 3: give sparkdiff.uniform"),
         (lambda: alternatives(Scale()), "takes two stages or more, got 1"),
-        (lambda: alternatives(Scale(), "pca"), "str is no stage of a pipeline"),
+        (lambda: alternatives(Scale(), "pca"), "str is not a pipeline stage"),
         (lambda: alternatives(Scale(), None, None), "None twice"),
         (lambda: alternatives(Scale(), Scale(write="t")), "Scale writes 's', Scale writes 't'; set the same outputCol"),
         (lambda: alternatives(Scale(), Shift("y"), None), "Scale reads 'x', Shift reads 'y'"),
