@@ -29,7 +29,7 @@ def check_last_stage(settings: GrowthSettings) -> None:
     """Raise InputError if the added columns are to be dropped, but this Spark can't drop columns without naming all others."""
     if settings.dropColumns and not jvm.can_except():
         raise InputError(
-            f"dropColumns=True needs Spark 4.0 or newer, and this is {jvm.session().version}: an SQLTransformer drops the columns "
+            f"dropColumns=True needs Spark 4.0 or newer, and this is {jvm.session().version}: an SQLTransformer drops columns "
             "by `SELECT * EXCEPT (...)`. A list of the columns to keep would lose those that only rows to predict have. Leave "
             "dropColumns out, and drop the columns from what transform returns (docs/growing.md shows the code)"
         )

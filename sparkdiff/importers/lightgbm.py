@@ -114,8 +114,8 @@ def _tree(fields: Mapping[str, str], *, whole: bool) -> TreeArrays:
     bad = ~categorical & (missing == ZERO_MISSING) & (left != zero)
     if bad.any():
         raise InputError(
-            f"feature {feature[bad][0]}: with zero_as_missing a split sends zeros to another side than the numbers just above and "
-            "below zero, and a split in Spark cannot do this; train with zero_as_missing=false"
+            f"feature {feature[bad][0]}: with zero_as_missing a split sends zeros to another side than the numbers just above "
+            "and below zero, and a split in Spark cannot do this; train with zero_as_missing=false"
         )
     # LightGBM treats all of [-ZERO, ZERO] as 0, and NaN as 0 unless the feature has missing values.
     near = ~categorical & (np.abs(threshold) <= ZERO)

@@ -154,7 +154,7 @@ def dependence_of(folds: Sequence[FoldComparison], factor: float | None) -> floa
 
 
 def _of_all_folds(folds: Sequence[SliceSums]) -> SliceSums:
-    """Slice sums over the rows of all folds. A fold may lack some slices: if folds are stretches of time, values may be new in later ones."""
+    """Slice sums over the rows of all folds. A fold may lack a slice: in stretches of time, its value may come later."""
     sets = list(dict.fromkeys(each for fold in folds for each in fold.sets))
     columns = [column for column, _ in sets]
     sets.sort(key=lambda each: columns.index(each[0]))

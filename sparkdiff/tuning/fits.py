@@ -127,8 +127,8 @@ def for_threads(rows: DataFrame) -> Callable[..., Any]:
 
 @dataclass
 class Branch:
-    """A path in the trie of pipelines, from its root to some stage, in one fold: the fold's rows as the stages on the path transform
-    them, and these stages, fitted.
+    """A path in the trie of pipelines, from its root to some stage, in one fold: the fold's rows as the stages on the path
+    transform them, and these stages, fitted.
     """
 
     fit: trie.Fit
