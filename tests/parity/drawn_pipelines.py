@@ -346,10 +346,12 @@ def assembler(d: Draw, want: dict[str, Any]) -> Drawn:
 
 
 def interaction(d: Draw, want: dict[str, Any]) -> Drawn:
-    vector = d.column("vector", "counts")
-    number = d.column("double", "index", "boolean", "int")
+    """Of two numbers, or of a number and a vector whose entries have attributes, as those of the data have not."""
+    vectors = [c for c in d.known("vector", "counts") if "attrs" in d.frame.schema[c].metadata.get("ml_attr", {})]
+    columns = d.some(d.known("double", "index", "boolean", "int"), 2, 2)
+    columns = d.some([columns[0], d.one(vectors)], 2, 2) if vectors and d.chance(0.8) else columns
     name = d.new()  # without a name of its own Spark refuses it
-    return {"inputCols": d.some([number, vector], 2, 2), "outputCol": name}, {name: "vector"}
+    return {"inputCols": columns, "outputCol": name}, {name: "vector"}
 
 
 def feature_hasher(d: Draw, want: dict[str, Any]) -> Drawn:
