@@ -13,7 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
-KINDS = (".py", ".typed", ".j2", ".css", ".json")
+KINDS = (".py", ".pyi", ".typed", ".j2", ".css", ".json")
 """What files of the package are."""
 pytestmark = [pytest.mark.slow, pytest.mark.once]
 
