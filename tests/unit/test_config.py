@@ -433,9 +433,12 @@ WRONG = [
     (["data..train=x"], "must be section.key=value"),
     (
         ["data.validation=v", "fineTuner.validationIndicatorCol=held"],
-        "fineTuner.validationIndicatorCol='held' would divide",
+        "fineTuner.validationIndicatorCol='held' would take validation rows from data.train",
     ),
-    (["data.validation=v", "fineTuner.validationFraction=0.2"], "but data.validation holds the validation rows: leave"),
+    (
+        ["data.validation=v", "fineTuner.validationFraction=0.2"],
+        "but data.validation holds them already: leave out fineTuner.validationFraction",
+    ),
     (["outptu=x"], "unknown section 'outptu'. Did you mean 'output'"),
     (["fineTuner.loss=nowhere:loss"], "no module 'nowhere' in the folder of the YAML file"),
     (["grower=5"], "grower must be a mapping of names to values. Got 5 instead"),
