@@ -46,11 +46,11 @@ def stub() -> str:
     searched = dict.fromkeys(["estimator", "space", "evaluator", "current"], "Any")
     parts = [
         HEAD,
-        *typed_dict("TunerOptions", tuning), *members("TunerGetters", tuning),
+        *typed_dict("TunerOptions", tuning), *members("TunerGetters", tuning, {}),
         *members("TunerMembers", objects, objects | tuning),
-        *typed_dict("GrowerOptions", growth, "TunerOptions"), *members("GrowerGetters", growth),
+        *typed_dict("GrowerOptions", growth, "TunerOptions"), *members("GrowerGetters", growth, {}),
         *members("GrowerMembers", growth, growth, "GrowerOptions"),
-        *typed_dict("ImproverOptions", improvement, "TunerOptions"), *members("ImproverGetters", improvement),
+        *typed_dict("ImproverOptions", improvement, "TunerOptions"), *members("ImproverGetters", improvement, {}),
         *members("ImproverMembers", improvement, improvement, "ImproverOptions"),
         *typed_dict("SearchOptions", search), *members("SearchMembers", searched | search, searched | search),
     ]  # fmt: skip
@@ -71,7 +71,7 @@ def typed_dict(name: str, options: Options, base: str = "TypedDict") -> Iterator
     yield ""
 
 
-def members(name: str, readable: Options, settable: Options = {}, options: str = "") -> Iterator[str]:  # noqa: B006 - only read
+def members(name: str, readable: Options, settable: Options, options: str = "") -> Iterator[str]:
     """A class with the Params and getters of some options, the setters of others, and a constructor that takes `options`."""
     yield f"class {name}:"
     yield from (f"    {option}: Param[Any]" for option in readable)

@@ -118,11 +118,13 @@ def compact(
     [(_, fitted)], rows = loaded([model], "sparkdiff.serving.compact", "compact", data, format, options)
     from sparkdiff.serving.compact import compact as compacted, compact_plan
 
-    known = schema_of(schema) if schema is not None else None if rows is None else rows.schema
+    known = None if rows is None else rows.schema
+    if schema is not None:
+        known = schema_of(schema)
     found = compact_plan(fitted, keepCols, schema=known)
     print(found.toJSON() if as_json else found)
     if folder is not None:
-        save(compacted(fitted, keepCols, schema=known), folder, None if rows is None else lambda: rows)
+        save(compacted(fitted, keepCols, schema=known), folder, rows)
         if not as_json:
             print(f"saved {folder} (plain Spark ML)")
 

@@ -1,11 +1,35 @@
-"""Types of the options for type checkers and editors, declared in `option_types.pyi`, which tools/option_types.py
-generates.
+"""Bases of the estimators that tell type checkers and editors their options.
 
-At run time the classes in this module are empty; `with_params` adds Params, getters and setters to the estimators
-directly.
+Their members stand in `option_types.pyi` beside this file, which `python tools/option_types.py` writes. At run time the classes are
+empty: `with_params` adds the Params, getters and setters to the estimators themselves.
 """
 
 TunerOptions = SearchOptions = dict
-TunerGetters, TunerMembers, GrowerGetters, GrowerMembers, ImproverGetters, ImproverMembers, SearchMembers = (
-    type("Members", (), {}) for _ in range(7)
-)
+
+
+class TunerGetters:
+    """Params and getters of `FineTuner` and of its models."""
+
+
+class TunerMembers:
+    """Setters of `FineTuner`."""
+
+
+class GrowerGetters:
+    """Further Params and getters of `Grower` and of its models."""
+
+
+class GrowerMembers:
+    """Constructor, getters and setters of `Grower`."""
+
+
+class ImproverGetters:
+    """Further Params and getters of `Improver` and of its models."""
+
+
+class ImproverMembers:
+    """Constructor, getters and setters of `Improver`."""
+
+
+class SearchMembers:
+    """Params, getters and setters of `Search`."""

@@ -394,7 +394,7 @@ def triage_paths(
 
     def done(pipeline: Triaged, model: Any) -> None:
         if model is not None and pipeline.name in folders:
-            save(model, folders[pipeline.name], lambda: _rows(data_of[pipeline.name], {}))
+            save(model, folders[pipeline.name], _rows(data_of[pipeline.name], {}))
 
     return triage(fleet, budget=budget, storeDir=storeDir, share=share, dryRun=dryRun, done=done, **options)
 

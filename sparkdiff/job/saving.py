@@ -1,6 +1,5 @@
 """Atomic saving of a model to a new folder: completely or not at all."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
 from sparkdiff.diagnostics.predictions import check_saved
-from sparkdiff.errors import SparkdiffError
+from sparkdiff.errors import InputError, SparkdiffError
 from sparkdiff.machine import whole
 from sparkdiff.store import files
 
@@ -24,15 +23,16 @@ def new_folder(option: str, given: str) -> Path:
     return path
 
 
-def save(model: Any, folder: Path, rows: Callable[[], DataFrame] | None) -> None:
+def save(model: Any, folder: Path, rows: DataFrame | None) -> None:
     """Save a fitted pipeline under a temporary name, check it, and rename it to `folder`; after a failure, nothing is
     left.
 
     Args:
-        rows: function that returns raw rows, on which the saved pipeline is compared with the one in memory; None: the
-            saved pipeline is only loaded.
+        rows: raw rows, on which the saved pipeline is compared with the one in memory; None: the saved pipeline is only
+            loaded.
 
     Raises:
+        InputError: the pipeline in memory fails on the rows.
         SparkdiffError: the pipeline cannot be written; the message gives the reason.
         ParityError: the saved pipeline cannot be loaded, or its outputs differ.
     """
@@ -44,7 +44,9 @@ def save(model: Any, folder: Path, rows: Callable[[], DataFrame] | None) -> None
         ):
             folder.parent.mkdir(parents=True, exist_ok=True)
             model.write().save(f"file://{temporary}")
-            check_saved(model, temporary, rows)
+            compared = check_saved(model, temporary, None if rows is None else lambda: rows)
+            if "why" in compared:
+                raise InputError(f"the saved pipeline cannot be compared: {compared['why']}; pass rows that it accepts")
     except (OSError, *jvm.SparkError) as e:
         raise SparkdiffError(
             f"the pipeline cannot be written to {folder}: {jvm.cause(e)}; choose another folder"

@@ -177,7 +177,7 @@ def truth_of(model: Any, case: Case, spark: SparkSession) -> Truth:
         by_halves(truth, list(range(len(case.rows))), places)
     else:
         row_by_row(truth, spark, places)
-    ties = told_apart_by_rounding(model, truth.kept) | unread(model, truth.kept)
+    ties = rows_at_split_points(model, truth.kept) | rows_that_trees_ignore(model, truth.kept)
     if ties:  # docs/serving.md
         return truth_of(model, replace(case, rows=[row for i, row in enumerate(case.rows) if i not in ties]), spark)
     for column in [stage.getInputCol() for _, stage in flatten(model) if type(stage).__name__ == "DCT"]:
@@ -187,7 +187,7 @@ def truth_of(model: Any, case: Case, spark: SparkSession) -> Truth:
     return truth
 
 
-def told_apart_by_rounding(model: Any, rows: Mapping[int, Mapping[str, Any]]) -> set[int]:
+def rows_at_split_points(model: Any, rows: Mapping[int, Mapping[str, Any]]) -> set[int]:
     """Places of the rows that are at a tree's split point or a VectorIndexer's category within the rounding of a DCT or PCA."""
     stages = [stage for _, stage in flatten(model)]
     if not {type(stage).__name__ for stage in stages} & {"DCT", "PCAModel"}:
@@ -199,11 +199,14 @@ def told_apart_by_rounding(model: Any, rows: Mapping[int, Mapping[str, Any]]) ->
             points += [(stage.getFeaturesCol(), int(j), float(t)) for j, t in splits]
         elif type(stage).__name__ == "VectorIndexerModel":
             points += [(stage.getInputCol(), j, x) for j, values in stage.categoryMaps.items() for x in values]
-    near = lambda x, t: abs(x - t) <= 1e-12 * max(1.0, abs(t))  # noqa: E731
-    return {i for i, row in rows.items() if any(row[c] is not None and near(row[c][j], t) for c, j, t in points)}
+    found = set()
+    for i, row in rows.items():
+        known = [(row[c][j], point) for c, j, point in points if row[c] is not None]
+        found |= {i} if any(abs(x - point) <= 1e-12 * max(1.0, abs(point)) for x, point in known) else set()
+    return found
 
 
-def unread(model: Any, rows: Mapping[int, Mapping[str, Any]]) -> set[int]:
+def rows_that_trees_ignore(model: Any, rows: Mapping[int, Mapping[str, Any]]) -> set[int]:
     """Places of the rows whose vector is null and reaches trees without any split, which don't read it. We refuse them."""
     trees = [stage for _, stage in flatten(model) if hasattr(stage, "toDebugString")]
     columns = {tree.getFeaturesCol() for tree in trees if " <= " not in tree.toDebugString}

@@ -520,6 +520,10 @@ def test_the_command(made: Callable[[str], PipelineModel], odd: DataFrame, tmp_p
     model, new = tmp_path / "model", tmp_path / "new" / "small"
     made("two readers").write().save(str(model))
     odd.write.parquet(f"file://{tmp_path}/rows.parquet")
+    odd.select(odd.columns[0]).write.parquet(f"file://{tmp_path}/one.parquet")
+    assert main(["compact", str(model), "--output", str(new), "--data", f"{tmp_path}/one.parquet"]) == 2
+    assert "the saved pipeline cannot be compared: the pipeline in memory fails" in capsys.readouterr().err
+    assert not new.exists()
     to_new = ["--keepCols", "two", "--output", str(new), "--data", f"{tmp_path}/rows.parquet"]
     assert main(["compact", str(model), *to_new]) == 0
     assert f"saved {new} (plain Spark ML)" in capsys.readouterr().out

@@ -27,8 +27,8 @@ PREDICTORS: dict[str, tuple[Any, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("name", PREDICTORS)
 def test_outputs_are_those_of_spark(spark: SparkSession, tmp_path: Path, name: str) -> None:
-    rows = [(Vectors.dense(float(i), 1.0), float(i % 2), 1.0) for i in range(8)]
-    df = spark.createDataFrame(rows, ["v", "label", "censor"]).coalesce(1)
+    rows = [(Vectors.dense(float(i), 1.0), float(i % 2)) for i in range(8)]
+    df = spark.createDataFrame(rows, ["v", "label"]).coalesce(1)
     head, params = PREDICTORS[name]
     selector = VarianceThresholdSelector(featuresCol="v", outputCol="none", varianceThreshold=1e9)
     model = Pipeline(stages=[selector, head(featuresCol="none", **params)]).fit(df)
