@@ -1,7 +1,7 @@
 """Bases of the estimators that tell type checkers and editors their options.
 
-Their members stand in `option_types.pyi` beside this file, which `python tools/option_types.py` writes. At run time the classes are
-empty: `with_params` adds the Params, getters and setters to the estimators themselves.
+The file `option_types.pyi` beside this one has their members; `python tools/option_types.py` writes it. At run time the
+classes are empty: `with_params` adds the Params, getters and setters to the estimators themselves.
 """
 
 TunerOptions = SearchOptions = dict
