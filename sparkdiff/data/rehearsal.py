@@ -64,7 +64,7 @@ class Sample:
     """A few rows as a cache would hold them, in memory.
 
     Attributes:
-        rows: number of rows that a cache would hold, without rows of weight 0.
+        rows: number of these rows, without those of weight 0.
         splits: these numbers by split.
         stats: statistics of the labels of each split, as in a manifest.
         entries: mean number of entries of a row in the cache.

@@ -77,8 +77,8 @@ def with_copies(df: DataFrame) -> DataFrame:
 
 
 def coin(df: DataFrame, *salt: object) -> Column:
-    """A hash that assigns each row to a split or block. It depends on the content of the row, and on its number among
-    equal rows (`with_copies`).
+    """A hash that assigns each row to a split, a block or a sample. It depends on the content of the row, on its number
+    among equal rows (`with_copies`), and on the salt.
 
     For a row that equals no other row and has no null, it equals `row_hash`.
     """

@@ -71,8 +71,8 @@ def entries_of(fleet: Any, common: Mapping[str, Any]) -> list[Entry]:
         common: options of all entries; an entry's own options override them.
 
     Raises:
-        InputError: the fleet has another form; a model or rows cannot be loaded; or an option is unknown or wrong. The
-            message names the entry.
+        InputError: the fleet is empty or has another form; an entry lacks a key, or has the name of another one; its model
+            or rows cannot be loaded; or one of its options is unknown or wrong. If it is about an entry, the message names it.
     """
     found = [*_mappings(fleet)]
     if not found:

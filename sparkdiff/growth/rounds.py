@@ -179,8 +179,8 @@ def _with(
 ) -> tuple[tuple[Member, ...], Table]:  # fmt: skip
     """The members with the new one, and the table at their margin.
 
-    The weights of all members are refitted on the training rows. If the refitted weights don't help on the validation rows, the
-    old weights stay and the new part's weight is 1. This happens, for example, if trees fit the training rows perfectly: then
+    The weights of all members are refitted on the training rows. If the metric on the validation rows is then
+    worse than with the old weights and weight 1 for the new part, these are kept. This happens, for example, if trees fit the training rows perfectly: then
     these rows carry no information about the weight of a further part.
     """
     part = found.part

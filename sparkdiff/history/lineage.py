@@ -82,7 +82,8 @@ class Lineage(ShownFields):
         return str(run["command"])
 
     def draw(self) -> Drawing:
-        """A picture of the lineage: a box per run, the first ancestor at the top, and dashed lines for reused caches.
+        """A picture of the lineage: a box per run, the first ancestor at the top, and a dashed line to each
+        run from the run whose cache it reused.
 
         Raises:
             InputError: no run in the store made this model.

@@ -21,15 +21,14 @@ Value = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Denominators:
-    """The rows that the denominators of a metric such as precision or recall count, for each class that the metric
-    uses.
+    """The rows in the denominators of a metric such as precision, for each class that it uses.
 
     Attributes:
         classes: the classes.
         rows: (prediction (n,), label (n,), class) -> (n,) bool, the rows in the denominator of the class.
         words: a description of these rows, which the number of the class completes ("predicted as class").
-        by_label: whether a wrongly predicted row is in the denominator because of its label, rather than because of its
-            prediction.
+        by_label: whether a wrongly predicted row of the denominator has the class as its label; otherwise it has the class
+            as its prediction.
         shares: whether the metric is a sum over the classes, weighted by their shares of the labels.
     """
 

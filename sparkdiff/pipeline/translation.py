@@ -371,7 +371,7 @@ def _named(stage: Any, unread: Sequence[str], before: DataFrame, casefold: Calla
 
 
 def _names_in(statement: str, names: Iterable[str]) -> set[str]:
-    """Names that occur as words in an SQL statement."""
+    """Those of the names that occur as words in an SQL statement."""
     return {name for name in names if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", statement)}
 
 

@@ -1,4 +1,4 @@
-"""A process-wide observer of fits (used by `mlflow.autolog`)."""
+"""A process-wide observer of fits, which need not name it (used by `sparkdiff.mlflow.autolog`)."""
 
 import contextvars
 import traceback

@@ -154,7 +154,7 @@ def _default(graph: Graph) -> list[Version]:
 
 @dataclass
 class _Compiler:
-    """Compiler state: gives each value its place, an index in the list of a request's values, and collects the steps."""
+    """Gives each value its place, an index in the list of a request's values, and collects the steps."""
 
     graph: Graph
     schema: SchemaOrRows

@@ -196,7 +196,9 @@ def choose_active_columns(
 def _same(
     active: ActiveColumns, matrix: ParameterMatrix, affine: AffineNetwork, columns: Mapping[Version, Tensor]
 ) -> bool:
-    """True if the network on these columns has the same constant, and here the same slopes, as that on all columns."""
+    """True if the network on these columns has the constant of the network on all columns, and its slopes on these columns,
+    up to rounding.
+    """
     narrow = affine.slopes(matrix.parameters, 1)
     whole = active.affine.slopes(named_parameters(active.network), 1)
     there = {v: slope.index_select(1, columns[v]) if v in columns else slope for v, slope in whole.of.items()}

@@ -151,8 +151,8 @@ class FoldFits:
 
     Attributes:
         keeps: whether the models are kept.
-        tails: function of a branch that ends before the last stage. It yields (last fit, metric, fitted last stage or
-            None) for each fit of the last stage. None if Spark makes these fits.
+        tails: (these fits, a branch that ends before the last stage) -> (last fit, metric, fitted last stage or None) for
+            each fit of the last stage. None if Spark makes all these fits.
         held: rows that are cached until the fold ends.
     """
 

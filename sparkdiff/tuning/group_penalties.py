@@ -45,8 +45,8 @@ class GroupPenalties:
         penalties: group -> its penalty, on the scale of `regParam`.
         validationLoss: the last stage's loss on the validation rows (log-loss, squared error or half the deviance),
             first with the best common penalty, then with the group penalties. The penalties were chosen on these rows,
-            so expect a larger loss than the second one on other rows.
-        losses: the last stage's loss on the validation rows after each optimisation step.
+            so expect a larger second loss on other rows.
+        losses: this loss at the start and after each optimisation step.
     """
 
     estimator: Pipeline

@@ -79,7 +79,7 @@ def resources_of(
     """The resource of a trial at each rung, the full one last; for rows, as shares.
 
     Args:
-        least: smallest resource that a trial starts with; None: a default for the kind of resource.
+        least: lower bound of the resource that a trial starts with; None: a default for the kind of resource.
         trained: number of training rows, if known.
 
     Raises:
