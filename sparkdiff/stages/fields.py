@@ -62,6 +62,6 @@ def values_of(attribute: Mapping[str, Any]) -> int:
 
 
 def slots_of(attributes: Mapping[str, Any]) -> dict[int, tuple[str, Mapping[str, Any]]]:
-    """Index -> (kind: "numeric", "binary" or "nominal"; attribute) of each entry that a vector's `ml_attr` metadata describe."""
+    """Index -> (kind: "numeric", "binary" or "nominal"; attribute) of each entry that a vector's `ml_attr` metadata has."""
     kinds = (attributes.get("attrs") or {}).items()
     return {int(a["idx"]): (kind, a) for kind, each in kinds for a in each if "idx" in a}
