@@ -179,9 +179,9 @@ def _with(
 ) -> tuple[tuple[Member, ...], Table]:  # fmt: skip
     """The members with the new one, and the table at their margin.
 
-    The weights of all members are refitted on the training rows. If the metric on the validation rows is then
-    worse than with the old weights and weight 1 for the new part, these are kept. This happens, for example, if trees fit the training rows perfectly: then
-    these rows carry no information about the weight of a further part.
+    The weights of all members are refitted on the training rows. If the metric on the validation rows is then worse than
+    with the old weights and weight 1 for the new part, these are kept. This happens, for example, if trees fit the training
+    rows perfectly: then these rows carry no information about the weight of a further part.
     """
     part = found.part
     assert part is not None
