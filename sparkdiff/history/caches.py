@@ -59,8 +59,8 @@ class StoredItem:
 
     @property
     def free(self) -> bool:
-        """True if the item can be removed: no process reads it, and its last use was over an hour ago (leftovers: a
-        day).
+        """True if the item can be removed: no process reads it, and its last use was at least an hour ago (at least a day
+        for leftovers: an item that is still being written changes within a day).
         """
         return not self.read and self.age >= (DAY if self.kind == LEFT else RECENT)
 
@@ -114,8 +114,8 @@ def _rows(path: Path) -> int | None:
 
 
 def to_remove(found: Sequence[StoredItem], *, most: int | None, days: float | None) -> list[StoredItem]:
-    """The items to remove: leftovers and the items not used for `days`; then, while the rest takes more than `most`
-    bytes, the caches that save the least time per byte.
+    """The items to remove, of those that are `free`: leftovers, and items not used for more than `days` days; then, while
+    the rest takes more than `most` bytes, the items of the kinds READ that save the least time per byte. None: no limit.
     """
     old = [e for e in found if e.free and (e.kind == LEFT or (days is not None and e.age > days * DAY))]
     rest = [e for e in found if e not in old]
@@ -129,7 +129,9 @@ def to_remove(found: Sequence[StoredItem], *, most: int | None, days: float | No
 
 
 def remove(found: Sequence[StoredItem]) -> list[StoredItem]:
-    """Remove the items that no process is reading, and return them. Readers never see a partly removed item."""
+    """Remove the items, except those that a process reads, and return the removed ones. Readers never see a partly
+    removed item.
+    """
     return [entry for entry in found if _removed(entry)]
 
 

@@ -21,7 +21,7 @@ from sparkdiff.store.digests import hash_of
 PLACES = ("cacheDir", "checkpointDir", "storeDir", "runDir")
 """Options that name folders."""
 KEEPING = ("storeDir", "tags", "redact")
-"""Options about the store of runs itself, which are not recorded in it."""
+"""Options about the store of runs itself, which are left out of the column `options`."""
 VERBS = {"GrowthSummary": "grow", "ImprovementSummary": "improve", "SearchSummary": "search"}
 UNSAID = "..."
 """Text that stands for values left out because of the option `redact`."""
@@ -180,7 +180,9 @@ def _options(options: Mapping[str, Any], *, redact: bool) -> dict[str, Any]:
 
 
 def _evidence(found: Mapping[str, Any], *, redact: bool) -> dict[str, Any]:
-    """Measurements behind the decision that have no column of their own in the store."""
+    """Measurements, warnings and other facts behind the decision that have no column of their own in the store; with
+    `redact`, without the values of slices and without the warnings.
+    """
     left_out = {"value"} if redact else set()
     slices = [{k: v for k, v in s.items() if k not in left_out} for s in found["slices"]]
     compatibility = {k: v for k, v in (found["compatibility"] or {}).items() if k != "bins"}
@@ -197,7 +199,7 @@ def _tried(kind: str, name: str, value: Any, seconds: Any, outcome: str) -> dict
 
 
 def _arms(found: Mapping[str, Any], *, redact: bool) -> list[dict[str, Any]]:
-    """Results that an improvement tested, and the arms (ways to improve a pipeline) without a result.
+    """Results of an improvement, and the arms (ways to improve a pipeline) that have none.
 
     With `redact`, texts of errors are left out, because they may hold values of rows.
     """

@@ -31,7 +31,7 @@ class LineageStep:
 
     Attributes:
         run: the run's row in the store of runs.
-        cacheOf: id of the earlier run whose cache this run used; None if it wrote its own cache, or if the earlier run
+        cacheOf: id of the earlier run whose cache this run used; None if it used none of an earlier run, or if that run
             is not in the store.
         beside: the other runs that started from the same model, earlier or later.
     """
@@ -82,8 +82,8 @@ class Lineage(ShownFields):
         return str(run["command"])
 
     def draw(self) -> Drawing:
-        """A picture of the lineage: a box per run, the first ancestor at the top, and a dashed line to each
-        run from the run whose cache it reused.
+        """A picture of the lineage: a box per run, the first ancestor at the top. A dashed line leads to a run from the one
+        whose cache it reused, if that run is in the picture.
 
         Raises:
             InputError: no run in the store made this model.

@@ -28,7 +28,7 @@ def listed(storeDir: str, where: str | None, sort: str, limit: int, *, compact: 
         as_json: all columns, as one JSON object per line.
 
     Raises:
-        InputError: there is no store, the condition is not valid SQL, or the column `sort` does not exist.
+        InputError: there is no store, the condition is not valid SQL, or `sort` is no column that has an order.
     """
     if compact:
         store.compact(jvm.folder("storeDir", storeDir))

@@ -135,8 +135,8 @@ def largest_loss(folds: Sequence[FoldComparison]) -> float:
 
 
 def _training(folds: Sequence[FoldComparison]) -> Costs | None:
-    """The training costs of the fold in which their mean square per row is largest; of one fold only, as the folds
-    share training rows.
+    """The training costs of the fold in which their mean square is largest; of one fold only, as the folds share
+    training rows.
     """
     known = [fold.training for fold in folds if fold.training is not None]
     return max(known, key=lambda cost: cost.mean_square, default=None)
@@ -146,7 +146,7 @@ def dependence_of(folds: Sequence[FoldComparison], factor: float | None) -> floa
     """Variance of the sum of all gains, as a multiple of the variance that independent gains would have.
 
     Args:
-        factor: the multiple, if known; None: estimate it from the folds (1 if there is only one fold).
+        factor: the multiple, if known; None: estimate it from the folds, at least LEAST_FACTOR (1 for a single fold).
     """
     if factor is None:
         return max(dependence([fold.sums() for fold in folds]), LEAST_FACTOR) if len(folds) > 1 else 1.0
@@ -169,8 +169,8 @@ def _of_all_folds(folds: Sequence[SliceSums]) -> SliceSums:
 
 
 def judge(folds: Sequence[FoldComparison], options: Options, factor: float | None = None) -> Judgement:
-    """Decide whether a finalist, on the rows that prove, is better than its rival, and nowhere worse: in no slice, and
-    not by changing too many predicted labels.
+    """Decide whether the rows that prove show that a finalist is better than its rival, and worse in no slice, without
+    changing too many labels or making one more wrong prediction so costly that it would undo the gain.
 
     Args:
         factor: see `dependence_of`.

@@ -36,7 +36,7 @@ FOLDS, MOST_FOLDS = 5, 20
 MOST_CLASSES = 100
 """Number of distinct labels up to which each fold is checked for each of them."""
 EXPLORES = 0.2
-"""Share of the training rows that explores if the caller gives the rows that prove."""
+"""Share of the training rows that explores if the rows that prove are given, and on which a fold chooses (`inner`)."""
 STRETCHES, FIRST = 4, 0.6
 """Division by time: number of stretches, of which the first explores, and share of the rows before the first one."""
 BLOCKS = 17
@@ -78,7 +78,8 @@ class Division:
 
 
 def divide(sources: Sequence[Source], options: Options) -> Division:
-    """Divide the rows as `numFolds` asks: into folds, into stretches of time, or the held-out rows into two halves.
+    """Divide the rows as `numFolds` asks: into folds, into stretches of time, or the held-out rows into two halves. If
+    validation rows are given, these prove instead.
 
     Raises:
         InputError: a column is missing or has a wrong type, a row belongs to neither side, or there are too few times
@@ -270,8 +271,8 @@ def _in_folds(df: DataFrame, options: Options) -> Division:
 
 
 def fold_of(df: DataFrame, options: Options, folds: int) -> Column:
-    """The fold of a row, 0, 1, ...; null if the row's group is null. A fold consists of whole blocks: sets of rows, or
-    of groups, with equal hashes, whose gains the guard (the test on held-out rows) sums.
+    """The fold of a row, 0, 1, ...; null if the row's group is null. A fold consists of whole blocks (sets of rows whose
+    gains the guard sums).
     """
     block = unit_and_block(df, options)[1]
     return F.pmod(F.pmod(block, F.lit(MAX_BLOCKS)), F.lit(folds)).cast("int")

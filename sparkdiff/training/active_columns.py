@@ -30,7 +30,7 @@ def group_size(batchSize: int) -> int:
 
 
 class ActiveColumns:
-    """Builder of the network on the active columns of some batches.
+    """Chooser of the active columns of some batches, and builder of the network on these columns.
 
     Attributes:
         affine: the network on all columns.

@@ -39,7 +39,7 @@ class AffineMargin(NamedTuple):
     per row.
 
     Attributes:
-        of: the slopes (K, d, m) of each fixed version (an input column that training doesn't change).
+        of: the slopes (K, d, m) of each fixed version (a column that training doesn't change).
         constant: (K, 1, m).
         tape: for each stage, from the margin backwards, its link and its backward function.
     """
@@ -151,7 +151,7 @@ class AffineNetwork:
 
     @torch.no_grad()
     def leaf_curvature(self, values: Mapping[Version, Rows], second: Tensor) -> Tensor:
-        """Sums, per leaf of the head (L,), of `second` (n,) times the squared derivative of the margin."""
+        """Sums, over the rows in each leaf of the head (L,), of `second` (n,) times the squared derivative of the margin."""
         head = self.chain[0]
         [version] = head.reads
         rows = _spread(values[version], second[None, :, None], head.widths[0])[0, :, 0]  # type: ignore[arg-type]

@@ -226,8 +226,8 @@ class Candidates:
 
     @torch.no_grad()
     def step_apart(self, team: Team, scale: float, factor: float, *, last: bool) -> None:
-        """Take one step along the gradient of this process's rows alone (there may be none). Then, if a meeting is due,
-        continue from the mean of all processes.
+        """Take one step along the gradient of this process's rows alone (there may be none). Then, if it is time, the
+        processes meet, see `LocalSteps.meet`.
 
         Args:
             last: whether this is the last step of the epoch, after which the processes meet in any case.
@@ -265,7 +265,7 @@ class Candidates:
 
     @torch.no_grad()
     def end_epoch(self, scale: float) -> list[float]:
-        """Take the once-an-epoch steps, start the next epoch, and return the epoch's mean training losses."""
+        """Take the steps that are due once an epoch; return the mean training losses of the epoch, and start the next one."""
         updates, once = self.updates, self.epoch_steps.candidates
         updates.finish(self.vectors)
         if once:
@@ -394,7 +394,7 @@ def second_derivative(objective: Objective, margin: Tensor, targets: Sequence[Ta
 def batch_losses(
     batch: BatchLoss, margin: Tensor, targets: Sequence[Target], groups: Mapping[str, Tensor], team: Team
 ) -> tuple[Tensor, Tensor]:
-    """This process's share (k,) of sum of weights * loss over the rows of all processes, and the gradient with respect
+    """This process's share (k,) of weight * loss of the rows of all processes, and the gradient of that loss with respect
     to this process's margins.
     """
     whole = team.gather(margin.transpose(0, 1)).transpose(0, 1).contiguous().requires_grad_()

@@ -139,7 +139,7 @@ class CapturedSteps:
         return None
 
     def _trim(self) -> None:
-        """Return freed memory that torch caches to the device."""
+        """Return to the device the freed memory that torch caches."""
         with contextlib.suppress(RuntimeError):  # torch raises it after a failed recording
             self.module.empty_cache()
 

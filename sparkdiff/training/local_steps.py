@@ -72,7 +72,8 @@ def check(options: Options, recipes: Sequence[Recipe], objective: Objective, pla
     """Check that the candidates can take local steps.
 
     Raises:
-        InputError: these candidates need all rows of a batch in each step, or train on a GPU.
+        InputError: a candidate steps along the gradient of all rows of an epoch, the loss is a function of all rows of a
+            batch, or a GPU trains.
     """
     told = f"localSteps={options.localSteps}"
     once = next((r.optimizer for r in recipes if r.optimizer in ONCE_AN_EPOCH), None)

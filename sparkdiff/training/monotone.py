@@ -1,5 +1,5 @@
-"""Penalties on slopes of the wrong sign, which make a prediction rise (or fall) with a feature. Slopes are in natural
-units: a typical scale of the margin per standard deviation of the feature.
+"""Penalties on slopes of the wrong sign, which make a prediction rise (or fall) with a feature. The penalty
+measures slopes in natural units: a typical scale of the margin per standard deviation of the feature.
 """
 
 from collections.abc import Mapping

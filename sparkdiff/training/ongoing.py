@@ -159,7 +159,7 @@ def _active_columns(
 
 
 SCORE_BYTES = 256 << 20
-"""Bytes that a GPU needs at a time to measure all candidates: eight tensors of the size of their margins."""
+"""Bytes that a GPU may use at a time to measure all candidates: eight tensors of the size of their margins."""
 IN_TURN = "one after the other"
 STATE = 1
 """Version of the content of `Training.state`; a run that was started with another version is not resumed."""
@@ -346,8 +346,8 @@ class Training(Results):
     def fit(self, candidates: Candidates, data: Data, batch: Batch, objective: Objective) -> None:
         """Take one step of every active candidate on this process's rows of a batch (there may be none).
 
-        If a candidate augments its data, the batch holds all rows of each virtual shard (a fixed part of the rows) that this
-        process shares with others.
+        If a candidate augments its data, the batch holds all rows of the virtual shards (fixed parts of the rows) of which
+        this process has a share.
         """
         o, team = self.options, data.team
         sums, of_weight = candidates.updates.matrix.sums, candidates.updates.matrix.weight

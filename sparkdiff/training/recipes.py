@@ -65,7 +65,7 @@ def recipes_for(
     options: Options, validationRows: int, *, mixes: bool = True, trees: int = 0, newton: bool = False
 ) -> list[Recipe]:
     """The recipes to try: with up to 200 validation rows only the most cautious recipe, with 1,000 or more all recipes,
-    and in between a number that grows with the logarithm of the number of rows.
+    and in between a number that grows with the logarithm of the number of rows; always one for recipe='fast'.
 
     Args:
         mixes: whether rows can be mixed (not if they are sparse or contain category indices).

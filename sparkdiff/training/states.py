@@ -65,6 +65,6 @@ def joined(parts: Sequence[State]) -> dict[str, Any]:
 
 
 def divided(number: int, parts: int) -> list[list[int]]:
-    """The numbers 0, ..., number - 1 in `parts` consecutive runs of about the same length."""
+    """The numbers 0, ..., number - 1 in at most `parts` consecutive runs of about the same length, none of them empty."""
     bounds = [number * part // parts for part in range(parts + 1)]
     return [list(range(a, b)) for a, b in itertools.pairwise(bounds) if b > a]

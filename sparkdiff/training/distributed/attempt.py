@@ -38,7 +38,9 @@ OnEpoch = Callable[[Mapping[str, Any]], None]
 
 
 class TrainingError(SparkdiffError):
-    """Failure of training in one of its processes; the message has the traceback. The command exits with code 1."""
+    """Failure of training in one of its processes (the message has the traceback), or by repeated loss of processes. The
+    command exits with code 1.
+    """
 
 
 def _command(pid: int) -> str:

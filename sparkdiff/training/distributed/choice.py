@@ -8,7 +8,7 @@ A step of several processes includes a sum over them, which on slow networks and
 rest of the step. So nothing is assumed: a step is timed in this process and, if several processes could save more time
 than starting them takes, in several. The timings and choices, and the device's name for the summary, are stored in the
 run's folder. A resumed run, or another run of the same name, reads them instead of timing again: it trains on the same
-kind of device, in as many processes as before.
+kind of device, in as many processes as before, unless there are no longer any GPUs, or not as many slots.
 """
 
 import math
@@ -161,7 +161,7 @@ def _joined(team: Team, at: Place, timeout: float, say: Callable[[str], None]) -
 
 
 class Enough(Exception):
-    """Raised when the steps to time are done."""
+    """The signal that the steps to time are done."""
 
 
 class StepTimer:
@@ -220,7 +220,8 @@ class ProcessNumber(FolderNote):
 
 
 def most(shards: int, slots: int | None) -> int:
-    """Largest number of processes to try: with more, processes would have to share the rows of a virtual shard.
+    """Largest number of processes to try: as many as can run at a time, but no more than there are virtual shards, as
+    they would share the rows of one.
 
     Args:
         slots: number of tasks that Spark runs at a time; None for the cores of this machine.

@@ -88,7 +88,9 @@ def run(
 
 
 def _numbered(assignment: Assignment, stream: Stream, folder: RunFolder, say: Say) -> Assignment:
-    """The assignment with the number of processes that numProcesses='auto' chooses, or chose when this run began."""
+    """The assignment with the number of processes that numProcesses='auto' chooses, or chose when this run began (fewer if
+    there is only room for fewer).
+    """
     o = assignment.options
     chosen = choice.ProcessNumber.read(folder.path)
     limit = choice.most(stream.manifest.virtualShards, _slots(o.localMode))
@@ -122,7 +124,7 @@ def _slots(localMode: str) -> int | None:
 
 
 def _together(assignment: Assignment, folder: RunFolder, processes: int) -> float:
-    """Seconds of a step in `processes` processes, which are started to find out; infinite if they were lost.
+    """Seconds of a step in `processes` processes, which are started to find out; infinite if they failed or were lost.
 
     Raises:
         InputError: so many processes can't run here.

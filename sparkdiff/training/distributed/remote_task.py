@@ -1,9 +1,10 @@
 """A task of a barrier stage on a machine that doesn't see the driver's files, and the training process that it starts.
 
 Spark passes the task the files of the cache that its process reads. They lie on the executor's local disk, in a folder
-that the task deletes when it ends; if the task is killed, the executor deletes it. Everything else comes from the
-driver through a connection that a secret opens, and the process's output returns through this connection. This module
-is sent by value: the executors don't have our package until the driver has sent it, so the module imports none of it.
+that the task deletes when it ends; if the task is killed, a later task or the end of the executor deletes it. Everything
+else comes from the driver through a connection that a secret opens, and the files that the process writes return
+through it. This module is sent by value: the executors don't have our package until the driver has sent it, so the
+module imports none of it.
 """
 
 import contextlib

@@ -341,7 +341,7 @@ def parents() -> list[int]:
 
 
 def die_with_parents(known: list[int]) -> None:
-    """End this process when these parents end: an orphan would keep its pipe, its memory and a core."""
+    """End this process when one of these parents ends: an orphan would keep its pipe, its memory and a core."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             # PR_SET_PDEATHSIG: the kernel does it even if this process is stopped.
