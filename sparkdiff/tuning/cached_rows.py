@@ -29,11 +29,11 @@ MEMORY = 2**30
 HELD = 2**29
 """Largest number of bytes of rows that stay in memory once read; larger sets are read again in each pass."""
 KEPT = 3
-"""Number of sets of written rows whose files are kept for later settings of a search."""
+"""Largest number of sets of written rows whose files are kept for later settings of a search."""
 PIECE = 2**25
 """Bytes of features in one piece of a pass."""
 NARROW = 512
-"""Largest number of columns with which sparse rows are made dense."""
+"""Number of columns up to which sparse rows are always made dense."""
 NEAR = 1e-4
 """Least share of a column's range that every fold's training rows must span for solutions to be right to ten digits."""
 
@@ -177,7 +177,7 @@ class Kept:
     caches: dict[Any, CachedRows]
 
     def once(self, key: Any, write: Callable[[Path], CachedRows]) -> CachedRows:
-        """Return the rows of this key. If they don't exist, delete the oldest rows to make room and call `write`."""
+        """Return the rows of this key. If they don't exist, call `write`; with `KEPT` sets already, first delete the oldest."""
         if key not in self.caches:
             while len(self.caches) >= KEPT:
                 shutil.rmtree(self.caches.pop(next(iter(self.caches))).folder)

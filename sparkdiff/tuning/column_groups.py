@@ -52,7 +52,7 @@ class ColumnPart:
 
 
 def parts_of(column: str, stages: Sequence[Any], behind: frozenset[str] = frozenset()) -> list[ColumnPart]:
-    """The columns that make up the vector `column`, in their order; `behind` are uids of stages that read it later."""
+    """The columns that make up the vector `column`, in their order; `behind` are uids of later stages that it went through."""
     for place in reversed(range(len(stages))):
         stage, before = stages[place], stages[:place]
         if column not in written_by(stage):
@@ -113,12 +113,12 @@ def groups_of(asked: Any, column: str, stages: Sequence[Any], rows: DataFrame, w
 
     Args:
         asked: "columns": a group for each column that is part of the vector, or for each slot if there is only one such
-            column (as without VectorAssembler); or a dict of name -> columns or slot numbers: a column that is in no
-            group forms its own group.
+            column (as without VectorAssembler); or a dict of name -> columns or slot numbers: the slots of
+            a column that are in no group form their own group.
         rows: rows with all columns that the stages write.
 
     Raises:
-        InputError: a group can't be made. The message names the group.
+        InputError: a group can't be made. The message says why.
     """
     parts = [part.column for part in parts_of(column, stages)]
     widths = widths_of(parts, rows)

@@ -52,7 +52,7 @@ def outcomes(task: GridTask, folds: Folds, parallelism: int, keeps: bool) -> lis
 
 
 def _by_spark(task: GridTask, folds: Folds, parallelism: int, keeps: bool) -> list[FoldMetrics]:
-    """Make all fits with Spark; several folds run in parallel if one fold's fits don't use all threads."""
+    """Make all fits with Spark; several folds run in parallel if there are threads for all fits of each."""
     folds_at_once = min(max(parallelism // task.fits_at_once, 1), folds.count)
     size = min(parallelism // folds_at_once, len(task.maps))
     over = Event()

@@ -118,8 +118,8 @@ class GridTask:
 
 
 def for_threads(rows: DataFrame) -> Callable[..., Any]:
-    """Wrapper for functions that a thread runs on these rows: they run with this thread's context, and with Spark's job
-    groups and other local properties.
+    """Wrapper for functions that other threads run on these rows: they run with a copy of this thread's context and of
+    its job group and other local properties of Spark.
     """
     inherits: Any = inheritable_thread_target(rows.sparkSession) if TAKES_SESSION else inheritable_thread_target
     return lambda work: partial(contextvars.copy_context().run, inherits(work))
@@ -127,7 +127,7 @@ def for_threads(rows: DataFrame) -> Callable[..., Any]:
 
 @dataclass
 class Branch:
-    """A path in the trie of pipelines, from its root to some stage, in one fold: the fold's rows as the stages on the path
+    """A path in the trie of fits, from its root to some stage, in one fold: the fold's rows as the stages on the path
     transform them, and these stages, fitted.
     """
 

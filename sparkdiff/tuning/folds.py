@@ -24,7 +24,7 @@ class Folds:
 
     Attributes:
         drawn: True if random numbers split the rows, so that rows must be cached: read again, they could be split
-            otherwise. False if a column of the caller splits them.
+            otherwise. False if the split is given.
         held_out: the fold that holds a row out for validation; -1 for none.
         split: function that returns the training and validation rows of each fold.
         kept: the store of written rows, if other settings on these rows follow; else None.
@@ -85,7 +85,7 @@ def split_once(dataset: DataFrame, column: str, seed: int, ratio: float) -> Fold
 
 
 def check_classes(folds: Folds, stages: Sequence[Any], error: Exception) -> None:
-    """Raise InputError if Spark failed with `error` because the training rows of a fold have one class only.
+    """Raise InputError if the training rows of a fold have one class only; `error` is the error with which Spark failed.
 
     Args:
         stages: the estimator's stages; a StringIndexer among them may make the label from a column of the rows.

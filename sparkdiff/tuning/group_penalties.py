@@ -68,9 +68,9 @@ def group_penalties(
 
     Args:
         estimator: a Pipeline, or a linear estimator alone.
-        groups: "columns": a group for each input column of a VectorAssembler of several columns, so that all categories
-            of one column share a penalty; otherwise each slot is a group of its own. Or a dict of name ->
-            columns or slot numbers.
+        groups: "columns": a group for each column that VectorAssembler puts into the features, so that all categories
+            of one column share a penalty, or for each slot if there is only one such column (as without
+            VectorAssembler); or a dict of name -> columns or slot numbers.
         singles: penalties to try for all features together; the optimisation starts at the best one.
         steps: number of optimisation steps.
 

@@ -26,7 +26,7 @@ from sparkdiff.pipeline.names import named
 DEVIANCES = ("poisson", "gamma", "tweedie")
 OF_PROBABILITIES = ("logLoss", "focal", "brier")
 CLASS_WEIGHTED = ("logLoss", "focal", "hinge")
-"""Losses that, as a metric, are multiplied by `classWeights` if the same loss is also the training loss."""
+"""Losses that, as a metric, are multiplied by `classWeights` if the training loss itself is the metric."""
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 

@@ -149,7 +149,7 @@ def _computed(of: MetricOf, *, classes: bool = False) -> Value:
 
 
 def _regression(name: str, origin: bool) -> MetricOf:
-    """Regression metrics. Source: org.apache.spark.mllib.evaluation.RegressionMetrics."""
+    """The metric `name` of a regression. Source: org.apache.spark.mllib.evaluation.RegressionMetrics."""
     return lambda classes: of_predictions(name, {"throughOrigin": origin})
 
 
@@ -166,7 +166,7 @@ def _log_loss(eps: float) -> MetricOf:
 
 
 def _classes(name: str, label: float, beta: float) -> MetricOf:
-    """Metrics of predicted classes. Source: org.apache.spark.mllib.evaluation.MulticlassMetrics."""
+    """The metric `name` of predicted classes. Source: org.apache.spark.mllib.evaluation.MulticlassMetrics."""
     given = {"beta": 1.0 if name == "f1" else beta, "metricLabel": label}  # Spark's f1 does not read beta
     return lambda classes: of_predictions(name, given, max(classes, int(label) + 1))
 

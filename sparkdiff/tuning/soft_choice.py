@@ -72,7 +72,7 @@ def soft_choice(
 
     Raises:
         InputError: the last stage isn't linear, two places change the same features, or a place changes features
-            without a Param that names them. The message names the place.
+            without a Param that names them. The message names the stage or the places.
     """
     names, some = [*variants], [*variants.values()]
     estimators = [some[0][0], *(one for place in some for one in place[1:])]

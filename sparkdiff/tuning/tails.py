@@ -264,7 +264,7 @@ def _has_room(kind: str, setting: Setting, cache: CachedRows, facts: RowFacts) -
 
 
 def model_of(stage: Any, fit: trie.Fit, solution: Solution) -> Any:
-    """Spark's fitted model of `stage`, with the Params of `fit` and the coefficients of `solution`."""
+    """Spark's model of `stage`, with the Params of `fit` and the coefficients of `solution`."""
     estimator, coefficients, intercept = (
         stage.copy(fit.params),
         solution.coefficients.numpy(),

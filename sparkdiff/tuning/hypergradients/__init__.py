@@ -1,4 +1,4 @@
-"""Continuous hyper-parameters of a linear model, tuned at once by the gradient of the held-out loss; on tensors only.
+"""Joint tuning of many continuous hyper-parameters of a linear model by the gradient of the held-out loss; on tensors only.
 
 `linear_model` makes a `Linear` from rows and groups of columns; `tuned` finds a penalty for each group, `chosen` an
 alternative for each place; `point` computes the derivatives with respect to the penalties.

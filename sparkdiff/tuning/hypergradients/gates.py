@@ -1,4 +1,5 @@
-"""A soft choice between alternatives, trained with the penalties on held-out rows, then hardened and improved.
+"""A soft choice between alternatives, trained with the penalties on held-out rows, then hardened to one per place, and
+improved.
 
 The columns of all alternatives of a place enter a linear model together; columns of alternative a are multiplied by
 softmax(gates)_a. Each column has its own weight. A gate is equivalent to dividing the penalty of the unscaled columns

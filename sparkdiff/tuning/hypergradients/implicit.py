@@ -39,7 +39,9 @@ class Point:
 
 
 def point(model: Linear, logs: Tensor, near: Point | Tensor) -> Point | None:
-    """The solution at these log penalties, by Newton steps from `near`; None if the steps don't converge."""
+    """The solution at these log penalties, by Newton steps from `near`; None if they don't converge, or the
+    gradient isn't finite.
+    """
     ridge = model.ridge(logs)
     if isinstance(near, Point):
         moved = solved(near.factors, (ridge - model.ridge(near.logs)) * near.weights * model.free[:, None])

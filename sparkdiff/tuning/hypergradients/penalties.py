@@ -18,7 +18,7 @@ SPREAD = 1.0
 """Standard deviation of the prior of the groups' log penalties around the best single one's logarithm. The prior keeps
 the steps from overfitting the held-out rows."""
 HALVES = 6
-"""Number of lengths tried for a step, each half the length before, until a solution is found at its end."""
+"""Largest number of lengths tried for a step, each half the length before, until a solution is found at its end."""
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ class Generalized:
 
 
 def response_of(kind: str, setting: Setting, classes: int) -> Response:
-    """The response of the estimator of this name of Spark's class, with this setting."""
+    """The response of Spark's estimator `kind` (the name of its class) with this setting."""
     if kind == "LinearRegression":
         return SquaresResponse()
     if kind == "LogisticRegression":
@@ -204,7 +204,7 @@ class Linear:
         return (self.response.slope(margin, self.label, self.own).abs().sum((0, 2)) / mass).amax()
 
     def loss(self, weights: Tensor) -> Tensor:
-        """The mean loss of the held-out rows; a row is predicted with the weights of the fold that holds it out: ()."""
+        """The weighted mean loss of the held-out rows; a row is predicted with the weights of the fold that holds it out: ()."""
         losses = self.response.loss(self.margin(weights), self.label)
         return torch.where(self.held > 0, losses * self.held, 0.0).sum() / self.held.sum()
 

@@ -1,1 +1,1 @@
-"""`Search`: trials over a space of Params and alternative stages, and an honest test of the winner."""
+"""`Search`: trials over a space of Params and alternative stages, and an honest comparison of the winner with the default."""

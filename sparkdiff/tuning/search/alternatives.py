@@ -62,7 +62,8 @@ def alternatives(*stages: Any) -> Alternatives:
             leaves the place empty: the stages after it then read what the other alternatives would have read.
 
     Raises:
-        InputError: there are fewer than two, one is no stage, or they write different columns. The message names them.
+        InputError: there are fewer than two, one is no stage, None or the same stage is given twice, they write different
+            columns, or None is given and it can't be told what later stages read then. The message says why.
     """
     if len(stages) < 2:
         raise InputError(f"alternatives() takes two stages or more, got {len(stages)}; None does not count as a stage")
@@ -163,7 +164,7 @@ def _tunes(stage: Any) -> bool:
 
 
 def chosen(estimator: Any, choices: Mapping[str, int]) -> Any:
-    """The estimator with one stage in place of each of its alternatives; the same object if it has none.
+    """The estimator with one stage in place of each `Alternatives` in it; the same object if it has none.
 
     Args:
         choices: uid of the alternatives -> position of the stage; the default is the first.

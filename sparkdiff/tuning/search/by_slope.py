@@ -22,7 +22,7 @@ from sparkdiff.tuning.search.study import Trial
 from sparkdiff.tuning.soft_choice import soft_choice
 
 SINGLES = 15
-"""Number of penalties that are tried for all features together; the steps start from the best one."""
+"""Number of penalties that are tried for all features together if the space gives a range."""
 LEAST = 1e-6
 """The penalty that replaces a `regParam` of 0."""
 
@@ -31,7 +31,7 @@ def check_method(space: SearchSpace, settings: Settings, metrics: int) -> None:
     """Check that the space and the settings suit the method.
 
     Raises:
-        InputError: something is requested that only trials can find. The message names it.
+        InputError: something is requested that the method can't do. The message names it.
     """
     method = "method='hypergradient'"
     last = _last(space)

@@ -161,7 +161,7 @@ class SearchSpace:
 
 
 def names_of(distribution: Distribution) -> list[Any]:
-    """The names of a dimension's values, which must be listable."""
+    """The names of a dimension's values; empty if there are too many to list."""
     return distribution.names() if isinstance(distribution, Choice) else distribution.listed() or []
 
 

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 @with_params(OTHERS | FIELDS, setters=True)
 class Search(Estimator, CheckedParams, jvm.Persistent, SearchMembers):  # type: ignore[type-arg]
-    """An Estimator that searches settings of another Estimator, and tests the winner on rows that no trial has seen.
+    """An Estimator that searches settings of another Estimator, and compares the winner with the default on rows that no
+    trial has seen.
 
     Args:
         estimator: any Estimator: a stage, a Pipeline, a FineTuner; `sparkdiff.alternatives(...)` in a Pipeline is a

@@ -1,5 +1,5 @@
-"""Test of the winner against the model that it would replace, with the guard (the statistical test on held-out rows),
-on rows that no fit and no trial has seen.
+"""Test of the winner against the model that it would replace, row by row with the guard (the statistical test on held-out
+rows), on rows that no fit and no trial has seen.
 """
 
 import math
@@ -81,7 +81,7 @@ class Fold(Comparison):
     """The comparison of two models on the rows of one fold; only all folds together give a verdict.
 
     Attributes:
-        weight: sum of the rows' weights.
+        weight: sum of the rows' weights; the number of rows if they can't be paired.
         rows: the rows with both models' losses; None if they can't be compared, and then `untested` has the reason.
     """
 
@@ -280,8 +280,9 @@ def decide(folds: Sequence[Fold], *, level: float, seed: int, factor: float | No
 
 
 def allowed(compared: Comparison, shipped: Fold, folds: Sequence[Fold]) -> Comparison:
-    """The comparison of the folds; refused if the winner fitted to all rows leaves rows out, or has a larger loss on
-    these rows than the folds' winners (plus standard errors) on rows that didn't fit them.
+    """The comparison of the folds; refused if the winner fitted to all rows leaves rows out. After a test, also refused if
+    its loss on these rows is unknown, or larger than that of the folds' winners (plus standard errors) on rows that
+    didn't fit them.
 
     Args:
         shipped: the comparison of the winner fitted to all rows, on the same rows.

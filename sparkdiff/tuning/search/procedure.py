@@ -129,8 +129,11 @@ class SearchTask:
 
 
 def _folds(settings: Settings, evaluator: Any) -> int:
-    """The number of folds; 0 if fresh rows decide. With "auto", fresh rows decide if folds can't be used or don't show
-    smaller gains.
+    """The number of folds; 0 if fresh rows decide. With "auto", fresh rows decide if folds can't be used, or if
+    fresh rows can show a smaller gain.
+
+    Raises:
+        InputError: folds are requested, but the metric has no value per row.
     """
     judge = judge_of(evaluator)
     if settings.method == "trials" and judge is not None and judge.metric is not None:
@@ -202,7 +205,9 @@ def _tables(statement: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class SearchOutcome:
-    """The result of a search: the model that ships, its summary, a dict per trial, and the Pareto front's trials."""
+    """The result of a search: the model that ships, its summary, a dict per trial, and the numbers of the
+    Pareto front's trials.
+    """
 
     model: Any
     summary: SearchSummary
@@ -227,7 +232,9 @@ def searched(task: SearchTask, dataset: DataFrame, phases: Phases) -> SearchOutc
 
 
 def _in_folder(task: SearchTask, dataset: DataFrame, phases: Phases, folder: Path | None) -> SearchOutcome:
-    """Choose a winner on some rows and decide on other rows. With folds, the model that ships is fitted to all rows."""
+    """Choose a winner on some rows and decide on other rows. With folds, the winner or default that ships is fitted to all
+    rows.
+    """
     s, judge = task.settings, task.evaluators[0]
     rows, division = divided(dataset, s)
     rows.cache()
@@ -355,7 +362,7 @@ def best_of(study: Study) -> Trial:
 
 
 def _rival(task: SearchTask, rows: DataFrame) -> Any:
-    """The model to compare the winner with: `current`, or Spark's fit with the default settings, before any trial.
+    """The model to compare the winner with: `current`, or Spark's fit with the default settings.
 
     Raises:
         InputError: Spark refuses these settings. The message says why.

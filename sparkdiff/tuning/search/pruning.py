@@ -24,7 +24,7 @@ AUTO = {
 """The resource of a last stage by its class: the Param that counts its epochs or trees; for other classes, rows."""
 BOOSTED = ("GBTClassifier", "GBTRegressor")
 LEAST_BOOSTED = 1 / 9
-"""Smallest share of boosted trees with which a trial starts: fewer only show which step size is the largest."""
+"""Smallest share of boosted trees with which a trial starts by default: fewer only show which step size is the largest."""
 FEWEST = 200
 """Least number of training rows of a trial, by default."""
 Evaluate = Callable[[Sequence[Trial], float], Sequence[TrialOutcome]]

@@ -1,4 +1,5 @@
-"""Pruning: trials start with little of a resource (rows, epochs or trees), and the better ones are repeated with more.
+"""Pruning: trials start with little of a resource (such as rows, epochs or trees), and the better ones are repeated
+with more.
 This module uses neither Spark nor Optuna.
 
 A rung is an amount of the resource at which trials are compared. All trials of a rung are evaluated together, so they
@@ -13,9 +14,9 @@ from dataclasses import dataclass
 
 NAMES = ("median", "halving", "hyperband", "bohb")
 ETA = 3
-"""One in ETA trials continues to the next rung, with ETA times the resource."""
+"""One in ETA trials continues to the next rung (with `median`, the better half), with ETA times the resource."""
 LEAST = 1 / 27
-"""Smallest share of the resource with which a trial starts."""
+"""Smallest share of the resource with which a trial starts by default."""
 CLOSE = 2e-3
 """Difference below which two resources are the same: a study stores shares with three digits."""
 ENOUGH = 10

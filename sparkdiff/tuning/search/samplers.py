@@ -38,7 +38,7 @@ class SamplingPlan:
     Attributes:
         seed: seed of the whole study.
         total: number of trials.
-        parallelism: number of trials that are evaluated together if the sampler learns from earlier trials.
+        parallelism: number of trials that are evaluated together if each could learn from the one before.
         chunk: number of trials that are evaluated together if the sampler learns nothing.
         larger: for each metric whether larger is better.
         sizes: sizes of the batches if a pruner determines them; else empty.
@@ -211,7 +211,7 @@ def finished(study: Any) -> list[FinishedTrial]:
 
 def drawn(distribution: Any, near: Any, width: float, random: np.random.RandomState, *, known: bool) -> Any:
     """A random value of one of Optuna's distributions; if `known`, from a window around `near` whose width is the share
-    `width` of the whole range.
+    `width` of the whole range. A category that is known stays unless it is redrawn, with probability `width`.
     """
     if isinstance(distribution, optuna.distributions.CategoricalDistribution):
         stays = known and random.random_sample() >= width

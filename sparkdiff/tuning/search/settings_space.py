@@ -259,7 +259,7 @@ def _distributions(stage: Stage, ranges: Mapping[str, Range]) -> Iterator[tuple[
 
 
 def _feeds_one_width(one: UnfittedStage, later: Sequence[UnfittedStage]) -> bool:
-    """True if a stage that takes one width only reads this stage's output, directly or through other stages."""
+    """True if a later stage that takes vectors of one width only reads this output, directly or through other stages."""
     made = {*outputs(one.stage)}
     for other in later:
         text = " ".join(str(other.model.getOrDefault(n)) for n in ("statement", "formula") if other.model.hasParam(n))

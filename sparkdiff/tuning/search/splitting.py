@@ -79,9 +79,9 @@ class Divided:
 def divided(df: DataFrame, settings: Settings) -> tuple[DataFrame, Division]:
     """All rows, and their division: folds, stretches of time, or rows that fit, rows that choose and fresh rows.
 
-    The division is by a hash, of whole groups if there are any; with times, the latest rows decide. The first DataFrame
-    must be cached so that each row is read once: a column that changes between reads would put rows into two parts, and
-    others into none.
+    The division is by a hash, of whole groups if there are any; with times, the latest rows decide. The caller must
+    cache the returned rows so that each row is read once: a column that changes between reads would put rows into two
+    parts, and others into none.
 
     Raises:
         InputError: a column is missing or has a wrong type, or a row has no group or no time.
@@ -134,7 +134,7 @@ def check_rows(parts: Sequence[Divided], settings: Settings, evaluators: Sequenc
         parts: the rows for trials (train and validation), and then the rows that decide (train and test) of each fold.
 
     Raises:
-        InputError: a split has no rows, or lacks a class that models are fitted to or judged by.
+        InputError: a split has no rows, or lacks a class that models are fitted to or judged by; a label is null or NaN.
     """
     column = _label(parts[0].rows, evaluators)
     label, most = (

@@ -1,6 +1,6 @@
 """The trials of a search, in a file that survives a kill: their configurations and results. Trials that ran when a
-process was killed are repeated. A rung is an amount of a resource (rows, epochs or trees) at which a pruner compares
-trials.
+process was killed are repeated. A rung is an amount of a resource (such as rows, epochs or trees) at which a pruner
+compares trials.
 """
 
 import contextlib

@@ -110,7 +110,7 @@ def decided(
 ) -> tuple[bool, str, dict[str, Any]]:
     """Return whether the winner is better, the reason in a sentence, and the figures of the test.
 
-    If the other model is kept, the reason ends with what could show a gain.
+    If the other model is kept, the reason ends with what can be done about it.
 
     Args:
         against: "default" or "current".

@@ -33,7 +33,8 @@ FAILURES = (
     SparkdiffError, *jvm.SparkError, ValueError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError,
     RuntimeError,
 )  # fmt: skip
-"""Errors of a setting that can't be fitted: the trial fails, and the search continues. An OSError ends the search."""
+"""Errors of a setting that can't be fitted: the trial fails, and the search continues. A WriteError or an OSError ends
+it."""
 HELD = "__sparkdiff_held"
 TOGETHER, FEW = 100, 8
 """Numbers of trials in a batch: if a batch is solved at once, and if each trial is a fit of its own."""

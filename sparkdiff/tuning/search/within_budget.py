@@ -1,8 +1,8 @@
 """The best settings of a pipeline within a budget, found on the training rows alone.
 
 Unlike `sparkdiff.Search`, this search doesn't decide whether a model ships: the caller decides on rows that are not
-read here. A part of the training rows, drawn by a hash, fits the trials; the other training rows choose among the
-trials; the chosen setting is fitted to all training rows.
+read here. A part of the training rows, divided by a hash or by time, fits the trials; the other training rows choose
+among the trials; the chosen setting is fitted to all training rows.
 """
 
 import statistics
@@ -153,7 +153,9 @@ def _is_over(study: Study, known: Sequence[Trial], limit: float | None, elapsed:
 
 
 def _size(known: Sequence[Trial], limit: float | None) -> int | None:
-    """Number of trials to evaluate together. With a time limit, the first two run alone, to learn the time of one."""
+    """Number of trials to evaluate together; None: all of the batch. With a time limit, the first two run alone, to learn the
+    time of one.
+    """
     if limit is None:
         return None
     if len(known) < 2:

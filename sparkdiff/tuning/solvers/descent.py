@@ -11,7 +11,7 @@ from torch import Tensor
 from sparkdiff.tuning.solvers import quadratic
 
 TOLERANCE = 1e-10
-"""Largest entry of a minimum's subgradient, for columns of standard deviation about 1 and row weights of mean 1."""
+"""Largest absolute entry of a minimum's subgradient, for columns of standard deviation about 1 and row weights of mean 1."""
 NEWTON_STEPS, OTHER_STEPS, TRIALS = 100, 400, 40
 PAIRS = 12
 """Number of steps that L-BFGS remembers."""
@@ -58,7 +58,7 @@ block is the whole Hessian."""
 class Minimum:
     at: Tensor
     value: Tensor
-    """Includes penalties."""
+    """Values, penalties included: (problems,)."""
     found: Tensor
     """True where the minimum was reached: (problems,) bool."""
 
@@ -81,7 +81,7 @@ def minimise(slopes: Slopes, hessians: Hessians, given: Penalised, start: Tensor
 
 
 class DescentState:
-    """The state of the descent of each problem. Problems in `active` still move; others' directions are unused."""
+    """The state of the descent of each problem. Problems in `active` still move; `factors` and `memory` hold only these."""
 
     def __init__(self, given: Penalised, start: Tensor, newton: bool) -> None:
         m = len(given)

@@ -99,7 +99,7 @@ class Moments:
 
     @property
     def usable(self) -> bool:
-        """True if all rows are finite and no weight is negative."""
+        """True if all rows are finite, no weight is negative, and the weights of each fold's training rows have a sum above 0."""
         sums = (self.weight, self.low, self.high, self.labels, self.centre, self.scale, self.label_scale)
         return all(bool(torch.isfinite(s).all()) for s in sums) and bool((self.weight > 0).all())
 

@@ -63,8 +63,8 @@ def largest(x: Tensor) -> Tensor:
 
 
 def minimise(function: Function, given: Costs, start: Tensor) -> Minimum:
-    """Minimise the function plus elastic-net penalties by Newton's method; in each step, a parameter that would cross
-    zero stops at zero.
+    """Minimise the function plus elastic-net penalties by Newton's method; in each step, a parameter with a lasso
+    penalty that would cross zero stops at zero.
     """
     at, m = start.clone(), start.shape[1]
     value, found = torch.full((m,), torch.nan, dtype=torch.float64), torch.zeros(m, dtype=torch.bool)
@@ -137,7 +137,9 @@ def towards(place: Iterate, costs: Costs, at: Tensor, slope: Tensor, goal: Tenso
 def along(
     own: Function, costs: Costs, at: Tensor, way: Tensor, slope: Tensor, total: Tensor
 ) -> tuple[Tensor, Iterate, Tensor]:
-    """Move along each direction, shortened until the function decreases enough. Also return which problems moved."""
+    """Move along each direction, shortened until the function decreases enough. Return the new parameters, the losses
+    there, and which problems moved.
+    """
     bent = costs.lasso > 0
     side = torch.where(at != 0, at.sign(), -slope.sign())
     length = torch.ones(at.shape[1], dtype=torch.float64)

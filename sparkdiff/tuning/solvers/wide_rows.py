@@ -23,7 +23,7 @@ class Whole:
 
 @dataclass(frozen=True)
 class WideRows:
-    """All rows, with each column divided by its scale; without columns of sparse rows that store no number."""
+    """All rows, with each column divided by its scale; if sparse, without columns in which no row stores a number."""
 
     x: Rows
     """(n, d)"""
@@ -59,7 +59,9 @@ class WideRows:
 
 
 def gather(parts: Iterable[Whole], count: int) -> Whole:
-    """All parts joined to `count` rows; dense parts are copied into the result one by one."""
+    """All parts joined to `count` rows; dense parts are copied into the result one by one, so that no second copy of all
+    is in memory.
+    """
     found: list[Whole] = []
     x: Tensor | None = None
     place = 0
@@ -108,7 +110,7 @@ def turn(x: Rows) -> Rows:
 
 
 def transposed(x: Rows, left: Tensor) -> Tensor:
-    """Product of the transpose of x (n, d) and `left` (n, k): (d, k), for a few k."""
+    """Product of the transpose of x (n, d) and `left` (n, k): (d, k), for small k."""
     if not isinstance(x, SparseRows):
         return x.T @ left
     return left.new_zeros(x.width, left.shape[1]).index_add_(0, x.indices, x.values[:, None] * left[x.rows()])
