@@ -25,7 +25,7 @@ from sparkdiff.report import share_of
 Run = Callable[[int, Sequence[Item], Table, Tensor], list[Found]]
 """(round, items, table, the original's block sums (B,)) -> result of each item, in the order of the items."""
 LACKS = 0.01
-"""Share of the best part's gain by which a simpler part's gain may be smaller and the simpler part still join in its place."""
+"""Share of the best part's gain that a simpler part may lack and still join in its place."""
 ROUNDING = 1e-9
 """Smallest standard deviation of a part's output, in units of the margin (`Criterion.unit`). A part below it has only learned
 rounding errors, such as those of a model that fits exactly."""
@@ -97,7 +97,7 @@ class Limits:
     Attributes:
         kinds: kinds of parts, in the order in which they are proposed.
         rounds: largest number of rounds.
-        complexity: lambda of the penalty; beta is a tenth of it.
+        complexity: lambda of the penalty, see `price`.
         serving: model of the serving cost of a pipeline with parts, with the limit on this cost.
         maxLoss: the gain, as a share of the original's metric, that a part has to exceed.
     """
@@ -113,7 +113,7 @@ class Limits:
 def grow(
     table: Table, criterion: Criterion, limits: Limits, run: Run, on_round: Callable[[Sequence[Tried]], None]
 ) -> Grown:
-    """Run rounds until no part gains enough, the time is over, or the limit on their number is reached.
+    """Run rounds until no part gains enough or can be proposed, the time is over, or the limit on their number is reached.
 
     Args:
         table: the rows at the original's margin.
@@ -179,9 +179,9 @@ def _with(
 ) -> tuple[tuple[Member, ...], Table]:  # fmt: skip
     """The members with the new one, and the table at their margin.
 
-    The weights of all members are refitted on the training rows. If the metric on the validation rows is then
-    worse than with the old weights and weight 1 for the new part, these are kept. This happens, for example, if trees fit the training rows perfectly: then
-    these rows carry no information about the weight of a further part.
+    The weights of all members are refitted on the training rows. If the metric on the validation rows is then worse than with the
+    old weights and weight 1 for the new part, these are kept: if trees fit the training rows perfectly, for example, these rows
+    carry no information about the weight of a further part.
     """
     part = found.part
     assert part is not None
@@ -199,8 +199,8 @@ def _with(
 def simplest(found: Sequence[Found], objectives: Sequence[float], before: float) -> int:
     """Index of the part with the fewest parameters among those about as good as the best, which has the smallest objective.
 
-    A part is about as good if its gain differs from the best part's gain by at most one standard error, or lacks at most a
-    hundredth of it (`LACKS`). So a curve of one column joins before curves of all columns if the other curves add little.
+    A part is about as good if its gain is less than the best part's by at most one standard error, or by at most a hundredth of
+    the best part's gain (`LACKS`). So a curve of one column joins before curves of all columns if the other curves add little.
 
     Args:
         objectives: metric plus penalty of each part; infinite if it can't join.
