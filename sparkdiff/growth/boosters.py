@@ -24,7 +24,7 @@ Slopes = Callable[[Array], tuple[Array, Array]]
 """Margin (n, k) -> first and second derivative of each row's loss with respect to its margin, (n, k) each. Both are multiplied by
 the row's weight, and scaled so that the mean second derivative is 1."""
 SHARE = 0.8
-"""Share of the rows that is drawn at random for each tree."""
+"""Share of the rows, drawn at random, that each tree is fitted to."""
 LEAST_CURVATURE = 1.0
 """Smallest sum of second derivatives (curvature) in a leaf: that of one average row."""
 CATEGORY_ROWS, CATEGORY_RIDGE = 50.0, 20.0
@@ -44,7 +44,7 @@ class Rules:
         rows: smallest number of rows in a leaf.
         ridge: L2 penalty on a leaf's value, in the curvature of an average row: a ridge of 1 counts like one more row.
         rate: factor of a leaf's Newton step.
-        longest: largest Newton step before the rate, in units of the margin.
+        longest: largest Newton step before the rate, as a difference of margins.
         columns: share of the columns that is drawn at random for each tree (by scikit-learn for each split).
     """
 
@@ -72,7 +72,7 @@ class Booster(ABC):
 
     @abstractmethod
     def block(self, margin: Array, slopes: Slopes, rounds: int, seed: int) -> list[TreeArrays]:
-        """Fit `rounds` boosting rounds from the margin (n, k); return k trees per round, one for each entry of the margin."""
+        """Fit at most `rounds` boosting rounds from the margin (n, k); return k trees per round, one per entry of the margin."""
 
 
 def _objective(slopes: Slopes, shape: tuple[int, ...]) -> Callable[[Array, Any], tuple[Array, Array]]:
@@ -116,7 +116,7 @@ class LightGBM(Booster):
 
 
 class XGBoost(Booster):
-    """XGBoost, which has no limit on the rows of a leaf: the number serves as its limit on a leaf's curvature instead."""
+    """XGBoost, which has no smallest number of rows in a leaf: `Rules.rows` is the smallest curvature of a leaf instead."""
 
     module = "xgboost"
 
@@ -148,9 +148,10 @@ class ScikitLearn(Booster):
     """scikit-learn: one DecisionTreeRegressor at a time; the values of its leaves are then replaced by Newton steps.
 
     A tree fitted by weighted least squares to -slope/curvature with weights curvature has the splits of a Newton step. (One fit
-    of HistGradientBoosting, which takes no custom losses, takes forty times as long on 2,000 rows.) The values of a category
-    are sorted by their own Newton steps. A threshold in this order divides the values into two sets; the best threshold gives
-    the best sets for least squares (Breiman et al., "Classification and Regression Trees", 1984, section 4.2.2).
+    of HistGradientBoosting, which takes no custom losses, takes forty times as long on 2,000 rows.) The values of a column of
+    categories are sorted by their own Newton steps, shrunk by `CATEGORY_ROWS`. A threshold in this order divides the values
+    into two sets; without shrinkage, the best threshold gives the best sets for least squares (Breiman et al., "Classification
+    and Regression Trees", 1984, section 4.2.2).
     """
 
     module = "sklearn"

@@ -74,7 +74,7 @@ class RoundFiles:
         return found
 
     def course(self, position: int) -> Course | None:
-        """State of an item's training from its checkpoint; None if there is no checkpoint."""
+        """State of an item's training from its checkpoint; None if there is no undamaged checkpoint."""
         course: Course | None = self._kept(f"course-{position}.pickle")
         return course
 

@@ -38,8 +38,8 @@ def check_last_stage(settings: GrowthSettings) -> None:
 def check_entities(names: Sequence[str], task: Task, data: DataFrame) -> None:
     """Raise InputError if one of these columns can't be an entity.
 
-    Refused are the label and the weight, the columns that either is made of, and the columns that divide the rows into splits,
-    because they would leak the label; and columns with an unsuitable type or name.
+    Refused are the label, the columns that it is made of, and timeCol, because they would leak the label; the weight, the columns
+    that it is made of, and validationIndicatorCol; and columns with an unsuitable type or name.
     """
     o, casefold = task.options, task.cut.graph.casefold
     used = {

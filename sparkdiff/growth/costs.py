@@ -147,7 +147,7 @@ def of_stage(stage: Any, filled: Filled = NOTHING) -> float:
 
 
 def unknown(model: Any) -> list[str]:
-    """A warning that names the stages of a fitted pipeline whose class is not in the cost table; empty if all classes are."""
+    """A warning that names the stages of a fitted pipeline whose costs are not known; empty if all costs are."""
     names = ", ".join(f"{type(stage).__name__} {stage.uid}" for _, stage in flatten(model) if not _is_known(stage))
     return [
         f"serving costs of {names} are not known: each counts as {DEFAULT[0]:g} us per row, whatever it does, for "
@@ -170,7 +170,7 @@ def of_model(model: Any, filled: Filled = NOTHING) -> float:
     """Microseconds per row of all leaf stages of a fitted pipeline.
 
     Args:
-        filled: nonzero entries per row of the vector columns that the pipeline reads.
+        filled: nonzero entries per row of vector columns, by column; used where the stages don't determine them.
 
     Raises:
         InputError: a stage is not fitted; the message names it.
@@ -195,14 +195,15 @@ def entries_of(stage: Any, filled: Filled = NOTHING) -> float:
 
     Args:
         filled: nonzero entries per row, by column. For a column that is missing here, the function assumes `WORDS` entries if
-            the stage reads words, one entry if the stage doesn't know the size of its vectors, and else a full vector.
+            the stage reads words or vectors of words (for LDA, at most the vocabulary), one entry if the stage doesn't know the
+            size of its vectors, and else a full vector.
     """
     read = ENTRIES.get(kind_of(stage))
     return float(read(stage, filled)) if read is not None else 0.0
 
 
 def filled_by(stage: Any, filled: Filled) -> dict[str, float]:
-    """Nonzero entries per row of the vector columns that a fitted stage writes, by column; empty for unknown classes."""
+    """Nonzero entries per row of vector columns that a fitted stage writes, by column; not for all columns and classes."""
     match kind_of(stage):
         case "OneHotEncoderModel":
             return dict.fromkeys(stage.getOutputCols() if stage.isSet("outputCols") else [stage.getOutputCol()], 1.0)
@@ -260,7 +261,7 @@ def _columns(stage: Any, filled: Filled) -> int:
 
 
 def _scaled(size: Callable[[Any], int], centres: str = "") -> Entries:
-    """Function that counts the entries that a scaler changes: the nonzero ones, or all if it centres (its Param `centres`)."""
+    """Function that counts the entries that a scaler changes: the nonzero ones, or all if its Param named `centres` is True."""
     read = _read(size)
     return lambda stage, filled: size(stage) if centres and stage.getOrDefault(centres) else read(stage, filled)
 

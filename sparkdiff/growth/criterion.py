@@ -26,7 +26,7 @@ class Criterion:
 
     Attributes:
         objective: the loss, a mean over rows.
-        unit: the natural unit of the margin: its change if the label changes by one standard deviation.
+        unit: the natural unit of the margin: its change if the label changes by one standard deviation; 1 for a log-ratio.
     """
 
     head: Predictor
@@ -75,7 +75,7 @@ class Criterion:
 
         It is the absolute value of the metric, or the mean absolute deviation of the rows' values from the metric if that is
         larger. (For a loss that is never negative, this deviation is at most twice the loss.) For a metric that is not a mean
-        over rows and is at most 1, its distance from 1 replaces the deviation.
+        over rows, the deviation is replaced by the distance from 1 if larger values are better, and else by 0.
         """
         value = self.score(margin, split)
         if self.metric.rows is not None:

@@ -30,7 +30,7 @@ LARGEST = 2**31
 """Largest size in bytes of the rows that parts learn from. A sixteenth of the memory is a further limit, because rounds take
 several times as much memory as the rows."""
 HELD_OUT = 0.75
-"""Share of this size that the validation rows may take."""
+"""Share of the room (see `room_of`) that the validation rows may take."""
 LINEAR = (GeneralizedLinearRegression, LinearRegression, LogisticRegression)
 """Classes of last stages to which growth can add parts."""
 UNKNOWN = "__unknown"
@@ -40,7 +40,7 @@ INDEXER, ENCODER = "StringIndexerModel", "OneHotEncoderModel"
 
 @dataclasses.dataclass(frozen=True)
 class Known:
-    """A scalar column that parts may read, and its version in the graph: (name, position of the stage that writes it)."""
+    """A scalar column that parts may read, and its version in the graph."""
 
     column: Column
     version: Version
@@ -50,7 +50,7 @@ def linear_head(graph: Graph) -> Vertex:
     """The last linear stage, to which the outputs of parts are added.
 
     Raises:
-        InputError: the pipeline ends in another stage, or its coefficients have bounds. The message says how to fix it.
+        InputError: the pipeline ends in another stage, or the coefficients have bounds. The message says how to fix it.
     """
     head = graph.head
     if isinstance(head.module, LINEAR):
@@ -74,10 +74,10 @@ def linear_head(graph: Graph) -> Vertex:
 def upstream_columns(graph: Graph, data: DataFrame, entities: Mapping[str, tuple[str, tuple[str, ...]]]) -> list[Known]:
     """Scalar columns from which the head's features are made, in the order in which stages read them; then the entities.
 
-    The output of a StringIndexer counts as a category; if the StringIndexer reads numbers, its input is a further column. If an
-    Imputer or another stage writes a number, this number is listed in place of the stage's inputs. Columns whose names have a dot
-    or a backtick are left out, because stages could read them only in backticks. So are columns inside an RFormula, which drops
-    its intermediate columns.
+    The output of a StringIndexer counts as a category; if the StringIndexer reads numbers of the data, its input is a further
+    column. If an Imputer or another stage writes a number, this number is listed in place of the stage's inputs. Columns whose
+    names have a dot or a backtick are left out, because stages could read them only in backticks. So are columns that a later
+    stage overwrites, and columns inside an RFormula, which drops its intermediate columns.
 
     Args:
         data: rows whose schema determines which columns are numbers.

@@ -1,6 +1,6 @@
 """Steps of a growth: analysis of the pipeline, rounds that add parts, removal of parts that contribute too little, assembly of
-the grown pipeline, and training of the same ensembles of trees on other rows. `described` is the plan of a growth as text, made
-before anything trains and without a Spark job.
+the grown pipeline, and training of chosen ensembles of trees once more on other rows. `described` is the plan of a growth as
+text, made before anything trains and without a Spark job.
 """
 
 import dataclasses
@@ -52,7 +52,8 @@ from sparkdiff.store.run_folder import TRAININGS, RunFolder, name_beside
 from sparkdiff.tensors.device import torch_threads
 
 MOST_ENTITIES = 100_000
-"""Largest number of distinct values of an entityCol. It is limited because each value has a coefficient in the last stage."""
+"""Largest number of distinct values of an entityCol. It is limited because each value has at least one coefficient in the
+last stage."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,8 +140,8 @@ def assembled(
         drop: True to drop the added columns at the end.
 
     Raises:
-        SparkdiffError: the cost of the assembled stages differs from the cost counted for the parts, or Spark can't run the
-            pipeline.
+        SparkdiffError: the cost of the assembled stages exceeds the limit or differs from the cost counted for the parts, or
+            Spark can't run the pipeline.
     """
     made = grown_pipeline(start.model, start.head, members, start.indexers, start.mark)
     check_cost(serving, [m.part for m in members], cost_of(made, start.head, serving))
@@ -211,7 +212,7 @@ def check_without_parts(run: Run, first: Score, width: int) -> None:
 
 
 def grow_again(run: Run, start: GrowthStart, chosen: Sequence[tuple[int, str, int]]) -> tuple[rounds.Member, ...]:
-    """Train the same ensembles of trees on other rows; each joins with the weight 1.
+    """Train the chosen ensembles of trees once more, on other rows; each joins with the weight 1.
 
     Args:
         run: run on the other rows; all of them are training rows.
@@ -289,7 +290,7 @@ def not_worse(
 
     Args:
         losses: (C, B) for each of C parts that could be dropped and each block of the guard (a group of rows), the sum of weight
-            * (metric without the part - metric with all parts).
+            * (metric without the part and those dropped before - metric with all parts).
         weights: (B,) sums of the weights.
         chosen: index of the part.
         rows: number of validation rows with a weight above 0.

@@ -179,7 +179,7 @@ class Chief:
         self, number: int, items: Sequence[Item], missing: set[int], table: Table, original: Tensor, kept: checkpoints.RoundFiles,
         clock: Clock, ended: Callable[[int], None],
     ) -> set[int]:  # fmt: skip
-        """Let the workers train items and store the results, until the clock is over.
+        """Let the workers train items and store the results. Once the time of the clock is over, no further item is handed out.
 
         Args:
             number: number of the round.
@@ -284,7 +284,9 @@ class Chief:
         return f"What has ended is kept: runId={runId!r} goes on from there"
 
     def _check(self, handing: Handing) -> None:
-        """Check for failures that no worker can report: loss of the folder, of all processes, or of the Spark tasks."""
+        """Check for failures that no worker can report: loss of the folder or of the Spark tasks, failure of a thread that
+        watches a process, or no process that has started.
+        """
         now = time.monotonic()
         if now - self.checked > LEASE:
             self.folder.check()

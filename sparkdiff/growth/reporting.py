@@ -61,7 +61,7 @@ class Told:
         return [*idle, *stopped, *of_a_sample(self.grown.table), *rows_without_entity(self.grown)]
 
     def fields(self) -> dict[str, Any]:
-        """Fields of the summary that only growth has. `servingCost` has only its limit yet."""
+        """Fields of the summary that only growth has. `servingCost` has only its limit so far."""
         limit = None if math.isinf(self.serving.limit) else self.serving.limit
         gains = {t.round: t.gain for t in self.grown.tried if not t.why}
         parts = [

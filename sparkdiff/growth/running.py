@@ -58,7 +58,8 @@ def runner(
         on_item: called with the number of a round, the number of its finished items, and the number of its items.
 
     Raises:
-        ItemError: an item failed, or its processes died too often. The message names the item.
+        ItemError: an item failed or its processes died too often (the message names the item); or worker processes could not be
+            started or watched, or their Spark tasks were lost too often.
     """
     watch = Clock() if clock is None else clock
     with contextlib.ExitStack() as stack:

@@ -63,7 +63,7 @@ class Serving:
         return self.before + costs.of_steps(steps) + costs.of("VectorAssembler", entries) + wider
 
     def share(self, part: Part) -> float:
-        """Microseconds per row that one part adds: its stages, and the assembly and the coefficients of its outputs."""
+        """Microseconds per row of one part alone: its stages, and the assembly and the coefficients of its outputs."""
         served = part.served(self.features)
         assembled = costs.of("VectorAssembler", served.entries) - costs.of("VectorAssembler", 0)
         return costs.of_steps(served.steps) + assembled + self._head(served.entries) - self._head(0)

@@ -24,7 +24,8 @@ class Kind:
 
 
 GATE = ("LinearRegressionModel", "IsotonicRegressionModel", "Bucketizer")
-"""Further stages of parts that multiply features. They make the part add nothing in rows with infinite or NaN features."""
+"""Further stages of parts that multiply features. They make these products add nothing in rows with infinite or NaN
+features."""
 KINDS: Mapping[str, Kind] = {
     "units": Kind("hidden units of the features", ("MultilayerPerceptronClassificationModel",)),
     "crosses": Kind("effects of pairs of values of two columns", ("Bucketizer", "OneHotEncoderModel", "Interaction")),

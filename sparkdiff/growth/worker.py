@@ -122,7 +122,9 @@ class Worker:
             self.watchdog.rest()
 
     def _table(self, number: int) -> tuple[Table, RoundTask]:
-        """Rows at the margin of a round, and the data of the round. Files are mapped, so that only rows in use take memory."""
+        """Rows at the margin of a round, and the data of the round. Files are mapped, so that of dense rows only those in
+        use take memory.
+        """
         if self.rows is None:
             self.rows = _loaded(rows_file(self.here))
         if self.round is None or self.round.number != number:

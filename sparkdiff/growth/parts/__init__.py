@@ -23,7 +23,7 @@ KINDS: dict[str, ModuleType] = {
 
 
 def propose(kinds: Sequence[str], table: Table, criterion: Criterion, seed: int) -> list[Item]:
-    """The items of a round, proposed for the rows and the margin of the table; results are returned in the same order.
+    """The items of a round, proposed for the rows and the margin of the table, in the order in which they are compared.
 
     Args:
         seed: seed of the items; different for each round.

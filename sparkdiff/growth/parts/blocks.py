@@ -109,7 +109,7 @@ def _headings(block: Block) -> list[str]:
 class PathTrainer(Trainer):
     """Trainer of effects along a path of decreasing ridge penalties, so that the validation rows choose the penalty.
 
-    Each epoch has one strength, and begins at the effects of the previous epoch. A subclass must set the attributes that its
+    Each epoch has one penalty, and begins at the effects of the previous epoch. A subclass must set the attributes that its
     `groups` needs before it calls `__init__`.
     """
 
@@ -126,7 +126,7 @@ class PathTrainer(Trainer):
         """Numbers of effects in consecutive groups; each group has its own strength of the ridge."""
 
     def ridge(self, like: Tensor) -> Ridge:
-        """The ridge penalty of strength 1. The unit of strength is the mean curvature per row.
+        """The ridge penalty of strength 1, in rows of average curvature.
 
         Args:
             like: a tensor with the dtype and device of the result.

@@ -26,7 +26,8 @@ from sparkdiff.stages.linear import product
 from sparkdiff.tensors.rows import Rows, width
 
 FEW, ROWS = 32, 100
-"""Largest number of distinct values that get a bucket each, and the average number of rows per value that this requires."""
+"""Largest number of distinct values that get a bucket each although they are more than `bins`, and the average number of rows per
+value that this requires."""
 MOST_LEVELS = 1_000_000
 """Largest number of levels of a column of indices whose number of levels is unknown; with more, the column is ignored."""
 MOST_EDGES = 10_000
@@ -79,12 +80,12 @@ class Coding:
 
 
 def coding(table: Table, place: int, bins: int) -> Coding | None:
-    """Coding of a column; None if it has only one value, or can't be coded.
+    """Coding of a column; None if it has fewer than two finite values that differ, or can't be coded.
 
     A number gets at most `bins` buckets, or one for each of its values if these are few (`FEW`). A category with gaps (rows may
     lack a value) is bucketized, too, because the stage that turns null into NaN marks the column as a number, which OneHotEncoder
-    rejects. Two kinds of columns can't be coded: indices with an unknown number of levels that aren't whole numbers below
-    `MOST_LEVELS`, and categories with gaps and more than `MOST_EDGES` levels.
+    rejects. Two kinds of columns can't be coded: indices with an unknown number of levels that aren't all whole numbers from 0 to
+    `MOST_LEVELS` - 1, and categories with gaps and more than `MOST_EDGES` levels.
     """
     column = table.columns[place]
     values = table.train.values[:, place].numpy()
@@ -200,9 +201,9 @@ def are_finite(features: Rows) -> Tensor:
 
 
 def gate(place: PipelinePlace) -> tuple[str, list[Any]]:
-    """Name of a new column that switches a part off in rows with infinite or NaN features, and the stages that make it.
+    """Name of a new column that switches off products with it in rows with infinite or NaN features, and the stages that make it.
 
-    The column holds vectors of one entry: 1, or no stored entry in these rows. A product with it then adds nothing to the margin.
+    The column holds vectors of one entry: 1, or no stored entry in these rows. A product then adds nothing to the margin.
     Otherwise infinity in the margin plus infinity from the part could become NaN.
 
     The stages: a linear model turns such features into NaN, IsotonicRegression turns NaN into its largest value, Bucketizer puts

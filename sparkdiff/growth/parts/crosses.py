@@ -16,7 +16,7 @@ from sparkdiff.growth.table import Split, Table
 Pair = tuple[Coding, Coding]
 
 BINS = 8
-"""Largest number of buckets of a numeric column."""
+"""Largest number of buckets of a numeric column, unless it has few distinct values (see `coding.FEW`)."""
 MOST_CELLS = 10_000
 """Largest number of cells of a cross. It is limited because Spark's Interaction writes a name for each cell into the metadata."""
 ALONE = 3
@@ -34,7 +34,10 @@ class Crosses(Blocks):
 
 
 def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:
-    """Items for each of the three best pairs alone, and for three and six pairs together, chosen greedily (see `_in_turn`)."""
+    """Items for each of the three best pairs alone, and for three and six pairs together, chosen greedily (see `_in_turn`).
+
+    There are fewer if too few pairs have a positive score; the best pair needs none.
+    """
     found = score_test.pairs(codings(table, BINS), score_test.rows_of(table.train), criterion, MOST_CELLS)
     best = found[:1] + [f for f in found[1:] if f[0] > 0]
     pool = [(a, b) for _, a, b in best[:POOL]]

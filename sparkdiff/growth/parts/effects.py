@@ -26,7 +26,7 @@ MANY = 20
 MOST_SLOPES = 50_000
 """Largest number of slopes in a part. It is limited because Interaction and the assembler write a name for each slope into the
 metadata of their columns. With 50,000 names, the metadata take 4 MB, and each `transform` takes 0.7 s of the JVM before
-it reads a row; with 300,000 names, it is 24 MB and 3.5 s (one core, 10 features)."""
+it reads a row; with 300,000 names, 24 MB and 3.5 s (one core, 10 features)."""
 MOST_NUMBERS = 50_000_000
 """Largest number of rows times features times classes: training of slopes holds so many numbers in memory at once."""
 SLOPE_EPOCHS = 6
@@ -152,7 +152,9 @@ class SlopesTrainer(PathTrainer):
 
 
 def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:
-    """Items for the entity columns with the largest scores: intercepts alone and, if `_has_room`, intercepts with slopes."""
+    """Items for the entity columns, and categories of at least `MANY` values, with the largest scores: intercepts alone and, if
+    `_has_room`, intercepts with slopes.
+    """
     entities = [c for c in codings(table, 2) if not c.is_number and (c.column.entity or c.size >= MANY)]
     items = []
     for _, c in score_test.columns(entities, score_test.rows_of(table.train), criterion)[:ENTITIES]:

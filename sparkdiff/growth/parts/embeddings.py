@@ -96,7 +96,8 @@ def low_rank_score(index: Tensor, values: int, z: Tensor, d: score_test.Derivati
         z: (n, d) standardised features.
 
     Returns:
-        Sum over the largest squared singular values of their excess over the bound; for several margins, the largest sum.
+        Sum over the `SIZES[-1]` largest squared singular values of their excess over the bound plus twice the spread
+        that noise gives the largest one; for several margins, the largest sum.
     """
     best = 0.0
     for pull, curve in zip(d.pull, d.curve, strict=True):
@@ -200,7 +201,7 @@ class Embedding(Part):
         return Output(column, by_margin if self.classes else by_margin[0])
 
     def shown(self) -> list[dict[str, Any]]:
-        """Table of the values with their coordinates; for a main effect, with the effects on the margin."""
+        """Table of the values with a nonzero point, and its coordinates; for a main effect, the effects on the margin."""
         r = self.points.shape[1]
         if self.products is not None:
             names = [f"coordinate {i + 1}" for i in range(r)]
@@ -223,8 +224,8 @@ class MainTrainer(Trainer):
     """Newton's method for one effect per value and margin, with a ridge whose strength is estimated.
 
     The effects have a normal prior. Its variance is estimated from the training rows: first from moments of the
-    gradients, then by one step of the EM algorithm after each Newton step. So effects of values with few rows shrink
-    towards zero, more strongly if the effects of the values differ little.
+    gradients, then by one step of the EM algorithm after each Newton step. So effects of values with few rows stay near
+    zero, and the nearer, the less the effects of the other values differ.
     """
 
     def __init__(self, item: Item, table: Table):

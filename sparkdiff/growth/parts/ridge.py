@@ -1,7 +1,8 @@
 """Newton's method with a ridge penalty, for crosses, shapes and effects of entities, whose effects are looked up by index.
 
-Each Newton step is solved by conjugate gradients, which use the design matrix only in sums over rows. For a single one-hot block,
-the Hessian is diagonal and one iteration suffices. Source: Nocedal and Wright, "Numerical Optimization", 2006, algorithm 7.1.
+Each Newton step is solved by conjugate gradients, which use the design matrix only in sums over rows. For a single one-hot block
+with one margin and no links, the Hessian is diagonal and one iteration suffices. Source: Nocedal and Wright, "Numerical
+Optimization", 2006, algorithm 7.1.
 """
 
 from collections.abc import Callable, Sequence

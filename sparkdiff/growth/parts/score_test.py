@@ -45,7 +45,7 @@ class Derivatives:
 
 
 def rows_of(split: Split) -> Split:
-    """The split, or a sample of its rows (without dense features) if it has more than `ENOUGH` rows."""
+    """The split, or a sample of its rows if it has more than `ENOUGH` rows; a sample has no valid features."""
     step = -(-len(split) // ENOUGH)
     if step <= 1:
         return split

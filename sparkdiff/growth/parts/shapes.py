@@ -33,7 +33,7 @@ FINE, COARSE = 32, 8
 ALONE, TOGETHER = 3, 30
 """Largest number of columns that get a part of their own, and of columns whose shapes form one part."""
 LEVEL = 0.1
-"""Ridge on the values of a curve or of steps; the ridge on differences of `COARSE` neighbours is 1."""
+"""Ridge on the values of a curve or of the steps of a number; the ridge on differences of `COARSE` neighbours is 1."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Knots:
 
     Attributes:
         place: position of the column in `Split.values`.
-        at: positions of the knots: at least two values of the column, ascending.
+        at: positions of the knots, ascending; at least two.
     """
 
     column: Column
@@ -185,7 +185,10 @@ def _smooth(neighbours: int, alone: int, like: Tensor) -> Ridge:
 
 
 def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:
-    """Items for curves and steps of each of the top-scoring columns, and for shapes of up to `TOGETHER` columns in one part."""
+    """Items for a curve or steps of each of the top-scoring columns, and for shapes of up to `TOGETHER` columns in one part.
+
+    The first column gets both if it can have a curve.
+    """
     scored = score_test.columns(codings(table, COARSE), score_test.rows_of(table.train), criterion)
     ranked = [c for _, c in scored[:TOGETHER]]
     items = []

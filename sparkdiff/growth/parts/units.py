@@ -35,7 +35,7 @@ WIDEST = 4096
 
 
 def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:
-    """Training items of proposed parts, one for each of `SIZES`; none if there are more than `WIDEST` features."""
+    """Items, one for each of `SIZES`; none if there are more than `WIDEST` features."""
     rows, d = len(table.train), width(table.train.features)
     if d > WIDEST:
         return []
