@@ -169,7 +169,7 @@ class Trees(Predictor):
     @torch.no_grad()
     def settle_(self) -> None:
         """Move each threshold to the middle between the two training values that it separates, or back to its fitted
-        value if it still separates the same two values as when it was fitted.
+        value if it still separates the same two values as when it was fitted; one beyond all values stays.
         """
         for feature, values in self.values.items():
             at = self.feature == feature
