@@ -23,8 +23,8 @@ from sparkdiff.stages.constraints import Constraint, Positive, Rounded
 from sparkdiff.tensors.rows import NEVER, Nulls, Rows, beyond, stored_as
 
 SUPPORT = 5
-"""Smallest number of training rows with a value other than a feature's usual one, or with a class, for which the
-parameters of the feature or class train.
+"""Smallest number of training rows with a value other than a feature's usual one, or with a class, leaf or category, for
+which the parameters about it train.
 """
 
 

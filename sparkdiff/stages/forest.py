@@ -207,8 +207,8 @@ class Trees(Predictor):
         return torch.from_numpy(np.unique(self.nodes.featureIndex[self.nodes.categorical])).long()
 
     def leaf_unit(self, y: LabelStats) -> Tensor | float:
-        """Unit of a leaf times its tree's `share`: one unit then changes the margin by about the margin's own unit.
-        Broadcastable to `leaves`.
+        """Unit of a leaf times its tree's `share`, up to MANY trees: one unit then changes the margin by about the margin's
+        own unit. Broadcastable to `leaves`.
         """
         return self.margin_unit(y)
 
