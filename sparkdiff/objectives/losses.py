@@ -61,9 +61,9 @@ def resolve(
     """The objective of a loss name, of a callable, or of a weighted sum {name: weight}, for a predictor.
 
     In a sum, each loss is measured in its own scale: squared and huber in variances of the label, absolute and quantile
-    in its standard deviations, cost in the largest difference between two decisions, deviances unchanged. So the
-    weights do not depend on the unit of the label. Formulas: docs/objectives.md. A callable that returns a 0-dim tensor
-    is an objective of the whole batch.
+    in its standard deviations, cost in the largest difference between two decisions, so that the weights do not depend
+    on the unit of the label; deviances count unchanged. Formulas: docs/objectives.md. A callable that returns a 0-dim
+    tensor is an objective of the whole batch.
 
     Args:
         params: parameters of the losses; in a sum, each is passed to the loss that has it, and classWeights to every
