@@ -1,5 +1,5 @@
-"""Losses with a closed-form derivative with respect to the margin (the linear predictor before the link), for common
-predictors; autograd handles the others.
+"""Losses with a closed-form derivative with respect to the margin (the number or vector per row from which a predictor's
+loss is computed), for the most common predictors; autograd handles the others.
 
 On the small tensors of a step, autograd's bookkeeping takes several times as long as the arithmetic.
 """

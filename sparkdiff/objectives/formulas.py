@@ -16,8 +16,8 @@ KERNEL_WIDTH = 0.2  # of the kernel on confidences in `calibration_error`, as in
 def half_deviance(mu: Tensor, y: Tensor, power: float, floor: float | None = None) -> Tensor:
     """Half the unit deviance of the Tweedie family with variance mu^power; 1 is Poisson, 2 gamma. (n,), (n,) -> (n,)
 
-    Below a mean of `floor` it continues as a parabola with the same value and slope, which is steep enough that a mean
-    <= 0 never has a smaller loss.
+    Below a mean of `floor` it continues as a parabola with the same value and slope, which is steep enough that the loss
+    is never smallest at a mean < 0.
     """
     at = mu if floor is None else mu.clamp_min(floor)
     if power == 1:
@@ -44,8 +44,8 @@ def pinball(prediction: Tensor, y: Tensor, tau: float) -> Tensor:
 
 
 def probabilities(margin: Tensor) -> Tensor:
-    """Probabilities of the classes, (n,) or (n, k) -> (n, k). For one margin both are accurate: that of class 0 doesn't
-    become 0 for a large margin, as 1 - p would.
+    """Probabilities of the classes, (n,) -> (n, 2) or (n, k) -> (n, k). For one margin both are accurate: that of class 0
+    doesn't become 0 for a large margin, as 1 - p would.
     """
     return torch.stack([torch.sigmoid(-margin), torch.sigmoid(margin)], 1) if margin.ndim == 1 else margin.softmax(1)
 
@@ -180,7 +180,7 @@ def index(y: Tensor, classes: int) -> Tensor:
 
 
 def rank_score(scores: Tensor) -> Tensor:
-    """The score (n,) by which rows of two classes are ranked: the log-odds of class 1, from one margin (n,) or from
-    margins in softmax form (n, 2).
+    """The score (n,) by which rows of two classes are ranked: scores (n,) themselves or, for scores (n, 2), that of class 1
+    minus that of class 0. For margins in softmax form this is the log-odds of class 1.
     """
     return scores if scores.ndim == 1 else scores[:, 1] - scores[:, 0]

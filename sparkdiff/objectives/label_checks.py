@@ -1,4 +1,4 @@
-"""Checks that the labels fit the loss or the metric, and that the labels in a split of the rows differ."""
+"""Checks that the labels fit the loss or the metric, and that a split of the rows has labels to learn from."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from sparkdiff.stages.base import LabelStats
 from sparkdiff.stages.predictor import Predictor
 
 LARGEST = 1e70
-"""Largest absolute value of a label, and the inverse of the smallest one other than 0: the fourth power of a label must
+"""Upper bound of the labels' largest absolute value; the inverse is its lower bound, unless it is 0. The fourth power must
 neither overflow nor underflow.
 """
 

@@ -1,5 +1,5 @@
-"""The losses of the option `loss`: functions of the outputs of Spark's predictor, which are named (and then have a
-scale that removes the label's unit), or written by users.
+"""The losses of the option `loss`: functions of the outputs of Spark's predictor, either named (then with a scale) or
+written by users.
 """
 
 from collections.abc import Callable, Mapping
@@ -60,9 +60,9 @@ def resolve(
 ) -> Objective:
     """The objective of a loss name, of a callable, or of a weighted sum {name: weight}, for a predictor.
 
-    In a sum, each loss is divided by its own scale (the squared loss by the label's variance, the absolute and quantile
-    losses and penalties by its standard deviation, the cost by the largest difference between two decisions), so that
-    the weights do not depend on the unit of the label. Formulas: docs/objectives.md. A callable that returns a 0-dim
+    In a sum, each loss is measured in its own scale: squared and huber in variances of the label, absolute and quantile
+    in its standard deviations, cost in the largest difference between two decisions, so that the weights do not depend
+    on the unit of the label; deviances count unchanged. Formulas: docs/objectives.md. A callable that returns a 0-dim
     tensor is an objective of the whole batch.
 
     Args:

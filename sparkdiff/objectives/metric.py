@@ -27,8 +27,7 @@ class Denominators:
         classes: the classes.
         rows: (prediction (n,), label (n,), class) -> (n,) bool, the rows in the denominator of the class.
         words: a description of these rows, which the number of the class completes ("predicted as class").
-        by_label: whether a wrongly predicted row of the denominator has the class as its label; otherwise it has the class
-            as its prediction.
+        by_label: whether the rows of `wrong_rows` have the class as their label; otherwise they have it as their prediction.
         shares: whether the metric is a sum over the classes, weighted by their shares of the labels.
     """
 
@@ -39,8 +38,8 @@ class Denominators:
     shares: bool = False
 
     def wrong_rows(self, number: int) -> tuple[Tensor, Tensor]:
-        """Predictions and labels, (classes,) each, of added rows: for each denominator one row in it that is predicted
-        wrongly; `number` is the number of all classes.
+        """Predictions and labels, (classes,) each, of one wrongly predicted row in each denominator; `number` is the
+        number of all classes.
         """
         own = torch.tensor(self.classes, dtype=torch.float64)
         other = (own + 1) % number

@@ -1,4 +1,5 @@
-"""The metrics that the option `metric` can name: means of losses over rows, and the metrics of Spark's evaluators.
+"""The metrics that the option `metric` can name: means over rows, such as those of losses, and the metrics of Spark's
+evaluators.
 
 A metric equals Spark's evaluator of that name (RegressionEvaluator, BinaryClassificationEvaluator with numBins=0,
 MulticlassClassificationEvaluator) on the predictions that Spark would write, without the rows of weight 0.
@@ -43,7 +44,7 @@ PARAMS: dict[str, dict[str, Any]] = {
         for name in ("truePositiveRate", "falsePositiveRate", "precision", "recall")
     },
 }
-"""Parameters of the metrics with Spark's defaults; None for a parameter whose default is that of the loss."""
+"""Parameters of the metrics with Spark's defaults; None for a parameter that is taken from the loss."""
 
 
 def resolve(options: Options, objective: Objective, head: Predictor, columns: tuple[str, ...], y: LabelStats) -> Metric:
@@ -326,7 +327,9 @@ NAMES = (
     *(name for name in LOSSES if name not in ("auto", *BATCH)),
     *(*REGRESSION, *BINARY, *MULTICLASS, "poissonDeviance", "expectedCost", "brier"),
 )
-"""Values of the option `metric`: losses that are means over rows, and metrics with the names of Spark's evaluators."""
+"""Values of the option `metric`: losses that are means over rows, metrics with the names of Spark's evaluators, and other
+means over rows.
+"""
 
 
 def _classes(name: str, params: Mapping[str, Any], head: Predictor) -> Metric:

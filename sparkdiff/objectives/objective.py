@@ -28,8 +28,8 @@ class Bound:
         name: the name in reports.
         rows: (margin, label (n,), weight (n,)) -> (n,), the unweighted value of each row, from this row alone; None if the
             metric or loss is not a mean over rows.
-        floor: predicted mean below which the loss continues as a parabola (see `half_deviance`); None if the mean is
-            always positive.
+        floor: for a deviance, the predicted mean below which it continues as a parabola (see `half_deviance`); None if the
+            mean is always positive, and for other losses.
         power: for a deviance, the power of the mean in the variance; None for other losses.
         elementwise: whether `rows` treats every row independently, so that the rows of several candidates can be
             concatenated and passed in one call.
@@ -51,7 +51,8 @@ class Objective(Bound):
             of all processes, and groups holds the group codes (n,) int64 of the columns that a penalty names. `batch`
             or `rows` may be None.
         scale: factor that removes the unit of the label; used in training, not in reports.
-        calibrated: whether minimising the loss gives calibrated probabilities; losses of decisions and ranks do not.
+        calibrated: False if minimising the loss makes the predictor's probabilities uncalibrated, as losses of decisions
+            and ranks do.
         exact: computes `rows` and their derivative in closed form; None if there is no closed form.
     """
 
@@ -143,7 +144,8 @@ def class_weights(given: Any, classes: int, y: LabelStats) -> Tensor:
     """A weight per class, (classes,).
 
     Raises:
-        InputError: `given` is neither "balanced" nor a list of `classes` numbers >= 0, or no row would count.
+        InputError: `given` is neither "balanced" nor a list of `classes` numbers >= 0, no row would count, or it is
+            "balanced" and a class has no training row.
     """
     if given == "balanced":
         counts = torch.zeros(classes, dtype=torch.float64)

@@ -78,7 +78,7 @@ class Affine(StageModule):
 
 
 class MatrixProduct(Affine):
-    """An affine stage whose outputs are weighted sums of its inputs, so that columns of 0 add nothing."""
+    """An affine stage whose outputs are weighted sums of its inputs plus a constant, so that columns of 0 add nothing."""
 
     def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[Affine, Tensor | None]:
         return self, None

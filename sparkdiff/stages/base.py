@@ -1,8 +1,9 @@
 """A translated stage: a lens on a fitted Spark stage (read, compute, write back), its facts for training (which entries
 train, in which units, within which domain), and the registry of all translations.
 
-The unit of a parameter is its typical scale: a step of 1 in training changes the parameter by one unit. The margin of a
-predictor is what its loss is computed from: the linear predictor before the link, or scores of the classes.
+The unit of a parameter is its typical scale: a step of 1 in training changes the parameter (with a constraint, its move)
+by one unit. The margin of a predictor is what its loss is computed from, such as the linear predictor before the link, or
+scores of the classes.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,8 +23,8 @@ from sparkdiff.stages.constraints import Constraint, Positive, Rounded
 from sparkdiff.tensors.rows import NEVER, Nulls, Rows, beyond, stored_as
 
 SUPPORT = 5
-"""Smallest number of training rows with a value other than a feature's usual one, or with a class, for which the
-parameters of the feature or class train.
+"""Smallest number of training rows with a value other than a feature's usual one, or with a class, leaf or category, for
+which the parameters about it train.
 """
 
 
@@ -101,8 +102,8 @@ class Trainable(nn.Module):
         self.get_parameter(name).requires_grad_()
 
     def unfrozen_as(self, other: nn.Module) -> Self:
-        """Unfreeze the settings that are unfrozen in another module of the same class, so that both modules have the
-        same parameters. Returns this module.
+        """Unfreeze the buffers that have become parameters in another module of the same class, so that both modules
+        have the same parameters. Returns this module.
         """
         own = dict(self.named_parameters())
         for name, _ in other.named_parameters():
@@ -351,7 +352,7 @@ class StageModule(Facts, Trainable):
 
     @classmethod
     def refuses(cls, stage: Any) -> str | None:
-        """Reason why this fitted stage must stay in Spark although its class has a torch form; None if it has none."""
+        """Reason why this fitted stage must stay in Spark although its class has a torch form; None if there is none."""
         if stage.hasParam("handleInvalid") and stage.getOrDefault("handleInvalid") == "skip":
             return SKIPS
         return None

@@ -56,7 +56,7 @@ class Comparing(StageModule):
         return any(p.requires_grad for p in self.parameters())
 
     def training_sums(self, *columns: Rows, nulls: Nulls | None = None) -> dict[str, Tensor]:
-        """Number of finite values, their sum and the sum of their squares, per column."""
+        """Number of finite values (of stored ones in sparse rows), their sum and the sum of their squares, per column."""
         parts = []
         for x in columns:
             known = x.values if isinstance(x, SparseRows) else x[x.isfinite()]

@@ -99,7 +99,7 @@ class KMeans(Clusters):
         return "inertia", {}
 
     def loss_unit(self) -> float:
-        """Variance of the centres, as a typical squared distance between clusters; 1 for the cosine measure."""
+        """Variance of the centres: how far the clusters are apart. 1 if it is 0, and for the cosine measure."""
         spread = float(self.clusterCenters.detach().var(0, correction=0).sum())
         return 1.0 if self.cosine or not spread > 0 else spread
 

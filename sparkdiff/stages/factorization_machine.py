@@ -49,8 +49,8 @@ class Factorized(Predictor):
         return out
 
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
-        """Units: for a linear coefficient as in other linear stages. A factor's unit is such that it changes the
-        products of its feature with the other features, at their usual values, by about one unit of the margin.
+        """Units: for a linear coefficient as in other linear stages. A factor's unit changes the products of its feature
+        with the other features, at their usual values, by at most about one unit of the margin.
         """
         unit, one = self.margin_unit(y), coefficient_units(x, 1.0)
         usual = (self.factors.detach() * torch.where(x.std > 0, x.std, 0.0)[:, None]).norm(dim=0)  # (f,)

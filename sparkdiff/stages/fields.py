@@ -37,8 +37,8 @@ class FieldReader(StageModule):
     """A stage whose computation depends on facts about its input columns, such as their number of categories."""
 
     undecided: ClassVar[str] = "hold categories"
-    """The fact about its input columns that the stage can't know before data are seen; the plan prints "whether x, y
-    hold categories is decided when data are seen".
+    """The fact about its input columns that the stage can't know before data are seen; for this one the plan prints
+    "whether x, y hold categories is decided when data are seen".
     """
 
     @classmethod

@@ -169,7 +169,7 @@ class Trees(Predictor):
     @torch.no_grad()
     def settle_(self) -> None:
         """Move each threshold to the middle between the two training values that it separates, or back to its fitted
-        value if it still separates the same two values as when it was fitted.
+        value if it still separates the same two values as when it was fitted; one beyond all values stays.
         """
         for feature, values in self.values.items():
             at = self.feature == feature
@@ -207,8 +207,8 @@ class Trees(Predictor):
         return torch.from_numpy(np.unique(self.nodes.featureIndex[self.nodes.categorical])).long()
 
     def leaf_unit(self, y: LabelStats) -> Tensor | float:
-        """Unit of a leaf times its tree's `share`: one unit then changes the margin by about the margin's own unit.
-        Broadcastable to `leaves`.
+        """Unit of a leaf times its tree's `share`, up to MANY trees: one unit then changes the margin by about the margin's
+        own unit. Broadcastable to `leaves`.
         """
         return self.margin_unit(y)
 

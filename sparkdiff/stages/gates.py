@@ -70,8 +70,8 @@ class Gates:
         return x.dense_columns(self.columns) if isinstance(x, SparseRows) else x.index_select(1, self.columns)
 
     def goes(self, x: Tensor, thresholds: Tensor) -> Tensor:
-        """Mask (N, n) bool, True where a row goes right at a node (as NaN does), from the read columns (n, u) and
-        thresholds (C,).
+        """Mask (N, n) bool, True where a row goes right at a node (at a threshold, NaN does), from the read columns
+        (n, u) and thresholds (C,).
         """
         out = torch.zeros(self.size, len(x), dtype=torch.bool, device=x.device)
         columns = x.detach().T

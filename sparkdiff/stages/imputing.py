@@ -82,7 +82,7 @@ class Imputer(FieldReader):
         }
 
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
-        """Units: the standard deviation of the column for each surrogate."""
+        """Units: the standard deviation of the column for each surrogate; 0 for an integer column."""
         moves = ~torch.tensor(self.whole)
         return {"surrogates": deviation(x.sums["there"], x.sums["sum"], x.sums["square"]) * moves}
 

@@ -120,7 +120,7 @@ class Interaction(FieldReader):
         return column[:, None] if column.ndim == 1 else column
 
     def _stored(self, column: Rows, name: str, values: int, storage: str) -> SparseRows:
-        """The column as sparse rows with exactly the entries that Spark stores; only these form products."""
+        """The column as sparse rows with the entries that Spark stores, given its `storage`; only these form products."""
         if isinstance(column, Tensor) and column.ndim == 1:
             index = self._index(column, name, values) if values > 1 else torch.zeros_like(column, dtype=torch.int64)
             value = torch.ones_like(column) if values > 1 else column

@@ -209,9 +209,9 @@ class LogisticRegression(MatrixProduct, ProbabilisticClassifier):
 
     The shape of the matrix decides between the two, not the number of classes.
 
-    With one row, `threshold` trains on request, under a loss that depends only on the predicted class. The margin is
-    then m minus the change of the threshold's log-odds, so that comparing it with the original threshold gives the same
-    class as comparing m with the new one. Spark's columns other than the prediction are computed from m.
+    With one row, `threshold` trains on request, only by the loss of decisions, `cost`. The margin is then m minus the
+    change of the threshold's log-odds, so that comparing it with the original threshold gives the same class as
+    comparing m with the new one. Spark's columns other than the prediction are computed from m.
 
     An L1 penalty leaves coefficients of 0 that Spark does not store, and never multiplies, not even by NaN or
     infinity. They stay unstored in training and in Spark as long as they are 0.
@@ -285,7 +285,7 @@ class LogisticRegression(MatrixProduct, ProbabilisticClassifier):
         return self.unfrozen and self.threshold.requires_grad
 
     def moved(self, threshold: Tensor) -> Tensor:
-        """Distance of thresholds' log-odds from the original ones; 0 at the start."""
+        """Change of thresholds' log-odds from the original ones; 0 at the start."""
         return torch.logit(threshold) - torch.logit(threshold.new_full((), self.decides_at))
 
     def forward(self, x: Rows) -> tuple[Tensor, ...]:  # type: ignore[override]

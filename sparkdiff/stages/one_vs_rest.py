@@ -22,8 +22,8 @@ class OneVsRest(MatrixProduct, Predictor):
     """rawPrediction = each model's rawPrediction of its class 1; prediction = the class with the largest one.
 
     The margin is (n, 2 k): k entries of rawPrediction, then the margins of the k models (log-odds; for a LinearSVC its
-    margin). The loss is the sum of the models' own losses, computed from the latter. Spark never shows a softmax of
-    rawPrediction.
+    margin). Its own loss is the sum of the models' own losses, computed from the latter. Spark never shows a softmax
+    of rawPrediction.
 
     Source: pyspark.ml.classification.OneVsRestModel._transform.
     """

@@ -1,5 +1,5 @@
-"""The common part of all predictors: a margin (the linear predictor before the link, or scores of the classes), from
-which the loss and Spark's output columns are computed.
+"""The common part of all predictors: a margin (such as the linear predictor before the link, or scores of the classes),
+from which the loss and Spark's output columns are computed.
 """
 
 import math
@@ -105,7 +105,7 @@ class Predictor(StageModule):
     """Whether the margin of a classifier gives probabilities."""
 
     def class_scores(self, margin: Tensor) -> Tensor:
-        """Scores of the classes: (n,) for two classes, where a larger score favours class 1; (n, k) otherwise."""
+        """Scores of the classes: (n,), larger for class 1 of two; or (n, k), which two classes may have, too."""
         return margin
 
     margin_link: str = ""
@@ -129,7 +129,7 @@ class Predictor(StageModule):
 
     def decision_margin(self, margin: Tensor) -> Tensor:
         """The margin, shifted by the thresholds so that its sign (or its largest entry) gives the predicted class;
-        shaped like `margin`.
+        shaped like `class_scores`.
         """
         raise NotImplementedError
 
@@ -181,7 +181,7 @@ class ProbabilisticClassifier(Predictor):
         """The values of `shown` and `thresholds` for a stage.
 
         Raises:
-            InputError: it is fitted, and does not have one threshold for each class.
+            InputError: it is fitted, and its thresholds, if set, are not one for each class.
         """
         thresholds = tensor(stage.getOrDefault("thresholds")) if stage.isDefined("thresholds") else None
         if thresholds is not None and len(thresholds) != (classes := getattr(stage, "numClasses", len(thresholds))):
@@ -202,8 +202,8 @@ class ProbabilisticClassifier(Predictor):
         return raw, probability, self.label(raw, probability).to(raw.dtype)
 
     def label(self, raw: Tensor, probability: Tensor) -> Tensor:  # (n, k), (n, k) -> (n,)
-        """Class of each row, computed from the first output column that the stage shows, as in Spark: the columns
-        differ in rounding.
+        """Class of each row, computed from the first output column that the stage shows (with thresholds from the
+        probabilities), as in Spark: the columns differ in rounding.
         """
         if self.cuts is not None:  # like ProbabilisticClassificationModel.probability2prediction: NaN never wins
             scores = probability / self.cuts.to(probability)

@@ -1,10 +1,10 @@
 """Routing of rows through all trees of an ensemble at the same time: hard splits, exact, level by level, in float64.
 
-The upper levels of a tree, in which few nodes are missing, are stored completely: the nodes of a level lie side by
-side, tree by tree, and the places of a node's children follow from its own place. Below these levels, only rows that
-have not reached a leaf go on, from node to node, so that missing nodes cost neither memory nor work: a chain of depth
-30 costs its 61 nodes. On a GPU all rows go on until the depth of the deepest tree, because the number of rows that have
-not reached a leaf is known only after waiting for the GPU.
+The upper levels of the trees, as long as at least a quarter of a level's places are inner nodes, are stored completely:
+the nodes of a level lie side by side, tree by tree, and the places of a node's children follow from its own place. Below
+these levels, only rows that have not reached a leaf go on, from node to node, so that missing nodes cost neither memory
+nor work: a chain of depth 30 costs its 61 nodes. On a GPU all rows go on until the depth of the deepest tree, because the
+number of rows that have not reached a leaf is known only after waiting for the GPU.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from sparkdiff.jvm.nodes import Array, Nodes
 from sparkdiff.tensors.rows import SparseRows, on_gpu, width
 
 PAIRS = 65_536
-"""Number of pairs (row, tree) that are processed at a time; with so few, the data of a level stay in the processor's
+"""Largest number of pairs (row, tree) that are processed at a time; with so few, the data of a level stay in the processor's
 cache.
 """
 CELLS = 4_000_000
@@ -233,7 +233,8 @@ class Router:
         return Room(self._rows(x) * self.trees, x.device)
 
     def _parts(self, x: Tensor | SparseRows) -> Iterator[tuple[int, Tensor]]:
-        """Yield, for each part of the rows, its first row and its values in the columns that the trees read, (m, u).
+        """Yield, for each part of the rows, the number of its first row and its values in the columns that the trees
+        read, (m, u).
         For dense rows some other columns may be included.
         """
         rows = self._rows(x)

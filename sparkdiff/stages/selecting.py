@@ -59,8 +59,8 @@ class Selector(Selection):
 
 @register("pyspark.ml.feature.VectorSlicer")
 class VectorSlicer(FieldReader, Selection):
-    """The entries at the Param `indices`, in their order, then the entries with the Param `names`, which are looked up
-    in the attributes of the input column.
+    """The entries at the indices of the Param `indices`, then those with the names of the Param `names`, each in the
+    Param's order; the names are looked up in the attributes of the input column.
 
     Source: org.apache.spark.ml.feature.VectorSlicer.getSelectedFeatureIndices, SparseVector.slice.
     """

@@ -103,11 +103,11 @@ class TargetEncoder(StageModule):
         return tuple((*t.known[:100].tolist(), *((-1.0, 0.5) if self.keep else ())) for t in self.tables)
 
     def training_sums(self, *columns: Tensor, nulls: Nulls | None = None) -> dict[str, Tensor]:  # type: ignore[override]
-        """Number of rows whose category is this entry of the tables, (L,)."""
+        """Number of rows that use each entry of the tables, (L,)."""
         return {"rows": torch.bincount(torch.cat(self.slots(columns, nulls)), minlength=len(self.stats))}
 
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
-        """Units: one standard deviation of the column's encodings over the rows."""
+        """Units: an entry's encoding changes by one standard deviation of the column's encodings over the rows."""
         encodings, rows = self.encodings().detach(), x.sums["rows"]
         spread = torch.empty_like(encodings)
         for table in self.tables:

@@ -59,7 +59,7 @@ class RegressionTrees(Affine, Trees, LeastSquares):
         return AffineForm([slopes], 0.0 if slope.numel() else table.new_zeros(1, 1, 1), back)
 
     def share_of(self, p: Parameters) -> Tensor:
-        """The value of `share` for these parameters, (T,) or (K, T)."""
+        """Factor with which each tree's leaf enters the margin, for these parameters, (T,) or (K, T)."""
         return p["treeWeights"] * self.factor if "treeWeights" in p else self.share()
 
 

@@ -153,7 +153,7 @@ def place(device: str, precision: str, local: int = 0) -> Place:
 
 
 def moved(value: T, device: torch.device, dtype: torch.dtype | None = None) -> T:
-    """A deep copy of a value with all its tensors on this device; tensors that the value shares stay shared in the
+    """A deep copy of a value with all its tensors on this device; what is shared within the value stays shared in the
     copy.
 
     Args:

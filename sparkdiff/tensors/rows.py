@@ -74,7 +74,7 @@ class SparseRows:
 
     def dense_columns(self, columns: Tensor) -> Tensor:
         """These columns (k,), which must be ascending, as a dense tensor (n, k) through which gradients reach the
-        values.
+        values. The other columns are never made dense.
         """
         number = len(columns)
         if not number:
@@ -191,7 +191,8 @@ def stored_as(x: Rows, storage: str) -> Rows:
     ones.
 
     Args:
-        storage: "" if Spark's vectors are all dense; "compressed" if each has the smaller form; else all are sparse.
+        storage: "compressed" if each of Spark's vectors has the smaller form; "sparse" if all are sparse; "" if they are
+            dense for a dense `x` and sparse for a sparse one.
     """
     if isinstance(x, SparseRows):
         nonzero = torch.bincount(x.rows()[x.values != 0], minlength=len(x))
