@@ -49,7 +49,7 @@ MANIFEST = "manifest.json"
 OWNER = ".owner"
 """The file that names the process that writes a cache, until the cache is complete."""
 ROWS = "rows-"
-"""Prefix of the folder into which Spark writes, for a cache in a store."""
+"""Prefix of the name of the folder into which Spark writes, for a cache in a store."""
 
 
 class DamagedCache(UserWarning):
@@ -61,7 +61,7 @@ class Cache:
     """A complete cache on disk.
 
     Attributes:
-        hit: whether it existed before this run.
+        hit: whether it existed already, so that nothing was written.
         read: uids of the first stages in Spark that did not run, because the cache was written from the rows that an
             earlier run kept after them (`reuseStages`).
         kept: uids of the first stages in Spark after which this run has kept the rows for later runs.
@@ -146,7 +146,7 @@ def _temporary() -> Path:
 
 
 Watch = Callable[[Path], contextlib.AbstractContextManager[object]]
-"""A context manager that watches a folder while files are written into it."""
+"""A function that returns a context manager, which watches the given folder while files are written into it."""
 
 
 class Growing:
@@ -173,7 +173,7 @@ def open_cache(request: Request, watch: Watch = contextlib.nullcontext) -> Cache
     else a new one.
 
     Args:
-        watch: a context manager that is entered with the folder while a new cache is written.
+        watch: makes a context manager for the folder of a new cache on this machine, entered while Spark writes it.
 
     Raises:
         InputError: a column is missing, a label, weight, time or group is null or NaN, or Spark failed on the rows.
@@ -241,7 +241,9 @@ def _opened_in_store(request: Request, folder: Path, key: str, columns: list[dic
 
 
 def _found_in_store(folder: Path, key: str, limit: int | None) -> dict[str, Any] | None:
-    """Manifest of a complete cache in a store, copied to this machine; None if there is none, or it is damaged."""
+    """Copy a complete cache in a store to this machine. Returns its manifest; None if there is no such cache, or if it
+    is damaged and therefore removed.
+    """
     if not stores.exists(folder / MANIFEST):
         return None
     try:
@@ -294,7 +296,7 @@ def make_room(folder: Path, needed: int, limit: int | None) -> None:
     it, remove copies of other caches that nothing reads.
 
     Raises:
-        InputError: the cache takes more than `localCacheLimit` allows.
+        InputError: the cache takes more than `localCacheLimit` allows, alone or with the copies that are being read.
         FullDiskError: the cache takes more than the free space.
     """
     if limit is not None and needed > limit:
@@ -312,7 +314,9 @@ def make_room(folder: Path, needed: int, limit: int | None) -> None:
 
 
 def _evict(folder: Path, needed: int, limit: int) -> None:
-    """Remove copies of caches that nothing reads, the oldest first, until all copies stay within the limit.
+    """Remove copies of other caches that nothing reads, the oldest first, until the rest and `needed` bytes for `folder`
+    stay within the limit.
+
     Raises:
         InputError: copies that are being read leave too little room.
     """

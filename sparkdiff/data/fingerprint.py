@@ -60,8 +60,10 @@ class Request:
 
 
 def fingerprint(request: Request, folder: Path) -> str:
-    """Hash of everything that decides the content of a cache. Runs no job if the rows come from files and their plan is
-    deterministic.
+    """Hash of everything that decides the content of a cache; a random number if nothing later may read the cache.
+
+    Runs no job over the rows if they come from files, their plan is deterministic, the boundaries are known, and all
+    stages that Spark runs are its own; only saving these stages for their digests takes jobs.
     """
     if not request.lasting:
         return uuid.uuid4().hex
@@ -124,8 +126,8 @@ def versions_of(sources: Iterable[splits.Source]) -> list[dict[str, str]]:
 
 
 def anonymous(facts: Any, uids: list[str]) -> str:
-    """A plan, as text, in which column names that contain uids are replaced, so that it does not depend on when stages
-    were fitted or loaded.
+    """Facts of plans, as text in which the uids within names (of columns, and of the views that SQL reads) are replaced,
+    so that it does not depend on when stages were fitted or loaded.
     """
     text = json.dumps(facts)
     for i, uid in enumerate(uids):

@@ -1,8 +1,8 @@
 """The rows that a cache is written from: checked, divided into splits (training, validation, ...) and slices (sets of
 rows with one value of a `guardCols` column), and transformed by the stages that run in Spark. The rows after the first
-few of these stages can be kept in the folder of the caches, so that a later cache is written from them.
+few or all of these stages can be kept in the folder of the caches, so that a later cache is written from them.
 
-A cache serves one pipeline only: it holds the columns that torch reads. If a pipeline is edited, its stages before the
+A cache serves one pipeline: it holds the columns that torch reads. If a pipeline is edited, its stages before the
 edit make the same rows again. With `reuseStages`, the second run that needs the same rows after the same stages keeps
 these rows, and later runs start from them (HELIX, Xin et al. 2018, keeps the results of a workflow's steps in the same
 way).
@@ -111,8 +111,9 @@ def _through(frames: Frames, stages: Sequence[Vertex]) -> Frames:
 def keys_of(request: Request, where: Path) -> list[str]:
     """Hashes of everything that decides the rows after the first stage in Spark, after the first two, and so on.
 
-    Empty if the rows after one of these stages cannot be identified: its code is not Spark's own, or its SQL statement
-    draws random numbers, calls code or asks for the file of a row (which would be another file for kept rows).
+    Empty if the rows after one of these stages cannot be identified: its code is not Spark's own, it cannot be saved, or
+    its SQL statement, for example, draws random numbers, calls code or asks for the file of a row (which would be
+    another file for kept rows).
     """
     known = hashlib.sha256(json.dumps(divided_facts(request), sort_keys=True, default=str).encode())
     keys, frames = [], [source.df for source in request.sources]

@@ -48,8 +48,8 @@ def weight_range(folder: Path, shards: list[list[dict[str, Any]]], request: Requ
 def label_stats(
     folder: Path, shards: list[list[dict[str, Any]]], request: Request, negligible: float
 ) -> dict[str, Any]:
-    """Statistics of the labels of one split. Raises InputError for rows with an unusable label, weight, group or
-    time.
+    """Statistics of the labels of one split. Raises InputError for rows with an unusable label, group or time, or
+    without a validation indicator.
     """
     o = request.options
     no_time = f"timeCol={o.timeCol!r} holds {NO_TIME}"
@@ -64,7 +64,7 @@ def label_stats(
 
 
 def _beside(request: Request) -> dict[str, str]:
-    """Names of the cached columns that only the loss reads."""
+    """The columns that only the loss reads: name in the cache -> name in Spark."""
     return {f"c{i}": c.name for i, c in enumerate(request.cut.columns) if c.loss}
 
 

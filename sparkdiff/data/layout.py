@@ -35,7 +35,9 @@ OWN = {"label": "float64", "weight": "float64", "block": "int64", "time": "float
 requested (`Request.keyed`).
 """
 USUAL = 64
-"""Weights are not rescaled if the largest one lies between 2 ** -USUAL and 2 ** USUAL."""
+"""Weights are not rescaled if the largest one lies between 2 ** -USUAL and 2 ** USUAL and none is negligible
+(`NEGLIGIBLE`).
+"""
 
 
 def check_number(option: str, column: str | None, df: DataFrame, casefold: Callable[[str], str]) -> None:
@@ -53,7 +55,7 @@ def columns_of(
     request: Request, df: DataFrame, slices: dict[str, tuple[Any, ...]], *, told: bool = False
 ) -> list[dict[str, Any]]:
     """Description of each column of the files (name, kind, width, dtype), the columns of the cut first. If there are
-    vectors, a small job reads their widths from the first rows.
+    vectors or arrays, a small job reads their widths from the first rows.
 
     Args:
         told: whether to trust the width in the metadata of vectors that are too narrow to be stored as sparse; this may

@@ -32,7 +32,7 @@ from sparkdiff.pipeline.schema import is_plain
 from sparkdiff.tensors.rows import SparseRows, offsets_of
 
 SAMPLE, TIMED = 2_000, 40_000
-"""Largest number of rows that are collected from each source, and of rows on which Spark is timed."""
+"""Largest number of rows of each source that are collected, and of rows of each source on which Spark is timed."""
 
 Range = tuple[float, float]
 """The smallest and the largest value."""
@@ -65,7 +65,7 @@ class Sample:
 
     Attributes:
         rows: number of these rows, without those of weight 0.
-        splits: these numbers by split.
+        splits: their number by split.
         stats: statistics of the labels of each split, as in a manifest.
         entries: mean number of entries of a row in the cache.
     """
@@ -171,8 +171,8 @@ def _frames(sample: Request, request: Request, *, told: bool) -> tuple[list[Data
 
 
 def _with_saving(jobs: int, request: Request) -> Range:
-    """Add to the number of jobs those that save the stages for their digest, and those of a third pass for the
-    quantiles of `timeCol`, which may be needed.
+    """Smallest and largest number of jobs: `jobs`, those that save the stages for their digest, and those of a third
+    pass for the quantiles of `timeCol`, which may be needed.
     """
     stages = deciding_stages(request.cut)
     known = stages and all(is_plain(stage) for stage in stages)

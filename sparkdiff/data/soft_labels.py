@@ -1,5 +1,5 @@
 """Soft labels: a label column of class probabilities, turned into rows with one label each. Only rows with true labels
-are held out to decide whether a result is kept.
+decide whether a result is kept.
 
 A training row becomes one row per class whose probability is not 0, with the probability as weight: the weighted mean
 of any loss over these rows is the mean expected loss, and all readers of the cache still get one number as the label.
@@ -51,8 +51,8 @@ class Hardened:
         weightCol: the name of the column with the weights of these rows.
         soft, certain: number of training rows with class probabilities, and number of those with true labels.
         held: number of validation rows, all of which have true labels.
-        leftOut: number of held-out rows without a true label.
-        leftOutReference: number of reference rows without a true label.
+        leftOut: number of rows on the held-out side that were left out, because they have no true label.
+        leftOutReference: number of reference rows that were left out for the same reason.
         doubt: a text that warns that the true labels may be a model's guesses; empty if nothing indicates this.
     """
 
@@ -93,7 +93,7 @@ def hardened(
     sources: Sequence[Source], options: Options, labelCol: str, weightCol: str | None, classes: int
 ) -> Hardened:
     """Turn rows with class probabilities as labels into rows with one label and a weight each. Runs one job per source,
-    which checks the labels, and the jobs of `find_boundaries`.
+    which checks the labels, and the jobs of `find_boundaries` and `with_splits`.
 
     Rows with probabilities train. The held-out rows are drawn from the rows with true labels. If some rows of a group
     are held out, no row of the group trains; with `timeCol`, no row trains that is later than the start of the held-out
@@ -104,8 +104,8 @@ def hardened(
 
     Raises:
         InputError: a vector is null, has another number of entries, or is no distribution (the message has the column,
-            the number of rows, and one of the values); a weight is no number, or negative; or no reference row has a
-            true label.
+            the number of rows, and one of the values); a weight is no finite number, or negative; the column that
+            decides the split is null; or there are reference rows, but none has a true label.
     """
     for source in sources:
         check_columns(source.df, options)
@@ -149,8 +149,8 @@ def _boundaries(certain: Sequence[Source], counted: Sequence[Source], options: O
 
 
 def _doubt(sources: Sequence[Source], labelCol: str, certain: int) -> str:
-    """Text that warns that true labels may be a model's guesses, because MLlib's entry in the metadata of the label
-    column shows that a stage has written it; empty if not.
+    """Text that warns that the true labels may be a model's guesses: MLlib's entry in the metadata of the label column
+    shows that a stage made it. Empty without such an entry, or without true labels.
     """
     casefold = casefolding()
     fields = [f for s in sources for f in s.df.schema.fields if casefold(f.name) == casefold(labelCol)]
@@ -279,8 +279,8 @@ def _one_label(df: DataFrame, *, labelCol: str, weightCol: str | None, weight: s
 
 
 def check_options(options: Options) -> None:
-    """Raise InputError for options that need one label per row: losses that compare rows with each other, balanced
-    class weights, which count labels, and numFolds.
+    """Raise InputError for options that do not allow class probabilities: losses that compare rows with each other,
+    balanced class weights, which count labels, and numFolds, which lets all rows decide.
     """
     names = [options.loss] if isinstance(options.loss, str) else [] if callable(options.loss) else list(options.loss)
     for name in ("auc", "mmce"):

@@ -1,6 +1,6 @@
-"""The split of the rows into training rows and held-out rows, on which it is decided whether a result is kept (by an
-indicator column, a hash of the row or group, or time); and their slices (sets of rows with one value of a `guardCols`
-column). Exact quantiles of a column by counting, which do not depend on the partitions and collect no row.
+"""The split of the rows, by an indicator column, a hash of the row or group, or time, into training rows and rows that
+are held out to decide whether a result is kept; and their slices (sets of rows with one value of a `guardCols` column).
+Exact quantiles of a column by counting, which do not depend on the partitions and collect no row.
 """
 
 import dataclasses
@@ -130,7 +130,7 @@ class Source:
 
     @property
     def data(self) -> DataFrame:
-        """The rows without our own columns."""
+        """The rows without the column that `numbered` may have added."""
         return self.df.drop(COPY) if self.numbered else self.df
 
 
@@ -217,15 +217,15 @@ def field(df: DataFrame, column: str, option: str) -> StructField:
 
 
 def numbered(df: DataFrame, options: Options) -> DataFrame:
-    """The rows with numbers for equal rows (`with_copies`), if the options split by a hash of the row; else
+    """The rows with numbers for equal rows (`with_copies`), if a hash of the row decides its split or block; else
     unchanged.
     """
     return df if options.groupCol or options.timeCol else with_copies(df)
 
 
 def unit_and_block(df: DataFrame, options: Options) -> tuple[Column, Column]:
-    """The hash of a row's group (without `groupCol`: of the row), and the block of the row: a set of rows whose sum the
-    guard treats as one independent observation. The block is null where the group is null.
+    """The hash of a row's group (without `groupCol`: of the row), and the block of the row by this hash: a set of rows
+    whose sum the guard treats as one independent observation. The block is null where the group is null.
 
     Args:
         df: the result of `numbered`.
@@ -244,9 +244,9 @@ def below(unit: Column, share: float, *salt: object) -> Column:
 
 
 def with_splits(sources: Sequence[Source], options: Options, boundaries: Boundaries | None = None) -> list[DataFrame]:
-    """The sources with the columns SPLIT, BLOCK (see `unit_and_block`) and TIME. With `timeCol`, the rows are divided
-    at the boundaries, which are computed first if they are None. One job per source looks for equal rows if `numbered`
-    needs it.
+    """The sources with the columns SPLIT, BLOCK (see `unit_and_block`) and TIME. With `timeCol`, the boundaries, which
+    are computed first if they are None, divide the rows into blocks, and into splits unless the sources or
+    `validationIndicatorCol` do so. One job per source looks for equal rows if `numbered` needs it.
 
     Raises:
         InputError: Spark failed on the rows.
@@ -276,7 +276,7 @@ def with_splits(sources: Sequence[Source], options: Options, boundaries: Boundar
 
 def held_out_first(sources: Sequence[Source], options: Options) -> DataFrame:
     """The rows of all sources except the reference rows: first the held-out rows, then the training rows. Unlike in
-    training, equal rows are not numbered, so that all of them are on the same side.
+    training, equal rows are not numbered, so that all of them may be on the same side.
     """
     own = [dataclasses.replace(s, numbered=True) for s in sources if s.split != REFERENCE]  # saves a job
     dealt = [df.select(*map(named, read_by_name(df))) for df in with_splits(own, options)]
@@ -316,9 +316,7 @@ def find_boundaries(sources: Sequence[Source], options: Options) -> Boundaries:
 
 
 def _boundaries(df: DataFrame, column: str, start: float) -> tuple[float, ...]:
-    """The start of the part of these rows that remains after the earliest fraction `start`, and the starts of the later
-    ones of the TIME_BLOCKS contiguous blocks of this part.
-    """
+    """The starts of the TIME_BLOCKS contiguous blocks of these rows without their earliest fraction `start`."""
     return time_quantiles(df, column, [start + (1 - start) * k / TIME_BLOCKS for k in range(TIME_BLOCKS)])
 
 
@@ -408,7 +406,7 @@ def training_rows(sources: Sequence[Source], options: Options, boundaries: Bound
 def fit_on_training_rows(
     estimator: Estimator[Any], sources: Sequence[Source], options: Options, boundaries: Boundaries | None = None
 ) -> Any:
-    """Fit a pipeline or a stage on the training rows only, never on held-out rows; see `training_rows`."""
+    """Fit a pipeline or a stage on the training rows only; see `training_rows`."""
     rows = training_rows(sources, options, boundaries)
     with jvm.blamed(f"{estimator.uid} cannot be fitted on the training rows"):
         return estimator.fit(rows)

@@ -64,7 +64,8 @@ def write_archive(program: Sequence[str], java: str) -> Path:
         java: Java's version text.
 
     Raises:
-        InputError: this Java writes no archives, or writes none for a class path with folders of files.
+        InputError: the class path has a folder with files, for which Java writes no archive; the user's cache folder
+            cannot be written; or no archive was written, for example by a Java that writes none.
     """
     if folder := _folder_with_files():
         way = "unset SPARK_CONF_DIR" if os.environ.get("SPARK_CONF_DIR") else "set SPARK_CONF_DIR to an empty folder"

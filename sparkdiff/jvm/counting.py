@@ -14,7 +14,7 @@ GROUP = "spark.jobGroup.id"
 
 @contextlib.contextmanager
 def counted(spark: SparkSession) -> Iterator[Callable[[], int | None]]:
-    """Yield a function that returns the number of jobs that this thread has started in this context; None over Spark
+    """Yield a function that returns the number of jobs that this thread has started in this context, or None over Spark
     Connect.
 
     The thread's own job group is restored afterwards.

@@ -22,7 +22,7 @@ Numbers = npt.NDArray[np.float64]
 
 def category_maps(stage: Any) -> dict[int, dict[float, int]]:
     """Index of each category by feature, of a VectorIndexerModel: its `categoryMaps`, but complete. PySpark's maps lack
-    the features without categories, and have only one entry for several NaN; here each NaN that Spark counts has its
+    the features whose map is empty, and have only one entry for several NaN; here each NaN that Spark counts has its
     own entry, because no NaN equals another.
     """
     if sessions.has_constructors():
@@ -104,8 +104,8 @@ def statistics(stage: Any) -> list[Statistics]:
 
 
 FEW = 1000
-"""Largest number of categories for which a model is created by its constructor, which takes a separate call of Java for
-each category; beyond it, the model is loaded from files.
+"""Largest number of categories, of all columns, for which a model is created by its constructor, which takes separate
+calls of Java for each category; beyond it, the model is loaded from files.
 """
 
 

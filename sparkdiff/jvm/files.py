@@ -32,8 +32,8 @@ def saved(stage: Any) -> Iterator[str]:
 
 
 def kept(stage: Any) -> str:
-    """Save a stage to a folder that exists until this process ends, for models that read their files only when they
-    are used. Returns the folder's address.
+    """Save a stage to a folder that exists until this process ends, for models that read their files whenever they are
+    used. Returns the folder's address.
     """
     folder = Path(tempfile.mkdtemp(prefix=".stage-", dir=scratch_folder()))
     atexit.register(stores.remove, folder)

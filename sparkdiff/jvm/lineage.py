@@ -79,8 +79,8 @@ def _plan_of(df: DataFrame) -> Any:
 
 
 def _path(node: Any, start: Any) -> list[Node] | None:
-    """Nodes of a transform: from `node` down to the plan `start` that it started from, without `start`. None if a node
-    that is not in PASSING, or an outer join, lies between them.
+    """Nodes of a transform: from `node` down to the plan `start` that it started from, without `start`. None if `start`
+    is not below `node`, or if a node that is not in PASSING, or a join other than an inner join, lies between them.
     """
     if node.equals(start):
         return []

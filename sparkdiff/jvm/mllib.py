@@ -1,4 +1,4 @@
-"""Fitted stages whose constructors take an object around the weights, mostly a model of spark.mllib: IDF, feature
+"""Fitted stages whose constructors take other objects made of the weights, mostly a model of spark.mllib: IDF, feature
 selectors, IsotonicRegression, KMeans and GaussianMixture.
 """
 

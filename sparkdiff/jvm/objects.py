@@ -84,17 +84,17 @@ def array(kind: Any, items: Sequence[Any]) -> Any:
 
 
 def doubles(values: Any) -> Any:
-    """A Java double[] of these values, made with a single call of py4j."""
+    """A Java double[] of these values, made without a call of py4j for each."""
     return in_java(Vectors.dense(np.asarray(values, np.float64))).toArray()
 
 
 def longs(values: Any) -> Any:
-    """A Java long[] of these values, made with a single call of py4j."""
+    """A Java long[] of these values, made without a call of py4j for each."""
     return _whole(values, "[J")
 
 
 def ints(values: Any) -> Any:
-    """A Java int[] of these values, made with a single call of py4j."""
+    """A Java int[] of these values, made without a call of py4j for each."""
     return _whole(values, "[I")
 
 

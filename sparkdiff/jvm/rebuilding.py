@@ -89,11 +89,11 @@ def with_params(stage: Any, values: Mapping[str, Any]) -> Any:
 
 
 def rebuild_around(stage: Any, weights: Mapping[str, Any], inner: Callable[[Any], Any]) -> Any:
-    """Rebuild a stage like `rebuild`, for a class of spark.ml whose constructor takes (String uid, a model of
-    spark.mllib).
+    """Rebuild a stage like `rebuild`, for a class of spark.ml whose constructor takes (String uid, one object with the
+    weights), mostly a model of spark.mllib.
 
     Args:
-        inner: the Java object of the stage -> the mllib model with these weights.
+        inner: the Java object of the stage -> the object with these weights.
     """
     return rebuilt(stage, lambda old: made_of(old, inner(old._java_obj)), lambda old: _rewritten(old, weights))
 
@@ -121,8 +121,8 @@ def made(
 
 def wrapped(java: Any) -> Any:
     """The Python object of a Java model, like `JavaParams._from_java`, but for an ensemble without Python objects for
-    its trees. These would take a second for 300 trees, and the first search for Params would make them, because `trees`
-    is a cached property.
+    its trees. These would take a second for 300 trees, and the first search for Params would make them if `trees` is a
+    cached property.
     """
     module, _, name = java.getClass().getName().replace("org.apache.spark", "pyspark", 1).rpartition(".")
     kind = getattr(importlib.import_module(module), name)

@@ -78,7 +78,7 @@ def join_submit() -> None:
 
 
 QUICK = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m"
-"""JVM options without the second (optimizing) compiler, which takes more time in a short session than it saves."""
+"""JVM options that turn off the second (optimizing) compiler, which takes more time in a short session than it saves."""
 
 
 @contextlib.contextmanager
@@ -328,7 +328,7 @@ def cancellable(spark: SparkSession, tag: str) -> Iterator[None]:
 
 
 def threads_share_session() -> bool:
-    """True if a new thread of this process would use the same session as the current thread, and its own job group."""
+    """True if a new thread of this process would use the session of the current thread, and have jobs of its own."""
     spark, seen = session(), list[Any]()
     if in_process(spark) and not isinstance(SparkContext._gateway, ClientServer):  # PYSPARK_PIN_THREAD=false
         return False

@@ -83,7 +83,7 @@ def counts(key: str) -> bool:
 
 
 def settings(spark: SparkSession) -> dict[str, str | None]:
-    """Settings of the session that can change rows and differ from their defaults, and Spark's version.
+    """Settings of the session that can change rows and differ from their defaults, those in ALWAYS, and Spark's version.
 
     With Spark Connect, which does not show defaults, all settings that are set.
     """

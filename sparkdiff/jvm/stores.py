@@ -1,7 +1,7 @@
-"""Folders on any file system that Spark supports: HDFS, S3, ADLS, GCS and others, through Hadoop's own API on the
-driver.
+"""Folders on any file system that Spark supports (a "store"): HDFS, S3, ADLS, GCS and others, through Hadoop's own API
+on the driver.
 
-Such a folder (a "store") has a working copy on the driver's local disk. All working copies lie in one tree of folders,
+Such a folder has a working copy on the driver's local disk. All working copies lie in one tree of folders,
 in which each path corresponds to one URL. Python reads and writes the copy, Spark reads and writes the URL, and `fetch`
 and `send` copy small files between the two. The tree lies in Spark's own temporary folder, which its JVM deletes when
 it ends, even if the driver's Python was killed. If the JVM itself was killed, the next driver of this user on the
@@ -247,7 +247,7 @@ def size(path: Path) -> int:
 
 
 def send(path: Path) -> None:
-    """Copy a file or a folder of the working copy to the store. A file is replaced as a whole or not at all.
+    """Copy a file or a folder of the working copy to the store. A file is replaced as a whole, see `_replace`.
 
     Raises:
         StoreError: the store refuses it.
@@ -274,7 +274,7 @@ def send(path: Path) -> None:
 
 def _replace(system: Any, part: Any, there: Any, settings: Any) -> None:
     """Replace the file `there` by the file `part`, with a rename. This is atomic if the file system's rename is (as in
-    HDFS); object stores copy the object.
+    HDFS); object stores copy the object. A store without Hadoop's FileContext deletes `there` first.
     """
     java: Any = java_files()
     gateway: Any = SparkContext._gateway

@@ -15,8 +15,8 @@ BETWEEN = "\0"
 
 
 def lower_case() -> dict[str, str]:
-    """A map from each character whose lower case differs between this JVM and Python to its lower case in the JVM; their
-    versions of Unicode may differ.
+    """Lower case in this JVM of each character (but U+03A3) for which it differs from Python's; their versions of Unicode
+    may differ.
 
     Empty if the JVM is out of reach (Spark Connect).
     """

@@ -103,7 +103,7 @@ def _mllib(stage: Any) -> Any:
 
 
 def _places(index: Any) -> dict[str, int] | None:
-    """Positions of the words in a Scala map; None if a word cannot be sent as part of one string."""
+    """Positions of the words in a Scala map; None if a word contains the separator `BETWEEN`."""
     words, places = (str(part.mkString(BETWEEN)).split(BETWEEN) for part in (index.keys(), index.values()))
     return dict(zip(words, map(int, places), strict=True)) if len(words) == len(places) else None
 

@@ -6,7 +6,7 @@ permutation of the shard's pieces and, inside each, of its rows. Step t of S tak
 of that order from a shard of n rows: every row is used once, and every rank takes the same number of steps.
 
 W ranks share the rows of a step, in the order of the ranks. With up to V ranks, each rank serves complete shards, some
-ranks one shard more than others. With more than V ranks, each serves in every step a part of the rows of one or two
+ranks perhaps one shard more than others. With more than V ranks, each serves in every step a part of the rows of one or two
 shards, which may be empty.
 """
 
@@ -143,7 +143,7 @@ class Stream:
 
     def fits(self, splits: Sequence[str], spare: int, rank: int = 0, world: int = 1) -> bool:
         """True if a rank's rows of these splits fit into the memory of the device and leave `spare` bytes free for
-        computations with them.
+        computations with them; always True on the CPU.
         """
         free = self.place.free()
         if free is None:
@@ -158,7 +158,7 @@ class Stream:
         return self._origin._table(name, [shards[part.shard] for part in self._parts(rank, world)], (rank, world))
 
     def zero_weights(self, split: str, rank: int = 0, world: int = 1) -> int | None:
-        """Number of a rank's rows with weight 0; None if rows are not held in memory."""
+        """Number of the rows in a rank's shards whose weight is 0 or negligible; None if rows are not held in memory."""
         if not self.inMemory:
             return None
         weight = self._divided(split, self._held(split, rank, world))["weight"]

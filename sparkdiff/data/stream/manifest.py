@@ -142,7 +142,7 @@ class Manifest:
 
     def file(self, piece: CachedFile) -> Path:
         """Path of a piece's file. Raises DamagedCacheError if it lies outside the folder, has another size than in the
-        manifest, or is no file (in a folder, Petastorm would unpickle).
+        manifest, or is no file (Petastorm would unpickle a file in a folder).
         """
         path = self.folder / piece.path
         if not path.resolve().is_relative_to(self.folder):

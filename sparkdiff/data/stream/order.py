@@ -26,8 +26,9 @@ Order = tuple[list[int], Iterator[Rows]]  # the pieces of a shard in order, and 
 # its rows that a rank serves in these steps, step by step; None if the table consists of these rows in this order.
 Source = Callable[[Rows], tuple[Batch, Rows | None]]
 LONG = 64
-"""If a step has at least this number of rows per shard on average, rows are copied directly to their place. If it has
-fewer, the rows of several steps are first copied together."""
+"""If the steps have at least this number of rows per shard on average, and no column is sparse, rows are copied directly
+to their place. Otherwise the rows of several steps are first copied together.
+"""
 
 
 def shard_order(sizes: Sequence[int], key: Sequence[int] | None) -> Order:

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 def here(batch: Batch, place: Place, *, wait: bool = True) -> Batch:
-    """Copies of a batch's columns at a place (device and dtype)."""
+    """The columns of a batch, moved to a place (device and dtype)."""
     return {
         name: place.numbers(x, wait=wait) if name in DOUBLES and isinstance(x, Tensor) else place.rows(x, wait=wait)
         for name, x in batch.items()
@@ -49,8 +49,8 @@ def bytes_of(batch: Batch, place: Place) -> int:
 
 class StagingBuffers:
     """CPU memory in which rows are gathered before they are copied to a GPU. It is pinned and reused, because getting
-    new pages from the system takes longer than gathering rows. Each column has two buffers: one is filled while the
-    other is copied.
+    new pages from the system takes longer than gathering rows. Each dense column has two buffers: one is filled
+    while the other is copied.
 
     Attributes:
         side: the stream of the device that copies.
@@ -63,7 +63,7 @@ class StagingBuffers:
         self._now = 0
 
     def gather(self, batch: Batch, rows: Rows) -> Batch:
-        """Copies of these rows of every column, in a buffer that the next call but one overwrites."""
+        """Copies of these rows of every column; those of dense columns are overwritten in the next call but one."""
         self._now = 1 - self._now
         if self._copied[self._now] is not None:
             self._copied[self._now].synchronize()

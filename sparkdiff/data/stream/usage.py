@@ -1,5 +1,5 @@
-"""The usage of a cache: the stages that made it, the seconds that it took, the number and time of its uses, and locks
-that show whether a training run is reading it now.
+"""The usage of a cache: the stages that made it, the seconds that it took, the number of its uses and the time of the
+last one, and locks that show whether a training run is reading it now.
 """
 
 import contextlib
@@ -99,8 +99,8 @@ class Lock:
 
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[bool]:
-    """Yield True if no process reads a cache. Within this context no process can begin to read it. Processes on other
-    machines are only noticed if the file system shares its locks with them.
+    """Yield True if no process reads a cache; then none can begin to within this context. Processes on other machines
+    are only noticed if the file system shares its locks with them; without locks in the file system, no process is.
 
     Raises:
         FileNotFoundError: another process has removed it.
