@@ -15,7 +15,7 @@ ERRORS = 4.0  # standard errors above chance
 
 @dataclass(frozen=True)
 class Overlap:
-    """Number and share of the validation rows that occur in training, and a text about the number expected by chance."""
+    """Number and share of the validation rows that occur in training, and a text that compares them with chance."""
 
     rows: int
     share: float
@@ -44,8 +44,8 @@ class RowHashes:
         By chance, a validation row has a duplicate in training as often as a training row has a duplicate among the
         other training rows (Good 1953; variance: Esty 1983). A second test detects a table that was loaded twice, in
         which too many values occur exactly twice. For independent draws, however few distinct values there are, the
-        numbers f_m of values that occur m times obey f_m^2 <= (m + 1) / m * f_(m-1) * f_(m+1), because the counts are a
-        mixture of Poisson counts (Cauchy-Schwarz).
+        expected numbers f_m of values that occur m times obey f_m^2 <= (m + 1) / m * f_(m-1) * f_(m+1), because the
+        counts are a mixture of Poisson counts (Cauchy-Schwarz).
         """
         if not all(self.hashes.values()):
             return None

@@ -59,7 +59,8 @@ class StageDifference:
         what: "same", "differs", "class differs", "only in old" or "only in new".
         weights: the weights that differ, if sparkdiff translates the stage.
         translated: whether sparkdiff translates the stage, and so knows its weights.
-        content: whether the stage's saved data differ in something that neither `weights` nor `params` show.
+        content: whether the stage's saved data differ in something that neither `weights` nor `params` show, or cannot
+            be compared because the stage cannot be saved; False if weights differ.
     """
 
     what: str
@@ -113,12 +114,12 @@ def between(old: Any, new: Any, folder: Path, *, paths: tuple[str | None, str | 
     """Compare two fitted pipelines or stages, stage by stage. Runs no job except for saving both.
 
     Leaf stages are matched by path and uid, then by uid (a stage that moved), then by class in order (a pipeline that
-    was fitted again).
+    was fitted again); stages of different classes that replace each other in this order are matched, too.
 
     Args:
-        folder: a folder where both pipelines are saved temporarily to hash them; Spark and this process must see the
-            same files in it.
-        paths: the folder from which each pipeline was loaded; its files are then hashed instead.
+        folder: a folder where both pipelines and their stages are saved temporarily; Spark and this process must see
+            the same files in it.
+        paths: the folder from which each pipeline was loaded, whose files are hashed if this process can read them.
 
     Raises:
         InputError: one of the pipelines is not fitted.

@@ -80,9 +80,9 @@ def farness(split: str, spreads: Mapping[str, Spread]) -> Tensor:
     """Ratio of two distances from the usual value: of a split's farthest value, and of the other values, (w,); 0 if not
     extreme.
 
-    The distance of the other values is the root mean square over the training rows that differ from the usual value. If
-    fewer than five rows differ (rare levels, constant columns), that distance is taken to be at least 1 and at least
-    the absolute usual value.
+    The distance of the other values is the root mean square over the other training rows that differ from the usual
+    value. If there are fewer than five such rows (rare levels, constant columns), that distance is taken to be at least
+    1 and at least the absolute usual value.
     """
     own, base = spreads[split], spreads.get("train", spreads[split])
     # If the training rows' farthest value is nearer than this split's, it is one of the other values, too.

@@ -142,10 +142,10 @@ def predictions(old: Any, new: Any, df: DataFrame, sample: int | None = None) ->
 def changed_outputs(old: Any, new: Any, df: DataFrame, may_change: Collection[str]) -> tuple[list[str], list[str]]:
     """Find the differences between the outputs of two pipelines, except those that certain stages are allowed to cause.
 
-    The columns, their order, types and nullability are always compared. Columns that depend on none of the stages
-    `may_change` must also have the same metadata and, on the first rows, the same values. Values are compared only if
-    the stage that writes the column is another object in the new pipeline, or if some stage doesn't declare which
-    columns it reads; so usually no job runs. Added columns are no difference.
+    The order, types and nullability of the common columns are compared. Columns that depend on none of the stages
+    `may_change` must also exist in the new pipeline, with the same metadata and, on the first rows, the same values.
+    Values are compared only if the stage that writes the column is another object in the new pipeline, or if some stage
+    doesn't declare which columns it reads; so usually no job runs. Added columns are no difference.
 
     Args:
         df: rows that both pipelines can read.
@@ -446,7 +446,9 @@ def _check_kept(columns: Iterable[str], df: DataFrame, model: Any) -> None:
 
 
 def _change(df: DataFrame, old: str, new: str, is_label: bool) -> tuple[bool, Column]:
-    """(True, column that is true where the label flips) for labels; (False, column of absolute changes) for numbers."""
+    """(True, column that is true where the value differs) for labels and other values without a distance; (False, column
+    of absolute changes) for numbers.
+    """
     types = [_field(df, c).dataType for c in (old, new)]
     a, b = named(old), named(new)
     kinds = [VectorUDT if isinstance(t, VectorUDT) else ArrayType if isinstance(t, ArrayType) else NumericType

@@ -53,9 +53,9 @@ def check(
         described: for each cached version of a column, its entry in the cache's manifest.
         label: statistics of the labels of the training rows.
         splits: the splits that have rows.
-        copies: True if labels are class probabilities, so that a training row occurs once per possible class. Then no
-            value occurs only once, the number of unseen values expected by chance is unknown, and unseen values are not
-            reported.
+        copies: True if labels are class probabilities, so that a training row may occur once per possible class. Then
+            values that belong to one row only cannot be counted, the number of unseen values expected by chance is
+            unknown, and unseen values are not reported.
     """
     seen = _Seen(network, data, described, options, label, splits)
     for split in splits:

@@ -16,7 +16,7 @@ from sparkdiff.stages.linear import product
 from sparkdiff.tensors.rows import Rows, SparseRows, matrix, taken, width
 
 LEAST = 30
-"""Smallest number of rows of a class, or of rows that differ from a feature's most frequent value, for a finding."""
+"""Smallest number of rows of a class, of the rest, or of rows that differ from a feature's median, for a finding."""
 STEPS = 30  # of L-BFGS
 RIDGE = 1e-2
 FARTHEST = 5.0  # standard deviations at which a standardised feature is clipped, so that outliers don't dominate it

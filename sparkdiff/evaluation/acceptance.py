@@ -1,5 +1,6 @@
 """The decision whether the tuned network replaces the original. It depends on the gain on held-out rows (tested by the
-guard), on slices and reference rows, which must not get worse, on changed labels, and on unseen errors.
+guard), on slices and reference rows, which must not get worse, on changed labels, on unseen errors, and on outputs
+outside the loss.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,8 +34,8 @@ class Judgement:
     Attributes:
         level: p-value below which a slice or the reference rows count as worse, shrunk like the level in the verdict;
             None if the guard accepts any gain.
-        unseen: the gain against the cost of one more row that is predicted wrongly; None if the guard accepts any gain,
-            and if no row can be wrong, as for a regression.
+        unseen: the gain against the cost of one more row that is predicted wrongly, or of one more bad group; None if
+            the guard accepts any gain, or if there is no such cost, as for a regression without groups.
         outside: sentences about changes of outputs outside the loss.
     """
 
@@ -65,7 +66,7 @@ class Judgement:
 
     @property
     def fragile(self) -> bool:
-        """True if one more row that is predicted wrongly would undo the gain."""
+        """True if one more row that is predicted wrongly, or one more bad group, would undo the gain."""
         return self.unseen is not None and self.unseen.undoes
 
     @property

@@ -44,8 +44,8 @@ DENSE_ENTRIES = 1 << 26
 KEPT_BYTES = 1 << 26
 SAMPLE = "sample.parquet"
 NARROW = {"tinyint": 7, "smallint": 15, "int": 31, "bigint": 53, "float": None}
-"""Types to which a column of doubles is cast back before Spark reads it, because a stage may return its input; integers
-are limited to magnitudes up to 2 ** value.
+"""Types to which a column of doubles is cast back before Spark's stages read it, because a stage may return its input;
+integers are limited to magnitudes up to 2 ** value.
 """
 
 
@@ -212,8 +212,8 @@ def _recovered(
 
 
 def sample_of(network: Network, data: Data, most: int = PARITY_ROWS) -> dict[Version, Rows]:
-    """Cached rows for `check`, at most `most`: training and validation rows in equal parts; fewer rows if a stage makes
-    wide rows dense.
+    """Cached rows for `check`, about `most` if there are as many: training and validation rows in equal parts; fewer rows
+    if a stage makes wide rows dense.
     """
     most = max(100, min(most, DENSE_ENTRIES // max(1, network.made_dense())))
     parts: list[dict[Version, Rows]] = []

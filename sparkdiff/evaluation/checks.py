@@ -60,12 +60,12 @@ def all_labels(stats: Stats) -> tuple[LabelStats, float | None]:
 
 
 def check_varies(stats: Stats, options: Options, head: Predictor, labelCol: str | None) -> list[str]:
-    """Check for splits in which all rows have the same label, and return warnings about them.
+    """Check for splits in which all rows have the same label or are censored, and return warnings about them.
 
     Raises:
-        InputError: all training rows, or all validation rows, have the same label, but training or the guard needs
-            different ones. A user's own loss may not use labels; and test and reference rows cannot cause an
-            acceptance.
+        InputError: this is true of the training rows, or of enough validation rows for a test, and training or the
+            guard compares with their labels. A user's own loss may not use labels; and test and reference rows cannot
+            cause an acceptance.
     """
     if labelCol is None:
         return []
@@ -87,8 +87,8 @@ def check_varies(stats: Stats, options: Options, head: Predictor, labelCol: str 
 def check_finite(
     scores: Mapping[str, Score], metric: Metric, uid: str, labels: LabelStats | None, *, own: bool = False
 ) -> None:
-    """Raise InputError if the original's metric is undefined, NaN or infinite, or if the sums of its squares, which the
-    guard needs, overflow.
+    """Raise InputError if the original's metric is undefined, NaN or infinite, or if the squares of its block sums, which
+    the guard needs, overflow.
 
     Args:
         uid: the uid of the original.

@@ -45,7 +45,8 @@ def rows_at_once(network: Network, stream: Stream) -> int:
 class Data:
     """The cached rows of a pipeline: the stream, the name in it of each column version, and the team of processes that
     reads it.
-    `tick` is called for every batch that is measured; a batch has about `rows` rows per process.
+
+    `tick` is called for every batch that is measured; a batch has at most about `rows` rows per process.
     """
 
     stream: Stream
@@ -60,7 +61,7 @@ class Data:
 
     def prepared(self, network: Network) -> "Data":
         """The same data with further column versions: those that no trainable parameter changes, which are computed
-        once when rows are gathered.
+        when rows are gathered (`Prepare`).
         """
         fixed, routed = fixed_versions(network), routed_versions(network)
         made = {v: f"prepared {i}" for i, v in enumerate([*fixed, *routed])}

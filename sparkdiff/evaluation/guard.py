@@ -66,8 +66,8 @@ class Ledger:
     chosen: int
 
     def measured_again(self, gains: Tensor) -> "Ledger":
-        """The ledger with these block sums (B,) for the chosen column, because it was first measured on rows rounded to
-        float32.
+        """The ledger with these block sums (B,) for the chosen column, if training measured slightly different ones, for
+        example on float32 rows.
         """
         if self.chosen < 0:
             return self

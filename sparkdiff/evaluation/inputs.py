@@ -122,7 +122,8 @@ def tallies(network: Network, data: Data) -> dict[int, dict[str, Tensor]]:
 
 @torch.no_grad()
 def distinct_values(network: Network, data: Data, i: int) -> dict[int, Tensor]:
-    """Finite values of the training rows, ascending, of each feature that stage i compares with thresholds.
+    """Finite values of the training rows, ascending, of each feature that stage i compares with thresholds. Features with
+    fewer than two values are left out.
 
     For a feature with many values, about VALUES of them, evenly spaced by rank.
     """

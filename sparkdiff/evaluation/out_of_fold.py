@@ -18,8 +18,8 @@ the sum of all gains: the part that the training rows decide counts twice,
     Var(sum g) <= sum E[g^2] + sum E[b^2],  at most 2 sum E[g^2].
 
 The bound is reached in the worst case: if nothing can be gained and the tuned network has moved a little by chance, its
-gains consist only of b, and are symmetric. A paired test that ignores this accepts up to 8% instead of 2.5%, and more
-with more parameters that train. (Bengio and Grandvalet 2004 show that no estimate of this variance from one
+gains consist only of b, and are symmetric. A paired test that ignores this accepts up to 8% instead of 2.5%; the more
+parameters train, the nearer to 8%. (Bengio and Grandvalet 2004 show that no estimate of this variance from one
 cross-validation is unbiased; Nadeau and Bengio 2003 take a factor of 1 + K / (K - 1), 2.25 for five folds, as a rule of
 thumb.) A true gain, however, is mostly in the part that depends only on i, so a factor of 2 would waste half of the
 rows. The disagreement of the folds shows how much the training rows decide: the networks of the K - 1 other folds have

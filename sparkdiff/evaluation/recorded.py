@@ -1,6 +1,4 @@
-"""Margins of one pipeline, kept by row, so that the pipeline can be compared row by row with another one that reads
-other columns from another cache.
-"""
+"""Margins of one pipeline, kept by row, so that it can be compared row by row with a pipeline that reads other columns."""
 
 from collections.abc import Mapping
 from typing import Protocol

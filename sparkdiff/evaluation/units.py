@@ -19,7 +19,9 @@ from sparkdiff.objectives.metric import Denominators, Metric
 
 Kind = Literal["rows", "groups", "blocks"]
 FEW = 5
-"""If fewer than this number of training units make up the mean square of the costs, the mean square is increased."""
+"""Number of training units up to which the mean square of the costs that they make up counts three times; the more units
+make it up, the smaller the factor.
+"""
 RULE_OF_THREE = 3.0
 WORST = 0.025
 """Fraction of the units that may be worse than an added one: an additional unit is unlikely to be an outlier."""
@@ -114,8 +116,8 @@ def _effective(costs: Tensor) -> float:
 
 
 def _likely_square(costs: Tensor) -> float:
-    """Mean square of costs (n,), increased if few large costs make it up, because such costs may be more common than in
-    this sample.
+    """Mean square of costs (n,), increased by a factor that is larger the fewer costs make it up, because such costs may
+    be more common than in this sample.
     """
     factor = 1 + (RULE_OF_THREE - 1) * min(FEW / max(_effective(costs), 1.0), 1.0) ** 2
     return factor * float(costs.square().mean())

@@ -47,7 +47,7 @@ class Unseen:
 
 
 def unseen(gain: float, costs: Tensor, training: Costs | None) -> Unseen | None:
-    """The cost of one more unit compared with a gain; None if no row could be wrong.
+    """The cost of one more unit compared with a gain; None if no row could be wrong and `training` has no groups.
 
     Args:
         gain: sum over all rows, as in `Unseen`.

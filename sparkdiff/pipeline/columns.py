@@ -98,8 +98,8 @@ def from_arrow(column: pa.Array, width: int = 0, exact: float = NEVER) -> Rows:
 
     Args:
         width: number of entries of the NaN rows, if all vectors are null.
-        exact: if a number is larger in magnitude than this, each vector keeps its form, dense or sparse: if some are
-            sparse, the result is SparseRows, in which the dense vectors store all entries.
+        exact: if a number is NaN or larger in magnitude than this, each vector keeps its form, dense or sparse: if some
+            are sparse, the result is SparseRows, in which the dense vectors store all entries. NEVER: no such number.
     """
     if pa.types.is_struct(column.type):
         return _vectors(column, width, exact)

@@ -80,8 +80,8 @@ class Cut:
 
     @property
     def late_droppers(self) -> list[Vertex]:
-        """The stages that run in Spark only after training, because they depend on what trains, and that may then drop
-        rows that are in the cache.
+        """The stages that may drop rows of the cache, because Spark runs them only after training: they depend on what
+        trains, or would overwrite columns that torch reads.
         """
         return [v for v in self.graph.vertices if v.may_drop and v.position not in self.cached]
 
@@ -152,8 +152,8 @@ def joined(one: Cut, other: Cut) -> Cut | None:
 
 def within(cut: Cut, wide: Cut) -> Cut | None:
     """The cut of a pipeline, changed so that it reads the cache of the cut `wide` of another pipeline that begins with
-    the same stages; stages that Spark did not run for this cache run in torch. None if the cache lacks a column, or may
-    have other rows.
+    the same stages; stages that Spark did not run for this cache run in torch. None if such a stage cannot run in torch,
+    or if the cache lacks a column, or may have other rows or values.
     """
     graph, base = cut.graph, wide.graph
     ran = {id(base.vertices[i].stage): i for i in wide.cached}
@@ -221,8 +221,8 @@ def _cached(roles: Roles) -> set[int]:
 
 
 def _droppers_behind(roles: Roles, spark: Set[int]) -> set[int]:
-    """Stages behind the head that may drop rows but depend on no stage that trains, so that Spark can run them before
-    the cache; with all stages that they depend on.
+    """Stages behind the head that may drop rows and that Spark can run before the cache, with all stages that they depend
+    on. None of these stages trains, or overwrites a column that torch reads.
     """
     graph, out = roles.graph, set[int]()
     for vertex in (v for v in graph.vertices[graph.head.position + 1 :] if v.may_drop):

@@ -65,7 +65,7 @@ class Vertex:
         sources: the versions that the Spark stage reads.
         parents: positions of the writers of all versions that it reads or may read.
         declaredParents: positions of the writers of the columns that it declares as inputs, or names in its statement,
-            under the assumption that opaque stages write only the columns that they declare.
+            under the assumption that opaque stages overwrite no column that another stage declares as an output.
         module: the torch module; None if the stage stays in Spark.
         parametric: whether it has parameters that may train.
         prepared: the columns that plain stages before it make for its module.

@@ -175,7 +175,8 @@ def plain(model: Any) -> Any:
 def with_best(old: Any, best: Any, subModels: Any) -> Any:
     """A model of a search like `old` (uid, Params and metrics) with another best model and other sub-models.
 
-    Does not use copy(), which fails without sub-models on Spark 4.0 and copies every stage."""
+    Does not use copy(), which fails without sub-models on Spark 4.0 and copies every stage.
+    """
     if isinstance(old, CrossValidatorModel):
         new: Any = CrossValidatorModel(best, list(old.avgMetrics), subModels, list(old.stdMetrics))
     else:

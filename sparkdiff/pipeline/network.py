@@ -331,8 +331,8 @@ def fixed_versions(network: Network) -> list[Version]:
 
 
 def routed_versions(network: Network) -> list[Version]:
-    """Versions (LEAVES, position) of the tree stages that train, although no trainable parameter affects into which
-    leaf a row falls; so their leaf indices do not change in training.
+    """Leaf indices, as versions (LEAVES, position), of the tree stages that train, if these indices depend on no
+    trainable parameter and so do not change in training.
     """
     moving = moving_positions(network)
     return [

@@ -128,8 +128,8 @@ def run_in_spark(
     folder.
 
     Args:
-        recovered: names of columns of `df` that replace an input of a stage, by (stage, input). The output that the
-            stage once computed from this input is in `df` too.
+        recovered: names of columns of `df` that replace an input of a stage, by (stage, input). The prepared columns,
+            which were computed from this input, are in `df` too.
 
     Returns:
         The column versions in the folder, where the i-th is named v<i>.

@@ -30,8 +30,8 @@ class StagePlan:
         role: "translated" (runs in torch) or "referenced" (runs in Spark).
         cached: whether Spark runs the stage once, before it writes the cache.
         trainable: whether training changes its parameters.
-        numParameters: number of its parameters, without those that train only on request; 0 if the stage is
-            referenced.
+        numParameters: number of its parameters, without those that train only on request and are not requested; 0 if
+            the stage is referenced.
         reason: the treatment of the stage and the reason for it, as text.
     """
 
@@ -150,7 +150,9 @@ def plan(
 
 
 def _number(module: StageModule, named: Collection[str] | None) -> int:
-    """Number of a module's parameters, without those that train only on request; with `named`, only the named ones."""
+    """Number of a module's parameters, without those that train only on request and are not requested; with `named`,
+    only the named ones.
+    """
     return sum(
         p.numel()
         for n, p in module.named_parameters()

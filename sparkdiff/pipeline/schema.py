@@ -146,7 +146,7 @@ def check_columns(graph: Graph, schema: StructType, also: Iterable[str | None] =
     share.
 
     Args:
-        also: columns that training reads in addition to those that the pipeline reads.
+        also: further columns, which training reads; None among them is ignored.
     """
     known = set(fields_by_name(schema, graph.casefold))
     of_name: dict[str, list[str]] = {}

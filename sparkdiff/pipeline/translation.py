@@ -171,8 +171,8 @@ def linked(model: Any, data: SchemaOrRows = None) -> Graph:
     """The graph of a fitted pipeline or stage, without modules.
 
     Args:
-        data: data that show which columns SQL and stages that are not Spark's change; without data such a stage counts
-            as one that may change any column.
+        data: the data or their schema, which show the columns that SQL and stages that are not Spark's change; without
+            them such a stage counts as one that may change any column.
 
     Raises:
         InputError: a stage isn't fitted, or its Spark session has ended.

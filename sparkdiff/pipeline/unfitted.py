@@ -117,7 +117,7 @@ class Unfitted:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """A sentence for each stage whose settings are unknown or uncertain, and for each search."""
+        """A sentence for each stage that stays as fitted, for each whose settings are uncertain, and for each search."""
         told = [f"{s.uid} stays as it is fitted: {s.reason}" for s in self.stages if s.role == AS_FITTED]
         unsure = [f"{s.uid}: {s.reason}" for s in self.stages if s.role == ESTIMATOR and s.reason]
         return (*told, *unsure, *(f"{uid}: its best setting is kept, and not searched again" for uid in self.searches))
@@ -225,7 +225,7 @@ def _unfitted(model: Any, uids: Sequence[str], keep: Mapping[str, str]) -> Unfit
 
 
 def _why_as_fitted(model: Any, uids: Sequence[str]) -> str:
-    """Reason why a stage cannot be fitted anew; empty if it can."""
+    """Reason why a stage must stay as it is fitted; empty if there is none."""
     name = type(model).__name__
     # sparkdiff.Grower's names for a stage that it added to the stage of another uid, for a part or for an entity.
     indexes = model.uid.endswith("_indexer")

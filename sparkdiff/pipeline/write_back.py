@@ -12,7 +12,7 @@ from sparkdiff.stages.base import StageModule
 
 
 def write_back(model: Any, network: Network) -> Any:
-    """Write the parameters of the network into the same pipeline (classes, uids, set and default Params).
+    """Return the same pipeline (classes, uids, set and default Params) with the parameters of the network.
 
     A stage whose parameters did not change stays the same object, and so does the whole pipeline if nothing changed.
     `model` is never modified.
