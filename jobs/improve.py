@@ -2,7 +2,7 @@
 
 import sys
 
-from sparkdiff.cli import main
+from sparkdiff.job.scripts import main
 
 if __name__ == "__main__":
-    sys.exit(main(["improve", *sys.argv[1:]]))
+    sys.exit(main("improve"))

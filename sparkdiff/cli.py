@@ -8,9 +8,7 @@ import typer
 
 import sparkdiff
 from sparkdiff.commands import jobs, memory, models, projects
-from sparkdiff.commands.flags import DONE, FAILED, INTERRUPTED, NOT_STRICT, WRONG_INPUT
-from sparkdiff.errors import InputError, SparkdiffError, StoreError
-from sparkdiff.machine import secrets
+from sparkdiff.errors import DONE, FAILED, INTERRUPTED, NOT_STRICT, WRONG_INPUT, exit_code_of
 
 __all__ = ["DONE", "FAILED", "INTERRUPTED", "NOT_STRICT", "WRONG_INPUT", "app", "main"]
 
@@ -48,15 +46,12 @@ app.command()(projects.prepare)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0 success, 1 failure while running, 2 wrong usage or input, 3 `plan --strict`,
     130 Ctrl-C."""
+    return exit_code_of(lambda: _run(list(sys.argv[1:] if argv is None else argv)))
+
+
+def _run(argv: list[str]) -> int:
     try:
-        app(list(sys.argv[1:] if argv is None else argv))
+        app(argv)
     except SystemExit as e:  # typer ends every command this way; wrong usage is 2
         return e.code if isinstance(e.code, int) else DONE if e.code is None else FAILED
-    except SparkdiffError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return WRONG_INPUT if isinstance(e, InputError) else FAILED
-    except StoreError as e:
-        what = f"error: {e.filename}: {e.strerror}; once it can be used, give the same command again"
-        print(secrets.redacted(what), file=sys.stderr)
-        return FAILED
     return DONE

@@ -1,11 +1,17 @@
 """All errors that sparkdiff raises on purpose."""
 
+import contextlib
 import difflib
 import os
-from collections.abc import Collection, Iterable
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 from sparkdiff.machine import secrets
+
+DONE, FAILED, WRONG_INPUT, NOT_STRICT, INTERRUPTED = 0, 1, 2, 3, 130
+"""Exit codes of the command and of jobs/*.py: success, failure while running, wrong usage or input, a stage that stays in Spark
+under `plan --strict`, Ctrl-C."""
 
 
 class SparkdiffError(Exception):
@@ -38,6 +44,38 @@ class StoreError(OSError):
 
 class ParityError(SparkdiffError):
     """The error that Spark and the translated network differ by more than the tolerance. The command exits with code 1."""
+
+
+def exit_code_of(run: Callable[[], int]) -> int:
+    """Run a command and return its exit code. An error of sparkdiff or of a store is printed on stderr."""
+    try:
+        return run()
+    except SparkdiffError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return WRONG_INPUT if isinstance(e, InputError) else FAILED
+    except StoreError as e:
+        what = f"error: {e.filename}: {e.strerror}; once it can be used, give the same command again"
+        print(secrets.redacted(what), file=sys.stderr)
+        return FAILED
+
+
+@contextlib.contextmanager
+def requires_extra(extra: str, what: str) -> Iterator[None]:
+    """Provide a context for the import of an optional package.
+
+    Args:
+        extra: the extra of sparkdiff that installs the package.
+        what: the feature that needs it, the beginning of the message.
+
+    Raises:
+        InputError: the package cannot be imported.
+    """
+    try:
+        yield
+    except ImportError as e:
+        raise InputError(
+            f'{what} needs a package that cannot be imported ({e}): pip install "sparkdiff[{extra}]"'
+        ) from e
 
 
 def kind_of(value: Any) -> str:

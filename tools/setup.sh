@@ -103,18 +103,18 @@ setup() {
     say "$STACK stack (${pins% }) on $("$VENV/bin/python" -V) in $VENV"
     if up_to_date dev || { [ "$level" = demo ] && up_to_date demo; }; then return; fi
 
-    if [ "$level" = demo ]; then extras=""; fi
+    if [ "$level" = demo ]; then extras=cli,report; fi
     if [ "$STACK" = modern ] && [ "$level" = dev ]; then extras=connect,$extras; fi
     if [ "$STACK" = petastorm ] && [ "$level" = dev ]; then extras=mlflow,tensorboard,$extras; fi
     if [ "$STACK" != spark35 ] && [ "$level" = dev ]; then extras=notebooks,$extras; fi
-    if [ "$STACK" != modern ]; then extras=petastorm${extras:+,$extras}; fi
-    say "installing sparkdiff${extras:+[$extras]}: this takes some minutes, once"
+    if [ "$STACK" != modern ]; then extras=petastorm,$extras; fi
+    say "installing sparkdiff[$extras]: this takes some minutes, once"
     rm -f "$VENV"/sparkdiff-*.stamp
     touch "$VENV/sparkdiff-installing"          # pip mistakes a half-copied package for an installed one
     "$VENV/bin/python" -m pip --version > /dev/null 2>&1 || "$VENV/bin/python" -m ensurepip --default-pip
     # Python compiles a module when it is first imported; to compile all of them takes half of the installation.
     "$VENV/bin/python" -m pip install --no-input --disable-pip-version-check --no-compile \
-        --constraint "constraints/$STACK.txt" --editable ".${extras:+[$extras]}" \
+        --constraint "constraints/$STACK.txt" --editable ".[$extras]" \
         || die "the installation failed (see above); the next call starts it again."
     rm "$VENV/sparkdiff-installing"
     ingredients "$level" > "$VENV/sparkdiff-$level.stamp"

@@ -34,8 +34,8 @@ Petastorm is optional: without it, sparkdiff reads its cache with Arrow. It need
 <!-- not run: it installs from the package index; tests/jobs/test_wheel.py installs the wheel -->
 
 ```bash
-pip install -c constraints/modern.txt .                      # in a checkout
-pip install -c constraints/petastorm.txt ".[petastorm]"      # with Petastorm
+pip install -c constraints/modern.txt ".[cli,report]"        # in a checkout
+pip install -c constraints/petastorm.txt ".[cli,report,petastorm]"   # with Petastorm
 ```
 
 On Linux, `pip install torch` brings several gigabytes of CUDA. Without a GPU, take torch from the index that has it without CUDA:
@@ -43,7 +43,7 @@ On Linux, `pip install torch` brings several gigabytes of CUDA. Without a GPU, t
 <!-- not run: it installs from that index -->
 
 ```bash
-pip install -c constraints/modern.txt . --extra-index-url https://download.pytorch.org/whl/cpu
+pip install -c constraints/modern.txt ".[cli,report]" --extra-index-url https://download.pytorch.org/whl/cpu
 ```
 
 `constraints/hashes/` holds the same pins with the sha256 of their files, for installations that accept no other file. torch is

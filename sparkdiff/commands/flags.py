@@ -1,4 +1,4 @@
-"""Exit codes, flags that several commands share, and functions that load the models and rows that these flags name."""
+"""Flags that several commands share, and functions that load the models and rows that these flags name."""
 
 import json
 from collections.abc import Sequence
@@ -11,7 +11,6 @@ from sparkdiff.errors import InputError
 
 if TYPE_CHECKING:
     from pyspark.sql.types import StructType
-DONE, FAILED, WRONG_INPUT, NOT_STRICT, INTERRUPTED = 0, 1, 2, 3, 130
 
 Text = Optional[str]  # noqa: UP045 - typer reads it at run time
 Model = Annotated[str, typer.Argument(help="Folder of a saved PipelineModel, of a saved stage, or of a run.")]

@@ -1,19 +1,11 @@
 """Commands that run a job: finetune, search, grow and improve."""
 
-import contextlib
-import ctypes
-import json
-import os
-import re
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
-from sparkdiff.commands.flags import INTERRUPTED, AsJson, Data, Group, Label, Output, Text, Time
-from sparkdiff.errors import InputError
-from sparkdiff.machine.secrets import HIDDEN
+from sparkdiff.commands.flags import AsJson, Data, Group, Label, Output, Text, Time
 
 
 def finetune(
@@ -26,10 +18,7 @@ def finetune(
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Fine-tune a pipeline with the settings of flags, overrides or a YAML file, and write a run folder."""
-    _run_job("finetune", config, overrides, {
-        "data.train.path": data, "fineTuner.labelCol": label, "fineTuner.groupCol": group, "fineTuner.timeCol": time,
-        "output.path": output,
-    }, as_json=as_json)  # fmt: skip
+    _run("finetune", config, overrides, as_json, data=data, label=label, group=group, time=time, output=output)
 
 
 def search(
@@ -46,9 +35,7 @@ def search(
 
     A killed search continues when the same command is run again.
     """
-    _run_job("search", config, overrides, {
-        "data.train.path": data, "output.path": output,
-    }, as_json=as_json)  # fmt: skip
+    _run("search", config, overrides, as_json, data=data, output=output)
 
 
 def grow(
@@ -64,10 +51,7 @@ def grow(
 
     A killed growth continues when the same command is run again.
     """
-    _run_job("grow", config, overrides, {
-        "data.train.path": data, "fineTuner.labelCol": label, "fineTuner.groupCol": group, "fineTuner.timeCol": time,
-        "output.path": output,
-    }, as_json=as_json)  # fmt: skip
+    _run("grow", config, overrides, as_json, data=data, label=label, group=group, time=time, output=output)
 
 
 def improve(
@@ -89,101 +73,13 @@ def improve(
 
     A killed improvement continues when the same command is run again. Ctrl-C ends it with the best so far.
     """
-    given = [*([model] if model is not None else []), *(overrides or [])]
-    path = given.pop(0) if given and not _is_override(given[0]) else None
-    _run_job("improve", config, given, {
-        "pipeline": path, "data.train.path": data, "fineTuner.labelCol": label, "fineTuner.groupCol": group,
-        "fineTuner.timeCol": time, "output.path": output, "improver.budget": budget or (None if config else "30m"),
-    }, as_json=as_json)  # fmt: skip
+    words = [*([] if model is None else [model]), *(overrides or [])]
+    _run(
+        "improve", config, words, as_json, data=data, label=label, group=group, time=time, output=output, budget=budget
+    )  # fmt: skip
 
 
-def _is_override(word: str) -> bool:
-    """True if an argument is an override section.key=value, perhaps misspelt; False if it is a path, which may contain
-    `=`.
-    """
-    from sparkdiff.job.config import SECTIONS
+def _run(command: str, config: str | None, words: Sequence[str] | None, as_json: bool, **flags: str | None) -> None:
+    from sparkdiff.job.scripts import run_job
 
-    return "=" in word and ("/" not in word or re.split("[.=]", word)[0] in SECTIONS)
-
-
-def _run_job(
-    command: str, config: str | None, overrides: Sequence[str] | None, flags: Mapping[str, str | None], *, as_json: bool
-) -> None:
-    """Load the settings of a job, run the job, and print its result.
-
-    Args:
-        command: the command that the user called.
-        config: the YAML file; None without one.
-        flags: values of flags by `section.key`; None for flags that are not set.
-        as_json: print only the result on stdout, as one JSON object, and everything else on stderr.
-
-    Raises:
-        InputError: --config is no local file, or the settings belong to another command.
-    """
-    from sparkdiff import job
-    from sparkdiff.machine.paths import local
-
-    path = None if config is None else local(config)
-    if config is not None and path is None:
-        raise InputError(f"--config {config} must be a file on the file system of this machine")
-    settings = job.load_config(path, overrides or [], {key: text for key, text in flags.items() if text is not None})
-    if (right := settings.command) != command:
-        sections = {name: section for section, name in job.COMMANDS.items()}
-        found = f"a section {sections[right]!r}" if right in sections else f"no section {sections[command]!r}"
-        raise InputError(f"the job has {found}: run `sparkdiff {right}` instead")
-    try:
-        with _all_on_stderr() if as_json else contextlib.nullcontext():
-            found = job.run(settings)
-    except KeyboardInterrupt:
-        print(f"interrupted. {_way_on(job.command_of(settings))}", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
-    if as_json:
-        print(json.dumps(_result(found, settings.where), indent=2))
-    else:
-        print(f"\n{found}\nsaved {settings.where}/model (plain Spark ML)")
-
-
-@contextlib.contextmanager
-def _all_on_stderr() -> Iterator[None]:
-    """Send stdout to stderr within this context, including output of native code and of processes that are started,
-    like Java.
-    """
-    sys.stdout.flush()
-    stdout = os.dup(1)
-    try:
-        os.dup2(2, 1)
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
-    finally:
-        ctypes.CDLL(None).fflush(None)  # output of native code that is still in C's buffers
-        os.dup2(stdout, 1)
-        os.close(stdout)
-
-
-def _result(found: Any, where: str) -> dict[str, Any]:
-    """The part of a finished job's summary that a calling program needs; summary.json has the rest."""
-    told = found.asdict() if hasattr(found, "asdict") else found.toDict()
-    names = (
-        "decision",
-        "reason",
-        "metric",
-        "metricDirection",
-        "metrics",
-        "fresh",
-        "gain",
-        "gainInterval",
-        "p",
-        "warnings",
-    )
-    return {
-        "output": where,
-        "model": f"{where}/model",
-        "accepted": not told["decision"].startswith("kept"),
-        **{n: told[n] for n in names if n in told},
-    }
-
-
-def _way_on(command: str) -> str:
-    """A sentence on how to continue an interrupted job."""
-    on = "goes on with what is cached and from the last checkpoint"
-    return f"The same command {on}." if HIDDEN in command else f"In the same folder, this {on}:\n  {command}"
+    raise typer.Exit(run_job(command, config, words or (), as_json=as_json, **flags))

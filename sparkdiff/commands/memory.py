@@ -8,8 +8,8 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from sparkdiff.commands.flags import FAILED, AsJson, Group, Label, Model, Text, Time, read_as, source_of
-from sparkdiff.errors import InputError
+from sparkdiff.commands.flags import AsJson, Group, Label, Model, Text, Time, read_as, source_of
+from sparkdiff.errors import FAILED, InputError
 
 Store = Annotated[str, typer.Argument(help="Folder of the store of runs, as the option storeDir names it.")]
 caches_app = typer.Typer(no_args_is_help=True, help="Show and remove caches on this machine. Runs no Spark.")

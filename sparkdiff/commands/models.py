@@ -8,8 +8,6 @@ from typing import Annotated, Any, Optional
 import typer
 
 from sparkdiff.commands.flags import (
-    FAILED,
-    NOT_STRICT,
     AsJson,
     Data,
     Format,
@@ -24,7 +22,7 @@ from sparkdiff.commands.flags import (
     read_as,
     schema_of,
 )
-from sparkdiff.errors import InputError
+from sparkdiff.errors import FAILED, NOT_STRICT, InputError
 
 
 def plan(

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from sparkdiff.commands.flags import FAILED, AsJson, Data, Model, Text, loaded
-from sparkdiff.errors import InputError
+from sparkdiff.commands.flags import AsJson, Data, Model, Text, loaded
+from sparkdiff.errors import FAILED, InputError
 
 
 def init(

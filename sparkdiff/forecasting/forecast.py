@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sparkdiff.data.rehearsal import SAMPLE
-from sparkdiff.errors import InputError
+from sparkdiff.errors import requires_extra
 from sparkdiff.forecasting.facts import FACTS, Facts
 from sparkdiff.history.store import parsed
 
@@ -127,14 +127,10 @@ def forests() -> tuple[Any, Any]:
     Raises:
         InputError: scikit-learn is not installed.
     """
-    try:
+    with requires_extra("triage", "a learned forecast"):
         from sklearn.ensemble import ExtraTreesClassifier, ExtraTreesRegressor
         from sklearn.impute import SimpleImputer
         from sklearn.pipeline import make_pipeline
-    except ImportError as e:
-        raise InputError(
-            "forecasts are learned by scikit-learn, which is not installed: pip install 'sparkdiff[triage]'"
-        ) from e
     forest: dict[str, Any] = {"n_estimators": 100, "min_samples_leaf": 3, "random_state": 0}
 
     def filled(model: Any) -> Any:

@@ -74,7 +74,7 @@ class Parity(Shown):
     def _sections(self) -> Iterator[Section]:
         yield "\n".join((self._headline(), *self.notes))
 
-    def _repr_html_(self) -> str:
+    def _repr_html_(self) -> str | None:
         rows = [(c, f"{a:.1e}", f"{self.maxRelDiff[c]:.1e}") for c, a in self.maxAbsDiff.items()]
         head = ("column", "largest difference", "relative")
         return as_html([Strong(self._headline()), *([SectionTable([head, *rows])] if rows else []), *self.notes])

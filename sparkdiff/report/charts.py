@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from sparkdiff.errors import requires_extra
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -46,8 +48,9 @@ Records = Sequence[Mapping[str, Any]]
 @contextmanager
 def _figure(title: str, width: float = 6.4, height: float = 3.2) -> Iterator[tuple["Axes", list[str]]]:
     """Provide axes in the report's style, and a list to which the finished SVG is appended when the context ends."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
+    with requires_extra("report", "a report with charts"):
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
 
     made: list[str] = []
     with rc_context({**STYLE, "svg.hashsalt": title}):

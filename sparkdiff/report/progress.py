@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sparkdiff.errors import check_type
@@ -43,8 +44,8 @@ class Screen(Protocol):
 
 
 def screen_here() -> Screen:
-    """The kind of display that suits this process."""
-    return Notebook() if _kernel() is not None else Terminal() if sys.stderr.isatty() else Log()
+    """The kind of display that suits this process: without the package rich, which the extra `cli` installs, a log."""
+    return Notebook() if _kernel() is not None else Terminal() if sys.stderr.isatty() and find_spec("rich") else Log()
 
 
 def someone_watches() -> bool:

@@ -7,6 +7,8 @@ from datetime import datetime
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from sparkdiff.errors import InputError, requires_extra
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -60,9 +62,15 @@ def _lines(section: Section) -> list[str]:
     return [lines[0], "-" * len(lines[0]), *lines[1:]] if section.ruled else lines
 
 
-def as_html(sections: Iterable[Section]) -> str:
-    """The sections as one `<div>` for a notebook: all text is escaped, colours are the page's own, there is no script."""
-    return rendered("sections.html", {}, sections=list(sections), long=LONG)
+def as_html(sections: Iterable[Section]) -> str | None:
+    """The sections as one `<div>` for a notebook: all text is escaped, colours are the page's own, there is no script.
+
+    Without the extra `report` it is None, so that the notebook shows the text.
+    """
+    try:
+        return rendered("sections.html", {}, sections=list(sections), long=LONG)
+    except InputError:
+        return None
 
 
 class Shown:
@@ -80,7 +88,7 @@ class Shown:
     def __str__(self) -> str:
         return as_text(self._sections())
 
-    def _repr_html_(self) -> str:
+    def _repr_html_(self) -> str | None:
         return as_html(self._sections())
 
 
@@ -112,7 +120,8 @@ def template(file: str) -> str:
 
 def rendered(name: str, filters: Mapping[str, Callable[..., str]], **values: Any) -> str:
     """The template of this name, filled with these values; all text is escaped."""
-    from jinja2 import Environment, FunctionLoader  # imported only if something is shown as HTML
+    with requires_extra("report", "HTML"):
+        from jinja2 import Environment, FunctionLoader  # imported only if something is shown as HTML
 
     found = Environment(loader=FunctionLoader(template), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     found.filters |= filters

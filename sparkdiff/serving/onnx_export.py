@@ -10,7 +10,7 @@ from typing import Any
 
 import sparkdiff
 from sparkdiff import jvm
-from sparkdiff.errors import InputError, SparkdiffError
+from sparkdiff.errors import InputError, SparkdiffError, requires_extra
 from sparkdiff.pipeline.graph import Version, Vertex, null_of
 from sparkdiff.pipeline.network import Network, translate
 from sparkdiff.pipeline.null_vectors import note_readers
@@ -190,12 +190,8 @@ class Written:
         indexers: Mapping[Version, Vertex] | None = None,
     ):  # fmt: skip
         self.network, self.wanted, self.widths, self.indexers = network, list(wanted), widths, indexers or {}
-        try:
+        with requires_extra("onnx", "writing ONNX"):
             self.writer = GraphWriter()
-        except ImportError as e:
-            raise InputError(
-                f"writing ONNX needs a package that is not there ({e}): pip install 'sparkdiff[onnx]'"
-            ) from e
         self.infos: dict[str, list[Any]] = {"input": [], "output": []}
         self.columns: dict[str, list[ExportedColumn]] = {"input": [], "output": []}
         self.values: dict[Version, Value] = {}

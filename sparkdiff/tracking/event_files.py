@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sparkdiff.errors import InputError
+from sparkdiff.errors import requires_extra
 from sparkdiff.machine import secrets
 from sparkdiff.machine.secrets import hidden
 from sparkdiff.report import Events
@@ -67,12 +67,8 @@ class TensorBoard(Events):
     __module__ = "sparkdiff"
 
     def __init__(self, folder: str | Path):
-        try:
+        with requires_extra("tensorboard", "TensorBoard"):
             from torch.utils.tensorboard import SummaryWriter
-        except ImportError as e:
-            raise InputError(
-                f'TensorBoard needs the package tensorboard ({e}): pip install "sparkdiff[tensorboard]"'
-            ) from e
         self._writer: Any = SummaryWriter
         self.folder = str(folder)
         self._open: Any = None

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sparkdiff.errors import InputError
+from sparkdiff.errors import requires_extra
 from sparkdiff.machine.secrets import hidden
 from sparkdiff.report.page import page
 from sparkdiff.tracking.values import CurvePoint, metrics, params, plain, text
@@ -24,11 +24,9 @@ def mlflow() -> Any:
     Raises:
         InputError: MLflow is not installed.
     """
-    try:
+    with requires_extra("mlflow", "MLflow"):
         importlib.import_module("mlflow.spark")
         return importlib.import_module("mlflow")
-    except ImportError as e:
-        raise InputError(f'this needs MLflow ({e}): pip install "sparkdiff[mlflow]"') from e
 
 
 def log_values(client: Any, run_id: str, **values: Sequence[Any]) -> None:

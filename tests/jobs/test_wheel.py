@@ -1,7 +1,9 @@
 """The wheel as a stranger gets it: what is in it, what it asks for, and that it runs without the repository and Petastorm."""
 
 import email
+import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -18,13 +20,15 @@ KINDS = (".py", ".pyi", ".typed", ".j2", ".css", ".json")
 pytestmark = [pytest.mark.slow, pytest.mark.once]
 
 
+def ran(*command: object, cwd: Path, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    variables = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(list(map(str, command)), cwd=cwd, env=variables, capture_output=True, text=True, timeout=300)
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done
+
+
 def run(*command: object, cwd: Path) -> str:
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    done = subprocess.run(
-        list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return ran(*command, cwd=cwd).stdout
 
 
 @pytest.fixture(scope="module")
@@ -35,29 +39,35 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-@pytest.fixture(scope="module")
-def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The executables of an environment with the wheel; Spark and torch come from the running one, sparkdiff doesn't."""
-    folder = tmp_path_factory.mktemp("environment")
+def environment(wheel: Path, folder: Path, without: tuple[str, ...] = ()) -> Path:
+    """The executables of a new environment with the wheel; other packages come from the running one, without those named."""
     venv.create(folder, with_pip=False)
     python = folder / "bin" / "python"
-    run(
-        sys.executable,
-        "-m",
-        "pip",
-        "--python",
-        python,
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--no-index",
-        wheel,
-        cwd=folder,
-    )
+    target = ["-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index"]
+    run(sys.executable, *target, wheel, cwd=folder)
     own = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip())
+    others = Path(sysconfig.get_path("purelib"))
+    if without:
+        links = folder / "others"
+        links.mkdir()
+        for path in others.iterdir():
+            if re.split(r"\W", path.name)[0] not in without:
+                (links / path.name).symlink_to(path)
+        others = links
     # Behind its own packages. The links of editable installations aren't followed from here.
-    (own / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (own / "others.pth").write_text(f"{others}\n")
     return folder / "bin"
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return environment(wheel, tmp_path_factory.mktemp("environment"))
+
+
+@pytest.fixture(scope="module")
+def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment without any extra."""
+    return environment(wheel, tmp_path_factory.mktemp("bare"), ("typer", "rich", "jinja2", "matplotlib"))
 
 
 def test_it_holds_the_package_and_nothing_else(wheel: Path) -> None:
@@ -82,12 +92,8 @@ def test_it_asks_for_petastorm_by_the_extra_only(wheel: Path) -> None:
         "numpy",
         "pandas",
         "pyarrow",
-        "jinja2",
-        "matplotlib",
         "packaging",
         "pyyaml",
-        "rich",
-        "typer",
         "typing-extensions",
     }
     with_extra = {r.name for r in required if r.marker is not None and r.marker.evaluate({"extra": "petastorm"})}
@@ -118,3 +124,20 @@ runpy.run_module("sparkdiff", run_name="__main__", alter_sys=True)  # as python 
     assert installed.parent in Path(file).parents
     assert all(command in shown for command in ("plan", "finetune", "verify", "diff"))
     assert "maxEpochs=50" in run(installed / "sparkdiff", "finetune", "--help", cwd=tmp_path)
+
+
+def test_a_job_needs_no_extra(bare: Path, tmp_path: Path) -> None:
+    settings = ["--config", "conf/bikeshare.yaml", f"output.path={tmp_path / 'run'}", "fineTuner.maxEpochs=2", "--json"]
+    done = ran(bare / "python", "jobs/finetune.py", *settings, cwd=ROOT)
+    assert (Path(json.loads(done.stdout)["model"]) / "metadata").is_dir()
+    assert not (tmp_path / "run" / "report.html").exists()
+    assert done.stderr.count('pip install "sparkdiff[report]"') == 1
+
+
+def test_what_an_extra_brings_is_named_where_it_is_missing(bare: Path, tmp_path: Path) -> None:
+    def refused(*command: object) -> str:
+        return ran(*command, cwd=tmp_path, expect=2).stderr
+
+    assert refused(bare / "sparkdiff", "doctor").endswith('pip install "sparkdiff[cli]"\n')
+    assert "--confg" in refused(bare / "sparkdiff", "finetune", "--confg", "x.yaml")
+    assert "x.yaml" in refused(bare / "python", ROOT / "jobs" / "grow.py", "--config", "x.yaml")
