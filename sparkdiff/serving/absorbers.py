@@ -1,4 +1,4 @@
-"""Stages that can absorb the map (see `maps`) of the stage in front of them, and then read that stage's input directly."""
+"""Stages that can absorb the map (see `maps`) of a stage in front of them, and then read its input in place of its output."""
 
 import dataclasses
 from typing import Any
@@ -60,7 +60,7 @@ class LinearAbsorber:
             width_in: width of the map's input; None if unknown. A map without a width_out keeps the width.
 
         Raises:
-            RefusedError: the outputs would not be the same.
+            RefusedError: the outputs would not be the same, `width_in` is unknown, or the changed stage would take longer.
         """
         if width_in is None:
             raise RefusedError("the width of its input is unknown: pass the schema of the data (schema=df.schema)")
@@ -108,7 +108,8 @@ class LinearAbsorber:
         return np.concatenate([was[:, : block.start], new, was[:, block.stop :]], 1)
 
     def _check_shift(self, change: Entries, part: Array) -> None:
-        """Raise RefusedError if rounding could change the margin noticeably because the map shifts by large constants.
+        """Raise RefusedError if the stage has no intercepts, or if the map's shifts are so large that rounding could change
+        the margin by more than TOLERANCE.
 
         After folding, the intercept contains the shifts' constants, which cancel against equally large products. The
         error of a sum of n products is at most n * ROUNDING * (sum of their absolute values). For a typical row, this
@@ -156,7 +157,7 @@ class _Layers:
 
 @dataclasses.dataclass(frozen=True)
 class Forest:
-    """Tree model, whose thresholds a map changes; has the same interface as LinearAbsorber."""
+    """Tree model; a map changes its thresholds or its feature indices. It has the same interface as LinearAbsorber."""
 
     stage: Any
     nodes: Nodes
@@ -207,7 +208,7 @@ class Forest:
 
 
 Absorber = LinearAbsorber | Forest
-"""A stage that absorbs the map of the stage in front of it."""
+"""A stage that absorbs the map of a stage in front of it."""
 
 
 def last_left(shift: Array, factor: Array, plus: Array, threshold: Array) -> Array:

@@ -201,7 +201,7 @@ class State:
         """Stages that read an output of stage i.
 
         Raises:
-            RefusedError: a later stage does not declare the columns that it reads, so it may read any.
+            RefusedError: a later stage may read any column.
         """
         for j in self.reads:
             if j > i and not (self.vertex(j).declares_all and not self.vertex(j).opaque):
@@ -217,10 +217,8 @@ class State:
         return [c for c in self.vertex(i).outputs if self.graph.casefold(c) in before]
 
     def check_visible(self, version: Version, at: int, without: int) -> None:
-        """Raise RefusedError if stage `at` could not read this version of a column.
-
-        It cannot if a stage between the version's writer and stage `at`, other than stage `without`, overwrites the
-        column.
+        """Raise RefusedError if a stage between this version's writer and stage `at`, other than stage `without`,
+        overwrites the column.
         """
         first = version[0].partition(".")[0]
         for j in self.reads:

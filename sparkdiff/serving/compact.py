@@ -73,7 +73,7 @@ def compact(model: Any, keepCols: Sequence[str] | None = None, *, schema: Struct
         model: a fitted `PipelineModel`; it is never changed.
         keepCols: the columns that must stay; the columns of the data always stay. By default the columns that no later
             stage reads, and those of the last stage.
-        schema: the schema of the data, whose metadata may have the widths of columns.
+        schema: the schema of the data, which tells the widths of columns: those of vectors if their metadata have them.
 
     Returns:
         The folded pipeline; the same object if nothing folds.

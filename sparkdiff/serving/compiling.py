@@ -1,5 +1,5 @@
-"""Compiler from a fitted pipeline to its schedule: the steps that the wanted columns need, and the form of each input
-column (numbers, null flags or Python objects).
+"""Compiler from a fitted pipeline to its schedule: the steps that the wanted columns need, and the forms in which each
+column is read (numbers, null flags or Python objects).
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -64,7 +64,7 @@ class Unit:
 
 
 DROPPING = ("pyspark.ml.feature.StringIndexerModel", "pyspark.ml.feature.VectorAssembler")
-"""Classes that with handleInvalid='skip' drop exactly the rows on which they fail with handleInvalid='error'."""
+"""Classes that with handleInvalid='skip' drop the rows on which they fail with handleInvalid='error'."""
 NOT_SERVED = {
     "BisectingKMeansModel": "Spark does not show the tree of centres that it descends",
     "BucketedRandomProjectionLSHModel": "its hash values serve joins of whole tables, which stay in Spark",
@@ -74,7 +74,7 @@ NOT_SERVED = {
     "MinHashLSHModel": "its hash values serve joins of whole tables, which stay in Spark",
     "SQLTransformer": "its statement is SQL",
 }
-"""Classes of MLlib that are refused with any settings, and the reasons; all others are accepted."""
+"""Classes of MLlib that are refused with any settings, and the reasons; all others are accepted, at least with some."""
 
 
 def refused(vertex: Vertex, why: str) -> InputError:
@@ -86,9 +86,10 @@ def scheduled(model: Any, schema: SchemaOrRows, outputCols: Iterable[str] | None
     """Schedule of a fitted pipeline.
 
     Raises:
-        InputError: the pipeline isn't fitted, no stage writes one of `outputCols`, there is no such version of Java, or
-            a stage that a wanted column needs cannot be computed without Spark. The message names the stage, its class,
-            the reason and how to fix it.
+        InputError: the pipeline isn't fitted, no stage writes one of `outputCols`, there is no such version of Java,
+            Spark refuses the schema's type of a column, a stage may write any column or drop rows (unless `_refusing`
+            copies it), or a stage that a wanted column needs cannot be computed without Spark. For a refused stage the
+            message names the stage, its class, the reason and how to fix it.
     """
     if schema is not None and not isinstance(schema, StructType):
         check_dataframe("schema, if not a StructType,", schema)
@@ -102,8 +103,8 @@ def scheduled(model: Any, schema: SchemaOrRows, outputCols: Iterable[str] | None
 
 
 def _refusing(model: Any) -> dict[Path, Any]:
-    """Copies of the stages that drop invalid rows, by path in the pipeline; the copies raise an error on such rows
-    instead.
+    """Copies of the stages of DROPPING that drop invalid rows, by path in the pipeline; the copies raise an error on just
+    these rows instead.
     """
     return {
         path: stage.copy({stage.handleInvalid: "error"})
@@ -331,7 +332,7 @@ class _Compiler:
         return self.places.get((version, "null"), NOWHERE)
 
     def _objects(self, version: Version, reader: Vertex) -> int:
-        """Place of a column's objects; adds a step that converts numbers to objects first."""
+        """Place of a column's objects; adds a step that makes them if the column is computed and has only numbers yet."""
         if version[1] == -1:
             return self._entry(version, "objects")
         if (version, "objects") not in self.places:

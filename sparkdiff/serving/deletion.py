@@ -39,7 +39,7 @@ SAME_WIDTH = frozenset({"scaling", "weights", "categories"})
 BY_ENTRY = (
     "scalingVec", "indices", "names", "size", "lowerBoundsOnCoefficients", "upperBoundsOnCoefficients", "initialWeights",
 )  # fmt: skip
-"""Params that hold a value for each entry of a vector."""
+"""Params that refer to single entries of a vector, or to their number."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Deletion:
         uid: the uid of the deleted stage.
         stageClass: its class.
         mustRefit: uids of the fitted stages that depend on the deleted stage's output, in the order of the pipeline, if
-            they must be refitted because vectors have another width now; else empty.
+            they must be refitted because vectors have, or may have, another width now; else empty.
         pipeline: the pipeline without the stage; the stage's readers read its input instead. The columns are wired
             correctly, but the stages in `mustRefit`, if any, must be refitted before use.
     """
@@ -64,8 +64,8 @@ class Deletion:
 def deletions(model: Any, schema: StructType | None = None) -> tuple[Deletion, ...]:
     """Possible deletions of one stage each, in the order of the pipeline. Runs no job.
 
-    A stage can be deleted if it turns one vector into one vector, another stage reads that vector, and the stage's own
-    input is still available to all its readers. The model itself is never changed.
+    A stage can be deleted if it turns one vector into one vector, another stage reads that vector, and all stages that
+    read it can read the deleted stage's input instead. The model itself is never changed.
 
     Args:
         model: a fitted `PipelineModel`.
@@ -125,8 +125,8 @@ def _resized(state: State, i: int, read: Read, new: Mapping[Path, Any]) -> dict[
     """Stages whose Params hold the width of the vector, with the new width.
 
     Raises:
-        RefusedError: a Param holds one value for each entry of the vector; a Param needs a width that is unknown; or a
-            PCA would have more components than its vectors have entries.
+        RefusedError: a Param of BY_ENTRY is set; `layers` or a PCA depends on a width that is unknown; or a PCA would have
+            more components than its vectors have entries.
     """
     was, now = state.facts.width(state.versions(i)[0]), state.facts.width(read.version)
     out: dict[Path, Any] = {}

@@ -39,7 +39,7 @@ def without(state: State, i: int) -> State:
     """The pipeline without stage i, which its readers, if any, have absorbed.
 
     Raises:
-        RefusedError: removing stage i would change a kept column, or the set of rows.
+        RefusedError: removing stage i would change a kept column or the set of rows, or a reader cannot absorb it.
     """
     vertex = state.vertex(i)
     if i in state.pinned:
@@ -97,10 +97,8 @@ def _merged(state: State, i: int, readers: list[int]) -> State:
 
 
 def _check_names(state: State, j: int) -> None:
-    """Raise RefusedError if the entry names of assembler j's vector matter, as these change with the assembler's
-    inputs.
-
-    They matter if a later stage selects entries by name, or if a kept column shows them in its metadata.
+    """Raise RefusedError if a later stage selects entries of assembler j's vector by name, or if a kept column shows their
+    names in its metadata: the names change with the assembler's inputs.
     """
     behind: list[int] = []
     for k in sorted(state.reads):
@@ -132,8 +130,8 @@ class Target:
 
 
 def _folded(state: State, i: int, readers: list[int]) -> State:
-    """The state in which all stages that read stage i's output vector, directly or through assemblers, absorbed i's
-    map.
+    """The state in which all stages that read stage i's output vector, directly or through assemblers, have absorbed
+    i's map.
     """
     change = state.facts.map_of(i)
     [read] = state.reads[i]

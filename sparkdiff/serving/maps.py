@@ -27,7 +27,7 @@ class Map:
 
     Attributes:
         module: the torch module of the stage.
-        width_in, width_out: d_in and d_out; None if the stage accepts any width.
+        width_in, width_out: d_in and d_out; None if the stage does not determine it.
     """
 
     module: Affine
@@ -64,7 +64,7 @@ class Entries(Map):
     """An elementwise map: (x - shift) * factor + plus, rounded after each operation in this order, as Spark does.
 
     Attributes:
-        shift, factor, plus: (d,); where a stage has none, 0, 1 and 0, which change no bit of a number.
+        shift, factor, plus: (d,); where a stage has none, 0, 1 and 0, which change no bit of a number other than -0.0.
         fixed: (d,) bool, True for entries whose output is the same number for every input except NaN.
         size: (d,) typical absolute value of an output: 1 standard deviation, or the end of its range.
     """

@@ -54,12 +54,12 @@ class ExportedColumn:
 @dataclasses.dataclass(frozen=True, repr=False)
 class ExportedModel(ShownFields):
     """Description of an exported file. The file's metadata hold the same description, as JSON under the key
-    `sparkdiff`, next to the versions of Spark and Java and the time zone of the machine that wrote the file.
+    `sparkdiff`, next to the versions of Spark and Java and the time zone of the session that wrote the file.
 
     Attributes:
         path: the file.
         inputs: the file's inputs; a null is passed as NaN, unless the input has a flag input `"<name> is null"`.
-        outputs: the file's outputs, all in double.
+        outputs: the file's outputs, all in double but `"refused by Spark"`.
         stages: uids of the stages that the file computes.
         sparkStages: uids of the stages that Spark must run first, to compute the file's inputs from the data.
         refuses: reasons why Spark would fail on rows that the boolean output `"refused by Spark"` marks; if empty, there is no
@@ -107,13 +107,13 @@ def export(
         model: a fitted `PipelineModel` or stage.
         path: path of the file, on this machine; an existing file is replaced.
         outputCols: the columns to compute; by default those that no later translated stage reads.
-        schema: the schema of the data, or the data themselves; the widths of vectors are taken from it.
+        schema: the schema of the data, or the data themselves, which tell the widths of vectors if no stage does.
         widths: entries per row of vectors, by column, if neither the stages nor the schema determine them.
 
     Raises:
-        InputError: no stage is translated, a stage cannot be exported to ONNX (the message names it and says how to fix
-            it), no stage writes one of `outputCols`, the width of a vector is unknown, `widths` names no input or
-            contradicts a stage, or the extra `onnx` is not installed.
+        InputError: `path` is a folder or not on this machine, no stage is translated, a stage cannot be exported to ONNX
+            (the message names it and says how to fix it), no stage writes one of `outputCols`, the width of a vector is
+            unknown, `widths` names no input or contradicts a stage, or the extra `onnx` is not installed.
         SparkdiffError: the file cannot be written.
     """
     place = local_file(path)
@@ -207,7 +207,9 @@ class Written:
             self._show(REFUSED, self.writer.beside(marks).any().number())
 
     def _unused(self, version: Version) -> str:
-        """Name of a column in the file; with the writer's uid if another version of the column has the name already."""
+        """Name of a column in the file; if another version of the column has the name already, with the uid of this one's
+        writer, or "of the data".
+        """
         graph, name = self.network.graph, self.network.graph.name(version)
         taken = {column.name for columns in self.columns.values() for column in columns}
         if name not in taken:
@@ -301,7 +303,7 @@ class Written:
         return g.where(null, last, index).number()
 
     def _null(self, version: Version) -> Value | None:
-        """Flags of the rows of a column that are null; None if no row can be null."""
+        """Flags of the rows of a column that are null; None if no row can be null, and for vectors."""
         if version[1] in self.network.positions:
             module, value = self.network.module(version[1]), self.values[version]
             if (source := self.network.graph.null_from(version)) is not None:

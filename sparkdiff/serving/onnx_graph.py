@@ -1,6 +1,4 @@
-"""ONNX graphs built by arithmetic: each operation on a `Value` adds a node. A value has n rows and a fixed number of
-columns.
-"""
+"""ONNX graphs built by arithmetic: operations on a `Value` add nodes. A value has n rows and a fixed number of columns."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -102,12 +100,12 @@ class Value:
         return dataclasses.replace(self, stored=there | many if storage == "compressed" else there)
 
     def as_in(self, other: "Value") -> "Value":
-        """The same value with the stored entries of `other`: 0 wherever `other` stores no entry."""
+        """The same value with the same entries stored as in `other`, and 0 elsewhere."""
         there = self if other.stored is None else self.graph.where(other.stored, self, 0.0)
         return dataclasses.replace(there, stored=other.stored)
 
     def without_zeros(self, of: "Value") -> "Value":
-        """The same value, stored as sparkdiff.tensors.rows.without_zeros does for the vectors of `of`."""
+        """The same value, computed from `of`, stored as by sparkdiff.tensors.rows.without_zeros."""
         return self if of.stored is None else dataclasses.replace(self, stored=~self.equals(0.0) | of.stored.all())
 
     def to(self, kind: str) -> "Value":

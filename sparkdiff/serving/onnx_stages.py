@@ -1,4 +1,4 @@
-"""Translated stages that transform features, as nodes of an ONNX graph, with the names of their torch modules."""
+"""Translated stages that transform features, as nodes of an ONNX graph, written in the terms of their torch modules."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ from sparkdiff.stages.targets import TargetEncoder
 from sparkdiff.stages.weighing import IDF, ElementwiseProduct, Normalizer
 
 Nulls = Sequence[Value | None]
-"""Flags of the null rows per input, (n, 1) bool; None if no row is null."""
+"""Flags of the null rows per input, (n, 1) bool; None if no row is null, or if the module treats null as NaN."""
 Writer = Callable[[GraphWriter, Any, Sequence[Value], Nulls], tuple[Value, ...]]
 """(graph, module, inputs, nulls) -> outputs, in the order of the module's outputs."""
 WRITERS: dict[type[StageModule], Writer] = {}
@@ -64,7 +64,7 @@ def first_largest(g: GraphWriter, scores: Value) -> Value:
 def class_of(g: GraphWriter, m: Any, raw: Value, probability: Value) -> Value:
     """Predicted class, computed from the column that Spark would use, since the columns round differently.
 
-    That is the probability if thresholds are set or only the probability is an output; else the raw scores.
+    That is the probability if thresholds are set, or if it is an output and the raw scores are not; else the raw scores.
     """
     if m.cuts is not None:
         scores = probability / m.cuts

@@ -139,6 +139,6 @@ def label(g: GraphWriter, m: ProbabilisticClassifier, raw: Value, probability: V
 
 
 def votes_for_one(g: GraphWriter, m: ClassifyingTrees, x: Value) -> Value:
-    """rawPrediction of class 1 of tree classifiers, (n, 1)."""
+    """rawPrediction of class 1 of a tree classifier, (n, 1)."""
     raw, _ = scores(g, m, total_of(g, m, leaves_of(g, m, x)))
     return raw.column(1)

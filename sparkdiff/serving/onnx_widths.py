@@ -83,7 +83,7 @@ def fitted_width(network: Network, version: Version) -> int | None:
 def prepared_width(network: Network, version: Version) -> int | None:
     """Number of entries of a column that plain Spark stages prepare for a translated stage; None if it holds numbers.
 
-    Only a Word2VecModel's word counts are vectors, with one entry per word of the vocabulary.
+    Only a Word2VecModel's shares of words are vectors, with one entry per word of the vocabulary.
     """
     i = -2 - version[1]
     module, vertex = network.module(i), network.graph.vertices[i]

@@ -25,8 +25,8 @@ class InputColumn:
         name: its spelling in the pipeline.
         path: the column, then the fields of the nested structs.
         kind: its type in Spark, as `simpleString`; empty without a schema.
-        exact: if any number is larger in magnitude than this, each vector is kept dense or sparse as it is, as in
-            `from_arrow`.
+        exact: if any number is NaN or larger in magnitude than this, each vector is kept dense or sparse as it is, as in
+            `from_arrow`; never if this is inf.
     """
 
     name: str

@@ -338,7 +338,7 @@ def table_of_pandas(frame: Any) -> RequestTable:
 
 
 def _is_missing(v: Any) -> bool:
-    """True for a missing value of a pandas column of objects, where NaN means missing, too."""
+    """True for a missing value of a pandas column that is not of plain numbers, where NaN means missing, too."""
     return (isinstance(v, float) and v != v) or type(v).__name__ in ("NAType", "NaTType")
 
 

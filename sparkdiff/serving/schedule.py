@@ -19,7 +19,7 @@ from sparkdiff.stages.base import StageModule
 from sparkdiff.tensors.rows import Rows, shape, width
 
 NOWHERE = -1
-"""The place of a value that is not read."""
+"""The place of a value that is not needed or does not exist."""
 PLACES = {"reads": 0, "writes": 0, "place": 0} | dict.fromkeys(
     ("numbers", "null", "objects", "nulls", "flags", "passed"), NOWHERE
 )
@@ -63,8 +63,8 @@ class TorchStep(ScheduledStage):
     Attributes:
         nulls: place of each input's null flags; None if the stage doesn't use them.
         flags: place of each output's null flags, if the outputs can be null.
-        passed: the place of the input's null flags that all outputs share; NOWHERE if an output is null where it is
-            NaN.
+        passed: the place of the null flags that all outputs take over from one input; NOWHERE if an output is null where
+            it is NaN.
         wanted, or_more: number of entries that a row of the first input must have (0 for any), and whether it may have
             more.
     """

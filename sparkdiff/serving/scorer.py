@@ -34,10 +34,10 @@ class Scorer:
     Args:
         model: a fitted pipeline or stage.
         schema: the schema of the data, or the data themselves. Without a schema, numbers have the type of the Python
-            value: an `int` is a bigint, a `float` a double. The type matters only where numbers become text
-                (StringIndexer and
-            FeatureHasher over numbers), and for the stages in `assumptions`.
-        outputCols: columns to return; by default those of the predictors and of the stages behind them.
+            value: an `int` is a bigint, a `float` a double. The type matters only where numbers become text or are hashed
+            (StringIndexer, FeatureHasher and HashingTF over numbers), and for the stages named in `assumptions`.
+        outputCols: columns to return; by default those of the predictors and of the stages behind them, or without a
+            predictor those that no stage reads.
         javaVersion: the version of Java, such as "17" or "21.0.8", whose text of doubles and floats StringIndexer and
             FeatureHasher use; by default that of the session. From 19 on, Java prints some numbers differently.
 
@@ -47,8 +47,9 @@ class Scorer:
         assumptions: assumptions about the data, made because no schema was passed.
 
     Raises:
-        InputError: a stage cannot be computed without Spark (the message names it, with the reason and how to fix it),
-            or there is no such `javaVersion`.
+        InputError: the pipeline is not fitted, a stage cannot be computed without Spark (the message names it, with the
+            reason and how to fix it), no stage writes one of `outputCols`, Spark refuses the schema's type of a column, or
+            there is no such `javaVersion`.
     """
 
     __module__ = "sparkdiff"
@@ -130,7 +131,7 @@ class Scorer:
         """Write the scorer to a new folder, from which `load` recreates it without Spark: JSON and arrays, no code.
 
         Raises:
-            InputError: the folder exists.
+            InputError: the folder exists, or it is not on this machine's file systems.
             SparkdiffError: the folder cannot be written, or a registered custom stage holds a value that cannot be
                 stored.
         """
@@ -146,7 +147,7 @@ class Scorer:
 
         Raises:
             InputError: the folder holds no scorer, or the scorer is damaged, needs more than `maxBytes`, or was written
-                by another version of sparkdiff.
+                by a sparkdiff with another major or minor version.
         """
         made = cls.__new__(cls)
         made._origin = stored.load(sparkdiff.__version__, path, maxBytes, made._take)

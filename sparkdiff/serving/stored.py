@@ -1,7 +1,7 @@
 """Storage of a scorer in two files that run no code when they are read: JSON, and the arrays to which the JSON refers.
 
-An object is stored as the name of its class and its attributes. Only classes of this package and registered stages are
-recreated, without calling their constructors.
+An object is stored as the name of its class and its attributes. Only classes of this package, registered stages and
+torch's ModuleList are recreated, without calling their constructors.
 """
 
 import dataclasses
@@ -233,11 +233,11 @@ def save(value: Any, version: str, origin: Mapping[str, str], path: str | os.Pat
 
 
 def load(version: str, path: str | os.PathLike[str], maxBytes: int, make: Callable[[Any], None]) -> dict[str, str]:
-    """Read the object from a folder that `save` wrote, pass it to `make`, and return the stored versions and time zone.
+    """Read the object from a folder that `save` wrote, pass it to `make`, and return the stored `origin` (see `save`).
 
     Raises:
-        InputError: the folder holds no scorer; the scorer is damaged, needs more than `maxBytes` or was written by
-            another version of sparkdiff; or `make` fails on it.
+        InputError: the folder holds no scorer; the scorer is damaged, needs more than `maxBytes` or was written by a
+            sparkdiff with another major or minor version; or `make` fails on it.
     """
     check_type("maxBytes", maxBytes, int, "a number of bytes")
     folder = files.local_path("path", os.fsdecode(path))
@@ -280,13 +280,9 @@ def load(version: str, path: str | os.PathLike[str], maxBytes: int, make: Callab
 
 
 def _check_unicode(scorer: Any, wrote: Any) -> None:
-    """Check that this Python has the Unicode version of the Python that saved the scorer, if a stage lowers text.
+    """Raise InputError if a stage lowers text, and the Python that saved the scorer had another version of Unicode.
 
-    The scorer stores the characters that Java and the saving Python lower differently; with another version they would
-    differ.
-
-    Raises:
-        InputError: a stage lowers text, and the Python that saved the scorer had another version of Unicode.
+    The scorer stores which characters Java and that Python lower differently; for this Python, these may be others.
     """
     lowers = any(getattr(getattr(step, "stage", None), "lowers_text", False) for step in getattr(scorer, "steps", ()))
     if lowers and wrote != unicodedata.unidata_version:

@@ -38,7 +38,7 @@ from sparkdiff.pipeline.schema import check_columns, fields_by_name, width_in
 LOG = logging.getLogger("sparkdiff.serving")
 DEVICES = ("auto", "cpu", "cuda", "spark")
 SAMPLE, COPIES, TURNS = 4096, 8, 3
-"""Number of rows taken for measuring, number of copies of them in one measurement, and number of measurements."""
+"""Largest number of rows taken for measuring, number of copies of them in one measurement, and number of measurements."""
 FEWEST = 100
 """Smallest number of rows to measure; with fewer rows, measurements are noise."""
 
@@ -50,8 +50,8 @@ def by_torch(model: Any, df: DataFrame, device: str) -> DataFrame:
     """The pipeline's transform of `df`, in which torch computes the translated stages. Lazy.
 
     Raises:
-        InputError: no stage is translated, a column is missing, or a stage that runs in Spark after torch needs a
-            column that a later stage has overwritten by then.
+        InputError: no stage is translated, a column is missing, or a stage that runs in Spark after torch may read or
+            write a column that a later stage has overwritten by then.
     """
     network = translate(model, schema=df)
     if not network.outputCols:
@@ -78,7 +78,7 @@ def by_torch(model: Any, df: DataFrame, device: str) -> DataFrame:
 
 
 def check_order(network: Network, before: Sequence[int], after: Sequence[int]) -> None:
-    """Raise InputError if a stage that Spark runs last would read or write a column that a later stage has overwritten."""
+    """Raise InputError if a stage that Spark runs last may read or write a column that a later stage has overwritten."""
     graph = network.graph
     for i in after:
         vertex = graph.vertices[i]
@@ -193,8 +193,8 @@ _SHIPPED: set[str] = set()
 
 
 def ship(spark: SparkSession) -> None:
-    """Send this package to the executors, once per application. In local mode they import the driver's, so nothing is
-    sent.
+    """Send this package to the executors, once per application (with Spark Connect, per session). In local mode they
+    import the driver's, so nothing is sent.
     """
     local = jvm.in_process(spark)
     if local and str(spark.sparkContext.master).startswith("local["):
@@ -279,7 +279,7 @@ class TorchTransformer(Holder, Transformer, jvm.Persistent):
 
     `transform` returns the columns of the pipeline's own transform, with the same types, `nullable` and metadata; other stages
     run in Spark. Vectors are equal, but may be stored dense where Spark's are sparse, or the other way round. The executors need
-    torch, but not sparkdiff.
+    torch; sparkdiff need not be installed there.
 
     Attributes:
         pipelineModel: the plain pipeline.
@@ -366,8 +366,8 @@ class TorchTransformer(Holder, Transformer, jvm.Persistent):
 
 class _Writer(jvm.Writer):
     def save(self, path: str) -> None:
-        """Save the transformer; on this machine's file system completely or not at all, as a finished folder is
-        renamed.
+        """Save the transformer; on this machine's file system under another name first, which is then renamed, so that it
+        is saved completely or not at all.
         """
         place = paths.local(path)
         # Spark writes the path here if it names local files, or if Spark's default file system is the local one.

@@ -32,7 +32,7 @@ class TextStage:
     """A stage in Python; `run` takes its input columns, all of the same length.
 
     A stage class that can convert text to lower case has an attribute `lowers_text`: True if the stage does so, and
-    thus depends on the Unicode version.
+    thus depends on Python's version of Unicode.
     """
 
     kind: ClassVar[str] = ""
@@ -59,7 +59,7 @@ class TextInputs:
 
     Attributes:
         inputs: names of the columns.
-        labels: labels of each column; None if unknown.
+        labels: labels of each column, None if unknown; empty if the stage is no IndexToString.
         java: the release of Java by which numbers are converted to text.
     """
 
