@@ -61,7 +61,7 @@ HEADS = {
     "LogisticRegressionModel": "linear", "LinearRegressionModel": "linear", "GeneralizedLinearRegressionModel": "linear",
     "LinearSVCModel": "linear", "NaiveBayesModel": "bayes", "MultilayerPerceptronClassificationModel": "perceptron",
 }  # fmt: skip
-"""Class name of a predictor -> its kind. Classes with Tree, Forest or GBT in their name are of the kind `trees`, others `other`."""
+"""Class name of a predictor -> its kind. Names with Tree, Forest or GBT are of the kind `trees`, others `other`."""
 
 
 class Drawn(NamedTuple):

@@ -75,7 +75,7 @@ class Forecast:
 
 
 def features(facts: Mapping[str, float]) -> list[float]:
-    """The facts as inputs of the models: numbers of similar size, in the order of `NAMES`. Unknown ones are NaN, or 0 if in `FLAGS`."""
+    """The facts as inputs of the models: numbers of similar size, in the order of `NAMES`; NaN, or 0 for `FLAGS`, if unknown."""
     return [_scaled(name, float(facts.get(name, 0.0 if name in FLAGS else math.nan))) for name in NAMES]
 
 
