@@ -33,9 +33,9 @@ PRIOR, SHARE = 0.8, 0.25
 ROWS = 10.0
 """In `precision`: the accuracy of each vote is shrunk towards the mean accuracy of all votes as if by this many rows."""
 SMOOTHING = 1.0
-"""Pseudo-count in EM: number of rows (of weight 1) that are added to each distribution of votes. To the distribution of the classes, only
-`LEAST` rows are added per class, because a whole row would raise the share of a rare class where votes carry little
-information.
+"""Pseudo-count in EM: number of rows (of weight 1) that are added to each distribution of votes. To the distribution of the
+classes, only `LEAST` rows are added per class, because a whole row would raise the share of a rare class where votes carry
+little information.
 """
 FEWEST, WORK = 60, 500_000_000
 """Limits of EM from each start: FEWEST steps, or the number of steps that process WORK votes times classes if it is larger."""
