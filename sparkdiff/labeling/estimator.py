@@ -1,4 +1,4 @@
-"""LabelModel: an Estimator that learns the accuracies of labelling functions from votes; its model adds class probabilities."""
+"""LabelModel: an Estimator that learns from votes how good each labelling function is; its model adds class probabilities."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -92,8 +92,8 @@ PARAMS = ("votes", "method", "numClasses", "classBalance", "labelCol", "weightCo
 
 
 class LabelModel(Estimator, CheckedParams, _LabelParams, jvm.Persistent):  # type: ignore[type-arg]
-    """An Estimator that learns from votes, without labels, how often each labelling function is right; its model adds
-    class probabilities.
+    """An Estimator that learns from votes, without needing labels, how often each labelling function is right; its model
+    adds class probabilities.
 
     A labelling function is an SQL expression whose value is a vote for a class (0, 1, 2, ...), or null to abstain, such
     as `CASE WHEN amount > 5000 AND device_new THEN 1 END`. It may call registered UDFs by name.
