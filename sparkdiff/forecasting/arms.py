@@ -87,7 +87,7 @@ def priors() -> tuple[PastImprovement, ...]:
 
 
 def of_store(runs: Sequence[Mapping[str, Any]]) -> list[PastImprovement]:
-    """The past improvements in a store of runs, without those whose facts are unknown."""
+    """The past improvements in a store of runs, without those whose facts, original metric or results are unknown."""
     out = []
     for run in runs:
         evidence = parsed(run["evidence"]) if run["verb"] == "improve" else {}

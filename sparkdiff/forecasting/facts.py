@@ -1,7 +1,8 @@
 """Cheap facts about a pipeline and its rows, measured before a fine-tuning.
 
 They describe the pipeline's plan and, on a sample of up to 2,000 rows, the loss, the gradient, the curvature along the
-gradient, and the gains on held-out rows after one step along the gradient and after a training of three epochs.
+gradient, and the gains on held-out rows after one step along the gradient, and after the first and the last of three
+epochs of training one candidate.
 
 No cache is written, and the network is not compared with Spark, because the facts serve forecasts only and decide
 nothing. The natural unit of a parameter is its typical scale; vectors u (p,) below are shifts of the trained parameters
@@ -47,7 +48,8 @@ FACTS = "sparkdiff.facts"
 DRAWN = 0.95
 """Expected size of a sample as a share of `SAMPLE`. It is less than 1 so that the random size seldom exceeds `SAMPLE`."""
 DRAWN_NOISE = 0.1
-"""Relative random variation of the size of a sample: four standard errors."""
+"""Random difference to expect at most between the size of a sample and its expected size, as a share of the latter: four
+standard errors."""
 EPOCHS = 3
 """Number of epochs of the training on the sample."""
 RATE = 10
@@ -59,18 +61,18 @@ HEADS = {
     "LogisticRegressionModel": "linear", "LinearRegressionModel": "linear", "GeneralizedLinearRegressionModel": "linear",
     "LinearSVCModel": "linear", "NaiveBayesModel": "bayes", "MultilayerPerceptronClassificationModel": "perceptron",
 }  # fmt: skip
-"""Class of a predictor -> its kind. Classes with Tree, Forest or GBT in their name are of the kind `trees`, others `other`."""
+"""Class name of a predictor -> its kind. Names with Tree, Forest or GBT are of the kind `trees`, others `other`."""
 
 
 class Drawn(NamedTuple):
-    """A sample of up to `SAMPLE` rows of a table, persisted by Spark, and the number of rows of the table."""
+    """A sample of up to `SAMPLE` rows of a table, persisted if the session can do so, and the number of rows of the table."""
 
     few: DataFrame
     rows: int
 
 
 class Samples:
-    """Cache of samples of tables. Each table is sampled only once, for all pipelines that are to be fine-tuned on it."""
+    """Cache of samples of tables. Each table is sampled once per seed, for all pipelines that are to be fine-tuned on it."""
 
     def __init__(self) -> None:
         self._drawn = dict[
@@ -110,7 +112,7 @@ def training_facts(task: Task, df: DataFrame, rows: int) -> Facts:
         rows: number of rows of `df`.
 
     Raises:
-        InputError: as in `measured`.
+        InputError: the rows that were drawn, or the options, can't be used.
     """
     small = rows <= SAMPLE
     few = df if small else df.sample(DRAWN * SAMPLE / rows, seed=task.options.seed)
@@ -125,7 +127,8 @@ def measured(task: Task, df: DataFrame, samples: Samples) -> tuple[Facts, str]:
 
     Raises:
         SampleError: the sample can't be used; all rows together may be usable.
-        InputError: the rows or the options can't be used; `FineTuner.fit` on these rows would raise the same error.
+        InputError: labelCol is a vector of class probabilities; or the rows or the options can't be used, and
+            `FineTuner.fit` on these rows would raise the same error.
     """
     if soft_labels.given([Source(df)], task.labelCol):
         raise InputError(
@@ -167,7 +170,7 @@ def _measured(task: Task, df: DataFrame, drawnFrom: int | None) -> tuple[Facts, 
 @contextlib.contextmanager
 def _probe(task: Task, df: DataFrame, drawnFrom: int | None) -> Iterator[tuple["_Probe", Sample, int]]:
     """Context that loads the sample into a network; yields the probe with the network, the sample, and the approximate
-    number of rows of the table with a weight.
+    number of rows of the table whose weight is not 0.
 
     Args:
         df, drawnFrom: see `_measured`.
@@ -189,10 +192,11 @@ def _held(sample: Sample, rows: int) -> int:
 
 
 def _of_weight(sample: int, rows: int) -> int:
-    """Approximate number of rows of a table with a weight: all, unless clearly fewer rows were sampled than expected.
+    """Approximate number of a table's rows whose weight is not 0: all, unless the sample has clearly fewer such rows than
+    the rows that were to be drawn.
 
     Args:
-        sample: number of sampled rows with a weight.
+        sample: number of sampled rows whose weight is not 0.
         rows: number of rows of the table.
     """
     share = sample / (DRAWN * SAMPLE)

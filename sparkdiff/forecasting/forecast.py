@@ -65,7 +65,7 @@ class Forecast:
 
     @property
     def expected(self) -> float:
-        """Expected gain, averaged over both outcomes; it is 0 if the original is kept."""
+        """Expected gain, averaged over both outcomes (if the original is kept, the gain is 0)."""
         return self.probability * self.gain
 
     @property
@@ -75,7 +75,7 @@ class Forecast:
 
 
 def features(facts: Mapping[str, float]) -> list[float]:
-    """The facts as inputs of the models: numbers of similar size, in the order of `NAMES`; NaN if unknown."""
+    """The facts as inputs of the models: numbers of similar size, in the order of `NAMES`; NaN, or 0 for `FLAGS`, if unknown."""
     return [_scaled(name, float(facts.get(name, 0.0 if name in FLAGS else math.nan))) for name in NAMES]
 
 
@@ -96,7 +96,7 @@ def _scaled(name: str, value: float) -> float:
 def of_store(runs: Sequence[Mapping[str, Any]]) -> list[PastRun]:
     """The past fine-tunings in a store that were started by triage, which stores their facts in the tag `FACTS`.
 
-    Other runs are left out, and so are runs in which this tag holds no facts.
+    Other runs are left out, and so are runs in which this tag holds no facts or whose gain or core-seconds are unknown.
     """
     out = []
     for run in runs:

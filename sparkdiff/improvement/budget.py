@@ -20,7 +20,7 @@ FIRST_GUESS = 0.5
 ALONE = 0.7
 """Time to make a pipeline when nothing else runs, relative to the time when other folds are fitted at the same time."""
 LEAST_FOLDS = 3
-"""Smallest number of folds on which a finalist is proven if there is no time for all folds."""
+"""Smallest number of folds on which a finalist is proven, if there are more but no time for all of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +60,8 @@ class Limit:
     """Limit on one step of an arm: either seconds or passes over the training rows; both are None without a limit.
 
     Attributes:
-        most: seconds after which Spark jobs are cancelled in work that cannot be divided, such as one fit. It is
-            usually more than `seconds`: the arm's share of all the time left. None if the limit is not in seconds.
+        most: seconds after which Spark jobs are cancelled in work that cannot be divided, such as one fit: the arm's
+            share of all the time left, which in the first step is more than `seconds`. None for no limit.
     """
 
     seconds: float | None
@@ -100,7 +100,7 @@ class Account:
         return self._clock() - self._begun
 
     def left(self) -> float:
-        """Seconds, or passes, left for arms, after reserving the time to prove the best candidate so far."""
+        """Seconds left for arms, after reserving the time to prove the best candidate so far; or passes left."""
         if self.budget.seconds is not None:
             best = FIRST_GUESS * self.fold if self._best is None else self._best
             late = self._late() - self._proof(best, min(self.folds, LEAST_FOLDS))

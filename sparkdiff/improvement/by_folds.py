@@ -57,7 +57,9 @@ class FoldRows(Events):
 
 
 def of_one_arm(phases: Phases) -> Phases:
-    """A copy of the phases for a run with a single arm: its listeners get rows in the form of the summary's records."""
+    """A copy of the phases for a run with a single arm: its listeners, except `Progress`, get rows in the form of the summary's
+    records.
+    """
     own, others = copy.copy(phases), [x for x in phases.listeners if not isinstance(x, Progress)]
     own.listeners = [*(x for x in phases.listeners if isinstance(x, Progress)), FoldRows(others)]
     return own

@@ -10,8 +10,8 @@ from sparkdiff.serving.compact import CompactPlan, compact, compact_plan
 
 
 def folded(ground: Ground, model: Any) -> Any | None:
-    """The pipeline with fewer stages and the same outputs; None if no stage can be removed, if the result would not be cheaper to
-    serve, or if folding is not allowed (only with the arm "simplify").
+    """The pipeline with fewer stages and the same outputs; None if `folding` returns None, or if the result would not be
+    cheaper to serve.
 
     Stages that must not change (`Ground.stay`) are kept, and so are the columns that they write.
     """
@@ -23,8 +23,8 @@ def folded(ground: Ground, model: Any) -> Any | None:
 
 
 def folding(ground: Ground, model: Any) -> CompactPlan | None:
-    """Plan of the folding; None if no stage can be removed, if a stage that must not change would change, or if folding is not
-    allowed.
+    """Plan of the folding; None if no stage can be removed, if a stage that must not change would change, or if the options
+    exclude the arm "simplify".
     """
     if "simplify" not in ground.settings.tried():
         return None

@@ -91,9 +91,9 @@ class Ground:
     """The original pipeline, a set of rows, and the request of the user.
 
     Attributes:
-        model: the original, fitted to the training rows of this ground unless it stays fixed.
-        fit: function that fits the pipeline to the training rows of other grounds; None if the pipeline stays fixed,
-            because it was not fitted to any of the rows.
+        model: the original, as the user passed it, or refitted to the training rows of this ground (see `moved`).
+        fit: function that fits the pipeline to the training rows of other grounds; None if the pipeline stays fixed (see
+            `Origin`).
         original: the figures of `model`; None until `model` is measured.
         goal: the loss and the metric; None until `model` is measured.
         facts: facts about the original's cache, stream and versions, for the summary.
@@ -336,7 +336,8 @@ def measure(ground: Ground, model: Any) -> Measurement:
     """Measure a pipeline on the same rows as the original.
 
     Raises:
-        InputError: the pipeline can't be compared with the original, because it drops rows or indexes the labels differently.
+        InputError: the pipeline can't be compared with the original, because it drops rows, indexes the labels differently
+            or has other weights.
         ParityError: the pipeline's network and Spark disagree.
     """
     with ground.begun(ground.task(model)) as run:

@@ -20,7 +20,8 @@ Task = Callable[[], str]
 Tasks = Iterator[tuple[str, Task]]
 """Names and tasks. Each task is taken from the iterator only when a lane is free for it."""
 STEP: contextvars.ContextVar[Mapping[str, Any]] = contextvars.ContextVar("STEP")
-"""Fields that are added to rows of a training's history when listeners get them: the arm, and the round of its step."""
+"""Fields that are added to rows of a training's history when listeners get them: the arm, and the round of its step, or in a
+proof the role of the finalist."""
 LOOK = 0.1
 """Seconds between two checks for Ctrl-C."""
 
@@ -58,7 +59,7 @@ def run(tasks: Tasks, lanes: int, phases: Phases, brake: Brake) -> None:
 
     Args:
         lanes: largest number of tasks that run at the same time.
-        brake: pulled if a task fails, to end the other tasks; released again at the end.
+        brake: pulled if a task fails, or by Ctrl-C, to end the other tasks; released again at the end.
 
     Raises:
         BaseException: the error of a task, after the other tasks have ended.
@@ -106,7 +107,7 @@ def ahead(makes: Sequence[Callable[[], object]]) -> Iterator[None]:
     """Context in which a background thread calls functions, in order, before their results are needed. Its end stops the thread.
 
     Args:
-        makes: functions that cache their results (see `Shared.once`). Errors are ignored here: a function that fails will fail
+        makes: functions that cache their results (see `Shared.once`). An error only ends the thread: the function will fail
             again when its result is needed.
     """
     spark, over, tag = jvm.session(), threading.Event(), f"sparkdiff-{uuid.uuid4().hex}"

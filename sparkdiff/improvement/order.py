@@ -54,7 +54,9 @@ class ArmOrder:
 
 
 def order_of(ground: Ground, arms: Sequence[Arm]) -> ArmOrder:
-    """Order of the arms for this pipeline and these rows; a fixed order if none can be learned."""
+    """Order of the arms for this pipeline and these rows. If none is learned, it is fixed: the given order (cheap arms first), or
+    for small budgets `QUICK` or `FOREST`.
+    """
     names = tuple(arm.name for arm in arms)
     if ground.settings.order == FIXED:
         return ArmOrder(names, why="the cheap ones first, as order='fixed' asks")

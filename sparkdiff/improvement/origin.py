@@ -223,7 +223,9 @@ def row_count(ground: Ground) -> RowCount | None:
 
 
 def _equations(ground: Ground) -> float | None:
-    """p-value of the test by the optimality equations of a linear last stage (`p_of_equations`); None for other last stages."""
+    """p-value of the test by the optimality equations of a linear last stage (`p_of_equations`); None if it isn't possible, as
+    for other last stages.
+    """
     head = ground.plan.cut.graph.head
     stage: Any = head.stage
     ridge, mixed = (stage.getOrDefault(p) if stage.hasParam(p) else 0.0 for p in ("regParam", "elasticNetParam"))

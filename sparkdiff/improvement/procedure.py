@@ -89,7 +89,8 @@ def explore_and_prove(
     """Print the plan, try the arms on the exploring rows, test the finalists on the proving rows, and return the best
     accepted one.
 
-    The returned pipeline is made from all rows. If no finalist is accepted, the original is returned.
+    The returned pipeline is made from all rows, or if there is only one fold, perhaps from this fold's training rows. If no
+    accepted finalist can ship, the original is returned.
 
     Args:
         given: the fitted pipeline, or an unfitted Pipeline.
@@ -165,7 +166,9 @@ def _rival(proof: Proof, origin: Origin) -> tuple[bool, str]:
 
 
 def _makes(proof: Proof, origin: Origin, account: Account) -> list[Callable[[], object]]:
-    """Functions for a background thread, called while arms explore: first fold, rival, other folds, all rows."""
+    """Functions for a background thread, called while arms explore: first fold, rival, other folds, all rows; what is not needed
+    is not made.
+    """
 
     def make_fold(k: int) -> None:
         if k < account.folds:

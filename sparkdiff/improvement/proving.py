@@ -1,7 +1,7 @@
 """Proof of an improvement, by a test of the finalists (the candidates chosen for this test) on the proving rows.
 
-Each finalist is made again from the training rows of each fold, and compared with its rival on the fold's proving rows. Accepted
-finalists are made again from all rows, and ship.
+Each finalist is made again from the training rows of each fold, and compared with its rival on the fold's proving rows. Those
+accepted finalists that are to be offered are made again from all rows; or if there is only one fold, its pipelines may ship.
 """
 
 import contextlib
@@ -100,7 +100,7 @@ class Shipped:
 
     Attributes:
         found: figures of the pipeline on all rows; None if it can't ship, for the reason in `failure` or `judgement`.
-        doubts: warnings about columns that the loss doesn't use and that can't be compared with the original's.
+        doubts: warnings about columns that must not change, but can't be compared with the original's.
     """
 
     proven: Proven
@@ -120,8 +120,8 @@ NOTHING = guard.Verdict(False, -1, 0.0, 0.0, 1.0, 0.025)
 def finalists(ground: Ground, steps: Sequence[Step], *, small: bool) -> list[Finalist]:
     """Choose at most `FINALISTS` candidates for the proof, by role.
 
-    The roles, in this order: the best candidate, the plain refit, the best with the original's stages, the best that is as cheap
-    to serve, and the cheapest that is simpler. A candidate is chosen only once.
+    The roles, in this order: the best candidate, the plain refit, the best with the original's stages, the best that costs no
+    more to serve than the original, and the cheapest that is simpler. A candidate is chosen only once.
 
     Args:
         ground: ground of the exploring rows.
@@ -153,7 +153,7 @@ def finalists(ground: Ground, steps: Sequence[Step], *, small: bool) -> list[Fin
 
 
 def remake(ground: Ground, making: Making, arms: Sequence[Arm]) -> Measurement:
-    """Make a candidate again, from the training rows of a ground, and measure it on the ground's other rows.
+    """Make a candidate again, from the training rows of a ground, and measure it on the rows of the ground.
 
     Args:
         arms: the arms of this run, which take precedence over those in `ARMS`.
@@ -229,7 +229,7 @@ class Proof:
     def _prove_in(
         self, k: int, chosen: Sequence[Finalist], found: dict[tuple[str, int], FoldComparison | str]
     ) -> str:  # fmt: skip
-        """Compare the finalists with their rival in fold `k`, except finalists that have failed in an earlier fold.
+        """Compare the finalists with their rival in fold `k`, except those tested on fewer folds or failed in an earlier fold.
 
         Args:
             found: (name of a finalist, fold) -> its comparison, or the reason why it can't be made; results are added.
@@ -394,7 +394,7 @@ class Decision:
         unproven: finalists that were not tested, for lack of time.
         offers: the offers by name; `BEST` is among them if a finalist is accepted and can ship.
         refused: finalists that were chosen to ship, but can't.
-        warnings: warnings about the offers.
+        warnings: warnings about the finalists that were made from all rows.
         rival: the reason why the rival is the fitted original, or its refit; empty if it is obvious.
         shows: see `smallest_gain`; None if there is no best candidate to test.
     """
@@ -462,8 +462,9 @@ def decide(proof: Proof, chosen: Sequence[Finalist], proven: Sequence[Proven]) -
 def _ship(proof: Proof, proven: Proven) -> Shipped:
     """Make a finalist from all rows, and check that it may ship.
 
-    Its loss must not be much larger than in the folds, it must not be worse on the reference rows (rows that no
-    pipeline has seen), and no output column that the loss doesn't use may change.
+    Its loss must not be much larger than in the folds, it must not be worse on a slice or on the reference rows (rows that no
+    pipeline has seen), not too many labels may change, and no output column that depends on none of the refitted or trained
+    stages may change.
     """
     ground, judgement, finalist = proof.ground, proven.judgement, proven.finalist
     STEP.set({"arm": finalist.candidate.arm, "round": finalist.role})
@@ -528,7 +529,7 @@ def _figures(proof: Proof, best: Shipped | None) -> Measurement:
 
 
 def _compacted(proof: Proof, best: Shipped | None) -> Shipped | None:
-    """The best pipeline, or the original if nothing is better, without stages that can be folded; None if none can."""
+    """The best pipeline, or the original if nothing is better, after folding; None if `folded` returns None."""
     reference = _figures(proof, best)
     model = folded(proof.ground, reference.model)
     if model is None:

@@ -24,7 +24,7 @@ from sparkdiff.store.lease import HeldError
 FIRST = 0.1
 """Fraction of the arm's share of the budget that its first step may use."""
 WEIGHTS = 0.1
-"""Expected gain of training all weights together, as a share of the metric, as long as this was not tried on the original."""
+"""Expected gain of training all weights together, as a share of the metric, until the arm "finetune" has a candidate."""
 NEGATIVE = ("poisson", "gamma", "tweedie", "weibull", "oneVsRest", "logLikelihood", "cost", "expectedCost")
 """Losses and metrics that may be below 0, so that their best value is unknown. All others are at least 0 if smaller is
 better, and at most 1 if larger is better."""
@@ -218,13 +218,17 @@ def _better_half(
 
 
 def expected(ground: Ground, steps: Sequence[Step]) -> float:
-    """Expected gain from training the weights of a new pipeline: the gain on the original if this was tried, else `WEIGHTS`."""
+    """Expected gain from training the weights of a new pipeline: the gain on the original if the arm "finetune" has a
+    candidate, else `WEIGHTS`.
+    """
     tuned = [c for s in steps if s.arm == "finetune" for c in s.candidates]
     return max((share(ground, c) for c in tuned), default=WEIGHTS)
 
 
 def _may_reach(ground: Ground, name: str, steps: Sequence[Step]) -> float:
-    """Gain of an arm so far plus its expected further gain, as a share of the original's metric; infinite without a step."""
+    """Gain of an arm so far plus its expected further gain, together at most `most_gain`, as a share of the original's metric;
+    infinite without a step.
+    """
     own = [s for s in steps if s.arm == name]
     if not own:
         return math.inf

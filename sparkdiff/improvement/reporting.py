@@ -88,7 +88,8 @@ def summary_of(
 def shown_of(decision: Decision) -> tuple[Proven | None, Judgement]:
     """Finalist that the summary describes, and its judgement.
 
-    It is the best offer; if there is none, an accepted finalist that can't ship; and else the first finalist that was tested.
+    It is the best offer; if there is none, an accepted finalist that can't ship; else the first finalist that was tested, or
+    None.
     """
     gains = [s for s in decision.refused if s.proven.accepted]
     for shipped in (*filter(None, [decision.best]), *gains):

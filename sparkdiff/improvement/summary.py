@@ -36,15 +36,15 @@ class ImprovementSummary(FineTuningSummary):
             pipeline once), "p" (p-value, corrected for four finalists), "interval" (95% interval of the gain, corrected for four
             finalists; None if nothing gains), "accepted", "offers" (names), "why" (the reason why the finalist was not accepted),
             "changes" (names of all added or deleted stages)}.
-        race: an entry for the best candidate of each arm on the exploring rows: {"arm", "name", "value", "gain", "serving",
-            "seconds", "accepted"}. Finalists are chosen by these rows.
+        race: an entry for the best candidate of each arm on the exploring rows, by which finalists are chosen: {"arm", "name",
+            "value", "gain", "serving", "seconds", "accepted"}.
         proof: {"rows" (description of the proving rows), "folds", "rival", "why" (the reason for this rival), "shows" (the gain,
             as a share of the metric, that the test on the proving rows would detect in 8 of 10 cases), "units" (effective number
             of rows, groups or blocks that decided), "unproven" ([{"name", "seconds"}]: finalists that there was no time to test,
             and the time that their test would take)}.
         offers: {name of an offer: index of its row in `table`}; see `sparkdiff.improvement.proving`.
-        budget: {"given" (the requested budget), "spent" (seconds per arm, for measuring the original, and for the proof),
-            "seconds" (of the whole improvement; less than the sum if arms ran at the same time)}.
+        budget: {"given" (the requested budget), "spent" (seconds per arm, and for measuring the original, the baseline, the
+            order and the proof), "seconds" (of the whole improvement; less than the sum if arms ran at the same time)}.
         foundAt: seconds after which the best pipeline was found; None if the original is kept.
         baseline: Spark's own trees on the same features, measured on the exploring rows: {"name", "value", "test", "change",
             "serving", "seconds", "why" (the reason why there is no value)}; None if `baseline=False` or the budget is small. It

@@ -73,7 +73,7 @@ def _nothing(arms: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _unfinished(arms: Sequence[Mapping[str, Any]]) -> str:
-    """A sentence about the arms that were stopped because the budget was over; empty if there are none."""
+    """A sentence about the arms that the budget cut short; empty if there are none."""
     cut = [a["arm"] for a in arms if a["cut"]]
     if not cut:
         return ""
@@ -122,7 +122,7 @@ def _rows_needed(rows: int, z: float, level: float) -> str:
 
 
 def beside(name: str, value: float | None, returned: float, sign: float) -> str:
-    """A sentence if the baseline is better than the best pipeline of the race; else empty.
+    """A sentence if the baseline is better than the best pipeline of the race by at least `NOTHING`; else empty.
 
     Args:
         name: name of the baseline.

@@ -140,7 +140,7 @@ def _label(df: DataFrame, labelCol: str) -> Column:
 
 
 def _softened(df: DataFrame, column: str, temperature: float) -> DataFrame:
-    """The rows with the probabilities in `column` at this temperature; probabilities of 1 are changed to `SURE`."""
+    """The rows with the probabilities in `column` at this temperature; those above `SURE` are changed to `SURE`."""
     if temperature != 1.0:
         most = F.array_max(named(column))  # divide by the row's maximum: a low temperature could make all powers 0
         df = df.withColumn(column, F.transform(named(column), lambda x: F.pow(x / most, F.lit(1 / temperature))))

@@ -5,7 +5,7 @@ vote in each class (abstaining counts as a vote). The model is identifiable with
 than chance on average.
 
 A pattern is one combination of the votes of all m functions, (m,) int64, with -1 where a function abstains. There are P
-different patterns, with weights (P,): the number of rows that have each pattern, or their total weight where rows have
+patterns, with weights (P,): the number of rows that have each pattern, or their total weight where rows have
 weights (see `Votes`).
 """
 
@@ -21,7 +21,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 ABSTAINS = -1
 FEW = 10
-"""A vote's correlations with other votes count only if at least this many rows have the vote, and as many don't."""
+"""A vote's correlations with other votes count only if at least this many rows have the vote, and at least as many don't."""
 LEAST = 1e-4
 """Smallest assumed share of wrong votes, because a function that was never wrong on these rows may be wrong on other rows."""
 LOWEST = np.log(1e-12)
@@ -33,12 +33,12 @@ PRIOR, SHARE = 0.8, 0.25
 ROWS = 10.0
 """In `precision`: the accuracy of each vote is shrunk towards the mean accuracy of all votes as if by this many rows."""
 SMOOTHING = 1.0
-"""Pseudo-count in EM: number of rows that are added to each distribution of votes. To the distribution of the classes, only
-`LEAST` rows are added per class, because a whole row would raise the share of a rare class where votes carry little
-information.
+"""Pseudo-count in EM: number of rows (of weight 1) that are added to each distribution of votes. To the distribution of the
+classes, only `LEAST` rows are added per class, because a whole row would raise the share of a rare class where votes carry
+little information.
 """
 FEWEST, WORK = 60, 500_000_000
-"""EM takes at most FEWEST steps from each start, or more steps if all of them process at most WORK votes times classes."""
+"""Limits of EM from each start: FEWEST steps, or the number of steps that process WORK votes times classes if it is larger."""
 STEPS, RISE = 300, 0.02
 """EM stops if STEPS steps raise the log-likelihood by less than RISE, which is about a hundredth of the difference that
 chance explains (`WITHIN` in estimator.py). Otherwise, uninformative votes could make the likelihood so flat that the
@@ -131,7 +131,7 @@ def triplets(patterns: Ints, weights: Floats, balance: Floats | None = None) -> 
 
     A vote for class 1 counts as 1, for class 0 as -1. Let q = P(Y = 1), and d_i the difference between function i's mean
     vote in class 1 and in class 0. Then the votes of functions i and j have the covariance q (1 - q) d_i d_j, so the
-    covariances among three functions determine each d up to its sign (Fu et al. 2020, "Fast and Three-rious", but with
+    covariances among three functions determine each d up to its sign (Fu et al. 2020, "Fast and Three-rious"; they use
     uncentred moments, which do not suit functions that vote for one class only). The third central moment
     q (1 - q) (1 - 2 q) d_i d_j d_l determines q. The probabilities of each vote follow by least squares from the
     covariances of the vote with the other functions.
@@ -167,7 +167,7 @@ def triplets(patterns: Ints, weights: Floats, balance: Floats | None = None) -> 
 
 
 def _magnitudes(covariance: Floats) -> Floats:
-    """Estimate of |d| sqrt(q (1 - q)) of each labeling function, (m,): the square root of a weighted median over triplets.
+    """Estimate of |d| sqrt(q (1 - q)) of each labelling function, (m,): the square root of a weighted median over triplets.
 
     For function i and each pair of other functions j and l, |d_i|^2 q (1 - q) is cov_ij cov_il / cov_jl. The weight of this
     ratio is |cov_jl|.
@@ -209,12 +209,12 @@ def em(
     patterns: Ints, weights: Floats, k: int, *, balance: Floats | None = None, known: Ints | None = None,
     start: Estimate | None = None, maxIter: int = 20_000, tol: float = 1e-6,
 ) -> Estimate:  # fmt: skip
-    """Maximum likelihood by expectation-maximisation (Dawid and Skene 1979) from three starts: the majority vote,
-    `precision`, and for two classes `triplets`.
+    """Maximum-likelihood estimate by expectation-maximisation (Dawid and Skene 1979) from three starts: the majority
+    vote, `precision`, and for two classes `triplets`.
 
-    The result is the most likely of the maxima that are found. Without labels, it is the most likely maximum at which
-    functions are better than chance: exchanging the classes does not change the likelihood, so there is also a maximum
-    at which they are worse.
+    The result is the most likely of the maxima that are found. Without labels, it is the most likely of those at which
+    functions are better than chance, if there are any: exchanging the classes does not change the likelihood, so there
+    is also a maximum at which they are worse.
 
     Args:
         balance: (k,) shares of the classes, if known.

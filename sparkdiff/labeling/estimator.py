@@ -1,4 +1,4 @@
-"""LabelModel: an Estimator that learns the accuracies of labelling functions from votes; its model adds class probabilities."""
+"""LabelModel: an Estimator that learns from votes how good each labelling function is; its model adds class probabilities."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -37,8 +37,8 @@ DEPENDENT = 0.03
 MOST_CLASSES = 100
 """Largest number of classes, unless numClasses is set."""
 OFF = 0.1
-"""Largest relative difference between the class share that `triplets` estimates and the mean probability that its
-estimate gives to the rows."""
+"""Largest relative difference, without a warning, between the class share that `triplets` estimates and the mean
+probability that its estimate gives to the rows."""
 WITHIN = 1.92
 """Largest difference of two log-likelihoods that chance explains at a level of 5% (half of chi-squared's 3.84)."""
 PAIRS = 5_000
@@ -92,8 +92,8 @@ PARAMS = ("votes", "method", "numClasses", "classBalance", "labelCol", "weightCo
 
 
 class LabelModel(Estimator, CheckedParams, _LabelParams, jvm.Persistent):  # type: ignore[type-arg]
-    """An Estimator that learns from votes alone how often each labelling function is right; its model adds class
-    probabilities.
+    """An Estimator that learns from votes, without needing labels, how often each labelling function is right; its model
+    adds class probabilities.
 
     A labelling function is an SQL expression whose value is a vote for a class (0, 1, 2, ...), or null to abstain, such
     as `CASE WHEN amount > 5000 AND device_new THEN 1 END`. It may call registered UDFs by name.
@@ -106,7 +106,8 @@ class LabelModel(Estimator, CheckedParams, _LabelParams, jvm.Persistent):  # typ
         **params: see `explainParams()`.
 
     Raises:
-        InputError: a Param is unknown or invalid. `fit` also raises it for votes that are not classes.
+        InputError: a Param is unknown or invalid. `fit` also raises it if the votes or rows can't be used, such as votes
+            that are not classes.
     """
 
     __module__ = "sparkdiff"
@@ -245,7 +246,8 @@ def _named(votes: Any) -> dict[str, str]:
     """Name -> expression.
 
     Raises:
-        InputError: these are not SQL expressions, or an expression without a name occurs twice.
+        InputError: `votes` is neither a mapping nor a list, a name or an expression is not a string or is empty, or a list
+            has an expression twice.
     """
     found = (
         dict(votes)
@@ -269,8 +271,8 @@ def _classes(votes: Votes, names: Sequence[str], given: int | None) -> int:
     """Number of classes: `given`, or one more than the largest vote or label, at least two.
 
     Raises:
-        InputError: there are no rows or no votes, a vote or a label is not a possible class, or a class below the largest
-            one occurs nowhere.
+        InputError: there are no rows or no votes; a vote or a label is too large; or `given` is None and a class below the
+            largest one occurs nowhere (class 0 of two may be missing).
     """
     if not len(votes.patterns):
         raise InputError("the data of fit() have no rows")

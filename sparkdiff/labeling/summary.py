@@ -21,8 +21,8 @@ FEW = 50
 """Smallest number of rows on which two functions both vote (or would both vote by chance) for a warning that they
 always agree, never agree, or never vote on the same row."""
 ERRORS, LABELS = 3.0, 10
-"""A warning requires this many standard errors between the estimated accuracy of a function and its accuracy on
-labelled rows, and at least this many labelled rows."""
+"""A warning requires more than ERRORS standard errors between the estimated accuracy of a function and its accuracy on
+labelled rows, and votes of it on at least LABELS labelled rows."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
@@ -33,8 +33,8 @@ class LabelSummary(Shown):
         functions: an entry for each function: {"name", "classes" (the classes for which it votes), "coverage" (share of
             rows on which it votes), "overlaps" (share of rows on which it and another function vote), "conflicts" (share of
             rows on which it and another function vote for different classes), "accuracy" (estimated share of its votes
-            that are right), "labelled" (share of its votes on labelled rows that are right; None without such votes),
-            "labelledRows" (number of these rows)}.
+            that are right; None without votes), "labelled" (share of its votes on labelled rows that are right; None
+            without such votes), "labelledRows" (number of labelled rows on which it votes)}.
         balance: estimated share of each class.
         rows: number of rows with weight above 0 that were counted.
         unlabelled: share of rows on which no function votes.

@@ -19,7 +19,7 @@ from sparkdiff.pipeline.names import named
 MOST = 1_000_000
 """Largest number of patterns that are collected; if there are more, rows are sampled."""
 SAMPLE = 200_000
-"""Approximate number of sampled rows; the standard error of an accuracy is then about 0.003."""
+"""Approximate number of rows without a label in such a sample; an accuracy is then known to within about 0.003."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ def counted(df: DataFrame, votes: Mapping[str, str], labelCol: str | None, weigh
     """Count the rows of each pattern of votes.
 
     Raises:
-        InputError: a vote is not a number, or can't be computed (the message names the function); or a weight is negative
-            or not finite.
+        InputError: a vote can't be computed or is not a class (the message names the function); a label is not a class; a
+            weight is negative or not finite, or all are 0; or the label or weight column is missing or has no numbers.
     """
     check_columns(df, votes, labelCol, weightCol)
     try:
@@ -158,7 +158,7 @@ def _check_vote(df: DataFrame, name: str, told: str) -> None:
         told: SQL expression of the vote.
 
     Raises:
-        InputError: the vote is not valid SQL, not a number, or draws random numbers.
+        InputError: the vote is not valid SQL, contains __THIS__, is not a number, or draws random numbers.
     """
     what = f"the vote {name!r} ({told})"
     if "__THIS__" in told:
@@ -183,7 +183,7 @@ def _check_vote(df: DataFrame, name: str, told: str) -> None:
 
 
 def _check_classes(names: Sequence[str], classes: Any) -> None:
-    """Raise InputError for a vote or label that is neither NaN nor a whole number >= 0. The message names function and value.
+    """Raise InputError for a vote or label that is neither NaN nor a whole number >= 0. The message has its name and value.
 
     Args:
         names: names of the columns of `classes`.

@@ -1,7 +1,7 @@
 """The arms that add stages which learn.
 
 `grow` adds parts (stages whose outputs the last linear stage reads in addition to its features). `import` adds boosted trees in
-front of the last linear stage or, if the pipeline ends in boosted trees, to these trees (boosting.py).
+front of the last linear stage or, if the pipeline ends in boosted trees, to these trees or in place of them (boosting.py).
 """
 
 import time
@@ -82,7 +82,7 @@ class _Rounds:
         first: the metric of the pipeline before growth.
         made: the grown pipeline; None if no part joined.
         names: names of the parts that joined.
-        making: recipe to grow again: the number of rounds and, if only trees were tried, the ensembles that joined.
+        making: recipe to grow again: the largest number of rounds and, if only trees were tried, the ensembles that joined.
         says: a short report.
         learned: facts for `Step.learned`.
         looked: seconds that growing again would save, because it is known which ensembles join; 0 for other parts.
@@ -178,7 +178,9 @@ def _candidate(rounds: _Rounds, measured: Measurement, making: Making, seconds: 
 
 
 def _put_in_front(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
-    """Put boosted trees in front of the last linear stage; in the second step, also train all stages together."""
+    """Put boosted trees in front of the last linear stage; in the second step, by more rounds, and then train all stages
+    together.
+    """
     begun, clock = time.monotonic(), Clock.of(limit.seconds)
     settings = _settings(ground, _trees(ground), _number_of_rounds(number, limit))
     rounds = _rounds(ground, limit, settings, "import", number, clock)
@@ -192,7 +194,9 @@ def _put_in_front(ground: Ground, number: int, limit: Limit, steps: Sequence[Ste
 
 
 def _rounds_again(ground: Ground, made: Mapping[str, Any], settings: GrowthSettings) -> Step:
-    """Grow again with the same number of rounds. Rows held out from this ground decide which parts join."""
+    """Grow again with the same largest number of rounds. Some of this ground's training rows are held out, and decide which
+    parts join.
+    """
     within = moved(ground, inner(ground.sources, ground.options), ground.boundaries)
     return grown(within, Limit(None, None), replace(settings, rounds=made["rounds"]), "grow", 0)
 
@@ -224,7 +228,8 @@ def with_settings(settings: GrowthSettings, seconds: float | None, learned: dict
     """Arm with a single step, which grows with these options within `seconds`; for runs with this arm only.
 
     Args:
-        learned: filled by the arm: fold (0 for all rows) -> `Step.learned` of the growth in this fold.
+        learned: filled by the arm, unless only trees are tried: fold (0 for all rows) -> `Step.learned` of the growth in this
+            fold.
     """
 
     def run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> Step:

@@ -27,9 +27,10 @@ def form_of(ground: Ground) -> Unfitted:
 
 
 def fitted_to_label(ground: Ground, form: Unfitted) -> Unfitted:
-    """The form, after the label and the weight of the improvement are set on estimators that have other ones.
+    """The form, after the label of the improvement is set on estimators that read the last stage's own label, if that is
+    another one, and its weight on the last stage. With soft labels (class probabilities) nothing is set.
 
-    They also appear in the fitted models, which get the Params of the estimators.
+    The fitted models have the same Params.
     """
     plan, head = ground.plan, ground.plan.cut.graph.head
     own = columns_of(head.stage, ("labelCol",))

@@ -24,7 +24,7 @@ from sparkdiff.tuning.search.settings_space import settings_space
 from sparkdiff.tuning.search.within_budget import TunedSetting, TunedSettings, tuned
 
 FEW, MANY = 6, 40
-"""Number of trials of the first step, and of both steps together."""
+"""Number of trials of the first step, and of the first two steps together."""
 PASSES = 10
 """Number of passes over the training rows that a trial counts as, if the budget is in passes."""
 SEVERAL = 5

@@ -1,6 +1,6 @@
 """The arm "simplify", which deletes stages.
 
-Its first step makes one pipeline for each stage that can be deleted: without this stage, and with the later stages
+Its first step makes one pipeline for each stage that can be deleted: without this stage, and with the other stages
 refitted to the training rows. The second step trains all weights of the best of these pipelines. Stages that can be
 merged without a change of the outputs are removed at the end, from the pipeline that ships (`folding`).
 """
