@@ -39,8 +39,8 @@ class StoreError(OSError):
 
 
 class ParityError(SparkdiffError):
-    """The error that Spark and the translated network differ by more than the tolerance, or that a pipeline that was made or
-    saved cannot be run or loaded, or has other outputs. The command exits with code 1.
+    """The error that results that must agree, usually those of Spark and of the translated network, differ by more than the
+    tolerance, or that a pipeline that was made or saved cannot be run or loaded. The command exits with code 1.
     """
 
 
