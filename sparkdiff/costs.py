@@ -36,7 +36,7 @@ class Cost(ShownFields):
     value.
 
     Attributes:
-        rows: number of rows of the data.
+        rows: number of rows of the data with a weight other than 0, whose share is estimated from the first rows.
         jobs: range of the number of Spark jobs, by phase; None over Spark Connect, where the numbers are not available.
         cacheBytes: size of the cache's files; right within a factor of 1.3 if the first rows are like the others.
         seconds: range of the seconds, by phase.
@@ -57,7 +57,7 @@ class Cost(ShownFields):
 
     @property
     def totalJobs(self) -> Range | None:
-        """Number of Spark jobs of all phases."""
+        """Range of the number of Spark jobs of all phases; None if `jobs` is None."""
         return None if self.jobs is None else _sum(self.jobs)
 
     @property
@@ -133,7 +133,7 @@ class _Pace:
 
 
 def _seconds(task: Task, found: Rehearsal, share: Mapping[str, float], pace: _Pace | None) -> dict[str, Range]:
-    """Range of the seconds of each phase: (if training stops as early as possible, if it takes all epochs)."""
+    """Range of the seconds of each phase: (if training stops as early as possible, if it runs to maxEpochs or maxSeconds)."""
     o, job = task.options, found.jobSeconds
     if pace is None:
         return {"cache": found.seconds, "verify": (0.3 * job, 4 * job), "write back": (0.1 * job, 4 * job)}

@@ -1,4 +1,4 @@
-"""All errors that sparkdiff raises on purpose."""
+"""Errors that sparkdiff raises on purpose, and checks that raise them."""
 
 import contextlib
 import difflib
@@ -39,11 +39,15 @@ class FullDiskError(WriteError):
 
 
 class StoreError(OSError):
-    """The error that a Hadoop file system refused an operation; `strerror` is the first sentence of its own message."""
+    """The error that a Hadoop file system refused an operation; `strerror` is the first line of Java's own message, if any, else
+    the reason.
+    """
 
 
 class ParityError(SparkdiffError):
-    """The error that Spark and the translated network differ by more than the tolerance. The command exits with code 1."""
+    """The error that results that must agree, usually those of Spark and of the translated network, differ by more than the
+    tolerance, or that a pipeline that was made or saved cannot be run or loaded. The command exits with code 1.
+    """
 
 
 def exit_code_of(run: Callable[[], int]) -> int:

@@ -57,13 +57,12 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent, TunerMem
     """An Estimator that fine-tunes a fitted Spark ML pipeline on a loss of your choice.
 
     Args:
-        pipeline: a fitted PipelineModel or a single fitted stage; the fitted model of a CrossValidator or
-            TrainValidationSplit, whose bestModel is tuned; or an unfitted Pipeline, which is fitted on the training
-            rows first.
+        pipeline: a fitted PipelineModel or a single fitted stage; the fitted model of a search (CrossValidator,
+            TrainValidationSplit or Search), whose bestModel is tuned; or an unfitted Pipeline, which is fitted on the
+            training rows first.
         referenceData: a DataFrame of rows, for example of previous weeks, on which the tuned pipeline must not be
             worse: if it is significantly worse on these rows, it is not returned. Training never reads the rows, and
-                they are not saved
-            with the FineTuner.
+            they are not saved with the FineTuner.
         callbacks: instances of subclasses of `sparkdiff.Events`, which receive each phase, each epoch and the decision;
             an exception in a callback becomes a warning. Callbacks are not a Param, and not saved with the FineTuner.
         **params: see `sparkdiff.options.Options`, or `FineTuner().explainParams()`.
@@ -325,7 +324,7 @@ class ExtendedTuner(FineTuner):
     """Function (fitted or unfitted pipeline, options, settings, sources, phases) that runs the procedure."""
 
     def options(self) -> Options:
-        """The options, set or default; if `numFolds` is not set, it is "auto" here, because folds detect smaller gains."""
+        """The options, set or default; if `numFolds` is not set, it is "auto" here, the division that shows smaller gains."""
         found = super().options()
         return found if self.isSet("numFolds") else dataclasses.replace(found, numFolds="auto")
 

@@ -22,9 +22,10 @@ class Improver(ImproverMembers, ExtendedTuner):
 
     The methods, called arms, train weights (`finetune`), refit stages (`refit`), search the stages' settings
     (`search`), delete stages (`simplify`) or add stages (`import`: boosted trees; `grow`: hidden units, crosses,
-    curves, effects). Cheap arms run first, and arms that fall behind are stopped. This race uses some of the rows only.
-    The best results of the race are then tested on the other rows, by folds: each result is made again for every fold,
-    without the fold's rows. An accepted result is finally made from all rows.
+    curves, effects). Arms that are likely to succeed, or cheap ones, run first (see the setting `order`), and arms that
+    fall behind are stopped. This race uses some of the rows only. The best results of the race are then tested on the
+    other rows, usually by folds: each result is made again for every fold, without the fold's rows, and an accepted
+    result finally from all rows.
 
     Args:
         pipeline: a fitted PipelineModel, or an unfitted Pipeline, which is fitted again for each fold.
@@ -61,8 +62,8 @@ class ImproverModel(FineTunerModel, ImproverGetters):
     Attributes:
         pipelineModel: the best pipeline, plain Spark ML; the original object itself if the original was kept.
         originalModel: the pipeline that was to be improved.
-        summary: an `ImprovementSummary`: the table of tested results, the arms (methods that were tried), and the
-            reasons.
+        summary: an `ImprovementSummary`: the table of tested results, the arms (methods, whether tried or not), and
+            the reasons.
         offers: {name: plain PipelineModel}: "best" and, if such results exist, "asCheap" (the best that is as cheap to
             serve as the original), "sameForm" (the best with the original's stages), "simpler" (fewer stages, cheaper
             to serve, and no worse). Offers are not saved with the model, so `offers` is empty after loading; save the

@@ -1,5 +1,5 @@
-"""The options of fine-tuning, with their types, bounds and help; Params, YAML keys and command-line arguments derive
-from them.
+"""The only list of the options of fine-tuning, with their types, bounds and help; Params, YAML keys and command-line
+overrides derive from it.
 """
 
 import dataclasses
@@ -243,7 +243,8 @@ def convert(field: dataclasses.Field[Any], value: Any) -> Any:
     """The value, converted to the type of the field.
 
     Raises:
-        TypeError, ValueError: the value is not valid; the message names the expected and the given value.
+        TypeError, ValueError: the value is not valid; the message, in scikit-learn's wording, names the expected and the given
+            value.
     """
     rules, name = field.metadata, field.name
     if value is field.default and (value is None or isinstance(value, str)):

@@ -1,3 +1,1 @@
-"""The commands, one module per topic. Commands import other modules only when they run, so that `--help` responds at
-once.
-"""
+"""The commands, one module per topic. Each command imports what it needs when it runs, so that `--help` responds at once."""

@@ -66,7 +66,9 @@ def source_of(path: str, format: str, options: str) -> dict[str, Any]:
 
 
 def read_as(path: str, format: str, options: str) -> tuple[str, str]:
-    """Format and reader options of the rows; what is not set is inferred from the file's name."""
+    """Format and reader options of the rows. A format that is not set is inferred from the file's name; for csv, options that are
+    not set are `loading.CSV`.
+    """
     from sparkdiff.job import loading
 
     form = format or loading.format_of(path)

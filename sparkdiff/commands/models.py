@@ -108,7 +108,7 @@ def compact(
 ) -> None:
     """Fold a pipeline into fewer stages with the same outputs, and show which stages go and why the rest stay.
 
-    The pipeline written to --output is loaded again and compared on --data with the one in memory.
+    The pipeline written to --output is loaded again and, with --data, compared on these rows with the one in memory.
     """
     from sparkdiff.job.saving import new_folder, save
 

@@ -128,7 +128,9 @@ def _goal(task: Task, cache: caches.Cache, network: Network, *, reference: bool)
 
 
 def too_few(run: Run) -> str:
-    """Text on why there are too few held-out rows for the guard to decide; empty if there are enough, or if guard=1."""
+    """Text on why there are too few held-out rows, groups or blocks of time for the guard to decide, whatever is predicted; empty
+    if there may be enough, or if guard=1.
+    """
     o = run.task.options
     if o.guard >= 1:
         return ""
@@ -300,7 +302,8 @@ def run_folder(
     run: Run, runId: str | None, *, replace: bool, recipes: Sequence[Recipe] | None = None, epochs: int | None = None,
     beside: Mapping[str, Any] | None = None,
 ) -> Iterator[RunFolder]:  # fmt: skip
-    """Open the checkpoint folder of a training run on these rows; remove it at the end unless `runId` is set.
+    """Open the checkpoint folder of a training run on these rows; remove it at the end unless `runId` is set (after an error,
+    see `RunFolder.kept`).
 
     Args:
         replace: start again if `runId` was started with other settings, instead of raising.

@@ -4,11 +4,10 @@ class probabilities.
 The guard is a statistical test: the tuned pipeline is accepted only if it is better on held-out rows, the rows that
 decide. Held-out rows on which a pipeline was fitted are not new to it, nor to anything that starts from its weights:
 boosted trees score a third better on such rows than on others, and so does a model trained from these trees. Therefore
-a run starts from the fitted pipeline as passed only if that pipeline has not seen the rows that decide, and otherwise
-from its refit: the same stages with the same settings, fitted on the training rows only. The refit then replaces the
-pipeline as the start of the run, and the result must beat the refit. If the pipeline is better than its refit, and
-nothing shows whether the reason is that the pipeline has seen the rows that decide, then nothing can be accepted on
-these rows.
+a run starts from the fitted pipeline as passed, or, if that pipeline may have seen rows that decide, from its refit:
+its stages fitted again with the same settings, on the training rows only. The result must beat the pipeline from which
+the run starts. If the pipeline is better than its refit, and nothing shows whether the reason is that it has seen the
+rows that decide, then nothing can be accepted on these rows.
 """
 
 import dataclasses
@@ -114,7 +113,7 @@ def starting_point(
     Args:
         given: the pipeline as passed by the user, fitted or unfitted.
         model: the plain, fitted pipeline; if `given` is unfitted, its fit on the training rows.
-        fit: function that fits an unfitted form on the training rows; None: fit it with Spark.
+        fit: function that fits an unfitted form on the training rows; None: Spark fits it, each time anew.
 
     Raises:
         InputError: the pipeline, the data or the options can't be used.
@@ -158,7 +157,7 @@ def starting_point(
 
 
 def recorded_rows(run: Run, network: Network) -> Recorded:
-    """The network's margins on the rows that decide, and on the training rows if there are at most TRAINING_ROWS."""
+    """The network's margins on the held-out rows (HELD_OUT), and on the training rows if there are at most TRAINING_ROWS."""
     known = run.cache.manifest["splits"]
     splits = [s for s in HELD_OUT if s in run.cache.splits and known[s] != known[TRAIN]]
     splits += [TRAIN] if run.cache.rows(TRAIN) <= TRAINING_ROWS else []
@@ -166,14 +165,15 @@ def recorded_rows(run: Run, network: Network) -> Recorded:
 
 
 def refittable(task: Task, sources: Sequence[Source], keep: Sequence[str] = ()) -> Unfitted:
-    """The unfitted form of a fitted pipeline: fitting it refits the stages on the path to the loss, except frozen ones.
+    """The unfitted form of a fitted pipeline: fitting it refits the stages on the path to the loss, except those that must
+    stay as they are fitted (frozen ones, for example) or that do not show their settings.
 
     Args:
         keep: names of further stages that stay as they are fitted.
 
     Raises:
-        InputError: nothing can be refitted, or a stage that was fitted with labels can't be refitted; the message names
-            it.
+        InputError: nothing can be refitted, or a stage whose fit labels may have affected stays as it is fitted; the
+            message names it.
     """
     graph, o = task.cut.graph, task.options
     if soft_labels.given(sources, task.labelCol):

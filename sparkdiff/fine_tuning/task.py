@@ -1,6 +1,7 @@
 """Data classes of a fine-tuning run: the task, results shared by fits on the same rows, and results of the phases.
 
-The cut of a pipeline is the point up to which Spark runs the stages; torch runs the stages behind it, the network.
+The cut of a pipeline divides its stages into those that Spark runs before the cache is written, and those that torch
+runs in training, the network.
 """
 
 import dataclasses
@@ -343,8 +344,8 @@ class Fitted:
 
     Attributes:
         best: validation metric of the chosen network as a loss (smaller is better), as measured in training.
-        frozen: by parameter, the number of entries that did not train because too few training rows affect them.
-        lost: a sentence for every restart after a process was lost.
+        frozen: by parameter, the number of entries that did not train because too few training rows support them.
+        lost: a sentence for every restart after processes were lost.
         unsaved: why a checkpoint could not be written; empty if all were written.
         cut: a sentence if maxSeconds ended training while candidates were still active; else empty.
         wishes: the requested signs of slopes (the penalty `monotone`); None without them.

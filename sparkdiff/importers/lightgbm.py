@@ -1,4 +1,4 @@
-"""Reader of LightGBM's trees from the text form of its models, which has every double with 17 digits, i.e. exactly."""
+"""Reader of LightGBM's trees from the text form of its models, whose 17 digits restore every double exactly."""
 
 import re
 from collections.abc import Mapping

@@ -176,8 +176,8 @@ class Boosted:
         return java_trees.fitted(estimator, nodes, self.numFeatures, treeWeights=weights / 2)
 
     def _with_base(self, output: int, base: float, columns: Columns) -> tuple[Nodes, Array]:
-        """The nodes and the weights of the trees of one margin; the constant `base`, if not 0, becomes a first tree
-        with one leaf.
+        """The nodes and the weights of the trees of one margin; the constant `base`, if it is not 0 or there are no trees,
+        becomes a first tree with one leaf.
         """
         which = np.flatnonzero(self.output == output).tolist()
         first = [] if base == 0 and which else [TreeArrays.constant(base)]

@@ -82,7 +82,8 @@ def _weights(value: Array, weight: Array) -> Array:
     """Total weight of the training rows of each class in each node, (N, classes), from the class shares and the nodes'
     weights.
 
-    Weights that are whole numbers up to rounding are rounded, so that their quotients are exactly the shares.
+    If all weights of a node are whole numbers up to rounding, they are rounded, so that their quotients are exactly the
+    shares.
     """
     weights = value * weight[:, None]
     whole = np.rint(weights)

@@ -14,7 +14,7 @@ from sparkdiff.jvm.nodes import Array, Nodes
 GROWTH = 20
 """Largest factor by which the splits that are added for NaN may enlarge a model."""
 LARGEST_CATEGORY = 65_535
-"""Largest category that is accepted; it is limited because Spark stores lists of categories up to the largest."""
+"""Largest category that is accepted; it is limited because Spark lists the categories of a split one by one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,8 +200,8 @@ class TreeArrays:
         """Number each tree's features that need splits for NaN, from 0.
 
         Returns:
-            (N,) int, the number of each node's feature, -1 if the feature needs no such splits; and how many numbers
-            there are.
+            (N,) int, the number of each node's feature, -1 if the feature needs no such splits or the node is a leaf; and
+            the largest count of numbers in a tree, at least 1.
         """
         width = int(self.feature.max(initial=0)) + 1
         key = base * width + np.maximum(self.feature, 0)
@@ -225,7 +225,7 @@ class _Grown:
         left, right: children, as indices of these nodes; -1 at leaves.
         place: index of each node in Spark's order.
         order: indices of these nodes in Spark's order.
-        offsets: index, in Spark's order, of the first node of each tree.
+        offsets: index, in Spark's order, of the first node of each tree, and M.
     """
 
     source: Array

@@ -1,4 +1,4 @@
-"""Reader of XGBoost's trees from the JSON form of its models, whose numbers represent XGBoost's float32 values exactly."""
+"""Reader of XGBoost's trees from the JSON form of its models, whose numbers restore XGBoost's float32 values exactly."""
 
 import json
 from collections.abc import Mapping

@@ -84,7 +84,7 @@ class Config:
 
     @property
     def where(self) -> str:
-        """The output folder as the user named it: its URL, or its path on this machine."""
+        """The output folder: its URL, as the user named it, or its absolute path on this machine."""
         return self.url or str(self.output)
 
     @property
@@ -335,8 +335,8 @@ def _settled(value: Any, place: Place = ()) -> Any:
 
 
 def _value(text: str, place: Place) -> Any:
-    """The value of an override: the text parsed as YAML; the text itself if it is not YAML, or if it is not quoted and
-    a text is expected at this place.
+    """The value of an override: the text parsed as YAML; the text itself if it is not YAML, is a date, or is a scalar without
+    quotes where a text is expected.
     """
     try:
         value = _yaml(text)

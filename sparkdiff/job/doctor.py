@@ -36,9 +36,9 @@ class Finding:
 
     Attributes:
         name: the thing that was checked.
-        state: "ok"; "note" (runs work, but the remedy improves something); or "problem" (some runs do not work).
+        state: "ok"; "note" (runs work nevertheless); or "problem" (some runs do not work).
         found: the result, as text.
-        remedy: text on how to fix it; empty if there is nothing to fix.
+        remedy: text on what to do, also to improve what works; empty if there is nothing to do.
     """
 
     name: str

@@ -37,7 +37,7 @@ def first_config(
         schema: the schema of the rows.
 
     Raises:
-        InputError: nothing in the pipeline trains, or the label is not in the data.
+        InputError: nothing in the pipeline trains, or the label is neither in the data nor an output of a stage.
     """
     analysis = analyse(model, data=schema)
     graph, plan = analysis.graph, plan_of(analysis, {})

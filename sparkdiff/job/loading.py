@@ -71,7 +71,7 @@ def start_session(conf: Mapping[str, Any], meanwhile: str | None = None, size: f
 @contextlib.contextmanager
 def _imported(module: str) -> Iterator[None]:
     """Import a module in a second thread within this context, but only once the JVM runs: to start the JVM, this
-    process forks, and a process that forks should have one thread only.
+    process forks, and no other thread should be at work then.
     """
 
     def work(ready: threading.Event) -> None:

@@ -24,8 +24,8 @@ def prepare() -> Path:
     """Write the class archive of this machine, and return its path.
 
     Raises:
-        InputError: Spark's own scripts choose the Java here, so that sparkdiff starts none and could not use the
-            archive.
+        InputError: there is no suitable Java; Spark's own scripts choose it here, so that sparkdiff could not use the
+            archive; or no archive can be written.
     """
     java = jvm.check_java()
     if not java:

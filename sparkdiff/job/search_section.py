@@ -85,8 +85,8 @@ def space(given: Mapping[str, Any]) -> dict[tuple[str, str], Distribution]:
 
 
 def distribution(name: str, given: Any) -> Distribution:
-    """The distribution that {uniform: [low, high]}, {loguniform: [low, high]}, {integer: [low, high]} or a list of
-    values describes.
+    """The distribution that {uniform: [low, high]}, {loguniform: [low, high]}, {integer: [low, high]}, {choice: [values]}
+    or a list of values describes.
 
     Args:
         name: the setting, for messages.
@@ -138,7 +138,9 @@ def params_of(given: Mapping[str, Any], estimator: Any) -> dict[Any, Distributio
 
 
 def evaluators(given: Mapping[str, Any], estimator: Any) -> list[Evaluator]:
-    """Spark's evaluators for the metrics, set to the columns of the last stage with a label column (or of a FineTuner)."""
+    """Spark's evaluators for the metrics, set to the columns of the last stage with a label and a prediction column; those that a
+    FineTuner names come first.
+    """
     last: Any = None
     tuner = estimator if estimator.hasParam("pipeline") else None  # a FineTuner, whose columns come first
     for stage in inside(estimator).values():

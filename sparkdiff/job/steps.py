@@ -221,7 +221,9 @@ def _told_again(
 
 
 def own_id(output: Path) -> str:
-    """The runId of a job that sets none, made from the output folder's name and a hash of its path."""
+    """The runId of a job that sets none, made from the output folder's name, which may hold characters that a runId may not, and
+    a hash of its path.
+    """
     name = re.sub(r"[^\w.-]", "_", output.name, flags=re.ASCII)[:80].lstrip(".-") or "run"
     return f"{name}-{hashlib.sha256(stores.named(output).encode()).hexdigest()[:8]}"
 
@@ -320,8 +322,8 @@ def fitted_on(
 
 
 def refitted(sources: Sequence[Source], options: Options, form: Unfitted) -> Any:
-    """Refit a pipeline on the training rows, given its unfitted form; the result is kept for later runs, as in
-    `fitted_on`.
+    """Refit a pipeline on the training rows, given its unfitted form; a later run on the same rows finds the same result, to
+    the last bit (see `fitted_on`).
     """
     found, _ = fitted_on(form.estimator, sources, options, lambda text: None)
     return with_uids_of(form.model, found if isinstance(form.estimator, Pipeline) else found.stages[0])
@@ -348,8 +350,8 @@ def _keep_in_store(fitted: Any, folder: Path) -> Path:
 
 
 def _lineage_of(config: Config, parent: Mapping[str, Any]) -> Lineage | None:
-    """The lineage of the original pipeline from the store of runs; None without a store. An unreadable store causes a
-    warning.
+    """The lineage of the original pipeline from the store of runs; None without a store and, with a warning, if the store
+    cannot be read.
     """
     where = config.options.get("storeDir")
     if where is None or parent["hash"] is None:
@@ -371,7 +373,7 @@ def write_run(
     outcome: Outcome, config: Config, phases: Phases, parent: Mapping[str, Any], inputs: Mapping[str, str], lease: Lease,
     rows: Callable[[], DataFrame],
 ) -> str:  # fmt: skip
-    """Write the run folder of a fine-tuning, growth or improvement run; return the content hash of the new model.
+    """Write the run folder of a fine-tuning, growth or improvement run; return the content hash of its model.
 
     Args:
         parent: the path and the content hash of the original, for the summary.

@@ -52,8 +52,8 @@ class Tracking:
     listeners: tuple[Events, ...]
 
     def log(self, load: Callable[[], Any]) -> None:
-        """Log the result to MLflow if the job has a section `tracking.mlflow`; `load` is a function that returns the
-        result.
+        """Log the result to MLflow if the job has a section `tracking.mlflow` and logging is on (see `mute`); `load` is a
+        function that returns the result.
         """
         for one in self.callbacks():
             if not one.muted:
@@ -84,7 +84,7 @@ class Tracking:
 
 @contextlib.contextmanager
 def tracked(given: Mapping[str, Any] | None) -> Iterator[Tracking]:
-    """Activate the callbacks of the section `tracking` within this context, with the section's MLflow server."""
+    """Provide the callbacks of the section `tracking`, and use its MLflow server, within this context."""
     tracking = Tracking(given or {}, tuple(_listeners(given or {})))
     with _server(tracking.given["mlflow"]) if tracking.callbacks() else contextlib.nullcontext():
         try:
