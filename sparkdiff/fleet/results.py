@@ -18,8 +18,8 @@ class Triaged:
     """The result of triage for one pipeline of the fleet.
 
     Attributes:
-        forecast: the forecast of gain and cost; None if the pipeline was refused or failed, or the budget was used up,
-            before a forecast was made.
+        forecast: the forecast of gain and cost; None if before one was made, the pipeline was refused or failed, its
+            facts could not be measured on the sampled rows, or the budget was used up.
         outcome: "tuned"; "kept original"; "stopped" (early, without prospects); "skipped" (not run); "refused" (the
             pipeline, its rows or its options cannot be used); or "failed" (an unexpected error).
         why: the reason for the outcome, as text.
