@@ -1,5 +1,5 @@
-"""Triage of a fleet, i.e. of many pipelines: forecasts of the gain of fine-tuning from cheaply measured facts, and runs
-of the pipelines with the largest expected gain per core-second within a budget.
+"""Triage of many pipelines (a fleet): forecasts of the gain of fine-tuning from cheap facts, and runs of the pipelines
+with the largest expected gain per core-second within a budget.
 """
 
 import contextlib
@@ -143,8 +143,8 @@ def _rows(data: Any, tables: dict[str, DataFrame]) -> DataFrame:
 
 
 SHARE = 0.8
-"""Default share of the fleet's total expected gain after which triage stops: the remaining pipelines promise little
-gain, of which the guard (the statistical test of each run) would accept little.
+"""Default share of the fleet's total expected gain after which triage stops: the remaining pipelines promise little gain,
+and keep even less, because of the guard.
 """
 REFUSALS = (SparkdiffError, jvm.SparkError)
 """Errors that, raised while the facts are found, explain what is wrong with a pipeline or its rows. The pipeline is then

@@ -43,11 +43,11 @@ class Triage(ShownFields):
     by name.
 
     Attributes:
-        pipelines: the results, one per pipeline, the pipeline with the largest expected gain per core-second first.
-        budget, coreSeconds: the core-seconds that were available, and the core-seconds that were spent.
+        pipelines: a result per pipeline, that with the largest expected gain per core-second first.
+        budget, coreSeconds: core-seconds that were available, and that were spent.
         shipped, own: number of runs from which the forecasts were learned: those shipped with sparkdiff, and those in
             the store of runs.
-        models: the tuned pipelines by name, plain Spark ML; pipelines that were not tuned are not among them.
+        models: only the tuned pipelines, plain Spark ML, by name.
     """
 
     __module__ = "sparkdiff"
