@@ -1,5 +1,5 @@
-"""Triage of a fleet, i.e. of many pipelines: forecasts of the gain of fine-tuning from cheaply measured facts, and runs
-of the pipelines with the largest expected gain per core-second within a budget.
+"""Triage of many pipelines (a fleet): forecasts of the gain of fine-tuning from cheap facts, and runs of the pipelines
+with the largest expected gain per core-second within a budget.
 """
 
 import contextlib
@@ -121,7 +121,7 @@ def _entry(number: int, given: Mapping[str, Any], common: Mapping[str, Any], tab
 
 
 def name_of(model: Any) -> str:
-    """A short name of a model: the last part of its path, or its uid."""
+    """A short name of a model: the last part of its path (the part before it, if it is "model"), its uid, or its class."""
     if not isinstance(model, PATH):
         return str(getattr(model, "uid", type(model).__name__))
     parts = [part for part in os.fspath(model).rstrip("/").split("/") if part]
@@ -143,12 +143,12 @@ def _rows(data: Any, tables: dict[str, DataFrame]) -> DataFrame:
 
 
 SHARE = 0.8
-"""Default share of the fleet's total expected gain after which triage stops: the remaining pipelines promise little
-gain, of which the guard (the statistical test of each run) would accept little.
+"""Default share of the fleet's total expected gain after which triage stops: the remaining pipelines promise little gain,
+and keep even less, because of the guard.
 """
 REFUSALS = (SparkdiffError, jvm.SparkError)
-"""Errors that explain what is wrong with a pipeline or its rows, which is then reported as "refused"; after any other
-error, the pipeline is reported as "failed".
+"""Errors that, raised while the facts are found, explain what is wrong with a pipeline or its rows. The pipeline is then
+reported as "refused" (after a `SampleError` as "skipped"), after any other error as "failed".
 """
 
 
@@ -160,7 +160,7 @@ class Stopped(BaseException):
 
 class Watch(Events):
     """A listener that stops a run in which no candidate (copy of the parameters in training) is better than the
-    original after EARLY epochs.
+    original in the first EARLY epochs.
 
     Args:
         sign: -1 if larger values of the metric are better, else 1.
@@ -185,7 +185,7 @@ class AssessedEntry:
     """An entry of the fleet, and what is known of it before it runs.
 
     Attributes:
-        forecast: None if the entry does not run; `outcome` and `why` then give the reason.
+        forecast: None if there is none; the entry then does not run, and `outcome` and `why` give the reason.
         spent: core-seconds that were spent on finding the facts.
     """
 
@@ -207,9 +207,9 @@ def triage(
     earlier runs of the pipeline in the store. Pipelines are ordered by expected gain per core-second (gains above 50%
     of the metric count as 50%), and run until the budget is spent, or until the pipelines that ran have `share` of the
     fleet's total expected gain. A run in which no candidate (copy of the parameters in training) is better than the
-    original after a few epochs is stopped. Each run is a `FineTuner.fit`, which returns a tuned pipeline only if it is
-    better on held-out rows. If a run fails with an unexpected error, its pipeline is reported as "failed", and the
-    other pipelines run.
+    original after a few epochs is stopped. Each run is a `FineTuner.fit`, with the same guard (the statistical test that a
+    gain on held-out rows must pass). If a run fails with an unexpected error, its pipeline is reported as "failed", and
+    the other pipelines run.
 
     Args:
         fleet: mappings with the keys `model` (a fitted pipeline, or the path of a saved one), `data` (a DataFrame or a path),
@@ -225,8 +225,9 @@ def triage(
         options: options of `FineTuner` for all entries.
 
     Raises:
-        InputError: the budget cannot be parsed; a model or rows cannot be loaded, or an option is wrong (the message
-            names the entry); scikit-learn is not installed; or no pipeline of the fleet can be tuned.
+        InputError: the budget cannot be parsed; `share` is out of range; the fleet has no valid form; a model or rows cannot
+            be loaded, or an option is wrong (the message names the entry); scikit-learn is not installed; or no pipeline
+            of the fleet can be tuned.
     """
     limit = core_seconds(budget)
     if not isinstance(share, (int, float)) or not 0 < share <= 1:
@@ -400,8 +401,8 @@ def triage_paths(
 
 
 def names_of(models: Sequence[str]) -> list[str]:
-    """Unique names of saved models: the last part of the path; if several paths share it, also the parts in which they
-    differ.
+    """Names of saved models: see `name_of`; if several paths have the same name, the paths below their common folder, with
+    "-" for "/".
     """
     names = [name_of(model) for model in models]
     out = []

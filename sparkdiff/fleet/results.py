@@ -18,8 +18,8 @@ class Triaged:
     """The result of triage for one pipeline of the fleet.
 
     Attributes:
-        forecast: the forecast of gain and cost; None if the pipeline was refused or failed, or the budget was used up,
-            before a forecast was made.
+        forecast: the forecast of gain and cost; None if before one was made, the pipeline was refused or failed, its
+            facts could not be measured on the sampled rows, or the budget was used up.
         outcome: "tuned"; "kept original"; "stopped" (early, without prospects); "skipped" (not run); "refused" (the
             pipeline, its rows or its options cannot be used); or "failed" (an unexpected error).
         why: the reason for the outcome, as text.
@@ -43,11 +43,11 @@ class Triage(ShownFields):
     by name.
 
     Attributes:
-        pipelines: the results, one per pipeline, the pipeline with the largest expected gain per core-second first.
-        budget, coreSeconds: the core-seconds that were available, and the core-seconds that were spent.
+        pipelines: a result per pipeline, that with the largest expected gain per core-second first.
+        budget, coreSeconds: core-seconds that were available, and that were spent.
         shipped, own: number of runs from which the forecasts were learned: those shipped with sparkdiff, and those in
             the store of runs.
-        models: the tuned pipelines by name, plain Spark ML; pipelines that were not tuned are not among them.
+        models: only the tuned pipelines, plain Spark ML, by name.
     """
 
     __module__ = "sparkdiff"

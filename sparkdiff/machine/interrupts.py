@@ -10,8 +10,8 @@ from types import FrameType
 
 @contextlib.contextmanager
 def undisturbed(says: str) -> Iterator[None]:
-    """Ignore the first Ctrl-C within this context, except for printing a text on stderr; the second one has its usual
-    effect.
+    """Ignore the first Ctrl-C within this context, except for printing a text on stderr; the second one has the effect
+    that Ctrl-C had before.
 
     The context has an effect in the main thread only, because Python delivers signals to no other thread.
     """

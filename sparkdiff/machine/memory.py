@@ -12,8 +12,8 @@ def trim() -> None:
     """Return freed memory that the allocators of Arrow and the C library keep, so that Spark's JVM on the same machine
     can use it.
 
-    The C library glibc keeps freed blocks of up to 32 MiB, which lie scattered between blocks in use, and never returns
-    them on its own.
+    Once some blocks were freed, the C library glibc keeps freed blocks of up to 32 MiB, scattered between blocks in use,
+    and never returns them on its own.
     """
     pa.default_memory_pool().release_unused()
     if sys.platform == "linux" and (release := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:

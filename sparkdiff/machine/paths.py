@@ -1,5 +1,5 @@
-"""Paths and URLs as users write them: checks whether they are local, usable and exist, and conversion to the form that
-Spark reads.
+"""Paths and URLs as users write them: checks whether they are local and usable and whether they exist, and conversion
+to the form that Spark reads.
 """
 
 import fnmatch
@@ -46,7 +46,7 @@ def not_local(option: str, given: str) -> str | None:
 
 
 def joined(given: str, folder: Path) -> str:
-    """A path of data, which may be a glob, resolved against a folder; a URL stays unchanged.
+    """A path of data, which may be a glob, resolved against a folder; a URL other than `file:` stays unchanged.
 
     If a file or folder of exactly this name exists, the path is taken literally. The folder's own path is never a glob.
     """

@@ -17,8 +17,8 @@ def machine() -> str | None:
 
 
 def started(pid: int) -> int | None:
-    """The start time of a process in kernel ticks, which with the pid identifies it, as pids are reused; None if it is
-    dead.
+    """The start time of a process in kernel ticks, which with the pid identifies it, as pids are reused; None if it
+    does not exist, is dead, or cannot be seen.
     """
     try:
         # The command, in brackets, may contain blanks and brackets.

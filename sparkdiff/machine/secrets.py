@@ -60,7 +60,7 @@ def redacted(text: str) -> str:
 
 
 def is_secret(name: str) -> bool:
-    """True if the name is that of a setting with a secret, such as `fs.s3a.access.key` and `dbPass`, not `primaryKey`."""
+    """True if a setting of this name holds a secret: `fs.s3a.access.key` and `dbPass`, but not `primaryKey` and `passRate`."""
     return _SECRET.search(_WORDS.sub(".", name).lower()) is not None
 
 
@@ -86,7 +86,8 @@ def hidden(value: Any, name: str = "") -> Any:
     """A copy of plain values, ready for JSON, without secrets, which are recognised by their names and by their form in
     texts.
 
-    All values nested below a secret's name are hidden, too. Numbers that are not finite become None.
+    All values nested below a secret's name are hidden, too, except None, bool and float values. Floats that are not finite
+    become None.
 
     Args:
         name: the name of the value.

@@ -15,7 +15,6 @@ def beside(work: Callable[[threading.Event], object], name: str) -> Iterator[Non
     Args:
         work: function that gets an event, which is set when the context ends; the context then waits for the function
             to return.
-        name: name of the thread.
     """
     ended = threading.Event()
     thread = threading.Thread(target=work, args=(ended,), name=name, daemon=True)

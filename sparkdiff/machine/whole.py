@@ -93,7 +93,7 @@ def empty_removed_above(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Provide a hidden path at which to write a folder, and rename it to `path` when the context ends, unless it fails.
+    """Provide a hidden path at which to write a folder, and rename it to `path` when the context ends without an error.
 
     Raises:
         OSError: the path is taken by then.

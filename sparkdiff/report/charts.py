@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 INK, LINE, BEFORE, AFTER, FAINT, PAPER = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606"
-"""Placeholder colours that are replaced by the page's: text, lines, the original, the new pipeline, faint curves,
-background.
+"""Placeholder colours that are replaced by the page's: text, lines, the original, the new pipeline, curves and
+points in the background, the background itself.
 """
 VARIABLES = {
     INK: "var(--ink)",
@@ -39,7 +39,7 @@ STYLE: dict[Any, Any] = {
 }  # fmt: skip
 """The style of all charts, as matplotlib's settings."""
 CURVES = 12
-"""Largest number of curves; if there are more candidates, only the best are drawn."""
+"""Largest number of curves; if there are more, only the best are drawn."""
 SLICES = 30
 
 Records = Sequence[Mapping[str, Any]]
@@ -80,7 +80,7 @@ def _for_page(svg: str, title: str) -> str:
 
 
 def curves(records: Records, metric: str, direction: str, *, whose: str = "validation rows") -> str:
-    """Curves of the metric by epoch, one per candidate or fold, with the best epoch marked; "" if there are no epochs.
+    """Curves of the metric by epoch, one per candidate of each fold, with the best epoch marked; "" if there are no epochs.
 
     A dashed line shows the original's metric, unless there are several folds.
     """

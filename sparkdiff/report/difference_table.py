@@ -13,10 +13,8 @@ SHOWN = 60
 
 
 def difference_sections(d: Mapping[str, Any]) -> Iterator[Section]:
-    """Sections on the differences of two pipelines, from the plain values of a `diagnostics.models.Difference`.
-
-    They are a table with a row per weight, Param or stage that differs, both content hashes, and the differences of
-    predictions.
+    """Sections on a `diagnostics.models.Difference`, given as plain values: a table with a row per weight, Param or stage that
+    differs, the content hashes, and the differences of predictions.
     """
     rows = [row for stage in d["stages"] for row in _rows(stage)]
     if rows:

@@ -75,7 +75,7 @@ def drawn(plan: Mapping[str, Any], total: str) -> ElementTree.Element:
 
 
 class Bus(NamedTuple):
-    """A line for columns with the same readers, from the stages that write the columns to the stages that read them."""
+    """A line for the columns of stages with the same readers, from these stages to those that read the columns."""
 
     sources: tuple[int, ...]
     targets: tuple[int, ...]
@@ -93,9 +93,10 @@ def _into(plan: Mapping[str, Any], target: int) -> list[Mapping[str, Any]]:
 
 
 def _buses(plan: Mapping[str, Any]) -> list[Bus]:
-    """The lines of columns between stages. Columns with the same readers share a line.
+    """The lines of columns between stages. Stages share a line if the same stages read their columns.
 
-    Columns that are read by the next stage only have a straight line of their own.
+    A stage whose columns only the next stage reads has a straight line of its own. Columns along which gradients flow
+    count apart from the others.
     """
     columns: dict[tuple[int, bool], dict[int, list[str]]] = {}
     for e in plan["edges"]:
@@ -157,8 +158,8 @@ def _head(bus: Bus) -> str:
 
 
 def _cuts(plan: Mapping[str, Any]) -> set[int]:
-    """Indices of the stages at which gradients stop: on each path back from the loss, the first stage that stays in
-    Spark or whose parameters do not train.
+    """Indices of the stages at which gradients stop: on each path back from the loss, the first stage that gets
+    no gradients and stays in Spark or has parameters that do not train.
     """
     out: set[int] = set()
     stack, seen = [plan["head"]] if plan["head"] is not None else [], set()

@@ -24,7 +24,7 @@ class Observer(Protocol):
 Found = TypeVar("Found")
 observer: Observer | None = None
 _inside = contextvars.ContextVar("_inside", default=False)
-"""True while this thread works for a fit; context variables are inherited by the threads that a fit starts."""
+"""True while this thread works for a fit. Threads that a fit starts for other fits get a copy of its context variables."""
 
 
 def observe(new: Observer | None) -> None:
@@ -44,8 +44,9 @@ def observed(
     Args:
         fit: function that runs the fit; it takes listeners to notify in addition to the estimator's callbacks.
         dataset: the rows of the fit; they become the result's attribute `dataset`.
-        alone: False if the estimator knows that this fit is part of another fit, which is then the one to observe.
-        check: function that is called with the result of the outermost fit.
+        alone: False if the caller knows that this fit is part of something else, such as `fitMultiple` or a job; it is then
+            neither observed nor checked.
+        check: function that is called with the result of a fit that is not part of another one.
     """
     alone = alone and not _inside.get() and not _is_a_trial()
     who = observer if alone else None

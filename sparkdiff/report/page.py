@@ -1,8 +1,8 @@
 """The report of a run as one page: a file of HTML that needs no other file, no script and no network.
 
 The page is made from the plain values of a run folder (`summary.json`, `history.csv`, `plan.json`, `trials.csv`), so
-that old runs can be shown without Spark. Its first screen has the decision, the evidence, the predictions that change,
-and the way back to the original.
+that old runs can be shown without Spark. Its first screen has the decision, the evidence, the predictions and slices that
+change, and the way back to the original.
 """
 
 import json
@@ -96,7 +96,7 @@ def word(summary: Values) -> str:
 
 
 def number(value: Any) -> str:
-    """A number with five digits; a dash for None and non-finite values."""
+    """A number with five significant digits, or all digits of an integer; a dash for None and non-finite values."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "–"
     return f"{value:,}" if isinstance(value, int) else f"{value:,.5g}" if abs(value) < 1e5 else f"{value:.5g}"

@@ -23,7 +23,9 @@ NOTHING = 1e-12
 
 
 def share_of(change: float, metric: float) -> float:
-    """The change relative to the metric's absolute value, which does not depend on the unit of the label."""
+    """The change as a share of the metric's absolute value, in whatever unit the label is: squares of small labels are very
+    small.
+    """
     return change / (abs(metric) or NOTHING)
 
 
@@ -169,7 +171,7 @@ def advance(
 
     Args:
         what: name of the counted thing, such as "epoch".
-        number, most: the count so far, and its upper limit.
+        number, most: the number of the one under way, or of those done; and its upper limit.
         figures: texts about the results and other facts; empty texts are left out.
         seconds: expected remaining seconds; None if unknown.
         about: word before the seconds.
@@ -341,8 +343,8 @@ class Phases:
     Attributes:
         timings: seconds per phase.
         listeners: the listeners of the run, which also receive its other events.
-        fold: with numFolds, the fold of the current training run, from 1; 0 for the final training run on all rows.
-            None without folds.
+        fold: with folds, the number of the fold that tests the current training run, from 2; 0 for a run on all rows, or
+            if a single fold decides and its pipeline ships. None for other runs.
         running: the innermost phase that has begun and not ended.
     """
 

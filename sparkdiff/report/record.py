@@ -42,7 +42,8 @@ class RunRecord(Shown):
             training.
         processes: with numProcesses="auto" {"number", "why", "milliseconds" (of a step, by the number of processes)}; else None.
         records: the rows of the history, one per epoch and candidate; epoch 0 is the original. With numFolds they have the key
-            "fold": 1 for the training run that chooses the settings, 0 for the final training run on all rows.
+            "fold": 1 for the training run that chooses the settings, 2 and more for those without the rows of a fold that
+            decides, 0 for the final training run on all rows.
         parity: agreement of the network with Spark: {"before" training, "after" write-back}, each with rows, largest
             relative difference per column, and label disagreements; with precision="float32" also "float32": the same
             comparison of the original's margins in float32 and in float64, on validation rows.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LONG = 40
-"""Number of characters from which a browser may break the text of a table cell into lines."""
+"""Number of characters above which a browser may break the text of a table cell into lines."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Shown:
 
 
 class ShownFields(Shown):
-    """Base of dataclasses that display themselves and return their fields as a dict or as JSON, with times in ISO 8601."""
+    """Base of dataclasses that display themselves and return their fields as a dict, or as JSON with times in ISO 8601."""
 
     def toDict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)  # type: ignore[call-overload,no-any-return]

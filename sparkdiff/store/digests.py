@@ -1,5 +1,5 @@
-"""Hashes of the content of pipelines, saved or in memory. Equal pipelines have equal hashes, whatever their uids and
-the time of saving.
+"""Hashes of the content of models, saved or in memory. Equal models have equal hashes, whatever their uids and the time
+of saving.
 """
 
 import contextlib
@@ -90,7 +90,10 @@ def _value(value: Any, uids: list[str]) -> Any:
 
 
 def all_params(stages: Sequence[Any]) -> list[dict[str, Any]]:
-    """All Params of each fitted stage as JSON-ready values, without uids and Python's random values per process."""
+    """The Params of each fitted stage as JSON-ready values, without uids and Python's random values per process.
+
+    Params whose values JSON cannot hold, such as stages, are left out.
+    """
     uids = [stage.uid for stage in stages]
     out = []
     for stage in stages:

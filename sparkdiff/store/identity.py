@@ -320,7 +320,7 @@ def _installed(module: str) -> bool:
 
 
 def _version(top: str) -> str:
-    """The version of a package, from `__version__` and from its metadata; "" if it has neither, or belongs to Python."""
+    """The version of a package, from `__version__` and from its metadata; "" if it has neither, as most modules of Python."""
     own = getattr(sys.modules.get(top), "__version__", "")
     releases = () if top in UNINSTALLED else _releases(top)
     return " ".join([*([own] if isinstance(own, str) and own else []), *releases])
@@ -344,7 +344,9 @@ def _distributions() -> Mapping[str, list[str]]:
 
 
 def _facts(module: str) -> str:
-    """A module's name, its package's version and the hash of its file, as text; sparkdiff's files are not hashed."""
+    """A module's name, its package's version and the hash of its file, as text; sparkdiff's files are not hashed, because
+    the version identifies them.
+    """
     top = module.partition(".")[0]
     return f"{module} {_version(top)} {'' if top == 'sparkdiff' else _hash(_file(module))}"
 

@@ -81,7 +81,7 @@ class Lease:
         (attempt / "owner").write_text(self.owner)
 
     def check(self) -> None:
-        """Raise HeldError if another process has taken the lease over, so that this process writes nothing more."""
+        """Raise HeldError if this process has lost the lease, so that it writes nothing more; see `lost`."""
         if self.lost():
             seen, where = _look(self.path), stores.named(self.path)
             if seen is None:
@@ -124,7 +124,7 @@ def check_passed_on(attempt: Path) -> None:
 
 @dataclass(frozen=True)
 class _Seen:
-    """The content of a lease file as a process reads it; empty if incomplete."""
+    """A lease file as a process reads it; `content` is empty if the file is incomplete."""
 
     content: dict[str, Any]
     node: int

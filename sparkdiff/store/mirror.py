@@ -34,7 +34,7 @@ class Mirror:
         lost: function that returns True once another process has taken over the folder; then nothing more is sent.
 
     Attributes:
-        failed: text on why a file could not be sent; empty if all were sent.
+        failed: the reason why a file could not be sent, as text; empty if all were sent.
     """
 
     def __init__(self, folder: Path, lost: Callable[[], bool]):

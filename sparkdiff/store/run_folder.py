@@ -118,7 +118,8 @@ class RunFolder:
     Attributes:
         own: see `open`.
         lease: the lease on this folder; None if no other process can use it.
-        mirror: the mirror of this working copy; None unless the folder is on a remote file system.
+        mirror: the mirror of this working copy; None if the folder is not on a remote file system, or if a folder around it
+            is mirrored.
     """
 
     path: Path

@@ -195,8 +195,8 @@ def log(
         The id of the run.
 
     Raises:
-        InputError: MLflow is not installed, `tuned` is no such result, or a version is to be registered but no rows are
-            known.
+        InputError: MLflow is not installed, `tuned` is no such result, the name or alias is refused, or a version is to be
+            registered but no rows are known.
         mlflow.exceptions.MlflowException: the server refused, or could not be reached.
     """
     package = mlflow()
@@ -259,7 +259,7 @@ def _log_result(client: Any, run_id: str, tuned: Any) -> None:
 
 
 def _plan(tuned: Any) -> Any:
-    """The plan of the fine-tuned pipeline; for a search, the plan of its model."""
+    """The plan of the original for the fine-tuning; for a search, the plan of its model."""
     given = getattr(tuned.summary, "options", {})
     wishes: dict[str, Any] = {name: given.get(name) or () for name in ("freeze", "reference", "target", "unfreeze")}
     return plan_of(getattr(tuned, "originalModel", None) or tuned.pipelineModel, **wishes)
@@ -375,8 +375,8 @@ def log_model(
 
 
 def _signature(model: Any, rows: DataFrame) -> tuple[Any, Any]:
-    """The signature of a model for MLflow, from the columns that the model reads and its prediction column; and a few
-    rows as the input example, or None if vectors are too wide or there are no rows.
+    """The signature of a model for MLflow, from the columns that the model reads and its prediction column (if it has
+    none, all outputs); and a few rows as the input example, or None if vectors are too wide or there are no rows.
     """
     inputs = rows.select(*map(named, _inputs(model, rows))).limit(ROWS)
     last = next((s for _, s in reversed(flatten(model)) if s.hasParam("predictionCol")), None)
@@ -391,7 +391,7 @@ def _signature(model: Any, rows: DataFrame) -> tuple[Any, Any]:
 
 
 def _inputs(model: Any, rows: DataFrame) -> list[str]:
-    """The columns of the rows that a model reads; all columns if a stage does not declare what it reads."""
+    """The columns of the rows that a model reads; all columns if a stage may read any."""
     graph = translated(model, rows)
     if any(v.opaque for v in graph.vertices):
         return rows.columns

@@ -50,7 +50,9 @@ def digest_of(summary: Any) -> str:
 
 
 def log_params(client: Any, run_id: str, asked: Mapping[str, str]) -> None:
-    """Log params. A param that MLflow's own logging of `fit` has already logged with another value gets another name."""
+    """Log params. A param that the run already has with another value, for example from MLflow's own logging of `fit`, is
+    logged under its name with the prefix `sparkdiff.`.
+    """
     entities, known = importlib.import_module("mlflow.entities"), client.get_run(run_id).data.params
     renamed = {k if known.get(k, v) == v else f"sparkdiff.{k}": v for k, v in asked.items()}
     log_values(client, run_id, params=[entities.Param(k, v) for k, v in renamed.items()])

@@ -14,7 +14,7 @@ from sparkdiff.machine import secrets
 from sparkdiff.options import Options
 
 WHOSE = ("epoch", "candidate", "fold", "arm", "round", "trial", "learningRate", "regAnchor")
-"""Keys of a row of a history that identify the curve to which the row belongs, or are constant along the curve."""
+"""Keys of a row of a history that identify its curve or its step in the curve, or are constant along the curve."""
 UNNAMED = re.compile(r"[^\w./: -]", re.ASCII)
 """Pattern of the characters that names of params and metrics cannot have in MLflow."""
 LONGEST_NAME = 240
