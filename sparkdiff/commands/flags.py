@@ -22,7 +22,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 
 # The flags of all commands that take rows. Commands that run jobs also take each setting as section.key=value.
 Data = Annotated[Text, typer.Option(help="Path of the rows.")]
-Format = Annotated[str, typer.Option(help="Format of the rows, such as parquet or csv.")]
+Format = Annotated[
+    str, typer.Option(help="Format of the rows, such as parquet or csv; by default from the name of the file.")
+]
 ReaderOptions = Annotated[
     str, typer.Option(help="Options of Spark's reader as a JSON object; the key schema sets the schema.")
 ]
@@ -33,7 +35,12 @@ Output = Annotated[Text, typer.Option(help="Folder to write (output.path).")]
 
 
 def loaded(
-    models: Sequence[str], module: str, command: str = "", data: str | None = None, format: str = "", options: str = ""
+    models: Sequence[str],
+    module: str,
+    command: str = "",
+    data: str | None = None,
+    format: str = "",
+    options: str = "{}",
 ) -> tuple[list[tuple[str, Any]], Any]:
     """Check that the models and rows exist, start Spark, and load each model and, if `data` is set, the rows.
 
@@ -56,23 +63,21 @@ def loaded(
     return fitted, loading.load_data(spark, given[command], folder, command) if given else None
 
 
-def source_of(path: str, format: str, options: str) -> dict[str, Any]:
-    """The rows that a command's flags name, as an entry of a job's section `data`; `options` is a JSON object."""
+def source_of(path: str, format: str = "", options: str = "{}") -> dict[str, Any]:
+    """The rows that a command's flags name, as an entry of a job's section `data`; `options` is a JSON object.
+
+    A format that is not set is inferred from the file's name. CSV without options is read with its header and with types
+    inferred.
+    """
+    from sparkdiff.job import loading
+
     try:
         given = dict(json.loads(options))
     except (ValueError, TypeError) as e:
         raise InputError(f'--options must be a JSON object such as {{"header": true}}. Got {options!r} instead') from e
-    return {"path": path, "format": format, "schema": given.pop("schema", None), "options": given}
-
-
-def read_as(path: str, format: str, options: str) -> tuple[str, str]:
-    """Format and reader options of the rows. A format that is not set is inferred from the file's name; for csv, options that are
-    not set are `loading.CSV`.
-    """
-    from sparkdiff.job import loading
-
-    form = format or loading.format_of(path)
-    return form, json.dumps(loading.CSV) if form == "csv" and options == "{}" else options
+    form, schema = format or loading.format_of(path), given.pop("schema", None)
+    csv = form.lower() == "csv" and options == "{}"
+    return {"path": path, "format": form, "schema": schema, "options": dict(loading.CSV) if csv else given}
 
 
 def schema_of(given: str) -> "StructType":

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from sparkdiff.commands.flags import AsJson, Group, Label, Model, Text, Time, read_as, source_of
+from sparkdiff.commands.flags import AsJson, Group, Label, Model, Text, Time, source_of
 from sparkdiff.errors import FAILED, InputError
 
 Store = Annotated[str, typer.Argument(help="Folder of the store of runs, as the option storeDir names it.")]
@@ -92,7 +92,7 @@ def triage(
         )
     folder = Path.cwd()
     where = [loading.model_path(model, folder) for model in models]
-    rows = {f"triage {i}": source_of(path, *read_as(path, "", "{}")) for i, path in enumerate(dict.fromkeys(data))}
+    rows = {f"triage {i}": source_of(path) for i, path in enumerate(dict.fromkeys(data))}
     loading.check_there(where, rows, folder, {})
     loading.start_session({}, "sparkdiff.fleet.procedure")
     from sparkdiff.fleet.procedure import triage_paths

@@ -19,7 +19,6 @@ from sparkdiff.commands.flags import (
     Text,
     Time,
     loaded,
-    read_as,
     schema_of,
 )
 from sparkdiff.errors import FAILED, NOT_STRICT, InputError
@@ -46,10 +45,8 @@ def plan(
 ) -> None:  # fmt: skip
     """Show which stages would train, and why the others would not. Runs no Spark job without --cost."""
     _check_cost(cost, data, {"--label": label, "--group": group, "--time": time, "fineTuner": overrides})
-    given = None if data is None else (data, *read_as(data, format, options))
-    [(_, fitted)], rows = loaded(
-        [model], "sparkdiff.costs" if cost else "sparkdiff.pipeline.plan", "plan", *given or ()
-    )
+    module = "sparkdiff.costs" if cost else "sparkdiff.pipeline.plan"
+    [(_, fitted)], rows = loaded([model], module, "plan", data, format, options)
     from sparkdiff.pipeline.plan import plan as plan_of
 
     known = None if schema is None else schema_of(schema)
@@ -103,7 +100,7 @@ def compact(
     ] = None,
     as_json: AsJson = False,
     data: Data = None,
-    format: Format = "parquet",
+    format: Format = "",
     options: ReaderOptions = "{}",
 ) -> None:
     """Fold a pipeline into fewer stages with the same outputs, and show which stages go and why the rest stay.
@@ -127,7 +124,7 @@ def compact(
             print(f"saved {folder} (plain Spark ML)")
 
 
-def verify(model: Model, data: Data, format: Format = "parquet", options: ReaderOptions = "{}") -> None:
+def verify(model: Model, data: Data, format: Format = "", options: ReaderOptions = "{}") -> None:
     """Compare the outputs of Spark and of the translated network, column by column. Exits with code 1 at a mismatch."""
     [(_, fitted)], rows = loaded([model], "sparkdiff.pipeline.parity", "verify", data, format, options)
     from sparkdiff.pipeline.parity import verify as parity_of
@@ -144,7 +141,7 @@ def diff(
     old: Model,
     new: Annotated[str, typer.Argument(help="Folder of the model to compare with.")],
     data: Data = None,
-    format: Format = "parquet",
+    format: Format = "",
     options: ReaderOptions = "{}",
     sample: Annotated[
         Optional[int],  # noqa: UP045

@@ -29,9 +29,7 @@ def init(
     path = paths.local(loading.model_path(model, Path.cwd()))
     if path is None:
         raise InputError(f"{model} must be a folder on the file system of this machine")
-    form = "" if data is None else loading.format_of(data)
-    options = json.dumps(loading.CSV if form == "csv" else {})
-    [(_, fitted)], rows = loaded([model], "sparkdiff.job.first_config", "init", data, form, options)
+    [(_, fitted)], rows = loaded([model], "sparkdiff.job.first_config", "init", data)
     from sparkdiff.job.first_config import first_config
 
     place = data if data is None or paths.local(data) is None else str(Path(str(paths.local(data))).absolute())

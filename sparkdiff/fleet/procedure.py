@@ -408,6 +408,6 @@ def names_of(models: Sequence[str]) -> list[str]:
     out = []
     for model, name in zip(models, names, strict=True):
         alike = {other for other, own in zip(models, names, strict=True) if own == name}
-        above = os.path.commonpath([os.path.dirname(other) for other in alike])
+        above = os.path.commonpath([os.path.dirname(os.path.abspath(other)) for other in alike])
         out.append(name if len(alike) == 1 else os.path.relpath(model, above).replace("/", "-"))
     return out

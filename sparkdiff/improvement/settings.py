@@ -16,7 +16,7 @@ WHY_REFUSED = {
 ARMS = {
     "refit": "fits the stages anew on the training rows",
     "finetune": "trains the weights of the stages together",
-    "simplify": "folds stages that fold exactly; deletes a stage, and fits those after it anew",
+    "simplify": "folds stages that fold exactly; deletes a stage, and refits the others",
     "search": "searches the settings of the stages, and fits them anew",
     "import": "adds boosted trees, fitted from the pipeline's own predictions",
     "grow": "adds stages that learn: hidden units, crosses, curves, effects",

@@ -38,14 +38,11 @@ def report_of(folder: Path) -> str:
 def write_report(folder: Path) -> None:
     """Write the report into a run folder. If it can't be made, only a warning is issued, so that the run is not lost."""
     try:
-        text = report_of(folder)
+        (folder / REPORT).write_text(report_of(folder), encoding="utf-8")
     except InputError as e:
         warnings.warn(f"the run has no {REPORT}: {e}; then `sparkdiff report` writes it", stacklevel=2)
-        return
     except Exception as e:
-        warnings.warn(f"the run has no {REPORT}, as it could not be drawn: {e!r}", stacklevel=2)
-        return
-    (folder / REPORT).write_text(text, encoding="utf-8")
+        warnings.warn(f"the run has no {REPORT}, as it could not be made: {e!r}", stacklevel=2)
 
 
 def comparison_of(folders: Sequence[Path]) -> str:

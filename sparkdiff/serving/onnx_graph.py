@@ -169,7 +169,7 @@ class Value:
     def mapped(self, keys: Number, values: Number, default: float) -> "Value":
         """Each entry looked up in a constant map from `keys` to `values`; `default` for entries that are no key."""
         if not len(as_array(keys)):
-            return self.graph.where(self.isnan(), default, self * 0.0 + default)
+            return self.graph.where(self.isnan(), default, default)
         tensors = {"keys_tensor": keys, "values_tensor": values, "default_tensor": np.array([default])}
         held = {name: self.graph.tensor("", as_array(given).astype(np.float64)) for name, given in tensors.items()}
         return self.graph.node("LabelEncoder", [self], self.width, domain="ai.onnx.ml", **held)
