@@ -17,6 +17,7 @@ from hypothesis import example, given, settings, strategies as st
 from sparkdiff import estimator, job as run, jvm
 from sparkdiff.cli import FAILED, INTERRUPTED, WRONG_INPUT, app, main
 from sparkdiff.commands import models
+from sparkdiff.commands.flags import source_of
 from sparkdiff.errors import InputError, SparkdiffError, StoreError
 from sparkdiff.job import config, loading, starting, steps, tracking_section
 from sparkdiff.job.config import request_of
@@ -833,3 +834,16 @@ def test_json_is_all_of_stdout(here: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert err == "the plan\n"
     assert main(["finetune", "--config", "conf/job.yaml"]) == 0
     assert capsys.readouterr().out.startswith("the plan\n")
+
+
+def test_commands_infer_the_format_of_rows_from_the_name_of_the_file() -> None:
+    inferred = {"header": True, "inferSchema": True}
+    for path, format, options, expected in (
+        ("rows", "", "{}", ("parquet", {})),
+        ("a/rows.csv", "", "{}", ("csv", inferred)),
+        ("rows.txt", "CSV", "{}", ("CSV", inferred)),
+        ("rows.csv", "", '{"sep": ";"}', ("csv", {"sep": ";"})),
+        ("rows.csv", "parquet", "{}", ("parquet", {})),
+    ):
+        found = source_of(path, format, options)
+        assert (found["format"], found["options"]) == expected, path
