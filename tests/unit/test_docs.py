@@ -41,7 +41,7 @@ ELSEWHERE = {
 }  # fmt: skip
 """A page whose blocks are run by a test of their own."""
 LINES = {
-    "pip install .": "tests/jobs/test_wheel.py", "sparkdiff prepare": "tests/jobs/test_prepare.py",
+    'pip install ".[cli,report]"': "tests/jobs/test_wheel.py", "sparkdiff prepare": "tests/jobs/test_prepare.py",
     "make demo": "tests/jobs/test_demo.py", "make test": ".ci/run",
 }  # fmt: skip
 """How a command begins that is run elsewhere, and where."""
