@@ -42,7 +42,7 @@ probability that its estimate gives to the rows."""
 WITHIN = 1.92
 """Largest difference of two log-likelihoods that chance explains at a level of 5% (half of chi-squared's 3.84)."""
 PAIRS = 5_000
-"""Smallest number of pairs of votes on the same row for which method="auto" uses a full model; measured in docs/labels.md."""
+"""Smallest number of pairs of votes on a row for which method="auto" uses a full model; measured in docs/measured/labels.md."""
 
 
 class _LabelParams(Params):

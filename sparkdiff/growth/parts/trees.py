@@ -51,7 +51,7 @@ class Size:
 FAST = (Size(4, 300), Size(31, 200))
 SIZES = (*FAST, Size(8, 400, 0.05, 0.7), Size(63, 400, 0.05, 0.6))
 """The proposed ensembles. The last two learn slowly: the one with 8 leaves is often better on some thousand rows, the one with 63
-leaves on more rows (docs/growing.md)."""
+leaves on more rows."""
 MOST_LEAVES = 320
 """Largest number of leaves per boosting round of a slow ensemble (leaves of a tree times entries of the margin). More leaves, as
 with many classes, would make a model slow to load and serve."""
