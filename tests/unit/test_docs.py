@@ -30,6 +30,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
     *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs" / "measured").glob("*.md")),
 ]
 OPTIONS = {f.name for f in dataclasses.fields(Options)}
 GROWTH = {f.name for f in dataclasses.fields(GrowthSettings)}
@@ -255,7 +256,7 @@ def test_each_yaml_is_a_job(tmp_path: Path) -> None:
 def test_the_site_has_every_page_and_every_public_name() -> None:
     """`mkdocs build --strict` checks the links; that a new page or name has its place is said at once."""
     pages = site_pages()
-    known = {p.name for p in (ROOT / "docs").glob("*.md")} - {"README.md"} | {
+    known = {p.relative_to(ROOT / "docs").as_posix() for p in (ROOT / "docs").rglob("*.md")} - {"README.md"} | {
         *pages.FROM_ROOT.values(),
         *pages.MADE,
         *pages.NOTEBOOKS,
@@ -294,6 +295,8 @@ def test_links_of_the_repository_become_links_of_the_site() -> None:
         ("docs/README.md", "[jobs](jobs.md) and [here](#below)", "[jobs](jobs.md) and [here](#below)"),
         ("docs/README.md", "[notebook](../notebooks/1_first_steps.ipynb)", "[notebook](1_first_steps.md)"),
         ("notebooks/1_first_steps.ipynb", "[Grow](../docs/growing.md)", "[Grow](growing.md)"),
+        ("docs/cache.md", "[times](measured/cache.md#reading)", "[times](measured/cache.md#reading)"),
+        ("docs/measured/cache.md", "[cache](../cache.md), [all](sparse.md)", "[cache](../cache.md), [all](sparse.md)"),
         ("docs/gains.md", "[elsewhere](https://example.org/a.md)", "[elsewhere](https://example.org/a.md)"),
     ):
         assert linked(text, source) == found
