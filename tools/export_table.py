@@ -37,7 +37,8 @@ def is_written(module: type[StageModule]) -> bool:
 def table() -> str:
     found = classes()
     missing = ", ".join(name for name, ok in found.items() if not ok)
-    head = f"{sum(found.values())} of {len(found)} translated classes of MLlib can be exported{missing and f'; not {missing}'}. Refused are:"
+    head = f"{sum(found.values())} of {len(found)} translated classes of MLlib can be exported"
+    head += f"{missing and f'; not {missing}'}. Refused are:"
     rows = [f"| {name} | {LIMITS[name]} |" for name in found if name in LIMITS]
     return "\n".join([head, "", "| Class | With |", "|---|---|", *rows]) + "\n"
 

@@ -46,16 +46,20 @@ def row(full: str) -> Row:
 def table() -> str:
     found = rows()
     by_torch, by_python, refused = ([r for r in found if r.where == where] for where in ("torch", "Python", ""))
-    readers = [r.name for r in found if issubclass(base.REGISTRY.get(f"pyspark.ml.feature.{r.name}", object), FieldReader)]
+    readers = [
+        r.name for r in found if issubclass(base.REGISTRY.get(f"pyspark.ml.feature.{r.name}", object), FieldReader)
+    ]
     lines = [
-        f"A Scorer accepts {len(found) - len(refused)} of {len(found)} classes. The stages in a pipeline, a search or an RFormulaModel take its place.",
+        f"A Scorer accepts {len(found) - len(refused)} of {len(found)} classes. "
+        "The stages in a pipeline, a search or an RFormulaModel take its place.",
         "",
-        f"Torch computes the {len(by_torch)} translated classes, unless [stages.md](stages.md) says that a setting keeps them in Spark. "
-        "One difference: a VectorAssembler may have `handleInvalid='skip'`. Pass `schema=` for "
-        f"{', '.join(readers[:-1])} and {readers[-1]}. Python computes these:",
-        *("", "| Class | Refused |", "|---|---|", *(f"| {r.name} | {r.limits} |" for r in by_python)),
-        *("", "These classes are refused:", "", "| Class | Reason |", "|---|---|"),
-        *(f"| {r.name} | {r.limits} |" for r in refused),
+        f"Torch computes the {len(by_torch)} translated classes, unless [stages.md](stages.md) says that a setting keeps "
+        "them in Spark. One difference: a VectorAssembler may have `handleInvalid='skip'`. Pass `schema=` for "
+        f"{', '.join(readers[:-1])} and {readers[-1]}. "
+        f"Python computes {', '.join(r.name for r in by_python)}:",
+        *("", "| Class | Not with |", "|---|---|", *(f"| {r.name} | {r.limits} |" for r in by_python if r.limits)),
+        "",
+        f"These are refused, and the error gives the reason: {', '.join(r.name for r in refused)}.",
     ]
     return "\n".join(lines) + "\n"
 
