@@ -35,12 +35,16 @@ def is_written(module: type[StageModule]) -> bool:
 
 
 def table() -> str:
-    rows = [f"| {name} | {'yes' if ok else 'no'} | {LIMITS.get(name, '')} |" for name, ok in classes().items()]
-    return "\n".join(["| class | exported | not with |", "|---|---|---|", *rows]) + "\n"
+    found = classes()
+    missing = ", ".join(name for name, ok in found.items() if not ok)
+    head = f"{sum(found.values())} of {len(found)} translated classes of MLlib can be exported"
+    head += f"{missing and f'; not {missing}'}. Refused are:"
+    rows = [f"| {name} | {LIMITS[name]} |" for name in found if name in LIMITS]
+    return "\n".join([head, "", "| Class | With |", "|---|---|", *rows]) + "\n"
 
 
 def page(text: str) -> str:
-    """The page with today's table."""
+    """The page with the table of the registry."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{table()}\n{END}{after}"

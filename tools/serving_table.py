@@ -20,7 +20,7 @@ BEGIN, END = "<!-- written by tools/serving_table.py -->\n", "<!-- end -->\n"
 
 
 class Row(NamedTuple):
-    """A class, where a Scorer computes it (empty if it refuses it), and what limits that."""
+    """A class, where a Scorer computes it (empty if it refuses it), and its limits."""
 
     name: str
     where: str
@@ -36,32 +36,36 @@ def row(full: str) -> Row:
     name = full.rpartition(".")[2]
     if (text := SERVED.get(full)) is not None:
         return Row(name, "Python", "; ".join(text.refusals))
-    if (kind := base.REGISTRY.get(full)) is not None:
-        schema = ("tell it the data (`schema=`)",) if issubclass(kind, FieldReader) else ()
-        skips = ("handleInvalid='skip'",) if name in SKIPPING else ()
-        return Row(name, "torch", "; ".join((*skips, *kind.refusals, *schema)))
+    if full in base.REGISTRY:
+        return Row(name, "torch", "")  # docs/stages.md has its limits
     if name == "RFormulaModel":
         return Row(name, "the stages in it", "")
     return Row(name, "", NOT_SERVED[name])
 
 
-SKIPPING = ("Bucketizer", "VectorIndexerModel", "VectorSizeHint")
-"""Translated classes that can drop rows; docs/stages.md lists the setting too."""
-
-
 def table() -> str:
     found = rows()
-    taken = [f"| {r.name} | {r.where} | {r.limits} |" for r in found if r.where]
-    refused = [f"| {r.name} | {r.limits} |" for r in found if not r.where]
-    head = f"A Scorer takes {len(taken)} of {len(found)} classes. "
-    head += "The models of pipelines and searches are replaced by the stages in them.\n"
-    lines = ["", "| class | computed in | not with, or better |", "|---|---|---|", *taken]
-    lines += ["", "Refused by name:", "", "| class | why |", "|---|---|", *refused]
-    return head + "\n".join(lines) + "\n"
+    by_torch, by_python, refused = ([r for r in found if r.where == where] for where in ("torch", "Python", ""))
+    readers = [
+        r.name for r in found if issubclass(base.REGISTRY.get(f"pyspark.ml.feature.{r.name}", object), FieldReader)
+    ]
+    lines = [
+        f"A Scorer accepts {len(found) - len(refused)} of {len(found)} classes. "
+        "The stages in a pipeline, a search or an RFormulaModel take its place.",
+        "",
+        f"Torch computes the {len(by_torch)} translated classes, unless [stages.md](stages.md) says that a setting keeps "
+        "them in Spark. One difference: a VectorAssembler may have `handleInvalid='skip'`. Pass `schema=` for "
+        f"{', '.join(readers[:-1])} and {readers[-1]}. "
+        f"Python computes {', '.join(r.name for r in by_python)}:",
+        *("", "| Class | Not with |", "|---|---|", *(f"| {r.name} | {r.limits} |" for r in by_python if r.limits)),
+        "",
+        f"These are refused, and the error gives the reason: {', '.join(r.name for r in refused)}.",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def page(text: str) -> str:
-    """The page with today's table."""
+    """The page with the table of the registries."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{table()}\n{END}{after}"
