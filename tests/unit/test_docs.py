@@ -29,7 +29,7 @@ pytestmark = pytest.mark.once
 ROOT = Path(__file__).parents[2]
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
 ]
 OPTIONS = {f.name for f in dataclasses.fields(Options)}
 GROWTH = {f.name for f in dataclasses.fields(GrowthSettings)}
@@ -41,7 +41,7 @@ ELSEWHERE = {
 }  # fmt: skip
 """A page whose blocks are run by a test of their own."""
 LINES = {
-    "pip install .": "tests/jobs/test_wheel.py", "sparkdiff prepare": "tests/jobs/test_prepare.py",
+    'pip install ".': "tests/jobs/test_wheel.py", "sparkdiff prepare": "tests/jobs/test_prepare.py",
     "make demo": "tests/jobs/test_demo.py", "make test": ".ci/run",
 }  # fmt: skip
 """How a command begins that is run elsewhere, and where."""
@@ -168,7 +168,7 @@ def override(text: str) -> None:
         assert rest in ("", "path", "mode"), text
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_every_command_exists(page: Path) -> None:
     for words in commands(page):
         try:
@@ -193,7 +193,7 @@ def test_the_pages_are_read_and_wrong_commands_are_found() -> None:
             check(shlex.split(wrong))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_every_file_option_and_name_exists(page: Path) -> None:
     text = page.read_text()
     for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
@@ -230,6 +230,8 @@ def test_each_block_can_be_run_or_says_why_not() -> None:
         where = f"{block.page.name}:{block.line}"
         assert block.language in ("bash", "python", "text", "yaml"), f"{where}: which language?"
         assert block.mark is None or len(block.mark) > len("not run: why"), where
+        measured = block.page.parent.name == "measured"
+        assert block.mark or block.language == "text" or not measured, f"{where}: figures come without code to run"
     assert len(blocks()) == sum(len(FENCE.findall(page.read_text())) for page in PAGES)
     for page, test in ELSEWHERE.items():
         assert page in (ROOT / test).read_text(), test
@@ -255,7 +257,8 @@ def test_each_yaml_is_a_job(tmp_path: Path) -> None:
 def test_the_site_has_every_page_and_every_public_name() -> None:
     """`mkdocs build --strict` checks the links; that a new page or name has its place is said at once."""
     pages = site_pages()
-    known = {p.name for p in (ROOT / "docs").glob("*.md")} - {"README.md"} | {
+    docs = ROOT / "docs"
+    known = {p.relative_to(docs).as_posix() for p in docs.rglob("*.md")} - {"README.md"} | {
         *pages.FROM_ROOT.values(),
         *pages.MADE,
         *pages.NOTEBOOKS,
@@ -294,6 +297,10 @@ def test_links_of_the_repository_become_links_of_the_site() -> None:
         ("docs/README.md", "[jobs](jobs.md) and [here](#below)", "[jobs](jobs.md) and [here](#below)"),
         ("docs/README.md", "[notebook](../notebooks/1_first_steps.ipynb)", "[notebook](1_first_steps.md)"),
         ("notebooks/1_first_steps.ipynb", "[Grow](../docs/growing.md)", "[Grow](growing.md)"),
+        ("docs/search.md", "[times](measured/search.md#time)", "[times](measured/search.md#time)"),
+        ("docs/measured/search.md", "[guard](../guard.md#small)", "[guard](../guard.md#small)"),
+        ("docs/measured/search.md", "[growth](growing.md)", "[growth](growing.md)"),
+        ("docs/measured/search.md", "[rules](../../CONTRIBUTING.md)", "[rules](../contributing.md)"),
         ("docs/gains.md", "[elsewhere](https://example.org/a.md)", "[elsewhere](https://example.org/a.md)"),
     ):
         assert linked(text, source) == found
