@@ -24,10 +24,11 @@ HEAD = """# Tested versions
 
 """
 TAIL = """
-CI runs on Linux, Java 17 and Python 3.11; the other versions of Python were tried by hand. `pyproject.toml` has wider bounds: versions
-between those of the table are expected to work, but are not tested.
+CI runs on Linux, Java 17 and Python 3.11; the other versions of Python were tried by hand. Versions between those of the table
+are expected to work, but are not tested.
 
-Without Petastorm, which is optional, sparkdiff reads its cache with Arrow. Petastorm needs pyarrow 14, numpy 1 and Python up to 3.11.
+Without Petastorm, which is optional, sparkdiff reads its cache with Arrow. Petastorm needs pyarrow 14, numpy 1 and Python up to
+3.11.
 
 ## Install a tested stack
 
@@ -46,7 +47,8 @@ On Linux, torch brings several gigabytes of CUDA. Without a GPU, take it from th
 pip install -c constraints/modern.txt ".[cli,report]" --extra-index-url https://download.pytorch.org/whl/cpu
 ```
 
-`constraints/hashes/` holds the same pins with the sha256 of their files. torch is missing there, because its file depends on the index:
+`constraints/hashes/` holds the same pins with the sha256 of their files. torch is missing there, because its file depends on the
+index:
 
 <!-- not run: it installs from both indexes -->
 
@@ -56,7 +58,7 @@ pip install torch==TORCH --index-url https://download.pytorch.org/whl/cpu
 pip install --no-deps .
 ```
 
-`tools/sbom.sh` writes a bill of materials (CycloneDX) for each stack, which a release includes.
+`tools/sbom.sh` writes a bill of materials (CycloneDX) for each stack.
 """
 
 
