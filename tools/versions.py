@@ -57,8 +57,6 @@ pip install --require-hashes --no-deps -r constraints/hashes/modern.txt
 pip install torch==TORCH --index-url https://download.pytorch.org/whl/cpu
 pip install --no-deps .
 ```
-
-`tools/sbom.sh` writes a bill of materials (CycloneDX) for each stack.
 """
 
 
