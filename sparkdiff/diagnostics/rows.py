@@ -2,6 +2,15 @@
 
 Warnings do not affect training or the decision: `check` runs before training, `too_few_rows` after the guard (the
 statistical test on held-out rows) has decided.
+
+To add a check:
+
+1. Gather what it needs in `_Seen.add`, batch by batch, with memory that does not grow with the rows, unless `_Seen` has it: the
+   spread and the support of each column, sampled rows, and sparse indices.
+2. Write a method of `_Seen` that returns sentences: what was found, in which column, how often, and what to do.
+3. Call it in `check`; a method that reads `spreads` is called before `spreads.clear()`.
+4. Test it in `tests/api/diagnostics/test_datachecks.py` on data with the fault and on clean data: `test_false_alarms_over_seeds`
+   counts false alarms.
 """
 
 import math

@@ -1,5 +1,15 @@
 """The losses of the option `loss`: functions of the outputs of Spark's predictor, either named (then with a scale) or
 written by users.
+
+To add a loss:
+
+1. Write the formula per row as a branch of `_regression` or `_classification`, on `head.mean(margin)` or
+   `head.class_scores(margin)`, with a `scale`, so that the loss does not depend on the unit of the label.
+2. Add its name to `REGRESSION` or `CLASSIFICATION`; the option `loss`, its error messages and metrics take the name from there.
+3. Add its parameters and their defaults to `PARAMS`, and check them with `number` (`loss_params.py`).
+4. In `tests/unit/objectives/test_losses.py` add its parameters, its scale, wrong parameters, and the values that another library
+   computes. Every loss is a metric too: add its parameters and its reference to `test_metrics.py`.
+5. Describe the formula and its unit in docs/objectives.md.
 """
 
 from collections.abc import Callable, Mapping

@@ -3,6 +3,18 @@ evaluators.
 
 A metric equals Spark's evaluator of that name (RegressionEvaluator, BinaryClassificationEvaluator with numBins=0,
 MulticlassClassificationEvaluator) on the predictions that Spark would write, without the rows of weight 0.
+
+To add a metric:
+
+1. If it is a mean over rows, return a `Metric` with `rows`. If not, return one with `column` and `value`: a differentiable
+   function of the weights, from which the influence of each row follows.
+2. Add its name to `REGRESSION`, `BINARY` or `MULTICLASS`, or to `NAMES` if it fits in none of them; add its parameters to
+   `PARAMS`. Set `larger` if larger is better, and `needs` to what the rows must contain.
+3. In `tests/unit/objectives/test_metrics.py`, which checks its influence, add its formula or another library's to `references`.
+   `tests/api/evaluation/test_evaluators.py` compares with Spark's evaluators what these compute too.
+4. If it is not a mean over rows, add it to `OF_METRICS` in benchmarks/guard_size.py, and run that with --metrics: the guard
+   must keep its size.
+5. Describe it in docs/objectives.md.
 """
 
 from collections.abc import Callable, Mapping

@@ -4,6 +4,25 @@ train, in which units, within which domain), and the registry of all translation
 The unit of a parameter is its typical scale: a step of 1 in training changes the parameter (with a constraint, its move)
 by one unit. The margin of a predictor is what its loss is computed from, such as the linear predictor before the link, or
 scores of the classes.
+
+To add a stage:
+
+1. Copy the most similar class of this room. Register the new one under Spark's full class name, and remove that name from
+   `referenced.py` if it is there.
+2. Name the weights as the stage's saved data does, in the order of the Scala constructor. Write the reading and `forward`;
+   write `to_spark` only if the method of the base class does not fit. Read in `jvm/` what pyspark does not show, as
+   `jvm/clustering.py` does.
+3. Do not approximate a setting that cannot be computed exactly: list it in `refusals`. The stage then stays in Spark and
+   gives the reason.
+4. Training may run `forward` on a GPU and in float32. Its tensors therefore have the device and dtype of its rows
+   (`x.new_zeros(...)`), and it does not wait for the device: a check of values asks `known_any` (`tensors/rows.py`), and on a
+   GPU a mask takes the place of a selection.
+5. If the stage is affine in its inputs, inherit from `Affine` (`affine.py`), so that all candidates share its computation. Its
+   derivative is written by hand; `tests/unit/training/test_candidates.py` compares it with autograd.
+6. Add the stage to the laws of its kind in `tests/laws/`, with a fault of your own in the `test_*_planted.py` beside them; to the
+   grid of Params in `tests/parity/test_roundtrip.py`, with constant columns, NaN, null, sparse vectors and an empty partition;
+   and to `tests/unit/stages/test_on_devices.py`. `tests/laws/other_devices.py` compares it with itself on a fake GPU.
+7. Run `python tools/stage_coverage.py`, which writes docs/stages.md, and correct the number of stages in README.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

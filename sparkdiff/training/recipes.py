@@ -1,4 +1,15 @@
-"""The candidates that train together: the three recipes, modified by the options."""
+"""The candidates that train together: the three recipes, modified by the options.
+
+To add a candidate:
+
+1. Append a `recipe(...)` to the list that `recipes_for` returns for `thorough`. All candidates but those with `lbfgs` and
+   `newton` use the same optimizer. A new kind of setting is a new field of `Recipe`, which `augmentation.py` or
+   `optimizers.py` reads, with a case in `tests/unit/training/test_candidates.py`.
+2. Add it to `GRID` in benchmarks/recipes.py, which measures the gain; benchmarks/candidates.py measures the cost. Each
+   candidate makes the guard's test stricter for all others.
+3. Delete the stored history of `tests/api/training/test_loss_curve.py`; the test then stores a new one.
+4. Describe it in docs/recipes.md.
+"""
 
 import dataclasses
 import math
