@@ -210,8 +210,8 @@ def one_room(module: str, other: str) -> bool:
     return package(module) == package(other.removeprefix("sparkdiff."))
 
 
-# What runs before Spark: help needs nothing, and torch is imported while Spark starts.
-LATE = ("commands", "job.config", "job.starting")
+# What runs before Spark: help needs nothing, the entry looks for typer first, and torch is imported while Spark starts.
+LATE = ("__main__", "commands", "job.config", "job.starting")
 
 
 def test_no_function_imports_our_own_modules() -> None:
