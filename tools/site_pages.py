@@ -6,6 +6,7 @@ mkdocs.yml names this file as a hook; `make site` runs it.
 import dataclasses
 import html
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -138,6 +139,7 @@ def outside_code(text: str, change: Callable[[str], str]) -> str:
 
 def linked(text: str, source: str) -> str:
     """Links of a file of the repository as links of the site; of a link to what the site has no page of, the text stays."""
+    folder = Path(page_of(source) or "").parent
 
     def moved(match: re.Match[str]) -> str:
         name, target = match.groups()
@@ -150,14 +152,14 @@ def linked(text: str, source: str) -> str:
             return name
         if name in (path, found) and found.endswith(".md"):
             name = (ROOT / found).read_text("utf-8").partition("\n")[0].lstrip("# ")
-        return f"[{name}]({new}{hash_}{anchor})"
+        return f"[{name}]({os.path.relpath(new, folder)}{hash_}{anchor})"
 
     return LINK.sub(moved, text)
 
 
 def page_of(path: str) -> str | None:
-    """The place in the site of a file that has one: a page of docs/, a report of the gallery, a notebook."""
-    if re.fullmatch(r"docs/[\w-]+\.md|docs/gallery/\w+\.html", path):
+    """The place in the site of a file that has one: a page of docs/ or docs/measured/, a report of the gallery, a notebook."""
+    if re.fullmatch(r"docs/(measured/)?[\w-]+\.md|docs/gallery/\w+\.html", path):
         return path.removeprefix("docs/")
     return next((page for page, notebook in NOTEBOOKS.items() if path == f"notebooks/{notebook.name}"), None)
 

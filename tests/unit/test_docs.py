@@ -29,7 +29,7 @@ pytestmark = pytest.mark.once
 ROOT = Path(__file__).parents[2]
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
 ]
 OPTIONS = {f.name for f in dataclasses.fields(Options)}
 GROWTH = {f.name for f in dataclasses.fields(GrowthSettings)}
@@ -168,7 +168,7 @@ def override(text: str) -> None:
         assert rest in ("", "path", "mode"), text
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_every_command_exists(page: Path) -> None:
     for words in commands(page):
         try:
@@ -193,7 +193,7 @@ def test_the_pages_are_read_and_wrong_commands_are_found() -> None:
             check(shlex.split(wrong))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_every_file_option_and_name_exists(page: Path) -> None:
     text = page.read_text()
     for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
@@ -255,7 +255,8 @@ def test_each_yaml_is_a_job(tmp_path: Path) -> None:
 def test_the_site_has_every_page_and_every_public_name() -> None:
     """`mkdocs build --strict` checks the links; that a new page or name has its place is said at once."""
     pages = site_pages()
-    known = {p.name for p in (ROOT / "docs").glob("*.md")} - {"README.md"} | {
+    docs = ROOT / "docs"
+    known = {p.relative_to(docs).as_posix() for p in docs.rglob("*.md")} - {"README.md"} | {
         *pages.FROM_ROOT.values(),
         *pages.MADE,
         *pages.NOTEBOOKS,
@@ -295,5 +296,8 @@ def test_links_of_the_repository_become_links_of_the_site() -> None:
         ("docs/README.md", "[notebook](../notebooks/1_first_steps.ipynb)", "[notebook](1_first_steps.md)"),
         ("notebooks/1_first_steps.ipynb", "[Grow](../docs/growing.md)", "[Grow](growing.md)"),
         ("docs/gains.md", "[elsewhere](https://example.org/a.md)", "[elsewhere](https://example.org/a.md)"),
+        ("docs/guard.md", "[figures](measured/guard.md)", "[figures](measured/guard.md)"),
+        ("docs/measured/guard.md", "[guard](../guard.md) and [gains](gains.md)", "[guard](../guard.md) and [gains](gains.md)"),
+        ("docs/measured/guard.md", "[rules](../../CONTRIBUTING.md#tests)", "[rules](../contributing.md#tests)"),
     ):
         assert linked(text, source) == found
