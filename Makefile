@@ -50,9 +50,9 @@ pytest:                 ## chosen tests in one process, without lint (ARGS="test
 	@bash tools/setup.sh java dev
 	$(RUN) pytest $(ARGS)
 
-faults:                 ## kill and stall training processes, each fault 3 times; writes docs/reliability.md
+faults:                 ## kill and stall training processes, each fault 3 times; writes docs/measured/reliability.md
 	@bash tools/setup.sh java dev
-	"$(VENV)/bin/python" benchmarks/faults.py --runs 3 --write docs/reliability.md $(ARGS)
+	"$(VENV)/bin/python" benchmarks/faults.py --runs 3 --write docs/measured/reliability.md $(ARGS)
 
 bench:                  ## all benchmarks, some hours: a table with date, machine and versions in runs/bench (ARGS=--smoke: minutes)
 	@bash tools/setup.sh java dev

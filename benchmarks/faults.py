@@ -1,6 +1,6 @@
 """Kills and stalls the processes of a training, each fault several times, and prints the outcomes as a table.
 
-    python benchmarks/faults.py --runs 3 --write docs/reliability.md
+    python benchmarks/faults.py --runs 3 --write docs/measured/reliability.md
 
 The faults are those of tests/processes, where CI tests each of them once.
 """
@@ -19,14 +19,14 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "processes")]  # its module of t
 
 import faults  # noqa: E402
 
-HEAD = """# Reliability
+HEAD = """# Measured: killed and stalled processes
 
-Two processes train. At a random moment after the first checkpoint, one process of the run receives a real signal: SIGKILL, or
-SIGSTOP for *stalled* (with a timeout of 12 s). The training must continue by itself from its last checkpoint; after a killed
-driver it must continue when the same command is given again. It must end with the weights and the history of an undisturbed
-run, bit for bit, and leave no process behind.
+Two processes train. At a random moment after the first checkpoint, one process of the run receives a real signal: SIGKILL,
+or SIGSTOP for *stalled* (with a timeout of 12 s). The training must continue by itself from its last checkpoint, after a
+killed driver when the same command is given again. It must end with the weights and the history of an undisturbed run, bit
+for bit, and leave no process behind.
 
-`make faults` makes this table. `tests/processes` tests each fault once.
+`make faults` writes this page. [reliability.md](../reliability.md) says how a run goes on.
 
 | where | fault | runs | identical result | resumed | processes left behind | seconds, median (largest) |
 |---|---|---|---|---|---|---|
@@ -61,7 +61,7 @@ def drivers(runs: int, folder: Path) -> list[faults.Told]:
 def main() -> int:
     p = parser(__doc__)
     p.add_argument("--runs", type=int, default=3)
-    p.add_argument("--write", type=Path, metavar="PAGE", help="the page of docs whose table is replaced")
+    p.add_argument("--write", type=Path, metavar="PAGE", help="the page of docs that is written")
     given = parse(p, runs=1)
     found: list[tuple[str, list[faults.Told]]] = []
     with tempfile.TemporaryDirectory() as name:
@@ -73,8 +73,7 @@ def main() -> int:
     text = HEAD + "".join(row(f"`{where}`", told) for where, told in found)
     print(text)
     if given.write:
-        _, heading, rest = given.write.read_text().partition("\n## ")  # the part about full disks stays
-        given.write.write_text(text + heading + rest)
+        given.write.write_text(text)
     wrong = sum(not t.identical or bool(t.orphans) for _, told in found for t in told)
     figures = {f"{where}, {told[0].fault}, s": statistics.median(t.seconds for t in told) for where, told in found}
     results = [{"where": where, **dataclasses.asdict(t)} for where, told in found for t in told]

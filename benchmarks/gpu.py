@@ -11,9 +11,9 @@ largest of them; and a second run on the GPU with the first, bit by bit.
 Trees: a forward pass over rows that lie on the device, against Hummingbird's three implementations there (float32, the best of
 batches of 10,000, 100,000 and all rows), if --hummingbird, or this interpreter, has the package.
 
-    python benchmarks/gpu.py --out gpu.json --page docs/gpu.md            # all cases
+    python benchmarks/gpu.py --out gpu.json --page docs/measured/gpu.md   # all cases
     python benchmarks/gpu.py --case wide --candidates 1 4 --out gpu.json  # adds some figures to gpu.json
-    python benchmarks/gpu.py --read gpu.json --page docs/gpu.md           # the page of figures that were measured before
+    python benchmarks/gpu.py --read gpu.json --page docs/measured/gpu.md  # the page of figures that were measured before
 
 Neither Java nor a Spark session is needed, only Spark's Python files. A machine that has torch, numpy, pandas, pyarrow and
 scikit-learn, but no network, is given these, 10 MB, from one with sparkdiff installed:
@@ -404,6 +404,21 @@ def number(x: float | None, form: str) -> str:
     return "–" if x is None else format(x, form)
 
 
+def idle(row: Mapping[str, Any]) -> float | None:
+    """Share of a step in which the GPU does nothing; None if the profiler saw nothing."""
+    busy, steps = row.get("watched", {}).get("busyMicroseconds"), row.get("steps", 1)
+    return None if busy is None else max(0.0, 1 - busy * steps / (1e6 * row["stepSeconds"]))
+
+
+def differences(row: Mapping[str, Any]) -> list[str]:
+    """How far gains and weights differ from the CPU's."""
+    return [number(row.get(k), ".1e") for k in ("gainsDiffer", "weightsDiffer")]
+
+
+def equal(row: Mapping[str, Any]) -> str:
+    return {True: "yes", False: "no"}.get(row.get("runsEqual"), "")  # type: ignore[arg-type]
+
+
 def tables(results: Results) -> str:
     """What each arm took, and what the profiler saw and the numbers are."""
     speed, kernels = [], []
@@ -420,11 +435,9 @@ def tables(results: Results) -> str:
             if "watched" not in r and "gainsDiffer" not in r:
                 continue
             watched, step = r.get("watched", {}), 1e6 * r["stepSeconds"] / r.get("steps", 1)
-            idle = max(0.0, 1 - watched["busyMicroseconds"] / step) if watched else None
             kernels.append([
                 *row, *(number(watched.get(k), ".4g") for k in ("kernels", "launches", "busyMicroseconds")),
-                f"{step:.4g}", number(idle, ".0%"), number(r.get("gainsDiffer"), ".1e"), number(r.get("weightsDiffer"), ".1e"),
-                {True: "yes", False: "no"}.get(r.get("runsEqual"), ""),  # type: ignore[arg-type]
+                f"{step:.4g}", number(idle(r), ".0%"), *differences(r), equal(r),
             ])  # fmt: skip
     first = ["case", "candidates", "arm"]
     head = [
@@ -436,6 +449,53 @@ def tables(results: Results) -> str:
         "weights", "two runs equal",
     ]  # fmt: skip
     return markdown(head, speed) + ("\n\n" + markdown(second, kernels) if kernels else "")
+
+
+def short_tables(results: Results) -> str:
+    """The tables of the page: a row for each number of candidates of a case, its arms side by side; then the trees."""
+    speed, rest, trees, fallbacks = [], [], [], []
+    for name, result in results.items():
+        rows = result["rows"]
+        found = {(r.get("candidates"), r["arm"]): r for r in rows}
+        if name == TREES:
+            cpu = found.get((None, "CPU"), {}).get("rowsPerSecond")
+            trees = [
+                [
+                    r["arm"], f"{r['stepSeconds']:.3g}", f"{r['rowsPerSecond']:,.0f}",
+                    number(cpu and r["rowsPerSecond"] / cpu, ".3g"),
+                ]
+                for r in rows
+            ]  # fmt: skip
+            continue
+        for k in dict.fromkeys(r["candidates"] for r in rows):
+            cpu, gpu, plain, single, ahead = (found.get((k, arm.name), {}) for arm in ARMS)
+            both = cpu and gpu and gpu["rowsPerSecond"] / cpu["rowsPerSecond"]
+            speed.append([
+                name, str(k), *(number(r.get("stepSeconds"), ".3g") for r in (cpu, gpu)), number(both or None, ".3g"),
+                *(number(r.get("stepSeconds"), ".3g") for r in (plain, single, ahead)),
+            ])  # fmt: skip
+            rest.append([
+                name, str(k), *(number(r.get("validationSeconds"), ".3g") for r in (cpu, gpu)),
+                *(number(r["peakBytes"] / 2**30 if "peakBytes" in r else None, ".2f") for r in (gpu, single, ahead)),
+                number(idle(gpu), ".0%") if gpu else "–", *differences(gpu), *differences(single), equal(gpu),
+            ])  # fmt: skip
+        fallbacks += [
+            f"- {name}, candidates: {r['candidates']}, {r['arm']}: {'; '.join(r['fallbacks'])}"
+            for r in rows
+            if r.get("fallbacks")
+        ]
+    first = ["case", "candidates"]
+    head = [*first, "CPU, s", "GPU, s", "times as fast", "no graphs, s", "float32 rows, s", "rows copied ahead, s"]
+    second = [
+        *first, "validation: CPU, s", "GPU, s", "peak memory, GiB", "float32 rows", "rows copied ahead", "GPU idle",
+        "gains differ from the CPU's", "weights", "float32 rows: gains", "weights", "two runs equal",
+    ]  # fmt: skip
+    last = ["trees", "seconds of a pass", "rows a second", "over the CPU's"]
+    return "\n\n".join([
+        *(["Seconds of an epoch's steps:", markdown(head, speed), markdown(second, rest)] if speed else []),
+        *([markdown(last, trees)] if trees else []),
+        *(["Where memory was short:", "\n".join(fallbacks)] if fallbacks else []),
+    ])  # fmt: skip
 
 
 def section(results: Results) -> str:
@@ -452,7 +512,7 @@ def section(results: Results) -> str:
         "\n".join(f"- Measured {text}: {', '.join(names)}" for text, names in machines.items()),
         "\n".join(sizes),
         *([markdown(["wanted", "found", "good enough"], wanted)] if wanted else []),
-        tables(results),
+        short_tables(results),
         *([f"Not measured: {', '.join(absent)}."] if absent else []),
         *(["Hummingbird was not measured: it wasn't there."] if TREES in results and not rivals(results) else []),
     ])  # fmt: skip

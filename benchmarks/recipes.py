@@ -33,7 +33,7 @@ from sparkdiff.training.recipes import FEW_ROWS, Recipe, recipes_for
 RATES, ANCHORS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), (0.0, 1e-3, 1e-2, 1e-1)
 GRID = [Recipe(rate, anchor) for rate in RATES for anchor in ANCHORS]
 FIRST_SEED = 100
-"""Splits that docs/gains.md doesn't show."""
+"""Splits that docs/measured/gains.md doesn't show."""
 
 
 def gains(model: Any, rows: Any, seed: int, folder: str, grid: Sequence[Recipe] = GRID, **options: Any) -> list[float]:

@@ -2,8 +2,8 @@
 
 Boosted trees of 20 to 200 and a forest as Spark fitted them (the cases of tree_gains.py), leaves only. Per run a candidate
 counts as its best epoch's relative gain on the validation rows; a set of candidates counts as its best. Test rows are never
-read, and the splits aren't those of docs/gains.md. Prints the grid and the best sets, writes JSON; what that holds isn't run
-again.
+read, and the splits aren't those of docs/measured/gains.md. Prints the grid and the best sets, writes JSON; what that holds isn't
+run again.
 
     SPARK_CONF_DIR=conf python benchmarks/tree_recipes.py --seeds 2 --out tree_recipes.json --folder runs/tree_recipes
 """

@@ -125,7 +125,8 @@ def test_figures_of_a_gpu_replace_those_of_the_page_and_nothing_else(tmp_path: P
     assert text.endswith(f"{gpu.END}\n\nAfter.\n")
     assert "| wide, 64 candidates over one | 2 | no |" in text
     assert "| wide, candidates: 1, rows a second over the CPU's | 30 | yes |" in text
-    assert "| wide | 64 | GPU | – | – | – | 6e+05 | – | 2.0e-12 | – | yes |" in text
+    assert "| wide | 1 | 9 | 0.3 | 30 | – | – | – |\n| wide | 64 | – | 0.6 | – | – | – | – |" in text
+    assert "| wide | 64 | – | – | – | – | – | – | 2.0e-12 | – | – | – | yes |" in text
     assert "Not measured: small, wide, large batches, softmax, text," in text
     page.write_text("No marks.")
     with pytest.raises(SystemExit, match="lacks the lines"):

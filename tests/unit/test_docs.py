@@ -302,5 +302,12 @@ def test_links_of_the_repository_become_links_of_the_site() -> None:
         ("docs/measured/search.md", "[growth](growing.md)", "[growth](growing.md)"),
         ("docs/measured/search.md", "[rules](../../CONTRIBUTING.md)", "[rules](../contributing.md)"),
         ("docs/gains.md", "[elsewhere](https://example.org/a.md)", "[elsewhere](https://example.org/a.md)"),
+        ("docs/guard.md", "[figures](measured/guard.md)", "[figures](measured/guard.md)"),
+        (
+            "docs/measured/guard.md",
+            "[guard](../guard.md) and [gains](gains.md)",
+            "[guard](../guard.md) and [gains](gains.md)",
+        ),
+        ("docs/measured/guard.md", "[rules](../../CONTRIBUTING.md#tests)", "[rules](../contributing.md#tests)"),
     ):
         assert linked(text, source) == found
