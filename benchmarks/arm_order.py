@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 from common import exit_code, markdown, parse, parser, read_lines, surroundings, write
 
-from sparkdiff.forecasting.arms import ENOUGH, PRIORS, ArmForecaster, ArmResult, PastImprovement
-from sparkdiff.forecasting.forecast import MOST
-from sparkdiff.improvement.settings import ARMS
+from sparkdiff.forecasting.arm_forecasts import ENOUGH, PRIORS, ArmForecaster, ArmResult, PastImprovement
+from sparkdiff.forecasting.run_forecasts import MOST
+from sparkdiff.improvement.improvement_options import ARMS
 
 WANTED = 0.5
 """Share of the fixed order's core-seconds."""
@@ -145,7 +145,7 @@ def told(runs: Sequence[Improvement]) -> dict[str, float]:
     print(f"all arms of these to their ends: {everything:,.0f} core-seconds")
     head = ["until 95% of the best kept gain", "core-seconds", "of the fixed order's", "median ratio"]
     print(markdown([*head, *(f"gain after {b} s each" for b in BUDGETS)], rows))
-    finds = {a: sum(runs[i].known.found(a) for i in gained if a in runs[i].steps) for a in ARMS}
+    finds = {a: sum(runs[i].known.is_near_best(a) for i in gained if a in runs[i].steps) for a in ARMS}
     print(f"found it: {', '.join(f'{a} {n}' for a, n in finds.items())}")
     share = float(whole["learned order"].sum() / base.sum())
     return {"learned order, share of core-seconds": share, "pipelines": float(len(runs))}

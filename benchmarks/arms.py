@@ -28,13 +28,13 @@ from sparkdiff import jvm
 from sparkdiff.data.splits import VALIDATION, Source
 from sparkdiff.errors import SparkdiffError
 from sparkdiff.evaluation import guard
-from sparkdiff.fine_tuning.task import Shared, prepare
-from sparkdiff.forecasting.facts import training_facts
+from sparkdiff.fine_tuning.task import FitResults, prepare
+from sparkdiff.forecasting.pipeline_facts import training_facts
+from sparkdiff.improvement.arm_context import ArmContext, measure_original
 from sparkdiff.improvement.arms import arms_of
 from sparkdiff.improvement.budget import Limit
 from sparkdiff.improvement.candidate import Arm, Candidate, Step, best_of, candidates_of, share
-from sparkdiff.improvement.ground import Ground, prepared
-from sparkdiff.improvement.settings import ImprovementSettings
+from sparkdiff.improvement.improvement_options import ImprovementSettings
 from sparkdiff.job.loading import start_session
 from sparkdiff.machine import cpu
 from sparkdiff.options import Options
@@ -44,37 +44,41 @@ SECONDS = 30.0
 """Of a step, at most."""
 
 
-def steps_of(arm: Arm, ground: Ground, limit: Limit) -> list[dict[str, Any]]:
+def steps_of(arm: Arm, context: ArmContext, limit: Limit) -> list[dict[str, Any]]:
     """All steps of an arm: what each took, and what it reached with those before it."""
     steps, out, spent = list[Step](), list[dict[str, Any]](), 0.0
     for number in range(arm.steps):
         began = cpu.seconds()
         try:
-            step = arm.run(ground, number, limit, tuple(steps))
+            step = arm.run(context, number, limit, tuple(steps))
         except (SparkdiffError, TimeoutError, jvm.SparkError) as e:
             why = jvm.cause(e) if isinstance(e, jvm.SparkError) else f"{type(e).__name__}: {e}"
             out.append({"seconds": cpu.seconds() - began, "failed": why[:300]})
             break
         spent = cpu.seconds() - began
         steps.append(step)
-        best = best_of(ground, steps)
-        gain = 0.0 if best is None else share(ground, best)
-        out.append({
-            "seconds": spent, "gain": gain, "says": step.says,
-            "kept": gain if best is not None and is_shown(ground, steps, best) else 0.0,
-            "ended": [k for k in ("failed", "stopped") if step.learned.get(k)],
-        })  # fmt: skip
+        best = best_of(context, steps)
+        gain = 0.0 if best is None else share(context, best)
+        out.append(
+            {
+                "seconds": spent,
+                "gain": gain,
+                "says": step.says,
+                "kept": gain if best is not None and is_shown(context, steps, best) else 0.0,
+                "ended": [k for k in ("failed", "stopped") if step.learned.get(k)],
+            }
+        )
         if out[-1]["ended"]:
             break
     return out
 
 
-def is_shown(ground: Ground, steps: Sequence[Step], best: Candidate) -> bool:
+def is_shown(context: ArmContext, steps: Sequence[Step], best: Candidate) -> bool:
     """Whether the rows that explore show the gain of the best candidate, the test allowing for the choice among all of them."""
-    before, found = ground.start.scores[VALIDATION], candidates_of(steps)
+    before, found = context.start.scores[VALIDATION], candidates_of(steps)
     gains = torch.stack([before.blocks - each.found.scores[VALIDATION].blocks for each in found])
     chosen = next(i for i, each in enumerate(found) if each is best)
-    return guard.decide(gains, before.weights, chosen=chosen, level=ground.options.guard).accepted
+    return guard.decide(gains, before.weights, chosen=chosen, level=context.options.guard).accepted
 
 
 def run(cell: Cell, model: Any, rows: DataFrame, folder: Path, seconds: float) -> dict[str, Any]:
@@ -86,20 +90,27 @@ def run(cell: Cell, model: Any, rows: DataFrame, folder: Path, seconds: float) -
     spent, settings = cpu.seconds() - began, ImprovementSettings()
     own = Path(tempfile.mkdtemp(dir=folder))
     try:
-        ground = Ground(model, options, settings, [Source(rows)], None, Phases(False), Shared())
-        refused = {arm.name: arm.refused(ground) for arm in arms_of(settings)}
+        context = ArmContext(model, options, settings, [Source(rows)], None, Phases(False), FitResults())
+        refused = {arm.name: arm.refusal(context) for arm in arms_of(settings)}
         began = cpu.seconds()
-        ground = dataclasses.replace(prepared(ground), folder=own)
+        context = dataclasses.replace(measure_original(context), folder=own)
         start = cpu.seconds() - began
         found = {
-            a.name: steps_of(a, ground, Limit(seconds, None, seconds)) for a in arms_of(settings) if not refused[a.name]
+            a.name: steps_of(a, context, Limit(seconds, None, seconds))
+            for a in arms_of(settings)
+            if not refused[a.name]
         }
     finally:
         shutil.rmtree(own, ignore_errors=True)
     return dataclasses.asdict(cell) | {
-        "cell": cell.name, "planted": cell.kind in PLANTED, "facts": facts, "factsSeconds": spent, "originalSeconds": start,
-        "arms": found, "refused": {k: v for k, v in refused.items() if v},
-    }  # fmt: skip
+        "cell": cell.name,
+        "planted": cell.kind in PLANTED,
+        "facts": facts,
+        "factsSeconds": spent,
+        "originalSeconds": start,
+        "arms": found,
+        "refused": {k: v for k, v in refused.items() if v},
+    }
 
 
 def line_of(cell: Cell, fits: Fits, spark: SparkSession, folder: Path, seconds: float) -> dict[str, Any]:

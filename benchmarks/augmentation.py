@@ -32,8 +32,8 @@ from torch import Tensor
 
 from sparkdiff.data.fingerprint import SHARDS
 from sparkdiff.data.stream import BatchColumn, CachedFile, Manifest, Stream
-from sparkdiff.evaluation.data import Data
 from sparkdiff.evaluation.scores import score
+from sparkdiff.evaluation.split_batches import Data
 from sparkdiff.objectives.objective import Objective
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
@@ -45,10 +45,10 @@ from sparkdiff.tensors.device import CPU
 from sparkdiff.training import augmentation
 from sparkdiff.training.distributed.worker import objectives
 from sparkdiff.training.loop import train
-from sparkdiff.training.ongoing import Training
 from sparkdiff.training.parameters import load
 from sparkdiff.training.preparation import Start, start_of
 from sparkdiff.training.recipes import FEW_ROWS, Recipe, recipes_for
+from sparkdiff.training.training_run import Training
 
 CATEGORIES = ("season", "mnth", "hr", "holiday", "weekday", "workingday", "weathersit")
 NUMBERS = ("temp", "atemp", "hum", "windspeed")
@@ -170,9 +170,16 @@ def softmax(x: Tensor, y: Tensor) -> StageModule:
 
     at = minimised(loss, torch.zeros(1 + x.shape[1], 10, dtype=F64))
     return LogisticRegression(
-        at[1:].T.clone(), at[0], True, num_classes=10, thresholds=None, threshold=0.5, bounds={}, shown=("predictionCol",),
+        at[1:].T.clone(),
+        at[0],
+        True,
+        num_classes=10,
+        thresholds=None,
+        threshold=0.5,
+        bounds={},
+        shown=("predictionCol",),
         uid="softmax",
-    )  # fmt: skip
+    )
 
 
 def original(case: Case, x: Tensor, y: Tensor) -> Network:
@@ -193,14 +200,17 @@ def stream_of(table: Table, rows: Mapping[str, Tensor], seed: int) -> Stream:
         BatchColumn("c0", "c-1", "dense", table.x.shape[1], F64),
         *(BatchColumn(n, n, "scalar", 1, F64) for n in ("label", "weight")),
         BatchColumn("block", "block", "scalar", 1, torch.int64),
-    )  # fmt: skip
+    )
     held, pieces = {}, {}
     for name, own in rows.items():
         counts = [len(part) for part in own.tensor_split(SHARDS)]
         pieces[name] = tuple((CachedFile(f"{name}-{i}", n, 0, ""),) for i, n in enumerate(counts))
         held[name] = {
-            "c0": table.x[own], "label": table.y[own], "weight": torch.ones(len(own), dtype=F64), "block": torch.arange(len(own)),
-        }  # fmt: skip
+            "c0": table.x[own],
+            "label": table.y[own],
+            "weight": torch.ones(len(own), dtype=F64),
+            "block": torch.arange(len(own)),
+        }
     return Stream.of_tables(Manifest(ROOT, "", SHARDS, columns, pieces), held, seed=seed)  # type: ignore[arg-type]
 
 
@@ -220,9 +230,17 @@ def drawn(case: Case, seed: int, like: Recipe, number: int) -> list[Policy]:
 
 
 def learned(
-    network: Network, case: Case, table: Table, rows: Mapping[str, Tensor], features: Features, start: Start,
-    objective: Objective, like: Recipe, seed: int, epochs: int,
-) -> dict[str, Policy]:  # fmt: skip
+    network: Network,
+    case: Case,
+    table: Table,
+    rows: Mapping[str, Tensor],
+    features: Features,
+    start: Start,
+    objective: Objective,
+    like: Recipe,
+    seed: int,
+    epochs: int,
+) -> dict[str, Policy]:
     """Policies by how their strengths were learned."""
     of = {name: (table.x[rows[name]], table.y[rows[name]]) for name in ("train", "validation")}
     make = functools.partial(Search, network, objective, start.units, features, of, seed=seed)
@@ -232,7 +250,7 @@ def learned(
 
 def with_policies(features: Features) -> Any:
     """Inside, a `Policy` exchanges categories, too, and may have strengths by group."""
-    plain = augmentation.augmented
+    plain = augmentation.augment
 
     def augmented(recipe: Recipe, values: Any, target: Any, stats: Any, shards: Any, key: tuple[int, ...]) -> Any:
         if isinstance(recipe, Policy):
@@ -244,7 +262,7 @@ def with_policies(features: Features) -> Any:
             recipe = dataclasses.replace(recipe, noise=0.0, mask=0.0)
         return plain(recipe, values, target, stats, shards, key)
 
-    return mock.patch.object(augmentation, "augmented", augmented)
+    return mock.patch.object(augmentation, "augment", augmented)
 
 
 def measure(case: Case, table: Table, seed: int, epochs: int, number: int) -> dict[str, Any]:
@@ -280,9 +298,14 @@ def measure(case: Case, table: Table, seed: int, epochs: int, number: int) -> di
     spent = resource.getrusage(resource.RUSAGE_SELF).ru_utime - began
     by_group = {name: {"noise": p.noises, "mask": p.masks} for name, p in found.items() if len(p.noises) > 1}
     return {
-        "recipes": [*map(str, recipes)], "kinds": kinds, **gains, "original": before["test"].mean, "seconds": spent,
-        "searched": searched, "byGroup": by_group,
-    }  # fmt: skip
+        "recipes": [*map(str, recipes)],
+        "kinds": kinds,
+        **gains,
+        "original": before["test"].mean,
+        "seconds": spent,
+        "searched": searched,
+        "byGroup": by_group,
+    }
 
 
 def arms(run: Mapping[str, Any]) -> dict[str, float]:

@@ -49,12 +49,20 @@ def chain(*modules: StageModule) -> Network:
     """A network of stages in a row, from the column `c-1` on; without Spark's stages, so it can't be written back."""
     vertices = [
         Vertex(
-            i, (i,), f"stage{i}", type(module).__name__, None, (f"c{i - 1}",), (f"c{i}",), module=module,
-            reads=((f"c{i - 1}", i - 1),), parents=frozenset({i - 1} - {-1}),
+            i,
+            (i,),
+            f"stage{i}",
+            type(module).__name__,
+            None,
+            (f"c{i - 1}",),
+            (f"c{i}",),
+            module=module,
+            reads=((f"c{i - 1}", i - 1),),
+            parents=frozenset({i - 1} - {-1}),
             parametric=any(p.requires_grad for p in module.parameters()),
         )
         for i, module in enumerate(modules)
-    ]  # fmt: skip
+    ]
     return Network(Graph(str.lower, tuple(vertices), head_position=len(modules) - 1), range(len(modules)))
 
 
@@ -68,9 +76,15 @@ def poisson(x: Tensor) -> tuple[StageModule, Tensor]:
     rate = torch.exp(1 + 0.3 * x[:, 0] - 0.2 * x[:, 1])
     start = torch.zeros(COMPONENTS, dtype=torch.float64)
     head = GeneralizedLinearRegression(
-        start, torch.tensor(1.0, dtype=torch.float64), True, family="poisson", link="log", link_power=float("nan"),
-        variance_power=float("nan"), shows_link=False,
-    )  # fmt: skip
+        start,
+        torch.tensor(1.0, dtype=torch.float64),
+        True,
+        family="poisson",
+        link="log",
+        link_power=float("nan"),
+        variance_power=float("nan"),
+        shows_link=False,
+    )
     return head, torch.poisson(rate)
 
 
@@ -111,12 +125,19 @@ def boosted(number: int, x: Tensor) -> Network:
     left, right, inner = (np.tile(v, number) for v in (left, right, inner[order]))
     size = len(inner)
     nodes = Nodes(
-        offsets=np.arange(number + 1) * 63, prediction=random.normal(size=size), impurity=np.zeros(size), gain=np.ones(size),
-        impurityStats=np.ones((size, 3)), rawCount=np.ones(size, np.int64), leftChild=left.astype(np.int32),
-        rightChild=right.astype(np.int32), numCategories=np.full(size, -1, np.int32),
+        offsets=np.arange(number + 1) * 63,
+        prediction=random.normal(size=size),
+        impurity=np.zeros(size),
+        gain=np.ones(size),
+        impurityStats=np.ones((size, 3)),
+        rawCount=np.ones(size, np.int64),
+        leftChild=left.astype(np.int32),
+        rightChild=right.astype(np.int32),
+        numCategories=np.full(size, -1, np.int32),
         featureIndex=np.where(inner, random.integers(0, x.shape[1], size), -1).astype(np.int32),
-        values=random.normal(size=int(inner.sum())), ends=np.cumsum(inner),
-    )  # fmt: skip
+        values=random.normal(size=int(inner.sum())),
+        ends=np.cumsum(inner),
+    )
     return chain(GBTRegression(nodes, torch.full((number,), 0.1, dtype=torch.float64), ("predictionCol",), "gbt"))
 
 
@@ -239,9 +260,12 @@ def measure(kind: str, width: int, repeats: int) -> dict[str, Any]:
     ratios = [f / p for f, p in zip(times["four"], times["plain"], strict=True)]
     own = [f / o for f, o in zip(times["four"], times["one"], strict=True)]
     return {
-        "head": kind, "width": width, "overPlain": statistics.median(ratios), "overOne": statistics.median(own),
+        "head": kind,
+        "width": width,
+        "overPlain": statistics.median(ratios),
+        "overOne": statistics.median(own),
         "plainMicrosecondsPerStep": 1e6 * statistics.median(times["plain"]) / (ROWS // BATCH),
-    }  # fmt: skip
+    }
 
 
 def main() -> int:

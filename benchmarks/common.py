@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparkdiff.report.record import versions
+from sparkdiff.report.run_record import versions
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "conf" / "bikeshare.yaml"
@@ -57,9 +57,14 @@ def surroundings() -> dict[str, Any]:
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "commit": commit,
-        "machine": {"processor": processor(), "cores": cores, "memoryGiB": round(memory, 1), "system": platform.system()},
+        "machine": {
+            "processor": processor(),
+            "cores": cores,
+            "memoryGiB": round(memory, 1),
+            "system": platform.system(),
+        },
         "versions": versions(),
-    }  # fmt: skip
+    }
 
 
 def earlier(given: argparse.Namespace) -> Any:
@@ -109,9 +114,10 @@ def lightgbm_settings(trial: Any) -> dict[str, Any]:
         "num_leaves": trial.suggest_int("num_leaves", 4, 128, log=True),
         "min_data_in_leaf": trial.suggest_int("min_data_in_leaf", 5, 100, log=True),
         "feature_fraction": trial.suggest_float("feature_fraction", 0.4, 1.0),
-        "bagging_fraction": trial.suggest_float("bagging_fraction", 0.5, 1.0), "bagging_freq": 1,
+        "bagging_fraction": trial.suggest_float("bagging_fraction", 0.5, 1.0),
+        "bagging_freq": 1,
         "lambda_l2": trial.suggest_float("lambda_l2", 1e-3, 100.0, log=True),
-    }  # fmt: skip
+    }
 
 
 def exit_code(given: argparse.Namespace, missed: object) -> int:

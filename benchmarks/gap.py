@@ -69,7 +69,7 @@ BY_THE_CLOCK = (
     "sparkdiff.improvement",
     "sparkdiff.tuning",
     "sparkdiff.growth.clock",
-    "sparkdiff.training.ongoing",
+    "sparkdiff.training.training_run",
     "flaml",
 )
 """Modules that stop by time."""
@@ -216,9 +216,9 @@ def original(s: Set, kind: str) -> Pipeline:
     if kind == "pca":
         return projected(task)
     words = [f"{w}_index" for w in task.words]
-    stages: list[Any] = [
-        StringIndexer(inputCols=[*task.words], outputCols=words, handleInvalid="keep")
-    ] if words else []  # fmt: skip
+    stages: list[Any] = (
+        [StringIndexer(inputCols=[*task.words], outputCols=words, handleInvalid="keep")] if words else []
+    )
     stages.append(VectorAssembler(inputCols=[*task.numbers, *words], outputCol="features"))
     return Pipeline(stages=[*stages, trees(task)])
 
@@ -311,16 +311,24 @@ def cpu_clock(spark: SparkSession) -> Iterator[None]:
 
 def improved(
     s: Set, rows: Rows, fitted: Any, seconds: float, seed: int, arms: Sequence[str] = ()
-) -> tuple[Any, dict[str, Any]]:  # fmt: skip
+) -> tuple[Any, dict[str, Any]]:
     """`Improver` with these arms, by default all; a refusal keeps the original."""
     some = {"arms": [*arms]} if arms else {}
     split = {"timeCol": s.time} if s.time else {"validationIndicatorCol": "held"}
     group = {"groupCol": s.group} if s.group else {}
     with tempfile.TemporaryDirectory() as folder:
         improver = sparkdiff.Improver(
-            fitted, labelCol=s.task.label, budget=f"{seconds:g}s", seed=seed, cacheDir=folder,
-            entityCols=[*s.task.entities], baseline=False, **split, **group, **some,
-        )  # fmt: skip
+            fitted,
+            labelCol=s.task.label,
+            budget=f"{seconds:g}s",
+            seed=seed,
+            cacheDir=folder,
+            entityCols=[*s.task.entities],
+            baseline=False,
+            **split,
+            **group,
+            **some,
+        )
         given = rows.given.drop("held", "known") if s.time else rows.given.drop("known")
         try:
             found = improver.fit(given)
@@ -403,7 +411,7 @@ def optuna_found(s: Set, loss: str, table: pd.DataFrame, label: Any, seconds: fl
 
 def flaml_found(
     s: Set, loss: str, table: pd.DataFrame, label: Any, seconds: float, seed: int, spark: SparkSession
-) -> Callable[[Any], Any]:  # fmt: skip
+) -> Callable[[Any], Any]:
     import flaml
 
     def deviance(x: Any, y: Any, model: Any, *_: Any, **__: Any) -> tuple[float, dict[str, Any]]:
@@ -413,11 +421,17 @@ def flaml_found(
     learner = flaml.AutoML()
     with cpu_clock(spark):
         learner.fit(
-            X_train=table, y_train=label.astype(int) if loss == "logLoss" else label, time_budget=seconds, n_jobs=1,
-            task="classification" if loss == "logLoss" else "regression", seed=seed, verbose=0,
+            X_train=table,
+            y_train=label.astype(int) if loss == "logLoss" else label,
+            time_budget=seconds,
+            n_jobs=1,
+            task="classification" if loss == "logLoss" else "regression",
+            seed=seed,
+            verbose=0,
             metric={"logLoss": "log_loss", "squared": "mse", "poisson": deviance}[loss],
-            estimator_list=["lgbm", "xgboost", "rf", "extra_tree"], eval_method="auto",
-        )  # fmt: skip
+            estimator_list=["lgbm", "xgboost", "rf", "extra_tree"],
+            eval_method="auto",
+        )
     return learner.predict_proba if loss == "logLoss" else learner.predict  # type: ignore[no-any-return]
 
 
@@ -466,9 +480,17 @@ class Runner:
         if arm == OURS:
             told["worse"] = chance_of_loss(self.set, self.rows, base, found)
         return {
-            "set": name, "seed": seed, "kind": loss if arm in SHARED else kind, "arm": arm, "value": float(found.mean()),
-            "cpu": cpu, "loss": loss, "real": self.set.real, "rows": len(found), **told,
-        }  # fmt: skip
+            "set": name,
+            "seed": seed,
+            "kind": loss if arm in SHARED else kind,
+            "arm": arm,
+            "value": float(found.mean()),
+            "cpu": cpu,
+            "loss": loss,
+            "real": self.set.real,
+            "rows": len(found),
+            **told,
+        }
 
     def _library(self, arm: str, loss: str, seed: int) -> Any:
         table, label, levels = table_of(self.set, self.rows.given)
@@ -547,10 +569,18 @@ def shown(cells: Sequence[Cell]) -> str:
     for c in cells:
         gap = f"{c.closed:.0%}" if c.gained >= NOTHING else "no gap"
         rivals = [f"{c.rivals[r]:.4g}{'*' if r == c.best else ''}" if r in c.rivals else "" for r in RIVALS]
-        lines.append([
-            f"{c.name}, {c.kind}, {c.seed}", c.ours["loss"], f"{c.ours['original']:.4g}", f"{c.ours['value']:.4g}", *rivals,
-            gap, f"{c.ours['worse']:.2g}", c.won,
-        ])  # fmt: skip
+        lines.append(
+            [
+                f"{c.name}, {c.kind}, {c.seed}",
+                c.ours["loss"],
+                f"{c.ours['original']:.4g}",
+                f"{c.ours['value']:.4g}",
+                *rivals,
+                gap,
+                f"{c.ours['worse']:.2g}",
+                c.won,
+            ]
+        )
     head = ["set, original, seed", "loss", "original", "improved", *RIVALS, "gap closed", "p of a loss", "what won"]
     return markdown(head, lines)
 

@@ -50,13 +50,13 @@ from tree_forward import nodes_of
 
 from sparkdiff.data.stream import Stream
 from sparkdiff.errors import InputError
-from sparkdiff.evaluation.data import Data, rows_at_once
 from sparkdiff.evaluation.scores import Score, score
+from sparkdiff.evaluation.split_batches import Data, rows_at_once
 from sparkdiff.stages.trees import RandomForestRegression
-from sparkdiff.tensors.device import CPU, Place, home, module_of, moved, place, why_no_gpu
+from sparkdiff.tensors.device import CPU, Place, copy_to, home, module_of, place, why_no_gpu
 from sparkdiff.training.distributed.worker import objectives
 from sparkdiff.training.loop import train
-from sparkdiff.training.ongoing import Training
+from sparkdiff.training.training_run import Training
 
 TREES = "trees"
 FOREST, FEW = (100, 6, 1_000_000), (5, 3, 500)
@@ -84,9 +84,12 @@ class Arm:
 
 OWN, PLAIN = Arm("GPU", every=True), Arm("CPU", gpu=False, every=True)
 ARMS = (
-    PLAIN, OWN, Arm("GPU, no graphs", graphs=False), Arm("GPU, float32 rows", precision="float32"),
+    PLAIN,
+    OWN,
+    Arm("GPU, no graphs", graphs=False),
+    Arm("GPU, float32 rows", precision="float32"),
     Arm("GPU, rows copied ahead", resident=False),
-)  # fmt: skip
+)
 
 
 # One training ---------------------------------------------------------------------------------------------------------
@@ -182,7 +185,7 @@ def kernels_of(profile: Any, times: int) -> dict[str, float]:
 
 def training_of(
     case: Case, arm: Arm, number: int, ground: "Ground", device: torch.device, on_step: Callable[[Training], None]
-) -> Training:  # fmt: skip
+) -> Training:
     """Train so many candidates until `on_step` has enough."""
     at, began = arm.place(device), ground.start
     stream = ground.stream.on(at, resident=arm.resident)
@@ -209,10 +212,16 @@ def run(
         fallbacks = training_of(case, arm, number, ground, device, clock).fallbacks
     taken, rows = statistics.median(clock.taken[1:]), ground.stream.rows("train")
     return {
-        "arm": arm.name, "candidates": number, "steps": clock.steps, "firstEpochSeconds": clock.taken[0], "stepSeconds": taken,
-        "rowsPerSecond": rows / taken, "validationSeconds": statistics.median(clock.validation[1:]), **memory,
+        "arm": arm.name,
+        "candidates": number,
+        "steps": clock.steps,
+        "firstEpochSeconds": clock.taken[0],
+        "stepSeconds": taken,
+        "rowsPerSecond": rows / taken,
+        "validationSeconds": statistics.median(clock.validation[1:]),
+        **memory,
         **({"fallbacks": fallbacks} if fallbacks else {}),
-    }, clock.result  # fmt: skip
+    }, clock.result
 
 
 @contextmanager
@@ -321,7 +330,7 @@ def measure_trees(given: argparse.Namespace, device: torch.device | None) -> lis
     module, x, expected = forest_of(given)
     out = []
     for name, at in (("CPU", CPU), *([("GPU", Place(device))] if device is not None else [])):
-        forward = partial(moved(module, at.device).margin, at.numbers(x))
+        forward = partial(copy_to(module, at.device).margin, at.numbers(x))
         with peak(at) as memory, torch.no_grad():
             found = home(forward()[: len(expected)])
             assert (found - expected).abs().max() < 1e-12 * expected.abs().max()
@@ -335,7 +344,7 @@ def measure_trees(given: argparse.Namespace, device: torch.device | None) -> lis
 def watch_trees(given: argparse.Namespace, device: torch.device) -> Watched:
     module, x, _ = forest_of(given)
     at = Place(device)
-    forward = partial(moved(module, at.device).margin, at.numbers(x))
+    forward = partial(copy_to(module, at.device).margin, at.numbers(x))
     forward()
     with profiler(at) as profile:
         pass_seconds(forward, at)
@@ -427,27 +436,51 @@ def tables(results: Results) -> str:
         for r in result["rows"]:
             row = [name, str(r.get("candidates", "")), r["arm"]]
             gib = r["peakBytes"] / 2**30 if "peakBytes" in r else None
-            speed.append([
-                *row, f"{r['stepSeconds']:.3g}", f"{r['rowsPerSecond']:,.0f}",
-                f"{r['rowsPerSecond'] / cpu[r.get('candidates')]:.3g}" if r.get("candidates") in cpu else "–",
-                number(r.get("validationSeconds"), ".3g"), number(gib, ".2f"), "; ".join(r.get("fallbacks", [])),
-            ])  # fmt: skip
+            speed.append(
+                [
+                    *row,
+                    f"{r['stepSeconds']:.3g}",
+                    f"{r['rowsPerSecond']:,.0f}",
+                    f"{r['rowsPerSecond'] / cpu[r.get('candidates')]:.3g}" if r.get("candidates") in cpu else "–",
+                    number(r.get("validationSeconds"), ".3g"),
+                    number(gib, ".2f"),
+                    "; ".join(r.get("fallbacks", [])),
+                ]
+            )
             if "watched" not in r and "gainsDiffer" not in r:
                 continue
             watched, step = r.get("watched", {}), 1e6 * r["stepSeconds"] / r.get("steps", 1)
-            kernels.append([
-                *row, *(number(watched.get(k), ".4g") for k in ("kernels", "launches", "busyMicroseconds")),
-                f"{step:.4g}", number(idle(r), ".0%"), *differences(r), equal(r),
-            ])  # fmt: skip
+            kernels.append(
+                [
+                    *row,
+                    *(number(watched.get(k), ".4g") for k in ("kernels", "launches", "busyMicroseconds")),
+                    f"{step:.4g}",
+                    number(idle(r), ".0%"),
+                    *differences(r),
+                    equal(r),
+                ]
+            )
     first = ["case", "candidates", "arm"]
     head = [
-        *first, "seconds of an epoch's steps, or of a pass", "rows a second", "over the CPU's", "validation, s",
-        "peak GPU memory, GiB", "where memory was short",
-    ]  # fmt: skip
+        *first,
+        "seconds of an epoch's steps, or of a pass",
+        "rows a second",
+        "over the CPU's",
+        "validation, s",
+        "peak GPU memory, GiB",
+        "where memory was short",
+    ]
     second = [
-        *first, "kernels a step", "launches a step", "µs busy", "µs a step", "GPU idle", "gains differ from the CPU's",
-        "weights", "two runs equal",
-    ]  # fmt: skip
+        *first,
+        "kernels a step",
+        "launches a step",
+        "µs busy",
+        "µs a step",
+        "GPU idle",
+        "gains differ from the CPU's",
+        "weights",
+        "two runs equal",
+    ]
     return markdown(head, speed) + ("\n\n" + markdown(second, kernels) if kernels else "")
 
 
@@ -461,24 +494,41 @@ def short_tables(results: Results) -> str:
             cpu = found.get((None, "CPU"), {}).get("rowsPerSecond")
             trees = [
                 [
-                    r["arm"], f"{r['stepSeconds']:.3g}", f"{r['rowsPerSecond']:,.0f}",
+                    r["arm"],
+                    f"{r['stepSeconds']:.3g}",
+                    f"{r['rowsPerSecond']:,.0f}",
                     number(cpu and r["rowsPerSecond"] / cpu, ".3g"),
                 ]
                 for r in rows
-            ]  # fmt: skip
+            ]
             continue
         for k in dict.fromkeys(r["candidates"] for r in rows):
             cpu, gpu, plain, single, ahead = (found.get((k, arm.name), {}) for arm in ARMS)
             both = cpu and gpu and gpu["rowsPerSecond"] / cpu["rowsPerSecond"]
-            speed.append([
-                name, str(k), *(number(r.get("stepSeconds"), ".3g") for r in (cpu, gpu)), number(both or None, ".3g"),
-                *(number(r.get("stepSeconds"), ".3g") for r in (plain, single, ahead)),
-            ])  # fmt: skip
-            rest.append([
-                name, str(k), *(number(r.get("validationSeconds"), ".3g") for r in (cpu, gpu)),
-                *(number(r["peakBytes"] / 2**30 if "peakBytes" in r else None, ".2f") for r in (gpu, single, ahead)),
-                number(idle(gpu), ".0%") if gpu else "–", *differences(gpu), *differences(single), equal(gpu),
-            ])  # fmt: skip
+            speed.append(
+                [
+                    name,
+                    str(k),
+                    *(number(r.get("stepSeconds"), ".3g") for r in (cpu, gpu)),
+                    number(both or None, ".3g"),
+                    *(number(r.get("stepSeconds"), ".3g") for r in (plain, single, ahead)),
+                ]
+            )
+            rest.append(
+                [
+                    name,
+                    str(k),
+                    *(number(r.get("validationSeconds"), ".3g") for r in (cpu, gpu)),
+                    *(
+                        number(r["peakBytes"] / 2**30 if "peakBytes" in r else None, ".2f")
+                        for r in (gpu, single, ahead)
+                    ),
+                    number(idle(gpu), ".0%") if gpu else "–",
+                    *differences(gpu),
+                    *differences(single),
+                    equal(gpu),
+                ]
+            )
         fallbacks += [
             f"- {name}, candidates: {r['candidates']}, {r['arm']}: {'; '.join(r['fallbacks'])}"
             for r in rows
@@ -487,15 +537,27 @@ def short_tables(results: Results) -> str:
     first = ["case", "candidates"]
     head = [*first, "CPU, s", "GPU, s", "times as fast", "no graphs, s", "float32 rows, s", "rows copied ahead, s"]
     second = [
-        *first, "validation: CPU, s", "GPU, s", "peak memory, GiB", "float32 rows", "rows copied ahead", "GPU idle",
-        "gains differ from the CPU's", "weights", "float32 rows: gains", "weights", "two runs equal",
-    ]  # fmt: skip
+        *first,
+        "validation: CPU, s",
+        "GPU, s",
+        "peak memory, GiB",
+        "float32 rows",
+        "rows copied ahead",
+        "GPU idle",
+        "gains differ from the CPU's",
+        "weights",
+        "float32 rows: gains",
+        "weights",
+        "two runs equal",
+    ]
     last = ["trees", "seconds of a pass", "rows a second", "over the CPU's"]
-    return "\n\n".join([
-        *(["Seconds of an epoch's steps:", markdown(head, speed), markdown(second, rest)] if speed else []),
-        *([markdown(last, trees)] if trees else []),
-        *(["Where memory was short:", "\n".join(fallbacks)] if fallbacks else []),
-    ])  # fmt: skip
+    return "\n\n".join(
+        [
+            *(["Seconds of an epoch's steps:", markdown(head, speed), markdown(second, rest)] if speed else []),
+            *([markdown(last, trees)] if trees else []),
+            *(["Where memory was short:", "\n".join(fallbacks)] if fallbacks else []),
+        ]
+    )
 
 
 def section(results: Results) -> str:
@@ -508,14 +570,16 @@ def section(results: Results) -> str:
         sizes.append(f"- {TREES}: {FOREST[0]} trees of depth {FOREST[1]}, {FOREST[2]:,} rows × {FEATURES}")
     wanted = [[n, f"{v:.3g}", "yes" if good else "no"] for n, (v, good) in verdicts(results).items()]
     absent = [n for n in (*CASES, TREES) if n not in results]
-    return "\n\n".join([
-        "\n".join(f"- Measured {text}: {', '.join(names)}" for text, names in machines.items()),
-        "\n".join(sizes),
-        *([markdown(["wanted", "found", "good enough"], wanted)] if wanted else []),
-        short_tables(results),
-        *([f"Not measured: {', '.join(absent)}."] if absent else []),
-        *(["Hummingbird was not measured: it wasn't there."] if TREES in results and not rivals(results) else []),
-    ])  # fmt: skip
+    return "\n\n".join(
+        [
+            "\n".join(f"- Measured {text}: {', '.join(names)}" for text, names in machines.items()),
+            "\n".join(sizes),
+            *([markdown(["wanted", "found", "good enough"], wanted)] if wanted else []),
+            short_tables(results),
+            *([f"Not measured: {', '.join(absent)}."] if absent else []),
+            *(["Hummingbird was not measured: it wasn't there."] if TREES in results and not rivals(results) else []),
+        ]
+    )
 
 
 def rivals(results: Results) -> bool:

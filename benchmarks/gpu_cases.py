@@ -65,9 +65,12 @@ class Case:
     def small(self) -> "Case":
         """The same on little data."""
         return replace(
-            self, rows=800, width=min(self.width, 3000 if self.stored else 12), batchSize=min(self.batchSize, 256),
+            self,
+            rows=800,
+            width=min(self.width, 3000 if self.stored else 12),
+            batchSize=min(self.batchSize, 256),
             candidates=self.candidates[:2],
-        )  # fmt: skip
+        )
 
     @property
     def text(self) -> str:
@@ -94,9 +97,16 @@ def perceptron(x: Tensor, width: int) -> Network:
 
 def of_text(x: Tensor, width: int) -> Network:
     head = LogisticRegression(
-        torch.zeros(1, width, dtype=torch.float64), torch.zeros(1, dtype=torch.float64), True, num_classes=2, thresholds=None,
-        threshold=0.5, bounds={}, shown=LogisticRegression.SHOWN, uid="lr",
-    )  # fmt: skip
+        torch.zeros(1, width, dtype=torch.float64),
+        torch.zeros(1, dtype=torch.float64),
+        True,
+        num_classes=2,
+        thresholds=None,
+        threshold=0.5,
+        bounds={},
+        shown=LogisticRegression.SHOWN,
+        uid="lr",
+    )
     return candidates.chain(head)
 
 

@@ -144,9 +144,14 @@ def bikeshare(spark: SparkSession, seed: int) -> Task:
     numbers = ["temp", "atemp", "hum", "windspeed"]
     last = GeneralizedLinearRegression(labelCol="bikers", family="poisson", link="log", regParam=0.001)
     return Task(
-        dealt(rows, ["day", "hr"], seed), linear(words, numbers, last), "bikers", "poisson", numbers, words,
+        dealt(rows, ["day", "hr"], seed),
+        linear(words, numbers, last),
+        "bikers",
+        "poisson",
+        numbers,
+        words,
         parts=("units", "crosses", "trees"),
-    )  # fmt: skip
+    )
 
 
 def busy(spark: SparkSession, seed: int) -> Task:
@@ -185,10 +190,19 @@ def generated(spark: SparkSession, seed: int, planted: str) -> Task:
         "entity": random.normal(size=60)[user],
     }[planted]
     label = x + effect + random.normal(size=ROWS) * 0.5
-    table = pd.DataFrame({
-        "id": np.arange(ROWS), "x": x, "y": y, "a": [f"a{v}" for v in a], "b": [f"b{v}" for v in b], "c": c.astype(float),
-        "user": [f"u{v}" for v in user], "label": label, "known": x + effect,
-    })  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "id": np.arange(ROWS),
+            "x": x,
+            "y": y,
+            "a": [f"a{v}" for v in a],
+            "b": [f"b{v}" for v in b],
+            "c": c.astype(float),
+            "user": [f"u{v}" for v in user],
+            "label": label,
+            "known": x + effect,
+        }
+    )
     rows = dealt(spark.createDataFrame(table), ["id"], seed)
     last = LinearRegression(labelCol="label")
     # The category's index is one-hot nowhere: to the pipeline it is a number.
@@ -299,16 +313,17 @@ def grow(
     task: Task, train: DataFrame, original: Any, arm: str, seed: int, more: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
     parts = {} if arm == "all" else {"parts": [arm]}
-    grower = sparkdiff.Grower(
-        original, labelCol=task.label, seed=seed, entityCols=[*task.entities], **parts, **more
-    )  # fmt: skip
+    grower = sparkdiff.Grower(original, labelCol=task.label, seed=seed, entityCols=[*task.entities], **parts, **more)
     model = grower.fit(train)
     summary = model.summary
     joined = [r["name"] for r in summary.rounds if not r["why"]]
     return model.pipelineModel, {
-        "decision": summary.decision, "joined": joined, "serving": summary.servingCost, "reason": summary.reason,
+        "decision": summary.decision,
+        "joined": joined,
+        "serving": summary.servingCost,
+        "reason": summary.reason,
         "timings": summary.timings,
-    }  # fmt: skip
+    }
 
 
 def grid(task: Task, train: DataFrame, original: PipelineModel, seed: int) -> tuple[Any, dict[str, Any]]:
@@ -351,9 +366,13 @@ def rival(task: Task, train: DataFrame, arm: str, seed: int, trials: int) -> Any
 
 
 def boosted(
-    task: Task, table: pd.DataFrame, columns: Sequence[str], seed: int, trials: int,
+    task: Task,
+    table: pd.DataFrame,
+    columns: Sequence[str],
+    seed: int,
+    trials: int,
     over: Callable[[], bool] = lambda: False,
-) -> Any:  # fmt: skip
+) -> Any:
     """LightGBM's trees, as many as a fifth of the rows wants; with `trials`, of the settings that are best on this fifth.
 
     Args:
@@ -408,7 +427,7 @@ def serving(model: Any, test: DataFrame, spark: SparkSession) -> float:
 
 def made(
     spark: SparkSession, task: Task, train: DataFrame, original: Any, arm: str, seed: int, more: dict[str, Any]
-) -> tuple[Any, dict[str, Any]]:  # fmt: skip
+) -> tuple[Any, dict[str, Any]]:
     """An arm's model and what there is to tell; None where the arm can't have this task."""
     if arm not in RIVALS:
         return grow(task, train, original, arm, seed, more)
@@ -422,7 +441,7 @@ def made(
 
 def cell(
     spark: SparkSession, name: str, arm: str, seed: int, more: dict[str, Any], models: Path | None
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     task = TASKS[name](spark, seed)
     train, test = (task.rows.where(c).drop("fold").cache() for c in ("fold < 8", "fold >= 8"))
     original = task.pipeline.fit(train)
@@ -442,9 +461,18 @@ def cell(
         took = serving(model, test, spark) if name == "bikeshare" else None
     best = float(np.square(test.toPandas().eval("label - known")).mean()) if "known" in task.rows.columns else None
     out = {
-        "task": name, "arm": arm, "seed": seed, "rounds": more["rounds"], "original": value(task, original, test),
-        "value": found, "cpu": cpu, "seconds": seconds, "serves": took, "known": best, **told,
-    }  # fmt: skip
+        "task": name,
+        "arm": arm,
+        "seed": seed,
+        "rounds": more["rounds"],
+        "original": value(task, original, test),
+        "value": found,
+        "cpu": cpu,
+        "seconds": seconds,
+        "serves": took,
+        "known": best,
+        **told,
+    }
     spark.catalog.clearCache()
     return out
 
@@ -468,9 +496,13 @@ def served(models: Path) -> dict[str, float]:
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PYSPARK_PYTHON": sys.executable}
     folders = sorted(str(f.resolve()) for f in models.iterdir())
     done = subprocess.run(
-        [sys.executable, "-c", SERVE, "bikers", *folders], env=environment, capture_output=True, text=True, check=True,
+        [sys.executable, "-c", SERVE, "bikers", *folders],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
         cwd=models,
-    )  # fmt: skip
+    )
     found = [json.loads(line[7:]) for line in done.stdout.splitlines() if line.startswith("SERVED ")]
     return {Path(folder).name: half_deviance(*np.array(rows).T) for folder, rows in found}
 
@@ -502,11 +534,21 @@ def table(cells: Sequence[dict[str, Any]]) -> str:
             statistics.median(math.nan if c.get(k) is None else c[k] for c in own)
             for k in ("original", "value", "cpu", "serves")
         )
-        rows.append([
-            name, arm, str(len(own)), f"{before:.4g}", f"{value:.4g}", f"{max(c['value'] for c in own):.4g}",
-            f"{statistics.median(change):+.1%}", f"{max(change):+.1%}", f"{cpu:.0f}", f"{took:.3g}" if took == took else "",
-            max(set(first), key=first.count) if first else "",
-        ])  # fmt: skip
+        rows.append(
+            [
+                name,
+                arm,
+                str(len(own)),
+                f"{before:.4g}",
+                f"{value:.4g}",
+                f"{max(c['value'] for c in own):.4g}",
+                f"{statistics.median(change):+.1%}",
+                f"{max(change):+.1%}",
+                f"{cpu:.0f}",
+                f"{took:.3g}" if took == took else "",
+                max(set(first), key=first.count) if first else "",
+            ]
+        )
     return markdown(head, rows)
 
 

@@ -25,12 +25,12 @@ from common import exit_code, markdown, parse, parser, write
 from torch import Tensor
 
 from sparkdiff.data.blocks import MAX_BLOCKS
-from sparkdiff.growth import rounds, running
-from sparkdiff.growth.criterion import Specification
-from sparkdiff.growth.part import Found, Item
+from sparkdiff.growth import item_runner, rounds
+from sparkdiff.growth.criterion import CriterionSpecification
+from sparkdiff.growth.part import Item, ItemResult
 from sparkdiff.growth.rounds import Limits, Member, Run
-from sparkdiff.growth.serving import Serving
-from sparkdiff.growth.table import Split, Table
+from sparkdiff.growth.row_tensors import Split, Table
+from sparkdiff.growth.serving_cost import ServingCostModel
 from sparkdiff.options import Options
 from sparkdiff.stages.base import LabelStats
 from sparkdiff.stages.linear import LinearRegression
@@ -39,7 +39,7 @@ from sparkdiff.store.run_folder import RunFolder
 BOUND = 0.05
 WIDTH, PER_PROCESS, SPREAD = 40, 4, 3.0
 F64 = torch.float64
-LIMITS = Limits(("units",), 9, 0.01, 0, Serving(1.0, math.inf, "LinearRegressionModel", 1, WIDTH))
+LIMITS = Limits(("units",), 9, 0.01, 0, ServingCostModel(1.0, math.inf, "LinearRegressionModel", 1, WIDTH))
 
 
 def table_of(rows: int) -> tuple[Table, LabelStats]:
@@ -78,7 +78,7 @@ class Rounds:
     An item is trained by one thread, so that its CPU seconds are those in which its process isn't idle.
     """
 
-    def __init__(self, run: Run, table: Table, specification: Specification):
+    def __init__(self, run: Run, table: Table, specification: CriterionSpecification):
         self.run, self.start = run, table
         self.processes = specification.options.processes
         self.criterion = specification.criterion()
@@ -86,7 +86,7 @@ class Rounds:
         self.numbers = iter(range(1, 10**6))
         self.inside = 0.0
 
-    def trained(self, items: Sequence[Item], table: Table) -> list[Found]:
+    def trained(self, items: Sequence[Item], table: Table) -> list[ItemResult]:
         begun = time.monotonic()
         found = self.run(next(self.numbers), items, table, self.original)
         self.inside += time.monotonic() - begun
@@ -108,14 +108,17 @@ class Rounds:
             if best.part is not None:
                 members.append(Member(best.part, 1.0, number))
             if members:
-                new, table = rounds.mixed(members, self.start, self.criterion, LIMITS)
+                new, table = rounds.fit_weights(members, self.start, self.criterion, LIMITS)
                 members = list(new)
         whole = time.monotonic() - begun
         busy = sum(seconds) / self.processes
         return {
-            "idle": 1 - busy / whole, "idle inside of rounds": 1 - busy / self.inside, "seconds": whole,
-            "longest over shortest": max(seconds) / min(seconds), "CPU seconds": sum(seconds),
-        }  # fmt: skip
+            "idle": 1 - busy / whole,
+            "idle inside of rounds": 1 - busy / self.inside,
+            "seconds": whole,
+            "longest over shortest": max(seconds) / min(seconds),
+            "CPU seconds": sum(seconds),
+        }
 
 
 def main() -> int:
@@ -128,13 +131,13 @@ def main() -> int:
     table, stats = table_of(given.rows)
     head = LinearRegression(torch.zeros(WIDTH, dtype=F64), torch.zeros((), dtype=F64), 1.0, True, None)
     options = Options.of({"numProcesses": given.processes, "localMode": "true"})
-    specification = Specification(head, ("prediction",), options, stats)
+    specification = CriterionSpecification(head, ("prediction",), options, stats)
     unit = specification.criterion().unit
     results = dict[str, dict[str, float]]()
     each = [items_of(number, given.processes, given.epochs, unit) for number in range(1, given.rounds + 1)]
     with tempfile.TemporaryDirectory() as folder:
         begun = time.monotonic()
-        with running.runner(RunFolder.open(Path(folder), "run", {}, replace=True), specification, print) as run:
+        with item_runner.runner(RunFolder.open(Path(folder), "run", {}, replace=True), specification, print) as run:
             of = Rounds(run, table, specification)
             of.trained(items_of(0, given.processes, 1, unit), table)  # until all processes are there
             start = time.monotonic() - begun

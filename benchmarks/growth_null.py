@@ -28,7 +28,7 @@ from pyspark.ml.regression import GBTRegressor, GeneralizedLinearRegression, Lin
 from pyspark.sql import SparkSession
 
 import sparkdiff
-from sparkdiff.growth.settings import KINDS
+from sparkdiff.growth.growth_options import KINDS
 from sparkdiff.job.loading import start_session
 
 ROWS, MOST = 1500, 9 / 200  # of the level of 2.5%, and nearly two standard errors of 200 draws
@@ -95,24 +95,38 @@ class Original:
         return self.mean + random.choice(self.residual, len(self.mean))
 
 
-def draw(
-    spark: SparkSession, original: Original, number: int, kind: str, rounds: int, folds: int
-) -> dict[str, Any]:  # fmt: skip
+def draw(spark: SparkSession, original: Original, number: int, kind: str, rounds: int, folds: int) -> dict[str, Any]:
     """One growth on labels of its own."""
     table = original.table.assign(label=original.labels(np.random.default_rng([2, number])))
     before = spent(spark)
     with tempfile.TemporaryDirectory() as folder:
         data = spark.createDataFrame(table.drop(columns="id")).coalesce(1)
         grower = sparkdiff.Grower(
-            original.model, labelCol="label", entityCols=[ENTITY], parts=[kind], rounds=rounds, seed=number, maxEpochs=3,
-            patience=3, cacheDir=folder, numFolds=folds,
-        )  # fmt: skip
+            original.model,
+            labelCol="label",
+            entityCols=[ENTITY],
+            parts=[kind],
+            rounds=rounds,
+            seed=number,
+            maxEpochs=3,
+            patience=3,
+            cacheDir=folder,
+            numFolds=folds,
+        )
         s = grower.fit(data).summary
     joined = [r["name"] for r in s.rounds if not r["why"]]
     return {
-        "draw": number, "family": original.family, "parts": kind, "rounds": rounds, "grown": s.decision != "kept original",
-        "p": s.p, "folds": folds, "joined": joined, "tried": len(s.rounds), "cpu": spent(spark) - before,
-    }  # fmt: skip
+        "draw": number,
+        "family": original.family,
+        "parts": kind,
+        "rounds": rounds,
+        "grown": s.decision != "kept original",
+        "p": s.p,
+        "folds": folds,
+        "joined": joined,
+        "tried": len(s.rounds),
+        "cpu": spent(spark) - before,
+    }
 
 
 def table(found: Sequence[dict[str, Any]]) -> str:

@@ -169,7 +169,7 @@ def coins(n: int, positive: int, columns: int = 20, weights: str = "") -> Draw:
 
 def noise_scores(
     n: int, positive: int, columns: int = 20, weights: str = "", heavy: tuple[int, float] = (0, 1.0)
-) -> Draw:  # fmt: skip
+) -> Draw:
     """Scores that depend on nothing, for areas under curves; the first rows of class 1 may be heavy."""
 
     def draw(g: torch.Generator) -> Rows:
@@ -216,7 +216,7 @@ def errors_of(kind: str, size: int, g: torch.Generator) -> Tensor:
     return z
 
 
-def shifts(n: int, kind: str, columns: int = 20, size: float = 0.5, weights: str = "", group: int = 0) -> Draw:  # fmt: skip
+def shifts(n: int, kind: str, columns: int = 20, size: float = 0.5, weights: str = "", group: int = 0) -> Draw:
     """Regressions that predict the mean too low, as much as the original predicts it too high, each on rows of its own.
 
     Where labels are rarely large, rows without one of these show a gain on nearly all rows.
@@ -340,8 +340,10 @@ def cells() -> Iterator[RareCell]:
             yield RareCell(words, by_class(name), shrinking(n, share, counts=counts))
     counts = (400, 200, 100, 60, 40, 30, 20)
     yield RareCell(
-        "precisionByLabel, 2000 rows, 2% weigh 50", by_class("precisionByLabel"), shrinking(2000, 0.4, "2% of 50", counts)
-    )  # fmt: skip
+        "precisionByLabel, 2000 rows, 2% weigh 50",
+        by_class("precisionByLabel"),
+        shrinking(2000, 0.4, "2% of 50", counts),
+    )
     for name, k in itertools.product(("recallByLabel", "fMeasureByLabel", "precisionByLabel"), (3, 8, 15, 30, 60)):
         yield RareCell(f"{name}, 1000 rows, {k} of the class", by_class(name), coins(1000, k))
     recall = by_class("recallByLabel")

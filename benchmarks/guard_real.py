@@ -148,8 +148,8 @@ def tuned_on(model: Any, train: Any, pool: Any, folder: str, epochs: int, name: 
     from pyspark.sql import functions as F
 
     from sparkdiff import FineTuner
-    from sparkdiff.evaluation.data import scalar
     from sparkdiff.evaluation.paired_rows import read
+    from sparkdiff.evaluation.split_batches import scalar
     from sparkdiff.training.candidates import Candidates
     from sparkdiff.training.parameters import load
 
@@ -170,9 +170,15 @@ def tuned_on(model: Any, train: Any, pool: Any, folder: str, epochs: int, name: 
 
     rows = train.withColumn("held", F.lit(False)).unionByName(pool.withColumn("held", F.lit(True)))
     tuner = FineTuner(
-        pipeline=model, validationIndicatorCol="held", timeCol="hours", maxEpochs=epochs, patience=epochs, cacheDir=folder,
-        stream="arrow", verbosity=0,
-    )  # fmt: skip
+        pipeline=model,
+        validationIndicatorCol="held",
+        timeCol="hours",
+        maxEpochs=epochs,
+        patience=epochs,
+        cacheDir=folder,
+        stream="arrow",
+        verbosity=0,
+    )
     with mock.patch.object(Candidates, "scores", watched):
         tuner.fit(rows)
     before, hours = found["before"], found["hours"]

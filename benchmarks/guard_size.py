@@ -296,16 +296,26 @@ def metric_of(name: str) -> Metric:
     head: LinearRegression | LogisticRegression = LinearRegression(zeros, zeros[0], 1.0, True, None)
     if name not in REGRESSION:
         head = LogisticRegression(
-            zeros[None], zeros, True, num_classes=2, thresholds=None, threshold=0.5, bounds={},
-            shown=LogisticRegression.SHOWN, uid="head",
-        )  # fmt: skip
+            zeros[None],
+            zeros,
+            True,
+            num_classes=2,
+            thresholds=None,
+            threshold=0.5,
+            bounds={},
+            shown=LogisticRegression.SHOWN,
+            uid="head",
+        )
     params = {"metricLabel": 1.0} if name.endswith("ByLabel") else {}
     label = LabelStats(0.5, 0.5, 0.0, 1.0, torch.tensor([1, 1]))
     outputs = ("rawPrediction", "probability", "prediction")
     return resolve(
-        Options.of({"metric": name, "metricParams": params}), resolve_loss("auto", {}, head, outputs, label), head, outputs,
+        Options.of({"metric": name, "metricParams": params}),
+        resolve_loss("auto", {}, head, outputs, label),
+        head,
+        outputs,
         label,
-    )  # fmt: skip
+    )
 
 
 def calibration_error(bins: int) -> Metric:

@@ -29,8 +29,8 @@ import torch
 from common import ROOT, exit_code, markdown, parse, parser, write
 from torch import Tensor
 
-from sparkdiff.tuning.hypergradients import Linear, chosen, linear_model
-from sparkdiff.tuning.hypergradients.penalties import best_single, descended
+from sparkdiff.tuning.hypergradients import LinearModel, choose_alternatives, linear_model
+from sparkdiff.tuning.hypergradients.penalties import best_single, descend
 from sparkdiff.tuning.solvers import Chunk, Setting
 
 CATEGORIES = ("season", "mnth", "hr", "holiday", "weekday", "workingday", "weathersit")
@@ -121,7 +121,7 @@ def alternatives(data: pd.DataFrame) -> Table:
     return of_parts(data, parts, places)
 
 
-def model_of(data: Table, fold: Tensor) -> Linear:
+def model_of(data: Table, fold: Tensor) -> LinearModel:
     """Fitted on the rows of fold -1, judged on those of fold 0."""
     own = fold <= 0
     chunk = Chunk(data.x[own], data.label[own], torch.ones(int(own.sum()), dtype=torch.float64), None, fold[own])
@@ -135,7 +135,7 @@ def model_of(data: Table, fold: Tensor) -> Linear:
     return model
 
 
-def loss(model: Linear, weights: Tensor, data: Table, rows: Tensor) -> float:
+def loss(model: LinearModel, weights: Tensor, data: Table, rows: Tensor) -> float:
     solution = model.solutions(weights)[0]
     margin = data.x[rows] @ solution.coefficients + solution.intercept
     return float(model.response.loss(margin[:, None, None], data.label[rows]).mean())
@@ -153,13 +153,17 @@ def penalties(data: Table, seed: int, given: Any) -> dict[str, Any]:
     single = best_single(model, np.logspace(-6, 0, given.singles).tolist())
     assert single is not None
     after_grid = time.process_time()
-    best = descended(model, single, given.steps).best
+    best = descend(model, single, given.steps).best
     end = time.process_time()
     test = [loss(model, p.weights, data, fold == 1) for p in (single, best)]
     return {
-        "seed": seed, "regParam": math.exp(float(single.logs[0])), "validation": [single.loss, best.loss], "test": test,
-        "gridSeconds": after_grid - start, "stepsSeconds": end - after_grid,
-    }  # fmt: skip
+        "seed": seed,
+        "regParam": math.exp(float(single.logs[0])),
+        "validation": [single.loss, best.loss],
+        "test": test,
+        "gridSeconds": after_grid - start,
+        "stepsSeconds": end - after_grid,
+    }
 
 
 def one(data: Table, positions: Sequence[int], fold: Tensor, grid: list[float]) -> tuple[float, float]:
@@ -173,7 +177,7 @@ def one(data: Table, positions: Sequence[int], fold: Tensor, grid: list[float]) 
 def choice(data: Table, seed: int, given: Any) -> dict[str, Any]:
     fold, start = split(data, seed), time.process_time()
     grid = np.logspace(-5, 0, 6).tolist()
-    found = chosen(model_of(data, fold), data.places, grid, given.steps)
+    found = choose_alternatives(model_of(data, fold), data.places, grid, given.steps)
     assert found is not None
     soft = one(data, found.positions, fold, grid)
     middle = time.process_time()
@@ -182,19 +186,33 @@ def choice(data: Table, seed: int, given: Any) -> dict[str, Any]:
     end = time.process_time()
     best = min(all_of_them, key=lambda p: all_of_them[p][0])
     return {
-        "seed": seed, "chosen": found.positions, "best": best, "pipelines": len(every),
-        "validation": [all_of_them[best][0], soft[0]], "test": [all_of_them[best][1], soft[1]],
-        "gates": [gate.tolist() for gate in found.gates], "seconds": middle - start, "exhaustiveSeconds": end - middle,
-    }  # fmt: skip
+        "seed": seed,
+        "chosen": found.positions,
+        "best": best,
+        "pipelines": len(every),
+        "validation": [all_of_them[best][0], soft[0]],
+        "test": [all_of_them[best][1], soft[1]],
+        "gates": [gate.tolist() for gate in found.gates],
+        "seconds": middle - start,
+        "exhaustiveSeconds": end - middle,
+    }
 
 
 def told_penalties(results: list[dict[str, Any]]) -> tuple[bool, dict[str, float]]:
     cells = [
-        [str(r["seed"]), f"{r['regParam']:.1e}", f"{r['validation'][0]:.3f}", f"{r['validation'][1]:.3f}",
-         f"{r['test'][0]:.3f}", f"{r['test'][1]:.3f}", f"{r['test'][1] / r['test'][0] - 1:+.2%}",
-         f"{r['gridSeconds']:.1f}", f"{r['stepsSeconds']:.1f}"]
+        [
+            str(r["seed"]),
+            f"{r['regParam']:.1e}",
+            f"{r['validation'][0]:.3f}",
+            f"{r['validation'][1]:.3f}",
+            f"{r['test'][0]:.3f}",
+            f"{r['test'][1]:.3f}",
+            f"{r['test'][1] / r['test'][0] - 1:+.2%}",
+            f"{r['gridSeconds']:.1f}",
+            f"{r['stepsSeconds']:.1f}",
+        ]
         for r in results
-    ]  # fmt: skip
+    ]
     head = ["seed", "best single penalty", "validation", "groups", "test", "groups", "change", "grid, s", "steps, s"]
     print(markdown(head, cells))
     change = np.array([r["test"][1] / r["test"][0] - 1 for r in results])
@@ -210,11 +228,16 @@ def told_penalties(results: list[dict[str, Any]]) -> tuple[bool, dict[str, float
 
 def told_choice(results: list[dict[str, Any]]) -> tuple[bool, dict[str, float]]:
     cells = [
-        [str(r["seed"]), "".join(map(str, r["best"])), "".join(map(str, r["chosen"])),
-         *(f"{r[part][1] / r[part][0] - 1:+.2%}" for part in ("validation", "test")),
-         f"{r['exhaustiveSeconds']:.0f}", f"{r['seconds']:.1f}"]
+        [
+            str(r["seed"]),
+            "".join(map(str, r["best"])),
+            "".join(map(str, r["chosen"])),
+            *(f"{r[part][1] / r[part][0] - 1:+.2%}" for part in ("validation", "test")),
+            f"{r['exhaustiveSeconds']:.0f}",
+            f"{r['seconds']:.1f}",
+        ]
         for r in results
-    ]  # fmt: skip
+    ]
     head = ["seed", "best of all", "chosen", "validation", "test", "exhaustive, s", "chosen, s"]
     print(markdown(head, cells))
     worse = float(np.mean([r["validation"][1] / r["validation"][0] - 1 for r in results]))

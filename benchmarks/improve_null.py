@@ -21,7 +21,7 @@ from growth_null import BOOSTED, ENTITY, FAMILIES, ROWS, Original
 from pyspark.sql import SparkSession
 
 import sparkdiff
-from sparkdiff.growth.settings import KINDS
+from sparkdiff.growth.growth_options import KINDS
 from sparkdiff.job.loading import start_session
 
 MOST = 3 / 40  # of the level of 2.5%, and two standard errors of 40 draws
@@ -34,16 +34,30 @@ def draw(spark: SparkSession, original: Original, number: int, budget: str) -> d
     before = spent(spark)
     data = spark.createDataFrame(table.drop(columns="id")).coalesce(1)
     improver = sparkdiff.Improver(
-        original.model, labelCol="label", entityCols=[ENTITY], parts=[PARTS[number // len(FAMILIES) % len(PARTS)]],
-        budget=budget, seed=number, maxEpochs=3, patience=3,
-    )  # fmt: skip
+        original.model,
+        labelCol="label",
+        entityCols=[ENTITY],
+        parts=[PARTS[number // len(FAMILIES) % len(PARTS)]],
+        budget=budget,
+        seed=number,
+        maxEpochs=3,
+        patience=3,
+    )
     s = improver.fit(data).summary
     best = next(iter(s.race), {"arm": None, "gain": 0.0})
     return {
-        "draw": number, "family": original.family, "improved": s.decision == "improved", "p": s.p, "best": best["arm"],
-        "gain": best["gain"], "offers": sorted(s.offers), "states": {a["arm"]: a["state"] for a in s.arms},
-        "rival": s.proof["rival"], "proven": [(r["arm"], r["p"]) for r in s.table if r["folds"]], "cpu": spent(spark) - before,
-    }  # fmt: skip
+        "draw": number,
+        "family": original.family,
+        "improved": s.decision == "improved",
+        "p": s.p,
+        "best": best["arm"],
+        "gain": best["gain"],
+        "offers": sorted(s.offers),
+        "states": {a["arm"]: a["state"] for a in s.arms},
+        "rival": s.proof["rival"],
+        "proven": [(r["arm"], r["p"]) for r in s.table if r["folds"]],
+        "cpu": spent(spark) - before,
+    }
 
 
 def table(found: Sequence[dict[str, Any]]) -> str:

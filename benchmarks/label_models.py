@@ -99,8 +99,13 @@ def main() -> int:
             for n in OURS
             if n in found and found[n] < max(found["snorkel"], found[TOLD]) - BEHIND
         ]
-    head = ["classes", "rules", "right: majority", *(f"right: {n}" for n in (*OURS, "snorkel", TOLD)),
-            *(f"largest error of an accuracy: {n}" for n in (*OURS, "snorkel", TOLD))]  # fmt: skip
+    head = [
+        "classes",
+        "rules",
+        "right: majority",
+        *(f"right: {n}" for n in (*OURS, "snorkel", TOLD)),
+        *(f"largest error of an accuracy: {n}" for n in (*OURS, "snorkel", TOLD)),
+    ]
     print(markdown(head, lines))
     print(f"\nAt most {BEHIND:.0%} behind snorkel: {'; '.join(behind) or 'kept'}")
     write(given, results, {f"{k} classes, {kind}, {n}": v for (k, kind), of in right.items() for n, v in of.items()})

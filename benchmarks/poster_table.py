@@ -152,11 +152,19 @@ def measure(config: Config, variant: Variant, rows: Rows, seed: int, folder: Pat
         models[DELETED] = build(config, rows.train, pca=False, regParam=regParam).fit(rows.train)
     s = tuned.summary
     return {
-        "pipeline": variant.name, "seed": seed, "test": {a: deviance(m, rows.test) for a, m in models.items()},
-        "decision": s.decision, "gain": s.gain, "z": s.z, "p": s.p, "epochs": int(s.history["epoch"].max()),
-        "seconds": {"fit": fit, "planToSaved": spent, **s.timings}, "stream": s.stream, "versions": s.versions,
+        "pipeline": variant.name,
+        "seed": seed,
+        "test": {a: deviance(m, rows.test) for a, m in models.items()},
+        "decision": s.decision,
+        "gain": s.gain,
+        "z": s.z,
+        "p": s.p,
+        "epochs": int(s.history["epoch"].max()),
+        "seconds": {"fit": fit, "planToSaved": spent, **s.timings},
+        "stream": s.stream,
+        "versions": s.versions,
         "warnings": s.warnings,
-    }  # fmt: skip
+    }
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:

@@ -33,8 +33,9 @@ def pipeline(folder: Path, rows: int, columns: int) -> tuple[Any, Any]:
     df = spark.read.parquet(f"file://{made(folder, rows, columns)}")
     stages = [
         VectorAssembler(inputCols=[f"x{j}" for j in range(columns)], outputCol="assembled"),
-        StandardScaler(inputCol="assembled", outputCol="features"), LogisticRegression(regParam=1.0, maxIter=5),
-    ]  # fmt: skip
+        StandardScaler(inputCol="assembled", outputCol="features"),
+        LogisticRegression(regParam=1.0, maxIter=5),
+    ]
     return Pipeline(stages=stages).fit(df.limit(50_000)), df
 
 
@@ -43,9 +44,15 @@ def trained(model: Any, df: Any, folder: Path, batch: int, epochs: int, **option
     import sparkdiff
 
     tuner = sparkdiff.FineTuner(
-        model, recipe="fast", batchSize=batch, maxEpochs=epochs, patience=epochs, cacheDir=str(folder / "cache"), verbosity=0,
+        model,
+        recipe="fast",
+        batchSize=batch,
+        maxEpochs=epochs,
+        patience=epochs,
+        cacheDir=str(folder / "cache"),
+        verbosity=0,
         **options,
-    )  # fmt: skip
+    )
     return tuner.fit(df).summary
 
 
@@ -53,9 +60,13 @@ def measured(model: Any, df: Any, folder: Path, batch: int, epochs: int, **optio
     short, long = (trained(model, df, folder, batch, n, **options) for n in (SHORT, epochs))
     values = {row["epoch"]: row["validationMetric"] for row in long.records}
     return {
-        **options, "batch": batch, "epoch": (long.timings["train"] - short.timings["train"]) / (epochs - SHORT),
-        "loss": values[epochs], "start": values[0], "took": long.processes,
-    }  # fmt: skip
+        **options,
+        "batch": batch,
+        "epoch": (long.timings["train"] - short.timings["train"]) / (epochs - SHORT),
+        "loss": values[epochs],
+        "start": values[0],
+        "took": long.processes,
+    }
 
 
 def main() -> int:

@@ -120,7 +120,7 @@ def paired(rows: Rows, which: Tensor, one: Tensor, other: Tensor) -> PairedRows:
     at = which.nonzero()[:, 0].double() if rows.kind == "blocks" else None
     return pair(
         LOSS, (one[which], other[which]), (label, label), torch.ones_like(label), rows.block[which], unit, rows.kind, at
-    )  # fmt: skip
+    )
 
 
 def tested(rows: Rows, rival: Tensor, finalist: Tensor, seed: int) -> Outcome:
@@ -149,7 +149,7 @@ def tested(rows: Rows, rival: Tensor, finalist: Tensor, seed: int) -> Outcome:
             None if rows.kind == "blocks" else elsewhere[k],
         )
         for k in range(len(rival))
-    ]  # fmt: skip
+    ]
     found: list[bool] = []
     for finalists, known in ((1, 1.0), (1, rows.factor), (FINALISTS, rows.factor)):
         how: dict[str, Any] = {"level": LEVEL, "factor": known, "finalists": finalists, "seed": seed}
@@ -613,9 +613,11 @@ def true_gains(arms: int, alike: bool, g: torch.Generator, seed: int) -> dict[st
         found.append(tested(rows, torch.ones_like(each), 1 - each, seed))
     held = guard.decide(sums, weights, level=LEVEL, seed=seed).accepted
     return {
-        "accepted": float(any(f.accepted for f in found)), "best": float(found[0].accepted), "heldOut": float(held),
+        "accepted": float(any(f.accepted for f in found)),
+        "best": float(found[0].accepted),
+        "heldOut": float(held),
         "factor": found[0].factor,
-    }  # fmt: skip
+    }
 
 
 def choose_among_gains(n: int, gain: float, alike: bool) -> Draw:
@@ -733,9 +735,13 @@ def alone(word: str, draw: Callable[..., dict[str, float]], *arguments: Any) -> 
 
 
 NULL: dict[str, Callable[[int, torch.Generator], Sample]] = {
-    "linear": linear, "linear, small steps": small_steps, "trees": Cuts, "trees, other seeds": Seeds, "groups": groups,
+    "linear": linear,
+    "linear, small steps": small_steps,
+    "trees": Cuts,
+    "trees, other seeds": Seeds,
+    "groups": groups,
     "time": in_time,
-}  # fmt: skip
+}
 
 
 def cells() -> list[Cell]:
@@ -782,9 +788,14 @@ def measure(name: str, runs: int, seed: int) -> dict[str, Any]:
                 into[key] += value / number
     seconds = resource.getrusage(resource.RUSAGE_SELF).ru_utime - before
     return {
-        "name": name, "kind": cell.kind, "runs": runs, "seed": seed, "draws": number, "seconds": round(seconds, 1),
+        "name": name,
+        "kind": cell.kind,
+        "runs": runs,
+        "seed": seed,
+        "draws": number,
+        "seconds": round(seconds, 1),
         "shares": totals,
-    }  # fmt: skip
+    }
 
 
 def error(share: float, draws: int) -> float:
@@ -818,10 +829,15 @@ HEADS = {
     "thresholds": ("Thresholds train, held-out rows decide", ("accepted", "stricter")),
 }
 WORDS = {
-    "accepted": "accepted", "alone": "the best alone, with the factor", "independent": "the best alone, without it",
-    "factor": "its factor", "best": "of these the best arm", "heldOut": "by the held-out fifth",
-    "stricter": "at a tenth of the level", "gained": "share of the gain that ships",
-}  # fmt: skip
+    "accepted": "accepted",
+    "alone": "the best alone, with the factor",
+    "independent": "the best alone, without it",
+    "factor": "its factor",
+    "best": "of these the best arm",
+    "heldOut": "by the held-out fifth",
+    "stricter": "at a tenth of the level",
+    "gained": "share of the gain that ships",
+}
 
 
 def table(kind: str, found: Sequence[dict[str, Any]]) -> str:
@@ -829,9 +845,10 @@ def table(kind: str, found: Sequence[dict[str, Any]]) -> str:
     title, keys = HEADS[kind]
     lines = [
         [f["name"], arm, f"{f['draws']:,}", *(f"{s[k]:.2f}" if k == "factor" else f"{s[k]:.1%}" for k in keys)]
-        for f in found if f["kind"] == kind
+        for f in found
+        if f["kind"] == kind
         for arm, s in f["shares"].items()
-    ]  # fmt: skip
+    ]
     return markdown([title, "", "draws", *(WORDS[k] for k in keys)], lines)
 
 

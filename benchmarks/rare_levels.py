@@ -131,12 +131,20 @@ def measure(
         before = deviances(spark, model, paths["fresh"])
         kept = tuned.pipelineModel is model
         after = before if kept else deviances(spark, tuned.pipelineModel, paths["fresh"])
-        out.append({
-            "population": p.name, "original": original, "seed": seed, "decision": tuned.summary.decision,
-            "validationGain": tuned.summary.gain, "before": before, "after": after,
-            "change": {k: after[k] / before[k] - 1 for k in before}, "warnings": tuned.summary.warnings,
-            "seconds": time.perf_counter() - start,
-        })  # fmt: skip
+        out.append(
+            {
+                "population": p.name,
+                "original": original,
+                "seed": seed,
+                "decision": tuned.summary.decision,
+                "validationGain": tuned.summary.gain,
+                "before": before,
+                "after": after,
+                "change": {k: after[k] / before[k] - 1 for k in before},
+                "warnings": tuned.summary.warnings,
+                "seconds": time.perf_counter() - start,
+            }
+        )
     return out
 
 
@@ -167,8 +175,14 @@ def worst(results: list[dict[str, Any]]) -> dict[str, float]:
 def main() -> int:
     flags = parser(__doc__)
     flags.add_argument("--seeds", type=int, default=20)
-    flags.add_argument("--sizes", type=int, nargs=3, default=[1_500, 5_000, 50_000], metavar=("OLD", "NEW", "FRESH"),
-                       help="rows to fit the original, to tune it, to measure both")  # fmt: skip
+    flags.add_argument(
+        "--sizes",
+        type=int,
+        nargs=3,
+        default=[1_500, 5_000, 50_000],
+        metavar=("OLD", "NEW", "FRESH"),
+        help="rows to fit the original, to tune it, to measure both",
+    )
     flags.add_argument("--epochs", type=int, default=Options().maxEpochs)
     given = parse(flags, seeds=1, sizes=[500, 1_000, 2_000], epochs=1)
     spark = start_session(load_config(CONFIG, []).spark)

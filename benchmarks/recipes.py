@@ -22,7 +22,7 @@ from poster_table import HELD_OUT, VARIANTS, build, rows_of
 from pyspark.sql import functions as F
 
 from sparkdiff.data.splits import Source
-from sparkdiff.fine_tuning.procedure import fine_tune
+from sparkdiff.fine_tuning.fine_tuning_run import fine_tune
 from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.job import load_config
 from sparkdiff.job.loading import function, load_data, start_session

@@ -120,9 +120,14 @@ def run(benchmark: Benchmark, folder: Path, more: list[str]) -> Outcome:
     start = time.monotonic()
     with out.with_suffix(".txt").open("w") as log:
         code = subprocess.run(
-            [*command, "--out", str(out)], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log,
-            stderr=subprocess.STDOUT, check=False,
-        ).returncode  # fmt: skip
+            [*command, "--out", str(out)],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            check=False,
+        ).returncode
     seconds = time.monotonic() - start
     how = "ended" if code == 0 else f"exit code {code}, see {out.with_suffix('.txt').name}"
     return Outcome(benchmark.name, how, seconds, read(out))
@@ -146,17 +151,23 @@ def page(outcomes: list[Outcome], about: dict[str, Any], against: Path | None) -
                 cells += ["–" if old is None else f"{old:.4g}", f"{value / old:.2f}" if old else "–"]
             lines.append(cells)
     head = ["benchmark", "figure", "value", *(["before", "value / before"] if against else [])]
-    return "\n".join([
-        f"# Benchmarks, {about['date']}\n",
-        f"Commit {about['commit'] or 'unknown'}; {machine['processor']}, {machine['cores']} cores, "
-        f"{machine['memoryGiB']:g} GiB, {machine['system']}; {', '.join(f'{k} {v}' for k, v in versions.items())}.\n",
-        *(["A smoke run on little data: no figure means anything.\n"] if about["smoke"] else []),
-        markdown(head, lines),
-        "\n## Runs\n",
-        markdown(["benchmark", "outcome", "seconds"], [[o.name, o.how, f"{o.seconds:.0f}"] for o in outcomes]),
-        *([] if about["hummingbird"] else ["\ntree_forward's arm Hummingbird was not run: no --hummingbird PYTHON was given."]),
-        "",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            f"# Benchmarks, {about['date']}\n",
+            f"Commit {about['commit'] or 'unknown'}; {machine['processor']}, {machine['cores']} cores, "
+            f"{machine['memoryGiB']:g} GiB, {machine['system']}; {', '.join(f'{k} {v}' for k, v in versions.items())}.\n",
+            *(["A smoke run on little data: no figure means anything.\n"] if about["smoke"] else []),
+            markdown(head, lines),
+            "\n## Runs\n",
+            markdown(["benchmark", "outcome", "seconds"], [[o.name, o.how, f"{o.seconds:.0f}"] for o in outcomes]),
+            *(
+                []
+                if about["hummingbird"]
+                else ["\ntree_forward's arm Hummingbird was not run: no --hummingbird PYTHON was given."]
+            ),
+            "",
+        ]
+    )
 
 
 def main() -> int:

@@ -29,15 +29,34 @@ def run_of(number: int, noon: datetime.datetime) -> dict[str, Any]:
         for c in range(4)
     ]
     return {
-        "id": f"{number:032x}", "schemaVersion": 1, "finished": noon + datetime.timedelta(seconds=number), "verb": "finetune",
-        "model": f"{number:064x}", "parent": f"{number - 1 if number % 10 else -number % 10**9:064x}",
+        "id": f"{number:032x}",
+        "schemaVersion": 1,
+        "finished": noon + datetime.timedelta(seconds=number),
+        "verb": "finetune",
+        "model": f"{number:064x}",
+        "parent": f"{number - 1 if number % 10 else -number % 10**9:064x}",
         "data": f"{number % 50:064x}",
-        "decision": "tuned", "kept": number % 3 == 0, "reason": "the best epoch's gain is larger than chance explains",
+        "decision": "tuned",
+        "kept": number % 3 == 0,
+        "reason": "the best epoch's gain is larger than chance explains",
         "metric": "logLoss",
-        "metricDirection": "smaller", "before": 0.5, "after": 0.4, "gain": (number % 1000) / 1000, "p": 0.001, "curves": curves,
-        "tried": tried, "options": '{"maxEpochs": 30}', "evidence": "{}", "timings": {"train": 1.0}, "seconds": 9.0,
-        "coreSeconds": 12.0, "warnings": 0, "redacted": True, "stages": [], "tags": {"team": f"t{number % 20}"},
-    }  # fmt: skip
+        "metricDirection": "smaller",
+        "before": 0.5,
+        "after": 0.4,
+        "gain": (number % 1000) / 1000,
+        "p": 0.001,
+        "curves": curves,
+        "tried": tried,
+        "options": '{"maxEpochs": 30}',
+        "evidence": "{}",
+        "timings": {"train": 1.0},
+        "seconds": 9.0,
+        "coreSeconds": 12.0,
+        "warnings": 0,
+        "redacted": True,
+        "stages": [],
+        "tags": {"team": f"t{number % 20}"},
+    }
 
 
 def timed(f: Callable[[], Any]) -> tuple[float, Any]:
@@ -52,30 +71,34 @@ def main() -> int:
     given = parse(options, runs=300)
     from pyspark.sql import SparkSession
 
-    from sparkdiff.history import listing, store
+    from sparkdiff.history import run_listing, run_store
     from sparkdiff.history.lineage import lineage
 
     noon = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         old = [run_of(i, noon) for i in range(given.runs - FILES)]
-        pq.write_table(pa.Table.from_pylist(old, store.SCHEMA), folder / "runs-old.parquet")
-        one, _ = timed(lambda: [store.add(folder, run_of(given.runs - FILES + i, noon)) for i in range(FILES)])
+        pq.write_table(pa.Table.from_pylist(old, run_store.SCHEMA), folder / "runs-old.parquet")
+        one, _ = timed(lambda: [run_store.add(folder, run_of(given.runs - FILES + i, noon)) for i in range(FILES)])
         conf = {"spark.ui.enabled": "false", "spark.log.level": "ERROR", "spark.sql.shuffle.partitions": "4"}
         start, _ = timed(SparkSession.builder.master("local[2]").config(map=conf).getOrCreate)
         where = "gain > 0.25 and tags['team'] = 't7'"
-        ask = lambda: listing.listed(name, where, "gain", 50, compact=False, as_json=False)  # noqa: E731
+        ask = lambda: run_listing.list_runs(name, where, "gain", 50, compact=False, as_json=False)  # noqa: E731
         first, lines = timed(ask)
         again, _ = timed(ask)
         rows = None
         why, found = timed(lambda: lineage("m", f"{given.runs - 1:064x}", folder))
-        packed, rows = timed(lambda: store.compact(folder))
+        packed, rows = timed(lambda: run_store.compact(folder))
         size = sum(f.stat().st_size for f in folder.iterdir())
     assert rows == given.runs and len(lines) > 1 and found.steps
     results = [
-        ["add a run", one / FILES], ["start Spark", start], ["`runs --where`, the first question", first],
-        ["`runs --where`, another", again], ["`why`", why], ["`--compact`", packed],
-    ]  # fmt: skip
+        ["add a run", one / FILES],
+        ["start Spark", start],
+        ["`runs --where`, the first question", first],
+        ["`runs --where`, another", again],
+        ["`why`", why],
+        ["`--compact`", packed],
+    ]
     print(f"{given.runs:,} runs, {size / 1e6:,.1f} MB")
     print(markdown(["", "seconds"], [[name, f"{seconds:.3g}"] for name, seconds in results]))
     write(given, results, {name: float(seconds) for name, seconds in results})

@@ -48,8 +48,8 @@ from pyspark.sql import DataFrame, SparkSession
 import sparkdiff
 from sparkdiff.job import load_config
 from sparkdiff.job.loading import load_data, start_session
-from sparkdiff.tuning.search.alternatives import chosen, outputs, places
-from sparkdiff.tuning.search.space import Choice, Integer, Uniform
+from sparkdiff.tuning.search.alternatives import outputs, places, with_choices
+from sparkdiff.tuning.search.distributions import Choice, Integer, Uniform
 
 OURS = ("tpe", "gp", "random", "annealing", "recursiveRandom", "cmaes")
 RIVALS = ("optuna", "flaml")
@@ -127,9 +127,11 @@ def bikes(spark: SparkSession) -> Task:
         head.link: sparkdiff.choice("log", "identity", "sqrt"),
     }
     return Task(
-        rows, Pipeline(stages=[*cut, index, encode, assemble, pca, head]), space,
+        rows,
+        Pipeline(stages=[*cut, index, encode, assemble, pca, head]),
+        space,
         RegressionEvaluator(labelCol="bikers", metricName="rmse"),
-    )  # fmt: skip
+    )
 
 
 TASKS: dict[str, Callable[[SparkSession], Task]] = {"digits": digits, "bikes": bikes}
@@ -196,7 +198,7 @@ def plain_variants(task: Task) -> list[Pipeline]:
     """A Pipeline for each combination of alternatives."""
     found = places(task.pipeline)
     choices = itertools.product(*(range(len(place.getStages())) for place in found))
-    return [chosen(task.pipeline, {p.uid: i for p, i in zip(found, choice, strict=True)}) for choice in choices]
+    return [with_choices(task.pipeline, {p.uid: i for p, i in zip(found, choice, strict=True)}) for choice in choices]
 
 
 def name_of(param: Any) -> str:
@@ -236,9 +238,15 @@ def cfo(
     space = {"stage": tune.randint(0, variants)} | {name_of(p): domain(v) for p, v in task.space.items()}
     try:
         tune.run(
-            objective, config=space, metric="loss", mode="min", num_samples=10_000, use_ray=False, verbose=0,
+            objective,
+            config=space,
+            metric="loss",
+            mode="min",
+            num_samples=10_000,
+            use_ray=False,
+            verbose=0,
             search_alg=flaml_cfo(space, seed),
-        )  # fmt: skip
+        )
     except StopIteration:
         return
 
@@ -306,8 +314,13 @@ def measured(spark: SparkSession, name: str, arm: str, seed: int, budget: float)
             return {"name": name, "arm": arm, "seed": seed, "values": [default_value(task, seed)]}
         found = ours(task, arm, seed) if arm in OURS else naive(task, spark, seed, budget, arm)
     return {
-        "name": name, "arm": arm, "seed": seed, **found, "cpu": spent(spark) - start, "seconds": time.perf_counter() - clock,
-    }  # fmt: skip
+        "name": name,
+        "arm": arm,
+        "seed": seed,
+        **found,
+        "cpu": spent(spark) - start,
+        "seconds": time.perf_counter() - clock,
+    }
 
 
 def needed(values: list[float], goal: float) -> float:
@@ -345,11 +358,17 @@ def report(known: list[dict[str, Any]], names: list[str]) -> tuple[str, dict[str
             shown = ", ".join(f"{n:g}" if n < math.inf else f"over {most:g}" for n in each)
             if arm in OURS:
                 figures[f"{name}, {arm}, trials"] = trials
-            rows.append([
-                arm, str(len(own)), f"{most:g}", "" if arm in RIVALS else shown,
-                f"{statistics.median(min(c['values'], default=math.nan) for c in own):.5g}",
-                f"{statistics.median(c['fresh'] for c in own):.5g}", f"{statistics.median(c['cpu'] for c in own):.0f}",
-            ])  # fmt: skip
+            rows.append(
+                [
+                    arm,
+                    str(len(own)),
+                    f"{most:g}",
+                    "" if arm in RIVALS else shown,
+                    f"{statistics.median(min(c['values'], default=math.nan) for c in own):.5g}",
+                    f"{statistics.median(c['fresh'] for c in own):.5g}",
+                    f"{statistics.median(c['cpu'] for c in own):.0f}",
+                ]
+            )
         lines.append(
             markdown(
                 [
@@ -425,7 +444,7 @@ def main() -> int:
         *(figures.get(f"{n}, {a}, trials", 0) > 30 for n in given.tasks for a in ("tpe", "gp")),
         *(figures.get(f"{p}, share of the grid's CPU", 0) > 1 / 3 for p in PRUNERS),
         *(figures.get(f"{p}, rmse over the grid's", 0) > 1.01 for p in PRUNERS),
-    ]  # fmt: skip
+    ]
     return exit_code(given, any(missed))
 
 

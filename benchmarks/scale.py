@@ -48,13 +48,20 @@ class Size(NamedTuple):
 
 
 FITTED = [
-    Size(100_000, 50), Size(1_000_000, 50), Size(10_000_000, 50), Size(100_000, 10), Size(1_000_000, 10), Size(1_000_000, 200),
-]  # fmt: skip
+    Size(100_000, 50),
+    Size(1_000_000, 50),
+    Size(10_000_000, 50),
+    Size(100_000, 10),
+    Size(1_000_000, 10),
+    Size(1_000_000, 200),
+]
 CHECKED = [Size(3_000_000, 30), Size(500_000, 120)]
 SEVERAL = [Size(1_000_000, 50, 2), Size(10_000_000, 50, 2), Size(1_000_000, 50, 4)]
 OTHERS = [
-    Size(1_000_000, 100_000, 1, CATEGORIES), Size(10_000_000, 100_000, 1, CATEGORIES), Size(12_000_000, 10, 1, VALIDATION),
-]  # fmt: skip
+    Size(1_000_000, 100_000, 1, CATEGORIES),
+    Size(10_000_000, 100_000, 1, CATEGORIES),
+    Size(12_000_000, 10, 1, VALIDATION),
+]
 CITIES, NUMBER = 100, 5
 """Categories of a second column, and numbers, beside the many categories."""
 EPOCHS, MOST, ROWS = 3, 30, 3_000_000
@@ -177,17 +184,19 @@ def fitted_pipeline(df: Any, columns: int, kind: str) -> Any:
     if kind != CATEGORIES:
         stages = [
             VectorAssembler(inputCols=[f"x{j}" for j in range(columns)], outputCol="assembled"),
-            StandardScaler(inputCol="assembled", outputCol="features"), LogisticRegression(regParam=0.1, maxIter=2),
-        ]  # fmt: skip
+            StandardScaler(inputCol="assembled", outputCol="features"),
+            LogisticRegression(regParam=0.1, maxIter=2),
+        ]
         return Pipeline(stages=stages).fit(df.limit(50_000))
     names = ["item", "city"]
     indexed, coded = [f"{n}Index" for n in names], [f"{n}Code" for n in names]
     indexer = StringIndexer(inputCols=names, outputCols=indexed, handleInvalid="keep").fit(df)
     stages = [
-        indexer, OneHotEncoder(inputCols=indexed, outputCols=coded),
+        indexer,
+        OneHotEncoder(inputCols=indexed, outputCols=coded),
         VectorAssembler(inputCols=[*coded, *(f"x{j}" for j in range(NUMBER))], outputCol="features"),
         LogisticRegression(regParam=0.01, maxIter=2),
-    ]  # fmt: skip
+    ]
     return Pipeline(stages=stages).fit(df.limit(50_000))
 
 
@@ -221,19 +230,30 @@ def one(folder: Path, size: Size) -> dict[str, Any]:
     rows, columns, processes, kind = size
     path = made(folder, rows, columns, kind)
     conf = {
-        "spark.ui.enabled": "false", "spark.driver.memory": HEAP, "spark.driver.extraJavaOptions": OPTIONS,
-        "spark.log.level": "ERROR", "spark.local.dir": str(folder), "spark.sql.shuffle.partitions": "8",
-    }  # fmt: skip
+        "spark.ui.enabled": "false",
+        "spark.driver.memory": HEAP,
+        "spark.driver.extraJavaOptions": OPTIONS,
+        "spark.log.level": "ERROR",
+        "spark.local.dir": str(folder),
+        "spark.sql.shuffle.partitions": "8",
+    }
     spark = SparkSession.builder.master("local[2]").config(map=conf).getOrCreate()
     df = spark.read.parquet(f"file://{path}")
     model = fitted_pipeline(df, columns, kind)
     watch, marks, epochs = Watch(), marks_of_a_run(), max(EPOCHS, min(ROWS // rows, MOST))
     cache = folder / f"cache-{rows}-{columns}-{processes}"
     tuner = sparkdiff.FineTuner(
-        model, recipe="fast", batchSize=4096, maxEpochs=epochs, patience=epochs, numProcesses=processes,
+        model,
+        recipe="fast",
+        batchSize=4096,
+        maxEpochs=epochs,
+        patience=epochs,
+        numProcesses=processes,
         validationFraction=0.85 if kind == VALIDATION else 0.1,
-        cacheDir=str(cache), verbosity=0, callbacks=[marks],
-    )  # fmt: skip
+        cacheDir=str(cache),
+        verbosity=0,
+        callbacks=[marks],
+    )
     time.sleep(2 * EVERY)
     summary = tuner.fit(df).summary
     time.sleep(2 * EVERY)
@@ -246,11 +266,18 @@ def one(folder: Path, size: Size) -> dict[str, Any]:
     every = [moment for seen in marks.phases.values() for moment in seen]
     found["whole"] = watch.between(min(every), max(every))
     return {
-        "rows": rows, "columns": columns, "processes": processes, "kind": kind, "limit": memory.total(), "heap": HEAP,
+        "rows": rows,
+        "columns": columns,
+        "processes": processes,
+        "kind": kind,
+        "limit": memory.total(),
+        "heap": HEAP,
         "pieces": pieces(cache),
-        "files": sum(file.stat().st_size for file in cache.rglob("*.parquet")), "phases": found, "decision": summary.decision,
+        "files": sum(file.stat().st_size for file in cache.rglob("*.parquet")),
+        "phases": found,
+        "decision": summary.decision,
         "stream": summary.stream,
-    }  # fmt: skip
+    }
 
 
 def pieces(cache: Path) -> int:
@@ -275,7 +302,7 @@ def held(run: dict[str, Any]) -> float:
     """Bytes of the rows of numbers that are in memory at a time: all that are kept, or a piece of each virtual shard, and the
     next one where the system doesn't hold it.
     """
-    from sparkdiff.data.stream.decoded import LARGE
+    from sparkdiff.data.stream.decoded_rows import LARGE
 
     return kept(run) or run["pieces"] * (2 if 8 * run["rows"] * (run["columns"] + 4) > LARGE * run["limit"] else 1)
 
@@ -331,12 +358,19 @@ def report(runs: list[dict[str, Any]]) -> str:
     for r in runs:
         phases, n = r["phases"], r["rows"]
         kind = "" if r.get("kind", NUMBERS) == NUMBERS else f" {r['kind']}"
-        rows.append([
-            f"{n:,} x {r['columns']:,}{kind}", str(r["processes"]), f"{phase(r, 'beside'):.1f}",
-            f"{1e6 * phase(r, 'beside') / n:.2f}", f"{phase(r, 'epoch'):.2f}", f"{1e6 * phase(r, 'epoch') / n:.2f}",
-            f"{phases['epoch']['wall']:.2f}",
-            *(f"{phases['whole'][m] / 2**20:,.0f}" for m in ("bytes", "java", "others", "mapped")), f"{kept(r) / 2**20:,.0f}",
-        ])  # fmt: skip
+        rows.append(
+            [
+                f"{n:,} x {r['columns']:,}{kind}",
+                str(r["processes"]),
+                f"{phase(r, 'beside'):.1f}",
+                f"{1e6 * phase(r, 'beside') / n:.2f}",
+                f"{phase(r, 'epoch'):.2f}",
+                f"{1e6 * phase(r, 'epoch') / n:.2f}",
+                f"{phases['epoch']['wall']:.2f}",
+                *(f"{phases['whole'][m] / 2**20:,.0f}" for m in ("bytes", "java", "others", "mapped")),
+                f"{kept(r) / 2**20:,.0f}",
+            ]
+        )
     head = [
         "rows",
         "processes",

@@ -33,7 +33,7 @@ from pyspark.ml.tuning import ParamGridBuilder
 from pyspark.sql import DataFrame, SparkSession
 
 import sparkdiff
-from sparkdiff.pipeline.columns import schema_of, write_columns
+from sparkdiff.pipeline.column_tensors import schema_of, write_columns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,8 +107,12 @@ def search(case: Case) -> dict[str, Any]:
         head.setFeaturesCol("components")
         estimator, grid = Pipeline(stages=[index, encode, assemble, scale, pca, head]), grid.addGrid(pca.k, [5, 10, 20])
     return {
-        "estimator": estimator, "estimatorParamMaps": grid.build(), "evaluator": judge, "numFolds": case.folds, "seed": 1,
-    }  # fmt: skip
+        "estimator": estimator,
+        "estimatorParamMaps": grid.build(),
+        "evaluator": judge,
+        "numFolds": case.folds,
+        "seed": 1,
+    }
 
 
 @contextlib.contextmanager
@@ -161,10 +165,16 @@ def measure(spark: SparkSession, name: str, case: Case, parallelism: list[int]) 
     difference = float(np.abs(np.subtract(mine.avgMetrics, theirs.avgMetrics)).max())
     explained = sparkdiff.CrossValidator(**given).explain(data)
     return {
-        "case": name, "fits": explained.sparkFits, "sparkSeconds": spark_seconds, "all": ours, "seconds": best,
-        "lastFit": statistics.median(last), "ratio": min(spark_seconds.values()) / best, "difference": difference,
+        "case": name,
+        "fits": explained.sparkFits,
+        "sparkSeconds": spark_seconds,
+        "all": ours,
+        "seconds": best,
+        "lastFit": statistics.median(last),
+        "ratio": min(spark_seconds.values()) / best,
+        "difference": difference,
         "sameWinner": int(np.argmax(mine.avgMetrics)) == int(np.argmax(theirs.avgMetrics)),
-    }  # fmt: skip
+    }
 
 
 def main() -> int:
@@ -197,10 +207,18 @@ def main() -> int:
         "same winner",
     ]
     cells = [
-        [r["case"], str(r["fits"]), *(f"{r['sparkSeconds'][n]:.1f}" for n in given.parallelism), f"{r['seconds']:.2f}",
-         f"{r['ratio']:.3g}", f"{r['lastFit']:.1f}", f"{r['difference']:.1e}", "yes" if r["sameWinner"] else "no"]
+        [
+            r["case"],
+            str(r["fits"]),
+            *(f"{r['sparkSeconds'][n]:.1f}" for n in given.parallelism),
+            f"{r['seconds']:.2f}",
+            f"{r['ratio']:.3g}",
+            f"{r['lastFit']:.1f}",
+            f"{r['difference']:.1e}",
+            "yes" if r["sameWinner"] else "no",
+        ]
         for r in results
-    ]  # fmt: skip
+    ]
     print(markdown(head, cells))
     write(given, results, {f"{r['case']}, ratio": r["ratio"] for r in results})
     return exit_code(given, any(r["ratio"] < CASES[r["case"]].bound for r in results))

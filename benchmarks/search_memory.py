@@ -65,9 +65,7 @@ def main() -> int:
         measure(rows, LogisticRegression(labelCol="sign"), sign, 4),
     ]
     spark.stop()
-    cells = [
-        [r["search"], f"{r['seconds']:.0f}", f"{r['bytes'] / GIB:.2f}", f"{r['jvm'] / GIB:.2f}"] for r in results
-    ]  # fmt: skip
+    cells = [[r["search"], f"{r['seconds']:.0f}", f"{r['bytes'] / GIB:.2f}", f"{r['jvm'] / GIB:.2f}"] for r in results]
     print(markdown(["search", "s", "Python, GiB", "JVM, GiB"], cells))
     write(given, results, {f"{r['search']}, GiB": r["bytes"] / GIB for r in results})
     return exit_code(given, any(r["bytes"] > 2 * GIB for r in results))

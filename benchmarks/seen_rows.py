@@ -59,11 +59,15 @@ CELLS = [
     *(Cell("logistic", p, n) for n in (1500, 7200) for p in (5, 10, 30, 60)),
     *(Cell("poisson", p, 1500) for p in (5, 10, 30, 60)),
     *(Cell(f, p, 1500, odd) for f in ("gaussian", "logistic", "poisson") for p in (5, 30) for odd in ("curved mean",)),
-    *(Cell("gaussian", p, 1500, odd) for p in (5, 30) for odd in ("less noise far out", "more noise far out", "heavy tails")),
+    *(
+        Cell("gaussian", p, 1500, odd)
+        for p in (5, 30)
+        for odd in ("less noise far out", "more noise far out", "heavy tails")
+    ),
     *(Cell("logistic", p, 1500, "equal classes") for p in (5, 30)),
     *(Cell(f, p, 1500, ridge=0.3) for f in ("gaussian", "logistic", "poisson") for p in (5, 30)),
     *(Cell(f, p, 1500, lasso=0.05) for f in ("gaussian", "logistic") for p in (5, 30)),
-]  # fmt: skip
+]
 
 
 def features(n: int, p: int, random: torch.Generator) -> Tensor:
@@ -146,11 +150,26 @@ def head(cell: Cell, b: Tensor) -> Any:
         return LinearRegression(b[:-1], b[-1], 1.0, True, None)
     if cell.family == "logistic":
         return LogisticRegression(
-            b[None, :-1], b[-1:], True, num_classes=2, thresholds=None, threshold=0.5, bounds={}, shown=(), uid="original"
-        )  # fmt: skip
+            b[None, :-1],
+            b[-1:],
+            True,
+            num_classes=2,
+            thresholds=None,
+            threshold=0.5,
+            bounds={},
+            shown=(),
+            uid="original",
+        )
     return GeneralizedLinearRegression(
-        b[:-1], b[-1], True, family="poisson", link="log", link_power=math.nan, variance_power=math.nan, shows_link=False
-    )  # fmt: skip
+        b[:-1],
+        b[-1],
+        True,
+        family="poisson",
+        link="log",
+        link_power=math.nan,
+        variance_power=math.nan,
+        shows_link=False,
+    )
 
 
 def p_value(cell: Cell, b: Tensor, x: Tensor, y: Tensor) -> float:
@@ -189,17 +208,22 @@ def simulate(cell: Cell, draws: int) -> dict[str, Any]:
         refit = fitted(cell, x, y)
         parts = {f"{s:.0%} seen": order[: int(s * cell.rows)] for s in (0.5, 0.75)}
         originals = {
-            "200,000 others": many, "as many others": fitted(cell, *drawn(cell, truth, cell.rows, random)), "all seen": refit,
+            "200,000 others": many,
+            "as many others": fitted(cell, *drawn(cell, truth, cell.rows, random)),
+            "all seen": refit,
             **{kind: fitted(cell, x[at], y[at]) for kind, at in parts.items()},
-        }  # fmt: skip
+        }
         for kind, b in originals.items():
             hits[kind] += p_value(cell, b, x, y) < LEVEL
             plain[kind] += distance(cell, b, refit, x, y) < LEVEL
     shares = {k: n / draws for k, n in hits.items()} | {KINDS[0]: (hits[KINDS[0]] + more) / (LEVELS * draws)}
     return {
-        "cell": cell.name, **asdict(cell), "draws": draws, **shares,
+        "cell": cell.name,
+        **asdict(cell),
+        "draws": draws,
+        **shares,
         "distance": {k: n / draws for k, n in plain.items()},
-    }  # fmt: skip
+    }
 
 
 # Trees ----------------------------------------------------------------------------------------------------------------
@@ -268,9 +292,11 @@ def simulate_trees(mean: str, trees: str, n: int, draws: int) -> dict[str, Any]:
             hits[kind] += p is not None and p < LEVEL
             better[kind] += guard.decide((sums["unseen"] - sums["original"])[None], ones, level=LEVEL).accepted
     return {
-        "cell": f"{trees}, {mean}, {n:,} rows", "draws": draws, **{k: c / draws for k, c in hits.items()},
+        "cell": f"{trees}, {mean}, {n:,} rows",
+        "draws": draws,
+        **{k: c / draws for k, c in hits.items()},
         "better": {k: c / draws for k, c in better.items()},
-    }  # fmt: skip
+    }
 
 
 def main() -> int:

@@ -1,7 +1,7 @@
 """What does a row cost in each class of MLlib's stages?
 
-The figures of `sparkdiff/growth/costs.py`. Spark's own `transform` on generated, cached rows of one partition on local[1]; what
-counts is the CPU time of the tasks, as Spark reports it, less that of reading the same input columns. Each class has two
+The figures of `sparkdiff/growth/cost_table.py`. Spark's own `transform` on generated, cached rows of one partition on local[1];
+what counts is the CPU time of the tasks, as Spark reports it, less that of reading the same input columns. Each class has two
 sizes, which give a fixed cost and a cost per entry (`costs` says what an entry is); of all turns the fastest counts. Both
 are divided by how many times as slow as the table's this machine is, by the median of the classes that are in it.
 
@@ -25,7 +25,7 @@ from pyspark.ml import classification, clustering, feature, regression
 from pyspark.ml.linalg import Vectors
 from pyspark.sql import DataFrame, SparkSession, functions as F
 
-from sparkdiff.growth import costs
+from sparkdiff.growth import cost_table
 from sparkdiff.pipeline.nesting import flatten
 
 WIDTHS = (8, 64)
@@ -104,7 +104,7 @@ def cases(data: DataFrame) -> Iterator[Case]:
 
 def case(stage: Any, *reads: str, makes: str = "out", entries: float | None = None) -> Case:
     """A case; its entries are those that `costs` reads from the stage."""
-    return Case(stage, reads, makes, costs.entries_of(stage) if entries is None else entries)
+    return Case(stage, reads, makes, cost_table.entries_of(stage) if entries is None else entries)
 
 
 def of_vectors(few: DataFrame, d: int) -> Iterator[Case]:
@@ -118,12 +118,16 @@ def of_vectors(few: DataFrame, d: int) -> Iterator[Case]:
     yield case(feature.Normalizer(**to), v, entries=d)
     yield case(feature.DCT(**to), v, entries=d)
     for stage in (
-        feature.StandardScaler(withMean=True, **to), feature.MinMaxScaler(**to), feature.MaxAbsScaler(**to),
-        feature.RobustScaler(withCentering=True, **to), feature.PCA(k=d // 2, **to), feature.IDF(**to),
-    ):  # fmt: skip
+        feature.StandardScaler(withMean=True, **to),
+        feature.MinMaxScaler(**to),
+        feature.MaxAbsScaler(**to),
+        feature.RobustScaler(withCentering=True, **to),
+        feature.PCA(k=d // 2, **to),
+        feature.IDF(**to),
+    ):
         yield case(stage.fit(few), v)
     expansion = feature.PolynomialExpansion(degree=2, **to)
-    yield case(expansion, v, entries=costs.entries_of(expansion, {v: d}))
+    yield case(expansion, v, entries=cost_table.entries_of(expansion, {v: d}))
     indexer = feature.VectorIndexer(inputCol=f"i{d}s", outputCol="out", maxCategories=LEVELS, handleInvalid="keep")
     yield case(indexer.fit(few), f"i{d}s")
     yield case(feature.VectorSlicer(indices=list(range(0, d, 2)), **to), v)
@@ -135,7 +139,7 @@ def of_vectors(few: DataFrame, d: int) -> Iterator[Case]:
     univariate = univariate.setFeatureType("continuous").setLabelType("categorical").setSelectionThreshold(d // 2)
     yield case(univariate.fit(few), v)
     projections = feature.BucketedRandomProjectionLSH(bucketLength=1.0, numHashTables=4, **to).fit(few)
-    yield case(projections, v, entries=costs.entries_of(projections, {v: d}))
+    yield case(projections, v, entries=cost_table.entries_of(projections, {v: d}))
 
 
 def of_linear(few: DataFrame, d: int) -> Iterator[Case]:
@@ -144,14 +148,18 @@ def of_linear(few: DataFrame, d: int) -> Iterator[Case]:
     on: dict[str, Any] = {"featuresCol": v, "predictionCol": "out", "maxIter": 2}
     number, label = {**on, "labelCol": "y"}, {**on, "labelCol": "label"}
     for estimator in (
-        regression.LinearRegression(**number), regression.GeneralizedLinearRegression(regParam=0.1, **number),
-        regression.AFTSurvivalRegression(censorCol="censor", **number), regression.FMRegressor(**number),
-        classification.LogisticRegression(**label), classification.LinearSVC(**label),
-        classification.FMClassifier(**label), classification.NaiveBayes(featuresCol=v, predictionCol="out", labelCol="label"),
+        regression.LinearRegression(**number),
+        regression.GeneralizedLinearRegression(regParam=0.1, **number),
+        regression.AFTSurvivalRegression(censorCol="censor", **number),
+        regression.FMRegressor(**number),
+        classification.LogisticRegression(**label),
+        classification.LinearSVC(**label),
+        classification.FMClassifier(**label),
+        classification.NaiveBayes(featuresCol=v, predictionCol="out", labelCol="label"),
         classification.MultilayerPerceptronClassifier(
             layers=[d, d // 2, 2], maxIter=2, rawPredictionCol="out", featuresCol=v
         ),
-    ):  # fmt: skip
+    ):
         yield case(estimator.fit(few), v)
 
 
@@ -220,11 +228,11 @@ def of_words(few: DataFrame, n: int) -> Iterator[Case]:
     yield case(feature.HashingTF(**to), words, entries=n)
     yield case(feature.CountVectorizer(**to).fit(few), words, entries=n)
     vectors = feature.Word2Vec(minCount=0, maxIter=1, **to).fit(few)
-    yield case(vectors, words, entries=costs.entries_of(vectors, {words: n}))
+    yield case(vectors, words, entries=cost_table.entries_of(vectors, {words: n}))
     hashes = feature.MinHashLSH(numHashTables=4, inputCol=counts, outputCol="out").fit(few)
-    yield case(hashes, counts, entries=costs.entries_of(hashes, {counts: n}))
+    yield case(hashes, counts, entries=cost_table.entries_of(hashes, {counts: n}))
     topics = clustering.LDA(k=4, maxIter=2, featuresCol=counts, topicDistributionCol="out").fit(few)
-    yield case(topics, counts, entries=costs.entries_of(topics, {counts: n}))
+    yield case(topics, counts, entries=cost_table.entries_of(topics, {counts: n}))
 
 
 class Measurement(NamedTuple):
@@ -286,8 +294,10 @@ def measured(case: Case, data: DataFrame, rows: int, turns: int, clock: Clock) -
 
 def factor(measurements: Mapping[str, Sequence[Measurement]]) -> float:
     """How many times as long as by its table classes take here, the median of their larger sizes; 1 where none is in it."""
-    known = [(name, max(of)) for name, of in measurements.items() if name in costs.COSTS]
-    ratios = [m.took / (costs.of(name, m.entries) + m.inside) for name, m in known if costs.of(name, m.entries) > 0]
+    known = [(name, max(of)) for name, of in measurements.items() if name in cost_table.COSTS]
+    ratios = [
+        m.took / (cost_table.of(name, m.entries) + m.inside) for name, m in known if cost_table.of(name, m.entries) > 0
+    ]
     return statistics.median(ratios) if ratios else 1.0
 
 
@@ -305,9 +315,12 @@ def main() -> int:
     p.add_argument("--only", nargs="*", help="classes")
     given = parse(p, rows=1000, turns=1)
     session: Callable[[], SparkSession] = (
-        SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false")
-        .config("spark.driver.memory", "3g").config("spark.sql.codegen.maxFields", 300).getOrCreate
-    )  # fmt: skip
+        SparkSession.builder.master("local[1]")
+        .config("spark.ui.enabled", "false")
+        .config("spark.driver.memory", "3g")
+        .config("spark.sql.codegen.maxFields", 300)
+        .getOrCreate
+    )
     spark = session()
     spark.sparkContext.setLogLevel("ERROR")
     data = rows_of(spark, given.rows).cache()
@@ -316,7 +329,7 @@ def main() -> int:
     for each in cases(data):
         if given.only is None or each.name in given.only:
             took = measured(each, data, given.rows, given.turns, clock)
-            inside = costs.of_stage(each.stage) - costs.of(each.name, costs.entries_of(each.stage))
+            inside = cost_table.of_stage(each.stage) - cost_table.of(each.name, cost_table.entries_of(each.stage))
             measurements.setdefault(each.name, []).append(Measurement(each.entries, took, inside))
             print(f"{each.name}: {took:.2f} microseconds at {each.entries:g} entries", file=sys.stderr)
     spark.stop()
@@ -325,7 +338,7 @@ def main() -> int:
     cells = []
     for name, (fixed, per_entry) in found.items():
         sizes = [f"{m.entries:g} → {m.took:.2f}" for m in sorted(measurements[name])]
-        was = costs.COSTS.get(name)
+        was = cost_table.COSTS.get(name)
         kept = "" if was is None else f"{was[0]:g} + {was[1]:g}"
         cells.append([name, sizes[0], sizes[-1] if len(sizes) > 1 else "", f"{fixed:.2f}", f"{per_entry:.4f}", kept])
     print(markdown(["class", "entries → µs", "entries → µs", "fixed", "per entry", "kept"], cells))

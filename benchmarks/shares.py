@@ -28,7 +28,7 @@ from torch import Tensor
 from sparkdiff.data.stream import Stream
 from sparkdiff.tensors.team import Team
 from sparkdiff.training.distributed.worker import Assignment, work
-from sparkdiff.training.ongoing import Training
+from sparkdiff.training.training_run import Training
 
 EPOCHS = 4
 PARTS = ("waiting", "sums", "reading", "the step")

@@ -17,7 +17,7 @@ from common import append_lines, exit_code, markdown, parse, parser, read_lines,
 from gap import ORIGINALS, SETS, Runner, cpu_clock, improved, of_spark
 from growth import spent
 
-from sparkdiff.improvement.settings import ARMS
+from sparkdiff.improvement.improvement_options import ARMS
 from sparkdiff.job.loading import start_session
 
 ALL = "all"
@@ -37,19 +37,32 @@ def run(runner: Runner, name: str, kind: str, seed: int, arm: str) -> dict[str, 
     loss = of_spark(runner.set.task, runner.set.loss(kind), model, runner.rows.test)
     accepted = [row["name"] for row in told["table"] if row["accepted"]]
     return {
-        "set": name, "kind": kind, "seed": seed, "arm": arm, "value": float(loss.mean()), "original": float(base.mean()),
-        "cpu": cpu, "decision": told["decision"], "won": accepted[0] if accepted else "", "foundAt": told.get("foundAt"),
-    }  # fmt: skip
+        "set": name,
+        "kind": kind,
+        "seed": seed,
+        "arm": arm,
+        "value": float(loss.mean()),
+        "original": float(base.mean()),
+        "cpu": cpu,
+        "decision": told["decision"],
+        "won": accepted[0] if accepted else "",
+        "foundAt": told.get("foundAt"),
+    }
 
 
 def shown(done: Sequence[dict[str, Any]]) -> str:
     lines = [
         [
-            f"{d['set']}, {d['kind']}, {d['seed']}", d["arm"], f"{d['original']:.4g}", f"{d['value']:.4g}", d["won"][:50],
-            f"{d['cpu']:.0f}", "" if d["foundAt"] is None else f"{d['foundAt']:.0f}",
+            f"{d['set']}, {d['kind']}, {d['seed']}",
+            d["arm"],
+            f"{d['original']:.4g}",
+            f"{d['value']:.4g}",
+            d["won"][:50],
+            f"{d['cpu']:.0f}",
+            "" if d["foundAt"] is None else f"{d['foundAt']:.0f}",
         ]
         for d in done
-    ]  # fmt: skip
+    ]
     return markdown(["set, original, seed", "arm", "original", "improved", "what won", "CPU s", "found at, s"], lines)
 
 

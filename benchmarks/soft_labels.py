@@ -60,12 +60,16 @@ def table(sizes: Sizes, kind: str, seed: int) -> pa.Table:
     vote = np.where(right, truth[:, None], ~truth[:, None]).astype(int)
     number = np.arange(rows)
     known = (number >= sizes.unlabelled) & (number < rows - sizes.fresh)
-    return pa.table({
-        **{f"x{j}": x[:, j] for j in range(NUMBERS)},
-        **{f"v{j}": pa.array(vote[:, j], mask=~votes[:, j]) for j in range(RULES)},
-        "label": pa.array(truth.astype(float), mask=~known), "truth": truth.astype(float),
-        "held": known & (number >= sizes.unlabelled + sizes.labelled), "fresh": number >= rows - sizes.fresh,
-    })  # fmt: skip
+    return pa.table(
+        {
+            **{f"x{j}": x[:, j] for j in range(NUMBERS)},
+            **{f"v{j}": pa.array(vote[:, j], mask=~votes[:, j]) for j in range(RULES)},
+            "label": pa.array(truth.astype(float), mask=~known),
+            "truth": truth.astype(float),
+            "held": known & (number >= sizes.unlabelled + sizes.labelled),
+            "fresh": number >= rows - sizes.fresh,
+        }
+    )
 
 
 def loss_of(model: Any, rows: DataFrame, label: str) -> tuple[float, float]:
@@ -112,17 +116,29 @@ def measure(spark: SparkSession, sizes: Sizes, kind: str, seed: int, folder: Pat
     spark.catalog.clearCache()
     agreement = labels.summary.agreement or {"labelModel": None, "majority": None}
     return {
-        "seed": seed, "rules": kind, "deciding": sizes.deciding, "decision": tuned.summary.decision,
-        "reason": tuned.summary.reason, "labelModel": agreement["labelModel"], "majority": agreement["majority"],
-        "logLoss": {k: v[0] for k, v in found.items()}, "accuracy": {k: v[1] for k, v in found.items()},
+        "seed": seed,
+        "rules": kind,
+        "deciding": sizes.deciding,
+        "decision": tuned.summary.decision,
+        "reason": tuned.summary.reason,
+        "labelModel": agreement["labelModel"],
+        "majority": agreement["majority"],
+        "logLoss": {k: v[0] for k, v in found.items()},
+        "accuracy": {k: v[1] for k, v in found.items()},
         "seconds": time.perf_counter() - start,
-    }  # fmt: skip
+    }
 
 
 def shown(results: list[dict[str, Any]]) -> str:
     names = list(results[0]["logLoss"])
-    head = ["rules", "validation labels", "tuned", "better than labels alone", *(f"log-loss: {n}" for n in names),
-            *(f"accuracy: {n}" for n in names)]  # fmt: skip
+    head = [
+        "rules",
+        "validation labels",
+        "tuned",
+        "better than labels alone",
+        *(f"log-loss: {n}" for n in names),
+        *(f"accuracy: {n}" for n in names),
+    ]
     lines = []
     for key in dict.fromkeys((r["rules"], r["deciding"]) for r in results):
         runs = [r for r in results if (r["rules"], r["deciding"]) == key]

@@ -81,16 +81,21 @@ def pipeline(**head: Any) -> Any:
     from pyspark.ml.classification import LogisticRegression
     from pyspark.ml.feature import IDF, HashingTF, StopWordsRemover, Tokenizer
 
-    return Pipeline(stages=[
-        Tokenizer(inputCol="text", outputCol="all"), StopWordsRemover(inputCol="all", outputCol="words"),
-        HashingTF(inputCol="words", outputCol="counts", numFeatures=WIDTH), IDF(inputCol="counts", outputCol="features"),
-        LogisticRegression(**head),
-    ])  # fmt: skip
+    return Pipeline(
+        stages=[
+            Tokenizer(inputCol="text", outputCol="all"),
+            StopWordsRemover(inputCol="all", outputCol="words"),
+            HashingTF(inputCol="words", outputCol="counts", numFeatures=WIDTH),
+            IDF(inputCol="counts", outputCol="features"),
+            LogisticRegression(**head),
+        ]
+    )
 
 
 ORIGINALS: dict[str, dict[str, Any]] = {
-    "underfitted": {"regParam": 1.0, "maxIter": 5}, "overfitted": {"regParam": 0.0, "maxIter": 30},
-}  # fmt: skip
+    "underfitted": {"regParam": 1.0, "maxIter": 5},
+    "overfitted": {"regParam": 0.0, "maxIter": 30},
+}
 """The overfitted one sees a twentieth of the rows."""
 
 
@@ -98,9 +103,11 @@ def session() -> Any:
     from pyspark.sql import SparkSession
 
     conf = {
-        "spark.ui.enabled": "false", "spark.sql.shuffle.partitions": "4", "spark.driver.memory": "4g",
+        "spark.ui.enabled": "false",
+        "spark.sql.shuffle.partitions": "4",
+        "spark.driver.memory": "4g",
         "spark.log.level": "ERROR",
-    }  # fmt: skip
+    }
     return SparkSession.builder.master("local[2]").config(map=conf).getOrCreate()
 
 
@@ -172,9 +179,13 @@ def one(folder: Path, corpus: str, original: str, recipe: str, batch: int, epoch
     df = spark.read.parquet(f"file://{folder}/{corpus}.parquet")
     model = PipelineModel.load(f"file://{folder}/{corpus}-{original}")
     tuner = sparkdiff.FineTuner(
-        pipeline=model, maxEpochs=epochs, recipe=recipe, batchSize=batch, cacheDir=str(folder / f"cache-{corpus}-{original}"),
+        pipeline=model,
+        maxEpochs=epochs,
+        recipe=recipe,
+        batchSize=batch,
+        cacheDir=str(folder / f"cache-{corpus}-{original}"),
         verbosity=0,
-    )  # fmt: skip
+    )
     start(spark)
     before, space, dense = status("VmRSS"), status("VmSize"), 8 * batch * WIDTH
     seen: list[Any] = []
@@ -194,12 +205,23 @@ def one(folder: Path, corpus: str, original: str, recipe: str, batch: int, epoch
     cache = sum(pq.ParquetFile(path).read().nbytes for path in assignment.cache.rglob("*.parquet"))  # 12 bytes an entry
     candidates = int(summary.history.candidate.max()) + 1
     return {
-        "corpus": corpus, "original": original, "recipe": recipe, "batchSize": batch, "candidates": candidates,
-        "decision": summary.decision, "gain": summary.gain, "z": summary.z, "metrics": summary.metrics["validation"],
-        "epochs": int(summary.history.epoch.max()), "timings": summary.timings, "cache": cache, "denseBatch": dense,
-        "grown": peak.bytes - before, "allowed": int(CACHES * cache + VECTORS * candidates * 8 * WIDTH),
+        "corpus": corpus,
+        "original": original,
+        "recipe": recipe,
+        "batchSize": batch,
+        "candidates": candidates,
+        "decision": summary.decision,
+        "gain": summary.gain,
+        "z": summary.z,
+        "metrics": summary.metrics["validation"],
+        "epochs": int(summary.history.epoch.max()),
+        "timings": summary.timings,
+        "cache": cache,
+        "denseBatch": dense,
+        "grown": peak.bytes - before,
+        "allowed": int(CACHES * cache + VECTORS * candidates * 8 * WIDTH),
         "slower": against_a_loop_by_hand(assignment) if timed else None,
-    }  # fmt: skip
+    }
 
 
 def against_a_loop_by_hand(assignment: Any) -> float:
@@ -208,11 +230,11 @@ def against_a_loop_by_hand(assignment: Any) -> float:
     import torch.nn.functional as F
 
     from sparkdiff.data.stream import Stream
-    from sparkdiff.evaluation.data import Data, rows_at_once
+    from sparkdiff.evaluation.split_batches import Data, rows_at_once
     from sparkdiff.stages.weighing import IDF
     from sparkdiff.training.distributed.worker import objectives
     from sparkdiff.training.loop import train
-    from sparkdiff.training.ongoing import Training
+    from sparkdiff.training.training_run import Training
 
     options = dataclasses.replace(assignment.options, maxEpochs=EPOCHS + 1, patience=EPOCHS + 1)
     start = dataclasses.replace(assignment.start, recipes=assignment.start.recipes[:1])
@@ -268,10 +290,13 @@ def against_a_loop_by_hand(assignment: Any) -> float:
 # All of them ------------------------------------------------------------------------------------------------------------
 
 TRIALS = (
-    ("invented", "underfitted", "fast", 1024, True), ("invented", "underfitted", "fast", 128, True),
-    ("invented", "underfitted", "default", 1024, False), ("invented", "overfitted", "default", 1024, False),
-    ("real", "underfitted", "default", 128, False), ("real", "overfitted", "default", 128, False),
-)  # fmt: skip
+    ("invented", "underfitted", "fast", 1024, True),
+    ("invented", "underfitted", "fast", 128, True),
+    ("invented", "underfitted", "default", 1024, False),
+    ("invented", "overfitted", "default", 1024, False),
+    ("real", "underfitted", "default", 128, False),
+    ("real", "overfitted", "default", 128, False),
+)
 
 
 def main() -> int:

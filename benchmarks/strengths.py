@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sparkdiff.objectives.objective import Objective
 from sparkdiff.pipeline.network import Network
-from sparkdiff.training.parameters import NaturalUnits, flattened, trained
+from sparkdiff.training.parameters import NaturalUnits, parameter_vector, trainable_parameters
 from sparkdiff.training.recipes import Recipe
 
 KINDS = ("noise", "mask", "mixup", "swap")
@@ -113,9 +113,17 @@ class Search:
     """
 
     def __init__(
-        self, network: Network, objective: Objective, units: NaturalUnits, features: Features,
-        rows: Mapping[str, tuple[Tensor, Tensor]], *, seed: int, grouped: bool, unrolled: int,
-    ):  # fmt: skip
+        self,
+        network: Network,
+        objective: Objective,
+        units: NaturalUnits,
+        features: Features,
+        rows: Mapping[str, tuple[Tensor, Tensor]],
+        *,
+        seed: int,
+        grouped: bool,
+        unrolled: int,
+    ):
         self.network, self.objective, self.units, self.rows, self.unrolled = network, objective, units, rows, unrolled
         groups = int(features.group.max()) + 1 if grouped else 1
         self.features = features if grouped else dataclasses.replace(features, group=torch.zeros_like(features.group))
@@ -124,12 +132,12 @@ class Search:
         kinds = ("noise",) * groups + ("mask",) * groups + ("mixup", "swap")
         self.logs = torch.tensor([math.log(START[k]) for k in kinds], dtype=torch.float64)
         self.most = torch.tensor([math.log(MOST[k]) for k in kinds], dtype=torch.float64)
-        self.start = flattened(network)
+        self.start = parameter_vector(network)
 
     def loss(self, u: Tensor, x: Tensor, targets: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """The mean over the rows at the parameters u (p,), which have natural units; targets are labels and weights (n,)."""
         flat = self.start + u * self.units.unit
-        values = {part: flat[part.first : part.last].view(part.shape) for part, _ in trained(self.network)}
+        values = {part: flat[part.first : part.last].view(part.shape) for part, _ in trainable_parameters(self.network)}
         for part, constraint in self.units.constrained:
             values[part] = constraint.value(part.of(self.start), part.of(u) * part.of(self.units.unit))
         named = {f"network.stages.{part.position}.{part.name}": value for part, value in values.items()}
@@ -161,10 +169,15 @@ class Search:
             u = now
         found = Strengths.of(torch.stack(visited[len(visited) // 2 :]).mean(0))
         return Policy(
-            like.learningRate, like.regAnchor, noise=float(found.noise.mean()), mask=float(found.mask.mean()),
-            mixup=float(found.mixup), swap=float(found.swap) if self.features.categories else 0.0,
-            noises=tuple(found.noise.tolist()), masks=tuple(found.mask.tolist()),
-        )  # fmt: skip
+            like.learningRate,
+            like.regAnchor,
+            noise=float(found.noise.mean()),
+            mask=float(found.mask.mean()),
+            mixup=float(found.mixup),
+            swap=float(found.swap) if self.features.categories else 0.0,
+            noises=tuple(found.noise.tolist()),
+            masks=tuple(found.mask.tolist()),
+        )
 
     def _drawn(self, split: str, most: int) -> tuple[Tensor, Tensor]:
         x, y = self.rows[split]
@@ -173,7 +186,7 @@ class Search:
 
     def _stepped(
         self, u: Tensor, moments: tuple[Tensor, ...], s: Strengths, step: int, like: Recipe
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:  # fmt: skip
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The parameters after a step of Adam on changed rows, and its moments; all depend on the strengths."""
         x, y = self._drawn("train", BATCH)
         x = changed(x, self.features, s, self.random)

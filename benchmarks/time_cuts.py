@@ -57,11 +57,16 @@ def main() -> None:
             results.append({**found, "rowsAfterTheFirst": after})
     print(f"{given.rows:,} rows\n")
     cells = [
-        [str(r["partitions"]), f"{r['approximateSeconds']:.2f}", f"{r['exactSeconds']:.2f}",
-         f"{r['exactSeconds'] / r['approximateSeconds']:.1f}", f"{r['sameCuts']} of {len(SHARES)}",
-         " and ".join(f"{n:,}" for n in r["rowsAfterTheFirst"])]
+        [
+            str(r["partitions"]),
+            f"{r['approximateSeconds']:.2f}",
+            f"{r['exactSeconds']:.2f}",
+            f"{r['exactSeconds'] / r['approximateSeconds']:.1f}",
+            f"{r['sameCuts']} of {len(SHARES)}",
+            " and ".join(f"{n:,}" for n in r["rowsAfterTheFirst"]),
+        ]
         for r in results
-    ]  # fmt: skip
+    ]
     print(markdown(["partitions", "approximate, s", "exact, s", "ratio", "same cuts", "rows after the first"], cells))
     ratios = {f"{r['partitions']} partitions, ratio": r["exactSeconds"] / r["approximateSeconds"] for r in results}
     write(given, results, ratios)

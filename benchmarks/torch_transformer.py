@@ -45,21 +45,30 @@ def pipelines(trees: int) -> dict[str, list[Any]]:
     return {
         "linear regression": [numbers, regression.LinearRegression(featuresCol="v", labelCol="count")],
         "scaler, PCA(10), Poisson": [
-            numbers, scaler, feature.PCA(inputCol="z", outputCol="p", k=10),
+            numbers,
+            scaler,
+            feature.PCA(inputCol="z", outputCol="p", k=10),
             regression.GeneralizedLinearRegression(featuresCol="p", labelCol="count", family="poisson", maxIter=3),
         ],
         "scaler, network of 64": [
-            numbers, scaler,
+            numbers,
+            scaler,
             classification.MultilayerPerceptronClassifier(featuresCol="z", layers=[NUMBERS, 64, 2], maxIter=2, seed=1),
         ],
         f"{trees} boosted trees, depth 5": [
-            numbers, regression.GBTRegressor(labelCol="count", maxIter=trees, maxDepth=5, **labelled),
+            numbers,
+            regression.GBTRegressor(labelCol="count", maxIter=trees, maxDepth=5, **labelled),
         ],
         f"forest of {trees}, depth 8": [
-            numbers, classification.RandomForestClassifier(numTrees=trees, maxDepth=8, **labelled),
+            numbers,
+            classification.RandomForestClassifier(numTrees=trees, maxDepth=8, **labelled),
         ],
-        "factorization machine": [numbers, scaler, regression.FMRegressor(featuresCol="z", labelCol="count", maxIter=2, seed=1)],
-    }  # fmt: skip
+        "factorization machine": [
+            numbers,
+            scaler,
+            regression.FMRegressor(featuresCol="z", labelCol="count", maxIter=2, seed=1),
+        ],
+    }
 
 
 def seconds(frame: DataFrame) -> float:
@@ -123,9 +132,10 @@ def main() -> int:
         frames = model.transform(data), sparkdiff.TorchTransformer(model, device="cpu").transform(data)
         alone = frames[0].select("prediction"), frames[1].select("prediction")
         found[name] = {
-            "all": measured(frames, given.turns), "prediction": measured(alone, given.turns),
+            "all": measured(frames, given.turns),
+            "prediction": measured(alone, given.turns),
             "onnxruntime": by_onnxruntime(model, data, given.turns),
-        }  # fmt: skip
+        }
         print(f"{name}: {found[name]['all']['ratio']:.2f}", file=sys.stderr)
     spark.stop()
     head = [

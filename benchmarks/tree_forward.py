@@ -54,12 +54,19 @@ def nodes_of(fitted: Any) -> Nodes:
     prediction, rows = of("value").reshape(-1), of("n_node_samples").astype(np.float64)
     stats = np.stack([rows, rows * prediction, rows * (of("impurity") + prediction**2)], 1)
     return Nodes(
-        offsets=np.cumsum([0, *(tree.node_count for tree in parts)]), prediction=prediction, impurity=of("impurity"),
-        gain=np.where(leaf, -1.0, 0.0), impurityStats=stats, rawCount=rows.astype(np.int64),
-        leftChild=of("children_left").astype(np.int32), rightChild=of("children_right").astype(np.int32),
-        featureIndex=np.where(leaf, -1, of("feature")).astype(np.int32), numCategories=np.full(len(leaf), -1, np.int32),
-        values=of("threshold")[~leaf], ends=np.cumsum(~leaf),
-    )  # fmt: skip
+        offsets=np.cumsum([0, *(tree.node_count for tree in parts)]),
+        prediction=prediction,
+        impurity=of("impurity"),
+        gain=np.where(leaf, -1.0, 0.0),
+        impurityStats=stats,
+        rawCount=rows.astype(np.int64),
+        leftChild=of("children_left").astype(np.int32),
+        rightChild=of("children_right").astype(np.int32),
+        featureIndex=np.where(leaf, -1, of("feature")).astype(np.int32),
+        numCategories=np.full(len(leaf), -1, np.int32),
+        values=of("threshold")[~leaf],
+        ends=np.cumsum(~leaf),
+    )
 
 
 def stump(trees: int) -> Nodes:
@@ -68,9 +75,19 @@ def stump(trees: int) -> Nodes:
     none = np.full(trees, -1, np.int32)
     stats = np.ones((trees, 3))
     return Nodes(
-        np.arange(trees + 1), one, one, -one, stats, one.astype(np.int64), none, none, none, none, np.zeros(0),
+        np.arange(trees + 1),
+        one,
+        one,
+        -one,
+        stats,
+        one.astype(np.int64),
+        none,
+        none,
+        none,
+        none,
+        np.zeros(0),
         np.zeros(trees, np.int64),
-    )  # fmt: skip
+    )
 
 
 def seconds(run: Callable[[], object]) -> float:
@@ -187,13 +204,17 @@ def measure(trees: int, depth: int, rounds: int, python: Path | None, spark: Spa
     ours = times["ours"]
     pairs = ROWS * trees * TIMES
     return {
-        "trees": trees, "depth": depth, "nodes": len(nodes),
+        "trees": trees,
+        "depth": depth,
+        "nodes": len(nodes),
         "millionRowTreesPerSecond": {n: pairs / statistics.median(t) / 1e6 for n, t in times.items()},
         "ratios": {
-            n: statistics.median(t / o for t, o in zip(taken, ours, strict=True)) for n, taken in times.items() if n != "ours"
+            n: statistics.median(t / o for t, o in zip(taken, ours, strict=True))
+            for n, taken in times.items()
+            if n != "ours"
         },
         "seconds": times,
-    }  # fmt: skip
+    }
 
 
 def verdicts(result: dict[str, Any]) -> dict[str, float]:
@@ -214,19 +235,28 @@ def main() -> int:
     sizes = ((5, 3),) if given.smoke else SIZES
     torch.set_num_threads(1)
     spark = (
-        SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false")
-        .config("spark.driver.memory", "2g").getOrCreate()
-    )  # fmt: skip
+        SparkSession.builder.master("local[1]")
+        .config("spark.ui.enabled", "false")
+        .config("spark.driver.memory", "2g")
+        .getOrCreate()
+    )
     spark.sparkContext.setLogLevel("ERROR")
     results = [measure(trees, depth, given.rounds, given.hummingbird, spark) for trees, depth in sizes]
     spark.stop()
     if not given.hummingbird:
         print("Hummingbird is left out: no --hummingbird PYTHON was given, and its bound is not checked.\n")
     cells = [
-        [str(r["trees"]), str(r["depth"]), name, f"{speed:.0f}", f"{r['ratios'][name]:.2f}" if name != "ours" else "",
-         str(BOUNDS.get(name.split()[0], ""))]
-        for r in results for name, speed in r["millionRowTreesPerSecond"].items()
-    ]  # fmt: skip
+        [
+            str(r["trees"]),
+            str(r["depth"]),
+            name,
+            f"{speed:.0f}",
+            f"{r['ratios'][name]:.2f}" if name != "ours" else "",
+            str(BOUNDS.get(name.split()[0], "")),
+        ]
+        for r in results
+        for name, speed in r["millionRowTreesPerSecond"].items()
+    ]
     print(markdown(["trees", "depth", "arm", "million rows × trees a second", "ours over it", "bound"], cells))
     missed = [(r["trees"], r["depth"], n) for r in results for n, ratio in verdicts(r).items() if ratio < BOUNDS[n]]
     for trees, depth, name in missed:

@@ -120,9 +120,16 @@ CASES = (
     Case("hours, forest 50, squared", hours("forest"), 50, "squared"),
     Case("odd digits, GBT 20, log-loss", ODD, 20, "logLoss", "odd"),
     Case("odd digits, forest 50, log-loss", images("forest"), 50, "logLoss", "odd"),
-    Case("odd digits, PCA(10) and GBT 20, log-loss", images("behind PCA"), 20, "logLoss", "odd",
-         rivals={DELETED: ODD}, freeze=("scaled", "components")),
-)  # fmt: skip
+    Case(
+        "odd digits, PCA(10) and GBT 20, log-loss",
+        images("behind PCA"),
+        20,
+        "logLoss",
+        "odd",
+        rivals={DELETED: ODD},
+        freeze=("scaled", "components"),
+    ),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,9 +200,16 @@ def light(split: Split, *, refit: bool) -> dict[str, float]:
     case = split.case
     objective = {"squared": "l2", "absolute": "l1", "quantile": "quantile", "logLoss": "binary"}[case.loss]
     options: dict[str, Any] = {
-        "objective": objective, "max_depth": 5, "num_leaves": 32, "learning_rate": 0.1, "min_data_in_leaf": 1,
-        "seed": split.seed, "deterministic": True, "num_threads": 1, "verbosity": -1,
-    }  # fmt: skip
+        "objective": objective,
+        "max_depth": 5,
+        "num_leaves": 32,
+        "learning_rate": 0.1,
+        "min_data_in_leaf": 1,
+        "seed": split.seed,
+        "deterministic": True,
+        "num_threads": 1,
+        "verbosity": -1,
+    }
     if case.loss == "quantile":
         options["alpha"] = case.lossParams["tau"]
     if not case.boosted:  # the columns that MLlib's forests try: a third, for classes the square root
@@ -241,9 +255,16 @@ def tune(split: Split, model: PipelineModel, **options: Any) -> dict[str, Any]:
     """The test losses of a fine-tuned model as it was saved, and how the decision came about."""
     case, start = split.case, time.perf_counter()
     tuner = FineTuner(
-        pipeline=model, labelCol=case.label, loss=case.loss, lossParams=dict(case.lossParams), seed=split.seed,
-        validationIndicatorCol=HELD_OUT, maxEpochs=split.epochs, cacheDir=str(split.folder / "cache"), **options,
-    )  # fmt: skip
+        pipeline=model,
+        labelCol=case.label,
+        loss=case.loss,
+        lossParams=dict(case.lossParams),
+        seed=split.seed,
+        validationIndicatorCol=HELD_OUT,
+        maxEpochs=split.epochs,
+        cacheDir=str(split.folder / "cache"),
+        **options,
+    )
     tuned = tuner.fit(split.rows.learning)
     seconds = time.perf_counter() - start
     saved = split.folder / "tuned"
@@ -252,10 +273,18 @@ def tune(split: Split, model: PipelineModel, **options: Any) -> dict[str, Any]:
     best = s.history.loc[s.history.groupby("candidate")["validationMetric"].idxmin()]
     return {
         **split.measured(PipelineModel.load(f"file://{saved}")),
-        "decision": s.decision, "gain": s.gain, "z": s.z, "p": s.p, "seconds": seconds, "timings": s.timings,
-        "validation": s.metrics["validation"], "compatibility": s.compatibility, "parity": s.parity, "warnings": s.warnings,
+        "decision": s.decision,
+        "gain": s.gain,
+        "z": s.z,
+        "p": s.p,
+        "seconds": seconds,
+        "timings": s.timings,
+        "validation": s.metrics["validation"],
+        "compatibility": s.compatibility,
+        "parity": s.parity,
+        "warnings": s.warnings,
         "candidates": json.loads(best.to_json(orient="records")),
-    }  # fmt: skip
+    }
 
 
 def arms(case: Case) -> dict[str, Callable[[Split], dict[str, Any]]]:
@@ -328,10 +357,18 @@ def changes(results: list[dict[str, Any]]) -> dict[str, float]:
 
 
 SHORT = {
-    TUNED: "fine-tuned", LEAVES: "leaves only", TWICE: "twice the trees", REFIT: "refitted on train + validation",
-    OWN: "own lossType", DELETED: "PCA deleted", LIGHT: "LightGBM", LIGHT_REFIT: "then its `refit`",
-    HIST: "HistGB imported", HIST_TUNED: "then fine-tuned", HIST_100: "HistGB, 100 trees",
-}  # fmt: skip
+    TUNED: "fine-tuned",
+    LEAVES: "leaves only",
+    TWICE: "twice the trees",
+    REFIT: "refitted on train + validation",
+    OWN: "own lossType",
+    DELETED: "PCA deleted",
+    LIGHT: "LightGBM",
+    LIGHT_REFIT: "then its `refit`",
+    HIST: "HistGB imported",
+    HIST_TUNED: "then fine-tuned",
+    HIST_100: "HistGB, 100 trees",
+}
 
 
 def overview(results: list[dict[str, Any]]) -> str:
@@ -351,8 +388,18 @@ def overview(results: list[dict[str, Any]]) -> str:
         runs = [r for (c, a, _), r in found.items() if (c, a) == (case.name, TUNED)]
         return f"{sum(r['decision'] == 'tuned' for r in runs)} of {len(runs)}" if runs else "–"
 
-    lines = [["original", *(spread([r["loss"] for (n, a, _), r in found.items() if (n, a) == (c.name, ORIGINAL)],
-                                   0 if c.loss == "squared" else 3) for c in cases)]]  # fmt: skip
+    lines = [
+        [
+            "original",
+            *(
+                spread(
+                    [r["loss"] for (n, a, _), r in found.items() if (n, a) == (c.name, ORIGINAL)],
+                    0 if c.loss == "squared" else 3,
+                )
+                for c in cases
+            ),
+        ]
+    ]
     lines += [[name, *cells] for arm, name in SHORT.items() if set(cells := [cell(c, arm) for c in cases]) != {"–"}]
     lines.insert(2, ["tuned", *map(kept, cases)])
     return markdown(["", *(c.name for c in cases)], lines)

@@ -54,10 +54,15 @@ def read_by_node(stage: Any) -> Nodes:
         number = len(out)
         stats = node.impurityStats()
         record = {
-            "prediction": node.prediction(), "impurity": node.impurity(), "rawCount": stats.rawCount(),
-            "impurityStats": list(stats.stats()), "gain": -1.0, "leftChild": -1, "rightChild": -1,
+            "prediction": node.prediction(),
+            "impurity": node.impurity(),
+            "rawCount": stats.rawCount(),
+            "impurityStats": list(stats.stats()),
+            "gain": -1.0,
+            "leftChild": -1,
+            "rightChild": -1,
             "split": {"featureIndex": -1, "leftCategoriesOrThreshold": [], "numCategories": -1},
-        }  # fmt: skip
+        }
         out.append(record)
         if node.getClass().getSimpleName() == "InternalNode":
             split = node.split()
@@ -135,12 +140,19 @@ def full(trees: int, depth: int) -> Nodes:
     every = np.tile(inner, trees)
     n = trees * size
     return Nodes(
-        offsets=np.arange(trees + 1) * size, prediction=random.normal(size=n), impurity=random.random(n),
-        gain=np.where(every, random.random(n), -1.0), impurityStats=random.random((n, 3)), rawCount=random.integers(1, 99, n),
-        leftChild=np.tile(left, trees), rightChild=np.tile(right, trees),
+        offsets=np.arange(trees + 1) * size,
+        prediction=random.normal(size=n),
+        impurity=random.random(n),
+        gain=np.where(every, random.random(n), -1.0),
+        impurityStats=random.random((n, 3)),
+        rawCount=random.integers(1, 99, n),
+        leftChild=np.tile(left, trees),
+        rightChild=np.tile(right, trees),
         featureIndex=np.where(every, random.integers(0, FEATURES - 1, n), -1).astype(np.int32),
-        numCategories=np.full(n, -1, np.int32), values=random.normal(size=int(every.sum())), ends=np.cumsum(every),
-    )  # fmt: skip
+        numCategories=np.full(n, -1, np.int32),
+        values=random.normal(size=int(every.sum())),
+        ends=np.cumsum(every),
+    )
 
 
 def stumps(data: DataFrame, trees: int) -> Any:
@@ -173,10 +185,13 @@ def many(spark: SparkSession, data: DataFrame, trees: int) -> dict[str, Any]:
     _, read_peak = traced(lambda: jvm_trees.read(model))
     assert np.isfinite([row[0] for row in model.transform(data.limit(10)).select("prediction").collect()]).all()
     return {
-        "trees": trees, "nodes": len(nodes), "writeSeconds": written - start, "readSeconds": read - written,
+        "trees": trees,
+        "nodes": len(nodes),
+        "writeSeconds": written - start,
+        "readSeconds": read - written,
         "pythonBytesPerNode": {"read": read_peak / len(nodes), "write": write_peak / len(nodes)},
         "jvmBytesPerNode": held / len(nodes),
-    }  # fmt: skip
+    }
 
 
 def traced(run: Callable[[], Any]) -> tuple[Any, int]:
@@ -221,10 +236,14 @@ def few(data: DataFrame, trees: int, turns: int) -> dict[str, Any]:
     rival = [a + b for a, b in zip(times["readByNode"], times["writeByNode"], strict=True)]
     own = [a + b for a, b in zip(times["read"], times["write"], strict=True)]
     return {
-        "trees": trees, "depth": DEPTH, "nodes": len(nodes), "fitSeconds": fit, "seconds": medians,
+        "trees": trees,
+        "depth": DEPTH,
+        "nodes": len(nodes),
+        "fitSeconds": fit,
+        "seconds": medians,
         "overRival": statistics.median(a / b for a, b in zip(own, rival, strict=True)),
         "overFit": statistics.median(own) / fit,
-    }  # fmt: skip
+    }
 
 
 def main() -> int:
@@ -246,10 +265,17 @@ def main() -> int:
     head = [f"trees of depth {MANY_DEPTH}", "nodes", "read, s", "write, s"]
     head += ["Python, bytes a node: read", "write", "JVM, bytes a node"]
     cells = [
-        [str(r["trees"]), str(r["nodes"]), f"{r['readSeconds']:.2f}", f"{r['writeSeconds']:.2f}",
-         f"{r['pythonBytesPerNode']['read']:.0f}", f"{r['pythonBytesPerNode']['write']:.0f}", f"{r['jvmBytesPerNode']:.0f}"]
+        [
+            str(r["trees"]),
+            str(r["nodes"]),
+            f"{r['readSeconds']:.2f}",
+            f"{r['writeSeconds']:.2f}",
+            f"{r['pythonBytesPerNode']['read']:.0f}",
+            f"{r['pythonBytesPerNode']['write']:.0f}",
+            f"{r['jvmBytesPerNode']:.0f}",
+        ]
         for r in large
-    ]  # fmt: skip
+    ]
     print(markdown(head, cells))
     growth = [
         large[-1]["pythonBytesPerNode"]["read"] / large[0]["pythonBytesPerNode"]["read"],

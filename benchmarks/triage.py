@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 from common import exit_code, markdown, parse, parser, read_lines, surroundings, write
 
-from sparkdiff.fleet.procedure import SHARE
-from sparkdiff.forecasting.forecast import EARLY, MOST, PRIORS, Forecast, Forecaster, PastRun, priors
-from sparkdiff.forecasting.history import history
-from sparkdiff.history import store
+from sparkdiff.fleet.triage_run import SHARE
+from sparkdiff.forecasting.model_history import history
+from sparkdiff.forecasting.run_forecasts import EARLY, MOST, PRIORS, Forecast, Forecaster, PastRun, priors
+from sparkdiff.history import run_store
 
 WANTED, SAVED = 0.95, 0.5
 """The share of the kept gain that is to be reached, and the least share of core-seconds saved there."""
@@ -84,7 +84,7 @@ def runs_of(folder: Path) -> list[Run]:
     """The runs that both the store and runs.jsonl have. Of a step that the store has twice, because its cell was stopped and
     begun again, the last row counts; and the store knows of a run only what earlier steps of its cell left there.
     """
-    rows = [row for row in store.rows(folder / "store") if (row["tags"] or {}).get("cell")]
+    rows = [row for row in run_store.rows(folder / "store") if (row["tags"] or {}).get("cell")]
     by_name = {(row["tags"]["cell"], row["tags"]["step"]): row for row in rows}
     lines = read_lines(folder / "runs.jsonl")
     out = []
@@ -223,9 +223,11 @@ def told(name: str, runs: Sequence[Run]) -> dict[str, float]:
     print(markdown(["`share` of the expected gain", "core-seconds", "of the kept gain"], rows))
     spent, gain = at_its_own_end(runs, found, SHARE)
     return {
-        f"{name}: saved at 95%": 1 - curves["triage"].needed(WANTED), f"{name}: by itself, core-seconds": spent,
-        f"{name}: by itself, gain": gain, f"{name}: AUC": area(found, runs),
-    }  # fmt: skip
+        f"{name}: saved at 95%": 1 - curves["triage"].needed(WANTED),
+        f"{name}: by itself, core-seconds": spent,
+        f"{name}: by itself, gain": gain,
+        f"{name}: AUC": area(found, runs),
+    }
 
 
 def facts_share(runs: Sequence[Run]) -> float:

@@ -121,9 +121,7 @@ def visits() -> pd.DataFrame:
     turned = np.cos(np.pi * day / DAYS)
     spent = 10 + 2 * turned * price - 0.1 * (hour - 14) ** 2 + 1.5 * random.normal(size=SHOPS)[shop]
     spent += random.normal(size=count)
-    return pd.DataFrame(
-        {"day": day, "shop": [f"s{i}" for i in shop], "price": price, "hour": hour, "spent": spent}
-    )  # fmt: skip
+    return pd.DataFrame({"day": day, "shop": [f"s{i}" for i in shop], "price": price, "hour": hour, "spent": spent})
 
 
 def visits_train(spark: SparkSession) -> DataFrame:

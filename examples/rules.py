@@ -16,12 +16,29 @@ from pyspark.sql import DataFrame, SparkSession, functions as F
 import sparkdiff
 
 SCIPY = (
-    "distribution", "p-value", "hypothesis", "jacobian", "minimiz", "scipy", "callback", "quantile", "hessian", "random variable",
-)  # fmt: skip
+    "distribution",
+    "p-value",
+    "hypothesis",
+    "jacobian",
+    "minimiz",
+    "scipy",
+    "callback",
+    "quantile",
+    "hessian",
+    "random variable",
+)
 SKLEARN = (
-    "estimator", "classifier", "sklearn", "sample_weight", "n_features", "forest", "regularization", "n_jobs", "metadata",
+    "estimator",
+    "classifier",
+    "sklearn",
+    "sample_weight",
+    "n_features",
+    "forest",
+    "regularization",
+    "n_jobs",
+    "metadata",
     "ensemble",
-)  # fmt: skip
+)
 VOTES = {
     word: f"CASE WHEN lower(text) LIKE '%{word.replace('_', chr(92) * 2 + '_')}%' THEN {label} END"
     for label, words in enumerate((SCIPY, SKLEARN))
@@ -68,8 +85,10 @@ def test(spark: SparkSession) -> DataFrame:
 def pipeline(train: DataFrame) -> PipelineModel:
     """What the 50 labels alone give."""
     stages = [
-        Tokenizer(inputCol="text", outputCol="all"), StopWordsRemover(inputCol="all", outputCol="words"),
-        HashingTF(inputCol="words", outputCol="counts", numFeatures=1024), IDF(inputCol="counts", outputCol="features"),
+        Tokenizer(inputCol="text", outputCol="all"),
+        StopWordsRemover(inputCol="all", outputCol="words"),
+        HashingTF(inputCol="words", outputCol="counts", numFeatures=1024),
+        IDF(inputCol="counts", outputCol="features"),
         LogisticRegression(labelCol="checked", regParam=0.1),
-    ]  # fmt: skip
+    ]
     return Pipeline(stages=stages).fit(train.where("checked IS NOT NULL"))

@@ -56,13 +56,24 @@ def section(name: str, summary: dict[str, Any]) -> str:
     head = ["", "validation", "test", "change", "flips", "serving", "p"]
     rows = [head, *(row_of(row) for row in chosen(summary["table"])), *baseline_of(summary["baseline"])]
     table = [f"| {' | '.join(cells)} |" for cells in rows]
-    return "\n".join([
-        f"## {title}", "", f"`sparkdiff improve --config examples/{name}.yaml`, budget {budget}.", *about[:-1], "",
-        f"{summary['metric']}, {summary['metricDirection']} is better:", "",
-        table[0], "|---" * len(head) + "|", *table[1:], "",
-        f"**Decision: {summary['decision']}.** {summary['explanation']} [The report](gallery/{name}.html) shows all that was"
-        " tried, and why.", "",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            f"## {title}",
+            "",
+            f"`sparkdiff improve --config examples/{name}.yaml`, budget {budget}.",
+            *about[:-1],
+            "",
+            f"{summary['metric']}, {summary['metricDirection']} is better:",
+            "",
+            table[0],
+            "|---" * len(head) + "|",
+            *table[1:],
+            "",
+            f"**Decision: {summary['decision']}.** {summary['explanation']} [The report](gallery/{name}.html) shows all that was"
+            " tried, and why.",
+            "",
+        ]
+    )
 
 
 def chosen(table: list[dict[str, Any]]) -> list[dict[str, Any]]:

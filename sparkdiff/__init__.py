@@ -7,25 +7,25 @@ if TYPE_CHECKING:
     from sparkdiff.costs import Cost
     from sparkdiff.errors import InputError, ParityError, SparkdiffError
     from sparkdiff.estimator import FineTuner, FineTunerModel
-    from sparkdiff.fleet.procedure import triage
-    from sparkdiff.fleet.results import Triage
+    from sparkdiff.fleet.triage_results import Triage
+    from sparkdiff.fleet.triage_run import triage
     from sparkdiff.grower import Grower, GrowerModel
-    from sparkdiff.growth.summary import GrowthSummary
+    from sparkdiff.growth.growth_summary import GrowthSummary
     from sparkdiff.history.lineage import Lineage, why
-    from sparkdiff.history.store import runs
+    from sparkdiff.history.run_store import runs
     from sparkdiff.importers import from_lightgbm, from_sklearn, from_xgboost
-    from sparkdiff.improvement.summary import ImprovementSummary
+    from sparkdiff.improvement.improvement_summary import ImprovementSummary
     from sparkdiff.improver import Improver, ImproverModel
     from sparkdiff.labeling.distillation import distill
-    from sparkdiff.labeling.estimator import LabelModel, LabelModelModel
-    from sparkdiff.labeling.summary import LabelSummary
+    from sparkdiff.labeling.label_model import LabelModel, LabelModelModel
+    from sparkdiff.labeling.label_summary import LabelSummary
     from sparkdiff.pipeline.nesting import plain
     from sparkdiff.pipeline.network import Network, translate
     from sparkdiff.pipeline.parity import Parity, verify
     from sparkdiff.pipeline.plan import Plan, plan
     from sparkdiff.pipeline.write_back import write_back
     from sparkdiff.report.progress import Events
-    from sparkdiff.report.record import FineTuningSummary, RunRecord
+    from sparkdiff.report.run_record import FineTuningSummary, RunRecord
     from sparkdiff.serving.compact import CompactPlan, compact, compact_plan
     from sparkdiff.serving.onnx_export import ExportedModel, export
     from sparkdiff.serving.scorer import Scorer
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from sparkdiff.tracking import JSONLines, TensorBoard
     from sparkdiff.tuning.cross_validation import CrossValidator, TrainValidationSplit
     from sparkdiff.tuning.search.alternatives import alternatives
-    from sparkdiff.tuning.search.estimator import Search, SearchModel
-    from sparkdiff.tuning.search.space import choice, integer, loguniform, uniform
-    from sparkdiff.tuning.search.summary import SearchSummary
+    from sparkdiff.tuning.search.distributions import choice, integer, loguniform, uniform
+    from sparkdiff.tuning.search.search_estimator import Search, SearchModel
+    from sparkdiff.tuning.search.search_summary import SearchSummary
 
 _HOME = {
     name: home
@@ -44,16 +44,16 @@ _HOME = {
         "costs": ["Cost"],
         "errors": ["InputError", "ParityError", "SparkdiffError"],
         "estimator": ["FineTuner", "FineTunerModel"],
-        "fleet.procedure": ["triage"],
-        "fleet.results": ["Triage", "Triaged"],
+        "fleet.triage_run": ["triage"],
+        "fleet.triage_results": ["Triage", "Triaged"],
         "grower": ["Grower", "GrowerModel"],
-        "growth.summary": ["GrowthSummary"],
+        "growth.growth_summary": ["GrowthSummary"],
         "history.lineage": ["Lineage", "why"],
         "labeling.distillation": ["distill"],
-        "labeling.estimator": ["LabelModel", "LabelModelModel"],
-        "labeling.summary": ["LabelSummary"],
-        "history.store": ["runs"],
-        "improvement.summary": ["ImprovementSummary"],
+        "labeling.label_model": ["LabelModel", "LabelModelModel"],
+        "labeling.label_summary": ["LabelSummary"],
+        "history.run_store": ["runs"],
+        "improvement.improvement_summary": ["ImprovementSummary"],
         "improver": ["Improver", "ImproverModel"],
         "importers": ["from_lightgbm", "from_sklearn", "from_xgboost"],
         "pipeline.nesting": ["plain"],
@@ -62,7 +62,7 @@ _HOME = {
         "pipeline.plan": ["Plan", "PlanEdge", "StagePlan", "plan"],
         "pipeline.write_back": ["write_back"],
         "report.progress": ["Events"],
-        "report.record": ["FineTuningSummary", "RunRecord"],
+        "report.run_record": ["FineTuningSummary", "RunRecord"],
         "serving.compact": ["CompactPlan", "StageCompaction", "compact", "compact_plan"],
         "serving.onnx_export": ["ExportedColumn", "ExportedModel", "export"],
         "serving.scorer": ["Scorer"],
@@ -71,26 +71,73 @@ _HOME = {
         "tracking": ["JSONLines", "TensorBoard"],
         "tuning.cross_validation": ["CrossValidator", "TrainValidationSplit"],
         "tuning.search.alternatives": ["Alternatives", "alternatives"],
-        "tuning.search.estimator": ["Search", "SearchModel"],
-        "tuning.search.space": ["Choice", "Integer", "Uniform", "choice", "integer", "loguniform", "uniform"],
-        "tuning.search.summary": ["SearchSummary"],
-        "tuning.search.watching": ["SearchProgress"],
+        "tuning.search.search_estimator": ["Search", "SearchModel"],
+        "tuning.search.distributions": ["Choice", "Integer", "Uniform", "choice", "integer", "loguniform", "uniform"],
+        "tuning.search.search_summary": ["SearchSummary"],
+        "tuning.search.search_progress": ["SearchProgress"],
     }.items()
     for name in names
 }
 
 __version__ = "0.1.0"
 __all__ = [  # noqa: RUF022 - by what a reader meets first
-    "plan", "translate", "write_back", "verify", "FineTuner", "FineTunerModel", "FineTuningSummary", "Events", "RunRecord",
-    "JSONLines", "TensorBoard", "Cost",
-    "Grower", "GrowerModel", "GrowthSummary", "Improver", "ImproverModel", "ImprovementSummary",
-    "CrossValidator", "TrainValidationSplit", "Search", "SearchModel", "SearchSummary", "alternatives", "choice", "integer",
-    "loguniform", "uniform", "plain", "compact", "compact_plan", "CompactPlan", "export", "ExportedModel", "TorchTransformer",
-    "from_sklearn", "from_lightgbm", "from_xgboost",
-    "Scorer", "runs", "why", "Lineage", "triage", "Triage", "LabelModel", "LabelModelModel", "LabelSummary", "distill",
-    "Plan", "Network", "Parity", "StageModule", "register",
-    "SparkdiffError", "InputError", "ParityError",
-]  # fmt: skip
+    "plan",
+    "translate",
+    "write_back",
+    "verify",
+    "FineTuner",
+    "FineTunerModel",
+    "FineTuningSummary",
+    "Events",
+    "RunRecord",
+    "JSONLines",
+    "TensorBoard",
+    "Cost",
+    "Grower",
+    "GrowerModel",
+    "GrowthSummary",
+    "Improver",
+    "ImproverModel",
+    "ImprovementSummary",
+    "CrossValidator",
+    "TrainValidationSplit",
+    "Search",
+    "SearchModel",
+    "SearchSummary",
+    "alternatives",
+    "choice",
+    "integer",
+    "loguniform",
+    "uniform",
+    "plain",
+    "compact",
+    "compact_plan",
+    "CompactPlan",
+    "export",
+    "ExportedModel",
+    "TorchTransformer",
+    "from_sklearn",
+    "from_lightgbm",
+    "from_xgboost",
+    "Scorer",
+    "runs",
+    "why",
+    "Lineage",
+    "triage",
+    "Triage",
+    "LabelModel",
+    "LabelModelModel",
+    "LabelSummary",
+    "distill",
+    "Plan",
+    "Network",
+    "Parity",
+    "StageModule",
+    "register",
+    "SparkdiffError",
+    "InputError",
+    "ParityError",
+]
 
 
 def __getattr__(name: str) -> Any:

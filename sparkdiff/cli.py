@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import sparkdiff
-from sparkdiff.commands import jobs, memory, models, projects
+from sparkdiff.commands import earlier_runs, jobs, models, projects
 from sparkdiff.errors import DONE, FAILED, INTERRUPTED, NOT_STRICT, WRONG_INPUT, exit_code_of
 
 __all__ = ["DONE", "FAILED", "INTERRUPTED", "NOT_STRICT", "WRONG_INPUT", "app", "main"]
@@ -35,11 +35,24 @@ def _command(
 
 
 for command in (
-    models.plan, jobs.finetune, jobs.search, jobs.grow, jobs.improve, models.compact, models.verify, models.diff, projects.init,
-    projects.doctor, projects.report, projects.compare, memory.runs, memory.why, memory.triage,
-):  # fmt: skip
+    models.plan,
+    jobs.finetune,
+    jobs.search,
+    jobs.grow,
+    jobs.improve,
+    models.compact,
+    models.verify,
+    models.diff,
+    projects.init,
+    projects.doctor,
+    projects.report,
+    projects.compare,
+    earlier_runs.runs,
+    earlier_runs.why,
+    earlier_runs.triage,
+):
     app.command()(command)
-app.add_typer(memory.caches_app, name="cache")
+app.add_typer(earlier_runs.caches_app, name="cache")
 app.command()(projects.prepare)
 
 

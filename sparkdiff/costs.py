@@ -12,26 +12,26 @@ from typing import Any
 from pyspark.sql import DataFrame
 
 from sparkdiff.data.fingerprint import Request
-from sparkdiff.data.rehearsal import Range, Rehearsal, Sample, rehearsed
+from sparkdiff.data.rehearsal import Range, Rehearsal, Sample, rehearse
 from sparkdiff.data.splits import TRAIN, VALIDATION, Source
 from sparkdiff.errors import InputError
-from sparkdiff.evaluation.checks import training_labels
-from sparkdiff.evaluation.data import Data, rows_at_once
+from sparkdiff.evaluation.row_checks import training_labels
 from sparkdiff.evaluation.scores import score
+from sparkdiff.evaluation.split_batches import Data, rows_at_once
 from sparkdiff.fine_tuning.task import Task
 from sparkdiff.pipeline.network import Network
-from sparkdiff.report import Section, SectionTable, ShownFields, Strong
+from sparkdiff.report import DisplayableFields, Section, SectionTable, StrongLine
 from sparkdiff.training.distributed.worker import objectives
 from sparkdiff.training.loop import train
-from sparkdiff.training.ongoing import Training
 from sparkdiff.training.preparation import start_of
+from sparkdiff.training.training_run import Training
 
 EPOCHS = 2
 """Number of epochs of the training run on a sample: the first epoch includes preparation, the last one is timed."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Cost(ShownFields):
+class Cost(DisplayableFields):
     """The expected cost of a fine-tuning run; `str` and `print` show it. Each range is (smallest, largest) expected
     value.
 
@@ -77,7 +77,7 @@ class Cost(ShownFields):
         jobs = {phase: "?" if self.jobs is None else _count(self.jobs.get(phase, (0, 0))) for phase in self.seconds}
         rows = [(phase, jobs[phase], _duration(seconds)) for phase, seconds in self.seconds.items()]
         yield SectionTable([("phase", "Spark jobs", "expected time"), *rows])
-        yield Strong(f"{self.rows:,} rows: {self._headline()}")
+        yield StrongLine(f"{self.rows:,} rows: {self._headline()}")
         yield from self.notes
 
 
@@ -92,7 +92,7 @@ def cost_of(task: Task, df: DataFrame) -> Cost:
         raise InputError(
             "the cost is that of one training: leave numFolds out, and multiply the time by the folds and one more"
         )
-    found = rehearsed(Request(task.cut, [Source(df)], task.options, task.labelCol, task.weightCol))
+    found = rehearse(Request(task.cut, [Source(df)], task.options, task.labelCol, task.weightCol))
     share = {s: n / found.sample.rows * found.rows for s, n in found.sample.splits.items()}
     notes = [
         f"bytes and training rest on the first {found.sample.rows:,} rows, Spark's time on two of its runs: right where these "
@@ -107,7 +107,7 @@ def cost_of(task: Task, df: DataFrame) -> Cost:
         )
     pace, candidates = None, 0
     try:
-        pace, candidates = _trained(task, found.sample, int(share[VALIDATION]))
+        pace, candidates = _measure_pace(task, found.sample, int(share[VALIDATION]))
     except InputError as e:
         notes.append(
             f"the time of training, and of the network in other phases, is missing, as the first rows do not train: {e}"
@@ -116,9 +116,14 @@ def cost_of(task: Task, df: DataFrame) -> Cost:
     if found.jobs is not None:
         jobs = {"cache": found.jobs, "verify": (1, 1), "train": (0, 0), "write back": (0, 1)}
     return Cost(
-        found.rows, jobs, found.bytes, _seconds(task, found, share, pace), candidates, task.options.maxEpochs,
+        found.rows,
+        jobs,
+        found.bytes,
+        _seconds(task, found, share, pace),
+        candidates,
+        task.options.maxEpochs,
         tuple(notes),
-    )  # fmt: skip
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,12 +147,14 @@ def _seconds(task: Task, found: Rehearsal, share: Mapping[str, float], pace: _Pa
     limit = float("inf") if o.maxSeconds is None else o.maxSeconds
     least, most = (min(n * epoch, limit) for n in (min(o.patience + 1, o.maxEpochs), o.maxEpochs))
     return {
-        "cache": found.seconds, "verify": (0.3 * job + passed, 4 * job + 3 * passed), "train": (0.5 * least, 1.5 * most + 1),
+        "cache": found.seconds,
+        "verify": (0.3 * job + passed, 4 * job + 3 * passed),
+        "train": (0.5 * least, 1.5 * most + 1),
         "write back": (0.1 * job, 4 * job + 3 * passed),
-    }  # fmt: skip
+    }
 
 
-def _trained(task: Task, sample: Sample, validation: int) -> tuple[_Pace, int]:
+def _measure_pace(task: Task, sample: Sample, validation: int) -> tuple[_Pace, int]:
     """The pace of training on the sample, and the number of candidates.
 
     Args:

@@ -17,19 +17,19 @@ from sparkdiff import jvm
 from sparkdiff.costs import Cost, cost_of
 from sparkdiff.data.cache import root
 from sparkdiff.data.splits import REFERENCE, Source, find_boundaries, fit_on_training_rows, held_out_first, rule
-from sparkdiff.diagnostics.predictions import check_what_is_saved
+from sparkdiff.diagnostics.prediction_differences import check_what_is_saved
 from sparkdiff.errors import InputError, check_dataframe, kind_of
-from sparkdiff.fine_tuning.option_params import CheckedParams, checked, listed, with_params
+from sparkdiff.fine_tuning.fine_tuning_run import fine_tune, starting_point
+from sparkdiff.fine_tuning.option_params import CheckedParams, convert_options, tuple_as_list, with_params
 from sparkdiff.fine_tuning.option_types import TunerGetters, TunerMembers, TunerOptions
-from sparkdiff.fine_tuning.procedure import fine_tune, starting_point
-from sparkdiff.fine_tuning.task import Outcome, Shared, prepare
-from sparkdiff.history.keeping import Keep, keeping
+from sparkdiff.fine_tuning.task import FitResults, Outcome, prepare
+from sparkdiff.history.run_records import Keep, keeping
 from sparkdiff.improvement.by_folds import fine_tune_by_folds
 from sparkdiff.options import FIELDS, OptionGroup, Options, callable_name, named_callable, option, refuse
 from sparkdiff.pipeline.nesting import Holder, plain, with_stage_params
-from sparkdiff.pipeline.unfitted import check_unfitted
-from sparkdiff.report import Events, FineTuningSummary, Phases, check_callbacks, shown
-from sparkdiff.report.observing import observed
+from sparkdiff.pipeline.unfitted_form import check_unfitted
+from sparkdiff.report import Events, FineTuningSummary, Phases, check_callbacks, is_progress_shown
+from sparkdiff.report.fit_observer import fit_with_observer
 
 OBJECTS = {
     "pipeline": option(None, "the pipeline to fine-tune: a fitted PipelineModel or stage, or an unfitted Pipeline"),
@@ -84,9 +84,13 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent, TunerMem
     OBJECTS = OBJECTS
 
     def __init__(
-        self, pipeline: Any = None, *others: Any, referenceData: DataFrame | None = None, callbacks: Sequence[Events] = (),
+        self,
+        pipeline: Any = None,
+        *others: Any,
+        referenceData: DataFrame | None = None,
+        callbacks: Sequence[Events] = (),
         **params: Unpack[TunerOptions],
-    ):  # fmt: skip
+    ):
         if others:
             own = type(self).__name__
             raise InputError(
@@ -96,24 +100,24 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent, TunerMem
         check_callbacks(callbacks)
         super().__init__()
         self.callbacks = callbacks
-        self._shared: Shared | None = None  # set on the copy that the fits of one fitMultiple start from
+        self._shared: FitResults | None = None  # set on the copy that the fits of one fitMultiple start from
         self._setDefaults()
         self.setParams(pipeline=pipeline, referenceData=referenceData, **params)
 
-    def _checked(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    def _convert_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The values of these options, converted to their types.
 
         Raises:
             InputError: an option is unknown or a value can't be converted; the message lists all of them.
         """
-        return checked(Options, given)
+        return convert_options(Options, given)
 
     def _set(self, **values: Any) -> Any:
         # Every way to set a Param calls this method, also for the values of a grid, which nothing has checked before.
         if "referenceData" in values:
             check_dataframe("referenceData", values["referenceData"])
-        checked = self._checked({name: v for name, v in values.items() if name not in OBJECTS})
-        return super()._set(**values | {name: listed(value) for name, value in checked.items()})
+        checked = self._convert_options({name: v for name, v in values.items() if name not in OBJECTS})
+        return super()._set(**values | {name: tuple_as_list(value) for name, value in checked.items()})
 
     def copy(self, extra: Any = None) -> "FineTuner":
         """A copy with the same uid; mutable values such as lists are copied.
@@ -137,7 +141,7 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent, TunerMem
             hash(key)
         except TypeError:  # an unhashable value, such as a list
             return with_stage_params(given, params)
-        return (self._shared or Shared()).once(key, lambda: with_stage_params(given, params))
+        return (self._shared or FitResults()).once(key, lambda: with_stage_params(given, params))
 
     def options(self) -> Options:
         """The options of this tuner, set or default."""
@@ -150,7 +154,7 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent, TunerMem
         `regAnchor`, `recipe` or `ema` train together, in one pass over the rows per epoch.
         """
         tuner = self.copy()
-        tuner._shared = Shared()
+        tuner._shared = FitResults()
         fits = [tuner.copy(params) for params in paramMaps]
         runs = [fit.options().runId for fit in fits]
         if shared_run := next((r for r in runs if r is not None and runs.count(r) > 1), None):
@@ -167,27 +171,30 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent, TunerMem
             rows = lambda: held_out_first(self._sources(dataset), self.options())  # noqa: E731
             check_what_is_saved(found.pipelineModel, rows, lambda: root(self.options()), found.summary)
 
-        return observed(
-            self, lambda more: self._fitted(dataset, [*self.callbacks, *more]), dataset, alone=self._shared is None,
+        return fit_with_observer(
+            self,
+            lambda more: self._fit_with_callbacks(dataset, [*self.callbacks, *more]),
+            dataset,
+            alone=self._shared is None,
             check=check,
-        )  # fmt: skip
+        )
 
-    def _fitted(self, dataset: DataFrame, callbacks: Sequence[Events]) -> "FineTunerModel":
-        given = self._given()
+    def _fit_with_callbacks(self, dataset: DataFrame, callbacks: Sequence[Events]) -> "FineTunerModel":
+        given = self._require_pipeline()
         jvm.session()
         check_dataframe("the dataset of fit()", dataset)
         if isinstance(given, Estimator) and not isinstance(given, Pipeline):
             raise InputError(f"{given.uid} isn't fitted: pass the result of its fit(), or put it into a Pipeline")
         options, sources = self.options(), self._sources(dataset)
-        with ONE_AT_A_TIME, kept(options) as keep:
-            phases = Phases(shown(options.verbosity), callbacks)
-            return self._found(self._run(given, options, sources, phases), options, keep)
+        with ONE_AT_A_TIME, open_run_store(options) as keep:
+            phases = Phases(is_progress_shown(options.verbosity), callbacks)
+            return self._make_model(self._run(given, options, sources, phases), options, keep)
 
     def _run(self, given: Any, options: Options, sources: Sequence[Source], phases: Phases) -> Outcome:
         """Run the procedure on a fitted pipeline, or on an unfitted Pipeline."""
         if options.numFolds:
             return fine_tune_by_folds(given, options, sources, phases)
-        shared, boundaries = self._shared or Shared(), None
+        shared, boundaries = self._shared or FitResults(), None
         if isinstance(given, Pipeline):
             divided = ("boundaries", rule(options), *(s.df for s in sources[1:]))
             boundaries = known = shared.once(divided, lambda: find_boundaries(sources, options))
@@ -208,14 +215,14 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent, TunerMem
         Raises:
             InputError: the pipeline is not fitted, or the pipeline, the rows or an option cannot be used.
         """
-        given = self._given()
+        given = self._require_pipeline()
         check_dataframe("the dataset of cost()", dataset)
         if isinstance(given, Estimator):
             raise InputError(f"{given.uid} isn't fitted, and its columns are not known before: pass a fitted pipeline")
         with ONE_AT_A_TIME:
             return cost_of(prepare(plain(given), self.options(), dataset), dataset)
 
-    def _given(self) -> Any:
+    def _require_pipeline(self) -> Any:
         if not self.isSet("pipeline"):
             own = type(self).__name__
             raise InputError(f"{own} has no pipeline: pass one, {own}(pipeline=model)")
@@ -227,7 +234,7 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent, TunerMem
         reference = [Source(self.getOrDefault("referenceData"), REFERENCE)] if self.isSet("referenceData") else []
         return [Source(dataset), *reference]
 
-    def _found(self, outcome: Outcome, options: Options, keep: Keep) -> "FineTunerModel":
+    def _make_model(self, outcome: Outcome, options: Options, keep: Keep) -> "FineTunerModel":
         keep(outcome.summary, outcome.model, outcome.original, outcome.summary.options, outcome.plan)
         found = self.MODEL(outcome.model, outcome.original, outcome.summary)
         self.copy()._copyValues(found)  # from a copy, so that the lists are not shared
@@ -255,7 +262,7 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent, TunerMem
         return cls(**values["params"], **{name: stage(name) for name in values["stages"]})
 
 
-def kept(options: Options) -> AbstractContextManager[Keep]:
+def open_run_store(options: Options) -> AbstractContextManager[Keep]:
     """The context manager `keeping`, which adds a finished run to the store of runs, with the values of these options."""
     return keeping(options.storeDir, options.tags, options.redact, lambda: root(options))
 
@@ -333,7 +340,7 @@ class ExtendedTuner(FineTuner):
             self.DESCRIBE(plain(given), options, self.settings(), sources[0].df)
         return self.PROCEDURE(given, options, self.settings(), sources, phases)
 
-    def _checked(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    def _convert_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         for name, why in self.WHY_REFUSED.items():
             if given.get(name):
                 raise InputError(f"{name} is no option of {type(self).__name__}: {why}")
@@ -342,7 +349,7 @@ class ExtendedTuner(FineTuner):
         problems, found = [], dict[str, Any]()
         for kind, part in ((Options, others), (self.SETTINGS, own)):
             try:
-                found |= checked(kind, part)
+                found |= convert_options(kind, part)
             except InputError as e:
                 problems.append(str(e))
         refuse(problems)
@@ -360,7 +367,7 @@ class ExtendedTuner(FineTuner):
         Raises:
             InputError: the pipeline is not fitted, or the pipeline or an option cannot be used.
         """
-        given = self._given()
+        given = self._require_pipeline()
         check_dataframe("the dataset of explain()", dataset)
         if isinstance(given, Estimator):
             raise InputError(

@@ -5,9 +5,9 @@ returns.
 from sparkdiff.estimator import ExtendedTuner, FineTunerModel
 from sparkdiff.fine_tuning.option_params import with_params
 from sparkdiff.fine_tuning.option_types import GrowerGetters, GrowerMembers
-from sparkdiff.growth.procedure import described
-from sparkdiff.growth.settings import FIELDS, GrowthSettings
-from sparkdiff.growth.summary import GrowthSummary
+from sparkdiff.growth.growth_options import FIELDS, GrowthSettings
+from sparkdiff.growth.growth_steps import describe_growth
+from sparkdiff.growth.growth_summary import GrowthSummary
 from sparkdiff.improvement.by_folds import grow_pipeline
 
 
@@ -25,7 +25,8 @@ class Grower(GrowerMembers, ExtendedTuner):
             end in LinearRegression, GeneralizedLinearRegression or LogisticRegression.
         referenceData: see `FineTuner`.
         callbacks: see `FineTuner`.
-        **params: see `sparkdiff.growth.settings.GrowthSettings` and `sparkdiff.options.Options` or `Grower().explainParams()`.
+        **params: see `sparkdiff.growth.growth_options.GrowthSettings` and `sparkdiff.options.Options`, or
+            `Grower().explainParams()`.
 
     `fit(df)` returns a `GrowerModel` whose `pipelineModel` is plain Spark ML: the original stages, with their uids and
     Params, new MLlib stages among them, and the last linear stage, which now reads the new columns, too (by another
@@ -38,7 +39,7 @@ class Grower(GrowerMembers, ExtendedTuner):
     __module__ = "sparkdiff"
 
     SETTINGS = GrowthSettings
-    DESCRIBE = staticmethod(described)
+    DESCRIBE = staticmethod(describe_growth)
     PROCEDURE = staticmethod(grow_pipeline)
 
 

@@ -9,10 +9,10 @@ from sparkdiff.estimator import ExtendedTuner, FineTunerModel
 from sparkdiff.fine_tuning.option_params import with_params
 from sparkdiff.fine_tuning.option_types import ImproverGetters, ImproverMembers
 from sparkdiff.fine_tuning.task import Outcome
-from sparkdiff.history.keeping import Keep
-from sparkdiff.improvement.procedure import described, improve_pipeline
-from sparkdiff.improvement.settings import FIELDS, WHY_REFUSED, ImprovementSettings
-from sparkdiff.improvement.summary import ImprovementSummary
+from sparkdiff.history.run_records import Keep
+from sparkdiff.improvement.exploration_and_proof import describe_improvement, improve_pipeline
+from sparkdiff.improvement.improvement_options import FIELDS, WHY_REFUSED, ImprovementSettings
+from sparkdiff.improvement.improvement_summary import ImprovementSummary
 from sparkdiff.options import Options
 
 
@@ -31,7 +31,7 @@ class Improver(ImproverMembers, ExtendedTuner):
         pipeline: a fitted PipelineModel, or an unfitted Pipeline, which is fitted again for each fold.
         referenceData: see `FineTuner`.
         callbacks: see `FineTuner`.
-        **params: see `sparkdiff.improvement.settings.ImprovementSettings` and `sparkdiff.options.Options` (all but
+        **params: see `sparkdiff.improvement.improvement_options.ImprovementSettings` and `sparkdiff.options.Options` (all but
             maxSeconds), or `Improver().explainParams()`.
 
     `fit(df)` returns an `ImproverModel`, whose `pipelineModel` is plain Spark ML: the best pipeline that the test on
@@ -46,11 +46,11 @@ class Improver(ImproverMembers, ExtendedTuner):
 
     SETTINGS = ImprovementSettings
     WHY_REFUSED = WHY_REFUSED
-    DESCRIBE = staticmethod(described)
+    DESCRIBE = staticmethod(describe_improvement)
     PROCEDURE = staticmethod(improve_pipeline)
 
-    def _found(self, outcome: Outcome, options: Options, keep: Keep) -> "ImproverModel":
-        found: Any = super()._found(outcome, options, keep)
+    def _make_model(self, outcome: Outcome, options: Options, keep: Keep) -> "ImproverModel":
+        found: Any = super()._make_model(outcome, options, keep)
         found.offers = dict(outcome.offers)  # type: ignore[attr-defined]
         return found  # type: ignore[no-any-return]
 

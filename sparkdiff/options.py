@@ -34,13 +34,22 @@ ELSEWHERE = {
     "areaUnderROC": ("auc", "auroc", "rocauc", "rocaucscore"),
     "areaUnderPR": ("aucpr", "auprc", "prauc", "averageprecision", "averageprecisionscore"),
     "logLoss": ("crossentropy", "binarycrossentropy", "bce", "nll", "logloss"),
-    "squared": ("mse", "meansquarederror", "l2"), "absolute": ("mae", "meanabsoluteerror", "l1"),
-    "rmse": ("rootmeansquarederror",), "mse": ("meansquarederror",), "mae": ("meanabsoluteerror",), "r2": ("r2score",),
-    "f1": ("f1score", "fscore"), "accuracy": ("accuracyscore", "acc"),
-    "weightedPrecision": ("precision", "precisionscore"), "weightedRecall": ("recall", "recallscore", "sensitivity"),
-    "poisson": ("meanpoissondeviance",), "gamma": ("meangammadeviance",), "tweedie": ("meantweediedeviance",),
-    "quantile": ("pinball", "meanpinballloss"), "brier": ("brierscore", "brierscoreloss"),
-}  # fmt: skip
+    "squared": ("mse", "meansquarederror", "l2"),
+    "absolute": ("mae", "meanabsoluteerror", "l1"),
+    "rmse": ("rootmeansquarederror",),
+    "mse": ("meansquarederror",),
+    "mae": ("meanabsoluteerror",),
+    "r2": ("r2score",),
+    "f1": ("f1score", "fscore"),
+    "accuracy": ("accuracyscore", "acc"),
+    "weightedPrecision": ("precision", "precisionscore"),
+    "weightedRecall": ("recall", "recallscore", "sensitivity"),
+    "poisson": ("meanpoissondeviance",),
+    "gamma": ("meangammadeviance",),
+    "tweedie": ("meantweediedeviance",),
+    "quantile": ("pinball", "meanpinballloss"),
+    "brier": ("brierscore", "brierscoreloss"),
+}
 """Names that other libraries use for a loss or metric, for hints: lower case, without `_`, `-` and a leading `neg`."""
 
 
@@ -137,7 +146,7 @@ class Options(OptionGroup):
             InputError: one message lists every unknown key (with the nearest known key), every value of a wrong type or
                 out of bounds, and every pair of options that exclude each other.
         """
-        values, problems = converted(given, FIELDS)
+        values, problems = convert_all(given, FIELDS)
         for one, other, why in EXCLUSIVE:
             if values.get(one) not in (None, "auto") and values[one] and values.get(other):
                 problems.append(
@@ -217,9 +226,9 @@ def without_effect(given: Any, reasons: Mapping[str, tuple[bool, str]]) -> list[
     ]
 
 
-def converted(
+def convert_all(
     given: Mapping[str, Any], fields: Mapping[str, dataclasses.Field[Any]], owner: str = "", others: Iterable[str] = ()
-) -> tuple[dict[str, Any], list[str]]:  # fmt: skip
+) -> tuple[dict[str, Any], list[str]]:
     """The values converted to the types of their fields, and a sentence for each unknown name and each wrong value.
 
     Args:
@@ -271,7 +280,7 @@ def convert(field: dataclasses.Field[Any], value: Any) -> Any:
         return _parameters(name, value, rules)
     if isinstance(value, bool) and str(value).lower() in _choices(rules):
         return str(value).lower()  # localMode: true in YAML
-    return _checked(name, _scalar(name, value, rules["kind"], rules.get("words", ())), rules)
+    return _check_value(name, _scalar(name, value, rules["kind"], rules.get("words", ())), rules)
 
 
 def _choices(rules: Mapping[str, Any]) -> tuple[str, ...]:
@@ -326,16 +335,18 @@ def _scalar(name: str, value: Any, kind: type, words: Iterable[str] = ()) -> Any
         isinstance(value, float) and value.is_integer()
     )
     good = {
-        str: isinstance(value, str) and value != "", bool: isinstance(value, bool), int: whole,
+        str: isinstance(value, str) and value != "",
+        bool: isinstance(value, bool),
+        int: whole,
         float: is_number(value) and math.isfinite(value),
-    }  # fmt: skip
+    }
     if not good[kind]:
         kinds = " or ".join((_KINDS[kind], *words))
         raise TypeError(f"The {name!r} option must be {kinds}. Got {value!r} instead.")
     return kind(value)
 
 
-def _checked(name: str, value: Any, rules: Mapping[str, Any]) -> Any:
+def _check_value(name: str, value: Any, rules: Mapping[str, Any]) -> Any:
     """The value, after checking that it is a usable folder, one of the choices, or within its bounds, as the rules
     require.
     """

@@ -12,15 +12,15 @@ from torch import Tensor
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, SparkdiffError, did_you_mean
-from sparkdiff.pipeline.columns import read_plain, write_plain
-from sparkdiff.pipeline.names import casefolding, named
+from sparkdiff.pipeline.column_names import casefolding, col_by_name
+from sparkdiff.pipeline.column_tensors import read_plain, write_plain
 from sparkdiff.pipeline.parity import SINGLE, TOLERANCE, differences
 from sparkdiff.pipeline.translation import field_of
-from sparkdiff.pipeline.write_back import written
+from sparkdiff.pipeline.write_back import write_back_stage
 from sparkdiff.stages.base import NULL, REGISTRY, StageModule, class_name, columns_of
-from sparkdiff.stages.fields import FieldReader, StaysInSparkError
+from sparkdiff.stages.input_fields import FieldReader, StaysInSparkError
 from sparkdiff.stages.predictor import Predictor
-from sparkdiff.stages.prepared import Prepared
+from sparkdiff.stages.prepared_stage import PreparedStage
 from sparkdiff.tensors.rows import Nulls, Rows, dense
 
 ROWS_AT_ONCE = 4096
@@ -42,7 +42,7 @@ class LawBroken(SparkdiffError, AssertionError):
         self.law, self.uid, self.column, self.value = law, str(stage.uid), column, value
 
 
-def perturbed(module: StageModule, generator: torch.Generator) -> None:
+def perturb_parameters(module: StageModule, generator: torch.Generator) -> None:
     """Change every trainable parameter in place, each entry in one of several ways.
 
     An entry moves to the next double, by a little, by much, to the other side of 0, or to 0. Constrained parameters
@@ -83,9 +83,12 @@ def perturbed(module: StageModule, generator: torch.Generator) -> None:
 
 
 def check_stage(
-    stage: Any, df: DataFrame, *, tolerance: float = TOLERANCE,
-    perturb: Callable[[StageModule, torch.Generator], None] = perturbed,
-) -> None:  # fmt: skip
+    stage: Any,
+    df: DataFrame,
+    *,
+    tolerance: float = TOLERANCE,
+    perturb: Callable[[StageModule, torch.Generator], None] = perturb_parameters,
+) -> None:
     """Check that the registered translation of a fitted stage satisfies the four laws on the rows of `df`.
 
     1. parity: `forward` gives the outputs of `stage.transform`, up to `tolerance` times max(1, abs(Spark's value)); NaN
@@ -118,14 +121,17 @@ def check_stage(
 
 
 def check_stages(
-    stages: Sequence[Any], df: DataFrame, *, tolerance: float = TOLERANCE,
-    perturb: Callable[[StageModule, torch.Generator], None] = perturbed,
-) -> None:  # fmt: skip
+    stages: Sequence[Any],
+    df: DataFrame,
+    *,
+    tolerance: float = TOLERANCE,
+    perturb: Callable[[StageModule, torch.Generator], None] = perturb_parameters,
+) -> None:
     """Run `check_stage` for many stages on one DataFrame. Needs one Spark job, so is several times faster than separate
     checks.
     """
     generator = torch.Generator().manual_seed(SEED)
-    reads = [_Read(stage, df) for stage in stages]
+    reads = [_CheckedStage(stage, df) for stage in stages]
     trials = [trial for read in reads for trial in _parameters(read, perturb, generator)]
     before = [read.facts(read.stage) for read in reads]
     _outputs(trials, df, tolerance)
@@ -146,7 +152,7 @@ class _Trial:
     original: Any
 
 
-class _Read:
+class _CheckedStage:
     """A stage to check, and its translation into a module, which may depend on the columns of `df`."""
 
     def __init__(self, stage: Any, df: DataFrame):
@@ -179,42 +185,45 @@ class _Read:
         """All properties of a stage that must not change; `module` is the stage's module, if already translated."""
         module, params = module or self.module(stage), jvm.defined_params(stage)
         return {
-            "class": class_name(stage), "uid": stage.uid, "Params set": params["set"], "default Params": params["default"],
+            "class": class_name(stage),
+            "uid": stage.uid,
+            "Params set": params["set"],
+            "default Params": params["default"],
             "weights": {
                 **{name: value.detach().clone() for name, value in module.state_dict().items()},
                 **{name: torch.as_tensor(module.weight(name)) for name in module.weights},
             },
-        }  # fmt: skip
+        }
 
 
 def _parameters(
-    read: _Read, perturb: Callable[[StageModule, torch.Generator], None], generator: torch.Generator
+    read: _CheckedStage, perturb: Callable[[StageModule, torch.Generator], None], generator: torch.Generator
 ) -> list[_Trial]:
     """Check the parts of the laws that need no rows; return the comparisons of outputs, which need rows."""
     stage, cls = read.stage, read.cls
     module = read.module(stage)
     before, java = read.facts(stage, module), jvm.java_params(stage)
 
-    def untouched() -> None:
+    def check_untouched() -> None:
         _same_facts("untouched", stage, before, read.facts(stage), "after writing back")
         if jvm.java_params(stage) != java:
             what = f"are {jvm.java_params(stage)} after writing back; they were {java}"
             raise LawBroken("untouched", stage, "Params of the Java object", jvm.java_params(stage), what)
 
-    if written(stage, module) is not stage:
+    if write_back_stage(stage, module) is not stage:
         raise LawBroken("get-put", stage, "stage", None, "is another object although no parameter changed")
     again = module.to_spark(stage)
-    untouched()
+    check_untouched()
     _same_facts("get-put", stage, before, read.facts(again), "after writing back what was read")
     trials = [_Trial("parity", stage, module, stage), _Trial("get-put", again, module, stage)]
 
     moved = read.module(stage)
     perturb(moved, generator)
-    untouched()
+    check_untouched()
     first = read.module(stage).unfrozen_as(moved)
     if any(bool((p != q).any()) for p, q in zip(moved.parameters(), first.parameters(), strict=True)):
-        put = written(stage, moved)
-        untouched()
+        put = write_back_stage(stage, moved)
+        check_untouched()
         when = "after writing back other parameters"
         wished = read.module(put).unfrozen_as(moved)
         for (name, p), was, now in zip(wished.named_parameters(), first.parameters(), moved.parameters(), strict=True):
@@ -275,10 +284,10 @@ def _outputs(trials: Sequence[_Trial], df: DataFrame, tolerance: float) -> None:
     sources = {
         casefold(c): f"in{i}" for i, c in enumerate(dict.fromkeys(c for t in trials for c in _inputs(t.original)))
     }
-    tensors = {casefold(c) for t in trials if not isinstance(t.module, Prepared) for c in _inputs(t.original)}
+    tensors = {casefold(c) for t in trials if not isinstance(t.module, PreparedStage) for c in _inputs(t.original)}
     made: dict[int, list[str]] = {}  # by trial: columns that plain stages make and the module reads
-    with jvm.blamed("Spark failed on the rows"):
-        rows = df.select(*(named(c).alias(name) for c, name in sources.items()))
+    with jvm.as_input_error("Spark failed on the rows"):
+        rows = df.select(*(col_by_name(c).alias(name) for c, name in sources.items()))
         schemas, kept_in = [], [name for c, name in sources.items() if c not in tensors]
         carried = {name: F.col(name) for name in sources.values()}  # made once: each takes several calls to Java
         for k, trial in enumerate(trials):
@@ -287,7 +296,7 @@ def _outputs(trials: Sequence[_Trial], df: DataFrame, tolerance: float) -> None:
             }  # Spark 3.5 finds a column only by its exact spelling
             out = rows.withColumns({c: carried[sources[f]] for f, c in spelled.items()})
             own: dict[str, str] = {}
-            if isinstance(trial.module, Prepared):
+            if isinstance(trial.module, PreparedStage):
                 for before in trial.module.preparation(trial.original):
                     out = before.transform(out)
                 own = {f"made{k}_{i}": c for i, c in enumerate(trial.module.prepared_columns(trial.original))}
@@ -300,7 +309,7 @@ def _outputs(trials: Sequence[_Trial], df: DataFrame, tolerance: float) -> None:
             schemas.append([out.schema[c] for c in columns])
             kept = [f"out{k}_{i}" for i in range(len(columns))]
             wished = {**own, **dict(zip(kept, columns, strict=True))}
-            rows = out.select(*carried.values(), *(named(c).alias(name) for name, c in wished.items()))
+            rows = out.select(*carried.values(), *(col_by_name(c).alias(name) for name, c in wished.items()))
             carried |= {name: F.col(name) for name in wished}
         for trial, schema in zip(trials, schemas, strict=True):
             _same_schema(trial, schema, schemas[next(k for k, t in enumerate(trials) if t.stage is trial.original)])
@@ -333,15 +342,22 @@ def _same_schema(trial: _Trial, schema: Sequence[Any], original: Sequence[Any]) 
     for now, was in zip(schema, original, strict=True):
         if now.dataType != was.dataType or (now.metadata != was.metadata and not told):
             raise LawBroken(
-                trial.law, trial.original, was.name, now.metadata,
+                trial.law,
+                trial.original,
+                was.name,
+                now.metadata,
                 f"is {now.dataType} with metadata {now.metadata} after writing back; it was {was.dataType} with {was.metadata}",
-            )  # fmt: skip
+            )
 
 
 @torch.no_grad()
 def _compare(
-    trial: _Trial, given: tuple[Sequence[Rows], Nulls], found: tuple[Sequence[Rows], Nulls], tolerance: float, first: int
-) -> None:  # fmt: skip
+    trial: _Trial,
+    given: tuple[Sequence[Rows], Nulls],
+    found: tuple[Sequence[Rows], Nulls],
+    tolerance: float,
+    first: int,
+) -> None:
     """Raise LawBroken if the module's outputs differ from Spark's on a batch that begins at row `first`."""
     module, stage, inputs = trial.module, trial.original, given[0]
     try:

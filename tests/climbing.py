@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from sparkdiff.growth.criterion import Criterion
-from sparkdiff.growth.part import Found, Item, Part, PipelinePlace, Served, Stages, Trainer
-from sparkdiff.growth.table import Split, Table
+from sparkdiff.growth.part import Item, ItemResult, Part, PipelinePlace, ServingWork, Stages, Trainer
+from sparkdiff.growth.row_tensors import Split, Table
 
 
 class Slope(Part):
@@ -33,8 +33,8 @@ class Slope(Part):
         assert isinstance(split.features, Tensor)
         return split.features @ self.weights
 
-    def served(self, features: float) -> Served:
-        return Served([], 0)
+    def serving_work(self, features: float) -> ServingWork:
+        return ServingWork([], 0)
 
     def stages(self, place: PipelinePlace) -> Stages:
         return Stages([], [])
@@ -95,10 +95,16 @@ def trainer(item: Item, table: Table) -> Climber:
     return Climber(item, table)
 
 
-def bits(found: Sequence[Found]) -> list[tuple[object, ...]]:
+def bits(found: Sequence[ItemResult]) -> list[tuple[object, ...]]:
     """All that a round decides on, exactly."""
     return [
-        (f.item.name, f.epoch, f.value.hex(), f.train.hex(), f.gains.numpy().tobytes(),
-         f.part.weights.numpy().tobytes() if isinstance(f.part, Slope) else None)
+        (
+            f.item.name,
+            f.epoch,
+            f.value.hex(),
+            f.train.hex(),
+            f.gains.numpy().tobytes(),
+            f.part.weights.numpy().tobytes() if isinstance(f.part, Slope) else None,
+        )
         for f in found
-    ]  # fmt: skip
+    ]

@@ -75,9 +75,14 @@ class FakeTensor(Tensor):
         at = torch.device(device)
         memory = _memory_of(elem)
         new = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            FakeTensor, elem.size(), strides=elem.stride(), storage_offset=elem.storage_offset(), dtype=elem.dtype,
-            layout=elem.layout, device=torch.device(NAME, _now.device if at.index is None else at.index),
-        )  # fmt: skip
+            FakeTensor,
+            elem.size(),
+            strides=elem.stride(),
+            storage_offset=elem.storage_offset(),
+            dtype=elem.dtype,
+            layout=elem.layout,
+            device=torch.device(NAME, _now.device if at.index is None else at.index),
+        )
         new.elem, new.memory = elem, memory
         return new
 
@@ -159,17 +164,31 @@ def _masked(indices: Sequence[Tensor | None]) -> bool:
 
 READS: dict[str, Callable[..., bool]] = {
     **dict.fromkeys(
-        ("_local_scalar_dense", "equal", "nonzero", "masked_select", "_unique", "_unique2", "unique_dim",
-         "unique_consecutive", "bincount", "_linalg_check_errors", "_linalg_eigh", "_linalg_svd"),
+        (
+            "_local_scalar_dense",
+            "equal",
+            "nonzero",
+            "masked_select",
+            "_unique",
+            "_unique2",
+            "unique_dim",
+            "unique_consecutive",
+            "bincount",
+            "_linalg_check_errors",
+            "_linalg_eigh",
+            "_linalg_svd",
+        ),
         lambda *a, **k: True,
     ),
     "repeat_interleave": lambda *a, output_size=None, **k: output_size is None,
     **dict.fromkeys(("index", "index_put", "index_put_", "_index_put_impl_"), lambda x, i, *a, **k: _masked(i)),
     **dict.fromkeys(
         ("scatter", "scatter_", "scatter_add", "scatter_add_"),
-        lambda x, d, i, s, *a, **k: x.ndim > 1 and isinstance(s, Tensor) and torch.are_deterministic_algorithms_enabled(),
+        lambda x, d, i, s, *a, **k: (
+            x.ndim > 1 and isinstance(s, Tensor) and torch.are_deterministic_algorithms_enabled()
+        ),
     ),  # deterministic kernels of some versions copy strides to the device
-}  # fmt: skip
+}
 """Operations whose result, or its shape, the CPU has to know, so that it waits for the device."""
 
 UNREPEATABLE: dict[str, Callable[..., bool]] = {
@@ -466,17 +485,34 @@ _pools = itertools.count(1)
 _pinned: "weakref.WeakSet[Any]" = weakref.WeakSet()
 backend = types.ModuleType(f"torch.{NAME}")
 vars(backend).update(
-    is_available=lambda: True, is_initialized=lambda: True, init=lambda: None, _is_in_bad_fork=lambda: False,
-    manual_seed=lambda seed: None, manual_seed_all=lambda seed: None, device_count=lambda: DEVICES,
-    current_device=lambda: _now.device, set_device=_set_device, device=_device, empty_cache=_empty_cache,
-    set_sync_debug_mode=_set_sync_debug_mode, get_sync_debug_mode=lambda: 2 if _now.refuses else 0,
-    get_device_name=lambda device=None: "a GPU that isn't there", synchronize=lambda device=None: _waits("synchronize"),
+    is_available=lambda: True,
+    is_initialized=lambda: True,
+    init=lambda: None,
+    _is_in_bad_fork=lambda: False,
+    manual_seed=lambda seed: None,
+    manual_seed_all=lambda seed: None,
+    device_count=lambda: DEVICES,
+    current_device=lambda: _now.device,
+    set_device=_set_device,
+    device=_device,
+    empty_cache=_empty_cache,
+    set_sync_debug_mode=_set_sync_debug_mode,
+    get_sync_debug_mode=lambda: 2 if _now.refuses else 0,
+    get_device_name=lambda device=None: "a GPU that isn't there",
+    synchronize=lambda device=None: _waits("synchronize"),
     mem_get_info=lambda device=None: (max(0, _now.limit - _now.bytes), _now.limit),
-    memory_allocated=lambda device=None: _now.bytes, Stream=Stream, Event=Event, stream=_stream,
-    current_stream=Stream, default_stream=Stream, graph_pool_handle=lambda: (next(_pools), 0),
-    is_current_stream_capturing=lambda: _now.capturing is not None, CUDAGraph=CUDAGraph, graph=graph,
+    memory_allocated=lambda device=None: _now.bytes,
+    Stream=Stream,
+    Event=Event,
+    stream=_stream,
+    current_stream=Stream,
+    default_stream=Stream,
+    graph_pool_handle=lambda: (next(_pools), 0),
+    is_current_stream_capturing=lambda: _now.capturing is not None,
+    CUDAGraph=CUDAGraph,
+    graph=graph,
     OutOfMemoryError=torch.OutOfMemoryError,
-)  # fmt: skip
+)
 _setup_privateuseone_for_python_backend(NAME, backend_module=backend)
 _library = torch.library.Library("aten", "IMPL")
 _library.impl("empty.memory_format", _empty, "PrivateUse1")

@@ -8,27 +8,32 @@ import climbing
 import pytest
 from tables import specification_of, table_of
 
-from sparkdiff.growth import checkpoints, parts, running
+from sparkdiff.growth import checkpoints, item_runner, parts
 from sparkdiff.growth.clock import Clock
-from sparkdiff.growth.criterion import Specification
-from sparkdiff.growth.part import Found, Item
-from sparkdiff.growth.table import Table
+from sparkdiff.growth.criterion import CriterionSpecification
+from sparkdiff.growth.part import Item, ItemResult
+from sparkdiff.growth.row_tensors import Table
 from sparkdiff.store.run_folder import RunFolder
 
 ITEMS = climbing.items(7)
 """Six."""
 
 
-def planted(**options: Any) -> tuple[Table, Specification]:
+def planted(**options: Any) -> tuple[Table, CriterionSpecification]:
     """Rows on which the items gain."""
     table, _ = table_of("poisson", 900, planted=lambda c: 0.4 * c["y"])
     return table, specification_of("poisson", table, table.train.label, **options)
 
 
 def rounds_of(
-    run: Path, rounds: list[list[Item]], said: list[str] | None = None, trained: list[int] | None = None,
-    clock: Clock | None = None, memory: running.Memory | None = None, **options: Any,
-) -> list[list[Found]]:  # fmt: skip
+    run: Path,
+    rounds: list[list[Item]],
+    said: list[str] | None = None,
+    trained: list[int] | None = None,
+    clock: Clock | None = None,
+    memory: item_runner.ItemResultCache | None = None,
+    **options: Any,
+) -> list[list[ItemResult]]:
     """What rounds find, each from the same margin, in the run `run` of a folder.
 
     Args:
@@ -43,7 +48,7 @@ def rounds_of(
     def on_item(number: int, done: int, most: int) -> None:
         ended.setdefault(number, []).append(done)
 
-    with running.runner(folder, specification, say.append, clock, memory, on_item) as of_round:
+    with item_runner.runner(folder, specification, say.append, clock, memory, on_item) as of_round:
         found = [of_round(number, items, table, original) for number, items in enumerate(rounds, 1)]
     if trained is not None:
         trained += [done[-1] - done[0] for done in ended.values()]

@@ -36,8 +36,12 @@ def predictions(models: Sequence[Path], rows: Path) -> list[list[float]]:
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PYSPARK_PYTHON": sys.executable}
     done = subprocess.run(
         [sys.executable, "-c", SERVE, *(f"file://{path}" for path in (rows, *models))],
-        env=environment, capture_output=True, text=True, timeout=300, cwd=rows.parent,
-    )  # fmt: skip
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=rows.parent,
+    )
     assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("SERVED ")]
     found: list[list[float]] = json.loads(line.removeprefix("SERVED "))

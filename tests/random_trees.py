@@ -11,13 +11,29 @@ WIDTH = 4
 CATEGORIES = {2: 5, 3: 4}
 """Sizes of the categorical features: both an odd and an even one, as what half of them is differs."""
 THRESHOLDS = [
-    0.0, -0.0, 0.5, 1.0, -1.0, 0.1, 1e-300, 5e-324, 16777217.0, 1.7976931348623157e308, -1.7976931348623157e308, math.inf,
+    0.0,
+    -0.0,
+    0.5,
+    1.0,
+    -1.0,
+    0.1,
+    1e-300,
+    5e-324,
+    16777217.0,
+    1.7976931348623157e308,
+    -1.7976931348623157e308,
+    math.inf,
     -math.inf,
-]  # fmt: skip
+]
 VALUES = [
     *(v for t in THRESHOLDS for v in (t, math.nextafter(t, math.inf), math.nextafter(t, -math.inf))),
-    *map(float, range(7)), 2.5, -2.0, 1e300, float(np.float32(0.1)), math.nan,
-]  # fmt: skip
+    *map(float, range(7)),
+    2.5,
+    -2.0,
+    1e300,
+    float(np.float32(0.1)),
+    math.nan,
+]
 SHAPES = ("any", "any", "any", "left chain", "right chain", "full", "leaf")
 
 
@@ -72,13 +88,19 @@ def _node(random: np.random.Generator, splits: bool, classes: int, empty: bool) 
         stats = np.array([count, total, total**2 / max(count, 1) + count * random.random()])
         prediction = float(random.choice([0.0, -0.0, 0.5, -0.5, random.normal(), 100 * random.normal(), 1e-12]))
     return {
-        "prediction": prediction, "impurity": float(random.random()), "gain": float(random.random()) if splits else -1.0,
-        "impurityStats": stats.tolist(), "rawCount": int(random.integers(100)), "leftChild": -1, "rightChild": -1,
+        "prediction": prediction,
+        "impurity": float(random.random()),
+        "gain": float(random.random()) if splits else -1.0,
+        "impurityStats": stats.tolist(),
+        "rawCount": int(random.integers(100)),
+        "leftChild": -1,
+        "rightChild": -1,
         "split": {
-            "featureIndex": feature, "leftCategoriesOrThreshold": values.tolist(),
+            "featureIndex": feature,
+            "leftCategoriesOrThreshold": values.tolist(),
             "numCategories": categories if splits else -1,
         },
-    }  # fmt: skip
+    }
 
 
 def rows(number: int) -> Array:

@@ -39,21 +39,25 @@ def main() -> None:
 def stub() -> str:
     """Content of the file."""
     tuning = options_of("options.py", "Options")
-    growth = options_of("growth/settings.py", "GrowthSettings")
-    improvement = options_of("improvement/settings.py", "ImprovementSettings")
-    search = options_of("tuning/search/settings.py", "Settings")
+    growth = options_of("growth/growth_options.py", "GrowthSettings")
+    improvement = options_of("improvement/improvement_options.py", "ImprovementSettings")
+    search = options_of("tuning/search/search_options.py", "Settings")
     objects = dict.fromkeys(["pipeline", "referenceData"], "Any")
     searched = dict.fromkeys(["estimator", "space", "evaluator", "current"], "Any")
     parts = [
         HEAD,
-        *typed_dict("TunerOptions", tuning), *members("TunerGetters", tuning, {}),
+        *typed_dict("TunerOptions", tuning),
+        *members("TunerGetters", tuning, {}),
         *members("TunerMembers", objects, objects | tuning),
-        *typed_dict("GrowerOptions", growth, "TunerOptions"), *members("GrowerGetters", growth, {}),
+        *typed_dict("GrowerOptions", growth, "TunerOptions"),
+        *members("GrowerGetters", growth, {}),
         *members("GrowerMembers", growth, growth, "GrowerOptions"),
-        *typed_dict("ImproverOptions", improvement, "TunerOptions"), *members("ImproverGetters", improvement, {}),
+        *typed_dict("ImproverOptions", improvement, "TunerOptions"),
+        *members("ImproverGetters", improvement, {}),
         *members("ImproverMembers", improvement, improvement, "ImproverOptions"),
-        *typed_dict("SearchOptions", search), *members("SearchMembers", searched | search, searched | search),
-    ]  # fmt: skip
+        *typed_dict("SearchOptions", search),
+        *members("SearchMembers", searched | search, searched | search),
+    ]
     return "\n".join(parts)
 
 

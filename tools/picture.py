@@ -45,10 +45,20 @@ def shot(html: Path, picture: Path) -> bytes:
     if browser is None:
         raise SystemExit("the picture needs Chromium: apt-get install chromium")
     subprocess.run(
-        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--window-size={WIDTH},{HEIGHT}",
-         f"--screenshot={picture}", html.as_uri()],
-        check=True, capture_output=True, timeout=300,
-    )  # fmt: skip
+        [
+            browser,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+            f"--window-size={WIDTH},{HEIGHT}",
+            f"--screenshot={picture}",
+            html.as_uri(),
+        ],
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
     out = io.BytesIO()
     with Image.open(picture) as image:
         image.convert("RGB").quantize(128).save(out, "PNG", optimize=True)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from sparkdiff.serving.compiling import NOT_SERVED
 from sparkdiff.serving.text import SERVED
 from sparkdiff.stages import base
-from sparkdiff.stages.fields import FieldReader
+from sparkdiff.stages.input_fields import FieldReader
 
 PAGE = Path(__file__).parents[1] / "docs" / "serving.md"
 BEGIN, END = "<!-- written by tools/serving_table.py -->\n", "<!-- end -->\n"

@@ -20,9 +20,12 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 FROM_ROOT = {
-    "README.md": "index.md", "docs/README.md": "pages.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md",
+    "README.md": "index.md",
+    "docs/README.md": "pages.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
     "SECURITY.md": "security.md",
-}  # fmt: skip
+}
 """A file of the repository, and its page."""
 MADE = ("demo.md", "api.md", "options.md", "commands.md")
 """Pages that are written here."""
@@ -34,8 +37,16 @@ GROUPS = {
     "Fine-tuning": ["FineTuner", "FineTunerModel", "FineTuningSummary", "RunRecord", "Events", "Cost"],
     "Pipelines and torch": ["plan", "Plan", "translate", "Network", "write_back", "verify", "Parity", "plain"],
     "Search": [
-        "CrossValidator", "TrainValidationSplit", "Search", "SearchModel", "SearchSummary", "alternatives", "choice", "integer",
-        "loguniform", "uniform",
+        "CrossValidator",
+        "TrainValidationSplit",
+        "Search",
+        "SearchModel",
+        "SearchSummary",
+        "alternatives",
+        "choice",
+        "integer",
+        "loguniform",
+        "uniform",
     ],
     "Improvement": ["Improver", "ImproverModel", "ImprovementSummary"],
     "Growth": ["Grower", "GrowerModel", "GrowthSummary"],
@@ -45,12 +56,21 @@ GROUPS = {
     "Trees of other libraries": ["from_sklearn", "from_lightgbm", "from_xgboost"],
     "Stages of your own": ["StageModule", "register"],
     "Errors": ["SparkdiffError", "InputError", "ParityError"],
-}  # fmt: skip
+}
 """The public names, as the page of the API shows them."""
 MEMBERS = {
-    "Cost", "Events", "FineTuningSummary", "RunRecord", "Plan", "Parity", "SearchSummary", "GrowthSummary", "ImprovementSummary",
-    "CompactPlan", "StageModule",
-}  # fmt: skip
+    "Cost",
+    "Events",
+    "FineTuningSummary",
+    "RunRecord",
+    "Plan",
+    "Parity",
+    "SearchSummary",
+    "GrowthSummary",
+    "ImprovementSummary",
+    "CompactPlan",
+    "StageModule",
+}
 """Classes whose members a user reads or overrides; the other ones have what pyspark's classes of their kind have."""
 TILES = {
     "Tutorials": ("demo.md", "The demo from its start to its result, a weekly update, a stage of your own."),
@@ -205,19 +225,21 @@ def api() -> str:
 
 
 def options() -> str:
-    from sparkdiff.growth.settings import GrowthSettings
-    from sparkdiff.improvement.settings import ImprovementSettings
+    from sparkdiff.growth.growth_options import GrowthSettings
+    from sparkdiff.improvement.improvement_options import ImprovementSettings
     from sparkdiff.options import Options
-    from sparkdiff.tuning.search.settings import Settings
+    from sparkdiff.tuning.search.search_options import Settings
 
     parts = [
         "# Options\n\nEach is a Param of the Estimator, a key of the section in a YAML file, and `section.key=value` on the"
         " command line.\n"
     ]
     for title, section, kind in (
-        ("FineTuner", "fineTuner", Options), ("Search", "search", Settings), ("Grower", "grower", GrowthSettings),
+        ("FineTuner", "fineTuner", Options),
+        ("Search", "search", Settings),
+        ("Grower", "grower", GrowthSettings),
         ("Improver", "improver", ImprovementSettings),
-    ):  # fmt: skip
+    ):
         parts.append(f"## {title}\n\nSection `{section}` of a job.\n")
         parts.append("\n".join(["| Option | Default | Meaning |", "|---|---|---|", *rows(kind)]) + "\n")
     return "\n".join(parts)

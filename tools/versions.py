@@ -11,8 +11,13 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "versions.md"
 PACKAGES = {
-    "pyspark": "Spark", "torch": "torch", "pyarrow": "pyarrow", "numpy": "numpy", "pandas": "pandas", "petastorm": "Petastorm",
-}  # fmt: skip
+    "pyspark": "Spark",
+    "torch": "torch",
+    "pyarrow": "pyarrow",
+    "numpy": "numpy",
+    "pandas": "pandas",
+    "petastorm": "Petastorm",
+}
 CI = {
     "petastorm": "all tests",
     "modern": "parity, the Estimator, Connect; nightly all that another Spark can change",

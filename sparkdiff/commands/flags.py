@@ -34,7 +34,7 @@ Time = Annotated[Text, typer.Option(help="Time column: the latest rows are held 
 Output = Annotated[Text, typer.Option(help="Folder to write (output.path).")]
 
 
-def loaded(
+def load_models_and_rows(
     models: Sequence[str],
     module: str,
     command: str = "",

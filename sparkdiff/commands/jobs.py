@@ -11,12 +11,18 @@ from sparkdiff.commands.flags import AsJson, Data, Group, Label, Output, Text, T
 def finetune(
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(help="section.key=value, such as fineTuner.maxEpochs=50; overrides the flags and the YAML file."),
+        typer.Argument(
+            help="section.key=value, such as fineTuner.maxEpochs=50; overrides the flags and the YAML file."
+        ),
     ] = None,
     config: Annotated[Text, typer.Option(help="YAML file of the job.")] = None,
-    data: Data = None, label: Label = None, group: Group = None, time: Time = None, output: Output = None,
+    data: Data = None,
+    label: Label = None,
+    group: Group = None,
+    time: Time = None,
+    output: Output = None,
     as_json: AsJson = False,
-) -> None:  # fmt: skip
+) -> None:
     """Fine-tune a pipeline with the settings of flags, overrides or a YAML file, and write a run folder."""
     _run("finetune", config, overrides, as_json, data=data, label=label, group=group, time=time, output=output)
 
@@ -44,9 +50,13 @@ def grow(
         typer.Argument(help="section.key=value, such as grower.rounds=3; overrides the flags and the YAML file."),
     ] = None,
     config: Annotated[Text, typer.Option(help="YAML file of the job.")] = None,
-    data: Data = None, label: Label = None, group: Group = None, time: Time = None, output: Output = None,
+    data: Data = None,
+    label: Label = None,
+    group: Group = None,
+    time: Time = None,
+    output: Output = None,
     as_json: AsJson = False,
-) -> None:  # fmt: skip
+) -> None:
     """Grow a pipeline that ends in a linear stage as the section `grower` of a YAML file says, and write a run folder.
 
     A killed growth continues when the same command is run again.
@@ -60,15 +70,21 @@ def improve(
     ] = None,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(help="section.key=value, such as improver.keepForm=true; overrides the flags and the YAML file."),
+        typer.Argument(
+            help="section.key=value, such as improver.keepForm=true; overrides the flags and the YAML file."
+        ),
     ] = None,
     config: Annotated[Text, typer.Option(help="YAML file of the job.")] = None,
-    data: Data = None, label: Label = None, group: Group = None, time: Time = None, output: Output = None,
+    data: Data = None,
+    label: Label = None,
+    group: Group = None,
+    time: Time = None,
+    output: Output = None,
     budget: Annotated[
         Text, typer.Option(help="Time for all that is tried: 90s, 30m, 2h; or passes over the rows: '300 passes'.")
     ] = None,
     as_json: AsJson = False,
-) -> None:  # fmt: skip
+) -> None:
     """Improve a pipeline within a budget by every available method; write a run folder with the best and other offers.
 
     A killed improvement continues when the same command is run again. Ctrl-C ends it with the best so far.
@@ -76,7 +92,7 @@ def improve(
     words = [*([] if model is None else [model]), *(overrides or [])]
     _run(
         "improve", config, words, as_json, data=data, label=label, group=group, time=time, output=output, budget=budget
-    )  # fmt: skip
+    )
 
 
 def _run(command: str, config: str | None, words: Sequence[str] | None, as_json: bool, **flags: str | None) -> None:

@@ -18,7 +18,7 @@ from sparkdiff.commands.flags import (
     ReaderOptions,
     Text,
     Time,
-    loaded,
+    load_models_and_rows,
     schema_of,
 )
 from sparkdiff.errors import FAILED, NOT_STRICT, InputError
@@ -30,7 +30,10 @@ def plan(
         Optional[list[str]],  # noqa: UP045 - typer reads it at run time
         typer.Argument(help="With --cost: fineTuner.option=value, such as fineTuner.maxEpochs=50."),
     ] = None,
-    freeze: Names = None, reference: Names = None, target: Names = None, unfreeze: Names = None,
+    freeze: Names = None,
+    reference: Names = None,
+    target: Names = None,
+    unfreeze: Names = None,
     schema: Annotated[
         Text, typer.Option(help="Schema of the data, as DDL (`a double, b string`) or as JSON of a StructType.")
     ] = None,
@@ -38,15 +41,22 @@ def plan(
     strict: Annotated[bool, typer.Option(help="Exit with code 3 if a stage stays in Spark.")] = False,
     draw: Annotated[Text, typer.Option(help="File to write a picture of the plan to, as SVG.")] = None,
     cost: Annotated[
-        bool, typer.Option("--cost", help="Also tell Spark jobs, cache size and time of a fine-tuning of --data. Writes nothing.")
+        bool,
+        typer.Option(
+            "--cost", help="Also tell Spark jobs, cache size and time of a fine-tuning of --data. Writes nothing."
+        ),
     ] = False,
-    data: Data = None, format: Format = "", options: ReaderOptions = "{}", label: Label = None, group: Group = None,
+    data: Data = None,
+    format: Format = "",
+    options: ReaderOptions = "{}",
+    label: Label = None,
+    group: Group = None,
     time: Time = None,
-) -> None:  # fmt: skip
+) -> None:
     """Show which stages would train, and why the others would not. Runs no Spark job without --cost."""
     _check_cost(cost, data, {"--label": label, "--group": group, "--time": time, "fineTuner": overrides})
     module = "sparkdiff.costs" if cost else "sparkdiff.pipeline.plan"
-    [(_, fitted)], rows = loaded([model], module, "plan", data, format, options)
+    [(_, fitted)], rows = load_models_and_rows([model], module, "plan", data, format, options)
     from sparkdiff.pipeline.plan import plan as plan_of
 
     known = None if schema is None else schema_of(schema)
@@ -107,10 +117,10 @@ def compact(
 
     The pipeline written to --output is loaded again and, with --data, compared on these rows with the one in memory.
     """
-    from sparkdiff.job.saving import new_folder, save
+    from sparkdiff.job.model_saving import new_folder, save
 
     folder = None if output is None else new_folder("--output", output)
-    [(_, fitted)], rows = loaded([model], "sparkdiff.serving.compact", "compact", data, format, options)
+    [(_, fitted)], rows = load_models_and_rows([model], "sparkdiff.serving.compact", "compact", data, format, options)
     from sparkdiff.serving.compact import compact as compacted, compact_plan
 
     known = None if rows is None else rows.schema
@@ -126,7 +136,7 @@ def compact(
 
 def verify(model: Model, data: Data, format: Format = "", options: ReaderOptions = "{}") -> None:
     """Compare the outputs of Spark and of the translated network, column by column. Exits with code 1 at a mismatch."""
-    [(_, fitted)], rows = loaded([model], "sparkdiff.pipeline.parity", "verify", data, format, options)
+    [(_, fitted)], rows = load_models_and_rows([model], "sparkdiff.pipeline.parity", "verify", data, format, options)
     from sparkdiff.pipeline.parity import verify as parity_of
 
     parity = parity_of(fitted, rows)
@@ -154,15 +164,19 @@ def diff(
     The exit code is 0 whether or not they differ; --json prints it as "same". Relative differences are divided by the larger
     value.
     """
-    module = "sparkdiff.diagnostics.predictions" if data is not None else "sparkdiff.diagnostics.models"
-    [(where, before), (there, after)], rows = loaded([old, new], module, "diff", data, format, options)
+    module = (
+        "sparkdiff.diagnostics.prediction_differences"
+        if data is not None
+        else "sparkdiff.diagnostics.model_differences"
+    )
+    [(where, before), (there, after)], rows = load_models_and_rows([old, new], module, "diff", data, format, options)
     from sparkdiff.data.cache import root
-    from sparkdiff.diagnostics.models import between
+    from sparkdiff.diagnostics.model_differences import between
     from sparkdiff.options import Options
 
     found = between(before, after, root(Options()), paths=(where, there))
     if rows is not None:
-        from sparkdiff.diagnostics.predictions import predictions
+        from sparkdiff.diagnostics.prediction_differences import predictions
 
         found = dataclasses.replace(found, predictions=predictions(before, after, rows, sample))
     print(found.toJSON() if as_json else found)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sparkdiff.commands.flags import AsJson, Data, Model, Text, loaded
+from sparkdiff.commands.flags import AsJson, Data, Model, Text, load_models_and_rows
 from sparkdiff.errors import FAILED, InputError
 
 
@@ -29,7 +29,7 @@ def init(
     path = paths.local(loading.model_path(model, Path.cwd()))
     if path is None:
         raise InputError(f"{model} must be a folder on the file system of this machine")
-    [(_, fitted)], rows = loaded([model], "sparkdiff.job.first_config", "init", data)
+    [(_, fitted)], rows = load_models_and_rows([model], "sparkdiff.job.first_config", "init", data)
     from sparkdiff.job.first_config import first_config
 
     place = data if data is None or paths.local(data) is None else str(Path(str(paths.local(data))).absolute())
@@ -47,10 +47,10 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """Check Python, packages, Java, Spark, torch, GPUs, Petastorm, disk and paths. Exits with code 1 if something is wrong."""
-    from sparkdiff.job.doctor import PROBLEM, examined
+    from sparkdiff.job.doctor import PROBLEM, run_checks
 
     found = []
-    for finding in examined(path, start=start):
+    for finding in run_checks(path, start=start):
         found.append(finding)
         if not as_json:
             print(finding, flush=True)
@@ -65,7 +65,7 @@ def prepare() -> None:
 
     Every later start uses the file; run this again after an update of Java or Spark.
     """
-    from sparkdiff.job.rehearsal import prepare as archived
+    from sparkdiff.job.warm_up_job import prepare as archived
 
     where = archived()
     print(f"wrote {where} ({where.stat().st_size >> 20} MiB), which sparkdiff starts Java with from now on")
@@ -78,7 +78,7 @@ def report(
     """Write the report of a run again: one self-contained page of HTML. Runs no Spark."""
     from sparkdiff.report.run_report import REPORT, report_of
 
-    _written(report_of(Path(run)), Path(run) / REPORT if output is None else Path(output))
+    _write_file(report_of(Path(run)), Path(run) / REPORT if output is None else Path(output))
 
 
 def compare(
@@ -86,19 +86,19 @@ def compare(
     output: Annotated[Text, typer.Option(help="File to write as HTML; without it a table is printed.")] = None,
 ) -> None:
     """Show runs side by side: decisions, metrics, gains, and the options in which they differ. Runs no Spark."""
-    from sparkdiff.report.run_report import compared, comparison_of
+    from sparkdiff.report.run_report import comparison_of, comparison_text
 
     if len(runs) < 2:
         raise InputError(f"compare needs two or more runs. Got {runs[0]} only")
     folders = [Path(r) for r in runs]
     if output is None:
-        print(compared(folders))
+        print(comparison_text(folders))
     else:
-        _written(comparison_of(folders), Path(output))
+        _write_file(comparison_of(folders), Path(output))
 
 
-def _written(text: str, path: Path) -> None:
-    from sparkdiff.machine.whole import write_bytes
+def _write_file(text: str, path: Path) -> None:
+    from sparkdiff.machine.atomic_files import write_bytes
 
     try:
         write_bytes(path, text.encode())

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from sparkdiff import jvm
 from sparkdiff.data import splits
 from sparkdiff.data.fingerprint import SHARDS, Request, fingerprint
-from sparkdiff.data.frames import Made, check_request, failure_of, made_frames
+from sparkdiff.data.frames import TransformedRows, check_request, failure_of, rows_after_stages
 from sparkdiff.data.label_stats import label_stats, weight_range
 from sparkdiff.data.layout import OWN, columns_of, holds_true, names_of, shards_in, write_files
 from sparkdiff.data.splits import SPLITS
@@ -32,13 +32,13 @@ from sparkdiff.data.stream import DamagedCacheError, Manifest, arrow, usage
 from sparkdiff.data.stream.manifest import FORMAT
 from sparkdiff.errors import FullDiskError, InputError
 from sparkdiff.jvm import stores
-from sparkdiff.machine import memory, processes, whole
+from sparkdiff.machine import atomic_files, memory, processes
 from sparkdiff.options import Options
 from sparkdiff.pipeline.cut import Cut
 from sparkdiff.pipeline.graph import Version
-from sparkdiff.store import marker
-from sparkdiff.store.files import folder_size, free, moved, room
-from sparkdiff.store.lease import held, lease_of
+from sparkdiff.store import folder_marker
+from sparkdiff.store.files import folder_size, free, move_into_place, room
+from sparkdiff.store.lease import hold_lease, lease_of
 
 ROOM = (
     "free some space, or set cacheDir (and conf spark.local.dir, Spark's folder for sorting) to a disk with more space"
@@ -81,7 +81,7 @@ class Cache:
         """Name of the cached column for each column version of the cut, and for its null flags."""
         return names_of(cut, self.manifest["columns"])
 
-    def described(self, cut: Cut) -> dict[Version, Mapping[str, Any]]:
+    def manifest_entries(self, cut: Cut) -> dict[Version, Mapping[str, Any]]:
         """The manifest's entry of each of these columns."""
         entries = {c["name"]: c for c in self.manifest["columns"]}
         return {version: entries[name] for version, name in self.columns(cut).items()}
@@ -149,14 +149,14 @@ Watch = Callable[[Path], contextlib.AbstractContextManager[object]]
 """A function that returns a context manager, which watches the given folder while files are written into it."""
 
 
-class Growing:
+class CacheProgress:
     """Observer of Spark's progress in writing a cache, which looks at the files."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.known: dict[str, int] = {}  # rows of the files that are complete, by name
 
-    def told(self) -> str:
+    def message(self) -> str:
         """Rows and bytes so far; empty if files in the folder are being renamed."""
         with contextlib.suppress(OSError):
             size = folder_size(self.folder)
@@ -183,71 +183,73 @@ def open_cache(request: Request, watch: Watch = contextlib.nullcontext) -> Cache
     if request.boundaries is None:
         request = dataclasses.replace(request, boundaries=splits.find_boundaries(request.sources, request.options))
     if request.lasting:
-        request = dataclasses.replace(request, facts=request.known())
+        request = dataclasses.replace(request, facts=request.facts_of_sources())
     where = root(request.options)
     columns: list[dict[str, Any]] = []
-    with room("the cache", where, ROOM, lambda: _needed(request, columns)):
-        return _opened(request, where, columns, watch)
+    with room("the cache", where, ROOM, lambda: _size_text(request, columns)):
+        return _find_or_write(request, where, columns, watch)
 
 
-def _opened(request: Request, where: Path, columns: list[dict[str, Any]], watch: Watch) -> Cache:
+def _find_or_write(request: Request, where: Path, columns: list[dict[str, Any]], watch: Watch) -> Cache:
     key = fingerprint(request, where)
     folder = where / key[:16]
-    marker.check_owner(folder, marker.CACHE, f"the folder of the cache, {stores.named(folder)},", "cacheDir")
+    folder_marker.check_owner(
+        folder, folder_marker.CACHE, f"the folder of the cache, {stores.path_or_url(folder)},", "cacheDir"
+    )
     if stores.url_of(folder) is not None:
-        return _opened_in_store(request, folder, key, columns)
+        return _find_or_write_in_store(request, folder, key, columns)
     if folder.exists():
         try:
             found = _whole(folder, key)
-            usage.used(folder)
+            usage.record_use(folder)
             return Cache(folder, found, hit=True)
         except DamagedCacheError as e:
             warnings.warn(f"the cache {folder} is damaged and is written again: {e}", DamagedCache, stacklevel=2)
-        whole.remove(folder)
+        atomic_files.remove(folder)
     # Remains of processes of this machine that were killed while they wrote this cache.
     for owner in folder.parent.glob(f".{folder.name}-*/{OWNER}"):
         if processes.is_orphan(owner):
-            whole.remove(owner.parent)
-    with whole.temporary(folder) as temporary:
+            atomic_files.remove(owner.parent)
+    with atomic_files.temporary(folder) as temporary:
         temporary.mkdir(mode=0o700)  # before there is anything in it
-        marker.mark(temporary, marker.CACHE)
+        folder_marker.mark(temporary, folder_marker.CACHE)
         processes.write_owner(temporary / OWNER, os.getpid())
         began = time.monotonic()
         with watch(temporary):
             made = _build(request, key, temporary, temporary, columns)
         usage.begin(temporary, [type(v.stage).__name__ for v in request.cut.stages], time.monotonic() - began)
         (temporary / OWNER).unlink()
-        moved(temporary, folder)
+        move_into_place(temporary, folder)
     return Cache(folder, _whole(folder, key), False, made.read, made.kept)
 
 
-def _opened_in_store(request: Request, folder: Path, key: str, columns: list[dict[str, Any]]) -> Cache:
+def _find_or_write_in_store(request: Request, folder: Path, key: str, columns: list[dict[str, Any]]) -> Cache:
     """Open a cache in a store; `folder` is its working copy (see `jvm.stores`). Files in a store are never renamed; the
     manifest, which is written last, lists the files that belong to the cache.
     """
     limit = request.options.localCacheLimit
     with contextlib.suppress(DamagedCacheError):
         return Cache(folder, _whole(folder, key), hit=True)  # the copy of an earlier fit of this process
-    if (found := _found_in_store(folder, key, limit)) is not None:
+    if (found := _find_in_store(folder, key, limit)) is not None:
         return Cache(folder, found, hit=True)
     stores.make(folder)
-    with held(lease_of(folder), f"the cache {stores.named(folder)}", wait=math.inf):
-        if (found := _found_in_store(folder, key, limit)) is not None:  # another process has written it meanwhile
+    with hold_lease(lease_of(folder), f"the cache {stores.path_or_url(folder)}", wait=math.inf):
+        if (found := _find_in_store(folder, key, limit)) is not None:  # another process has written it meanwhile
             return Cache(folder, found, hit=True)
         for name in stores.names(folder):
             if name.startswith(ROWS):  # of a process that was killed while it wrote
                 stores.remove(folder / name)
-        return _written_to_store(request, folder, key, columns)
+        return _write_to_store(request, folder, key, columns)
 
 
-def _found_in_store(folder: Path, key: str, limit: int | None) -> dict[str, Any] | None:
+def _find_in_store(folder: Path, key: str, limit: int | None) -> dict[str, Any] | None:
     """Copy a complete cache in a store to this machine. Returns its manifest; None if there is no such cache, or if it
     is damaged and therefore removed.
     """
     if not stores.exists(folder / MANIFEST):
         return None
     try:
-        return _fetched(folder, key, limit)
+        return _fetch_files(folder, key, limit)
     except DamagedCacheError as e:
         url = str(stores.url_of(folder))
         said = str(e).replace(str(folder), url)
@@ -256,12 +258,12 @@ def _found_in_store(folder: Path, key: str, limit: int | None) -> dict[str, Any]
     return None
 
 
-def _written_to_store(request: Request, folder: Path, key: str, columns: list[dict[str, Any]]) -> Cache:
+def _write_to_store(request: Request, folder: Path, key: str, columns: list[dict[str, Any]]) -> Cache:
     stores.make(folder)
-    marker.mark(folder, marker.CACHE)
+    folder_marker.mark(folder, folder_marker.CACHE)
     data = folder / f"{ROWS}{uuid.uuid4().hex[:8]}"
     try:
-        with jvm.blamed("Spark failed while it wrote the cache"):
+        with jvm.as_input_error("Spark failed while it wrote the cache"):
             made = _build(request, key, folder, data, columns)
             stores.send(folder / MANIFEST)
     except BaseException:
@@ -271,7 +273,7 @@ def _written_to_store(request: Request, folder: Path, key: str, columns: list[di
     return Cache(folder, _whole(folder, key), False, made.read, made.kept)
 
 
-def _fetched(folder: Path, key: str, limit: int | None) -> dict[str, Any]:
+def _fetch_files(folder: Path, key: str, limit: int | None) -> dict[str, Any]:
     """Copy the files of a cache in a store to this machine. Returns its manifest.
 
     Raises:
@@ -354,14 +356,14 @@ def _digest(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _build(request: Request, key: str, folder: Path, data: Path, columns: list[dict[str, Any]]) -> Made:
+def _build(request: Request, key: str, folder: Path, data: Path, columns: list[dict[str, Any]]) -> TransformedRows:
     """Write a cache. Returns the rows that it was written from.
 
     Args:
         data: the folder into which Spark writes: the cache's folder, or a folder inside it.
         columns: an empty list that is filled with the description of the cache's columns as soon as it is known.
     """
-    with made_frames(request, folder.parent) as made, jvm.blamed(failure_of(request)):
+    with rows_after_stages(request, folder.parent) as made, jvm.as_input_error(failure_of(request)):
         columns += columns_of(request, made.frames[0], made.values)
         write_files(request, made.frames, columns, data)
     if stores.url_of(data) is not None:
@@ -369,9 +371,12 @@ def _build(request: Request, key: str, folder: Path, data: Path, columns: list[d
         stores.fetch(data)
     shards = {s: shards_in(folder, data, s, SHARDS) for s in SPLITS}
     manifest: dict[str, Any] = {
-        "format": FORMAT, "fingerprint": key, "virtualShards": SHARDS, "splits": shards,
+        "format": FORMAT,
+        "fingerprint": key,
+        "virtualShards": SHARDS,
+        "splits": shards,
         "columns": [c for c in columns if c.get("dtype") != "bool" or holds_true(folder, shards, c["name"])],
-    }  # fmt: skip
+    }
     ranges = {s: weight_range(folder, shards[s], request) for s in SPLITS}
     manifest["weights"] = {s: exponent for s, (exponent, _) in ranges.items() if exponent is not None}
     manifest["stats"] = {s: label_stats(folder, shards[s], request, ranges[s][1]) for s in SPLITS}
@@ -383,7 +388,7 @@ def _build(request: Request, key: str, folder: Path, data: Path, columns: list[d
     return made
 
 
-def _needed(request: Request, columns: list[dict[str, Any]]) -> str:
+def _size_text(request: Request, columns: list[dict[str, Any]]) -> str:
     """The approximate size of the cache, as text; empty if the rows cannot be counted.
 
     Args:

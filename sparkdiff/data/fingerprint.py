@@ -20,12 +20,12 @@ from sparkdiff import jvm
 from sparkdiff.data import splits
 from sparkdiff.data.row_hashes import row_hashes
 from sparkdiff.data.stream.manifest import FORMAT
-from sparkdiff.jvm.plans import plan_facts, table_versions
-from sparkdiff.jvm.settings import settings
+from sparkdiff.jvm.query_plans import plan_facts, table_versions
+from sparkdiff.jvm.query_settings import settings
 from sparkdiff.options import Options
 from sparkdiff.pipeline.cut import Cut
 from sparkdiff.pipeline.schema import is_plain
-from sparkdiff.store.digests import digest_of, without_uids
+from sparkdiff.store.model_digests import digest_of, without_uids
 
 SHARDS = 8
 """Number of virtual shards of a cache. It does not depend on the number of processes, and so neither do caches, batches
@@ -54,7 +54,7 @@ class Request:
     )
     facts: list[Any] | None = None  # `source_facts` of each source; None: still to be found
 
-    def known(self) -> list[Any]:
+    def facts_of_sources(self) -> list[Any]:
         """Facts that decide the rows of each source."""
         return [source_facts(s.df) for s in self.sources] if self.facts is None else self.facts
 
@@ -108,7 +108,7 @@ def divided_facts(request: Request) -> list[Any]:
 
 
 def _sources(request: Request) -> list[list[Any]]:
-    return [[s.split, facts] for s, facts in zip(request.sources, request.known(), strict=True)]
+    return [[s.split, facts] for s, facts in zip(request.sources, request.facts_of_sources(), strict=True)]
 
 
 def source_facts(df: DataFrame) -> dict[str, Any]:
@@ -162,6 +162,6 @@ def content(df: DataFrame) -> list[Any]:
         InputError: Spark failed on the rows; the message has the cause.
     """
     sums = [F.sum(h.cast("decimal(20,0)")) for h in row_hashes(df)]  # a sum of longs overflows
-    with jvm.blamed("Spark failed while reading the data"):
+    with jvm.as_input_error("Spark failed while reading the data"):
         row = df.agg(F.count(F.lit(1)), *sums).first()
     return [df.schema.json(), [str(v) for v in row or ()]]

@@ -30,13 +30,13 @@ from sparkdiff.data.row_hashes import row_hashes
 from sparkdiff.data.stream import usage
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.jvm import stores
-from sparkdiff.jvm.plans import plan_facts
-from sparkdiff.machine import whole
+from sparkdiff.jvm.query_plans import plan_facts
+from sparkdiff.machine import atomic_files
 from sparkdiff.pipeline.graph import Vertex
 from sparkdiff.pipeline.schema import check_columns as check_stage_columns, is_plain
-from sparkdiff.store import marker
-from sparkdiff.store.digests import digest_of
-from sparkdiff.store.files import full, moved, read_object
+from sparkdiff.store import folder_marker
+from sparkdiff.store.files import full, move_into_place, read_object
+from sparkdiff.store.model_digests import digest_of
 
 PREFIX = "stages-"
 
@@ -45,7 +45,7 @@ Slices = dict[str, tuple[Any, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Made:
+class TransformedRows:
     """The rows of each source after all stages in Spark.
 
     Attributes:
@@ -61,7 +61,9 @@ class Made:
 
 
 @contextlib.contextmanager
-def frames_after(request: Request, where: Path, divided: Callable[[], tuple[Frames, Slices]]) -> Iterator[Made]:
+def frames_after(
+    request: Request, where: Path, divided: Callable[[], tuple[Frames, Slices]]
+) -> Iterator[TransformedRows]:
     """Yield the rows after all stages in Spark, made from kept rows if there are any. No process removes the kept rows
     within this context.
 
@@ -77,27 +79,27 @@ def frames_after(request: Request, where: Path, divided: Callable[[], tuple[Fram
         if found is None:
             frames, values = divided()
         else:
-            usage.used(found.folder)
+            usage.record_use(found.folder)
             frames, values = found.frames(request), found.values
-        through = next((k for k in range(len(keys), read, -1) if _seen(where, keys[k - 1])), read)
+        through = next((k for k in range(len(keys), read, -1) if _was_needed(where, keys[k - 1])), read)
         frames = _through(frames, stages[read:through])
         new = _keep(where, keys[through - 1], frames, values, stages[:through]) if through > read else None
         if new is not None:
             held.callback(usage.Lock(new.folder).close)
             frames = new.frames(request)
         frames = _through(frames, stages[through:])
-        yield Made(frames, values, tuple(uids[:read]), tuple(uids[: through if new else 0]))
+        yield TransformedRows(frames, values, tuple(uids[:read]), tuple(uids[: through if new else 0]))
         _note(where, keys)
 
 
-def _longest(where: Path, keys: Sequence[str], held: contextlib.ExitStack) -> tuple[int, "_Kept | None"]:
+def _longest(where: Path, keys: Sequence[str], held: contextlib.ExitStack) -> tuple[int, "_KeptRows | None"]:
     """The largest number k for which the rows after the first k stages are kept, and these rows, which are locked
     against removal until `held` is closed; 0 and None if no rows are kept.
     """
     for k in range(len(keys), 0, -1):
-        if _Kept.at(where, keys[k - 1]) is not None:
+        if _KeptRows.at(where, keys[k - 1]) is not None:
             lock = usage.Lock(where / f"{PREFIX}{keys[k - 1]}")
-            if (found := _Kept.at(where, keys[k - 1])) is not None:  # still there, now that it is locked
+            if (found := _KeptRows.at(where, keys[k - 1])) is not None:  # still there, now that it is locked
                 held.callback(lock.close)
                 return k, found
             lock.close()
@@ -135,7 +137,7 @@ def keys_of(request: Request, where: Path) -> list[str]:
     return keys
 
 
-def _seen(where: Path, key: str) -> bool:
+def _was_needed(where: Path, key: str) -> bool:
     with contextlib.suppress(OSError):  # of another user
         return stores.exists(where / usage.SEEN / key)
     return False
@@ -147,7 +149,7 @@ def _note(where: Path, keys: Sequence[str]) -> None:
         folder = where / usage.SEEN
         if not stores.exists(folder):
             stores.make(folder, private=False)
-            marker.mark(folder, marker.SEEN)
+            folder_marker.mark(folder, folder_marker.SEEN)
             if stores.url_of(folder) is None:
                 folder.chmod(where.stat().st_mode & 0o777)  # as the folder of the caches is shared
         for key in keys:
@@ -155,7 +157,7 @@ def _note(where: Path, keys: Sequence[str]) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Kept:
+class _KeptRows:
     """Kept rows, with the values of their slices."""
 
     folder: Path
@@ -163,7 +165,7 @@ class _Kept:
     values: Slices
 
     @staticmethod
-    def at(where: Path, key: str) -> "_Kept | None":
+    def at(where: Path, key: str) -> "_KeptRows | None":
         """The kept rows with this key; None if there are none, or if one of their files is missing or truncated."""
         folder = where / f"{PREFIX}{key}"
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -172,7 +174,7 @@ class _Kept:
             told = read_object(folder / usage.MANIFEST)
             rows = folder / told["rows"]
             if stores.exists(rows) and stores.size(rows) == told["bytes"]:
-                return _Kept(folder, rows, {name: tuple(values) for name, values in told["slices"].items()})
+                return _KeptRows(folder, rows, {name: tuple(values) for name, values in told["slices"].items()})
         return None
 
     def frames(self, request: Request) -> Frames:
@@ -180,7 +182,7 @@ class _Kept:
         return [spark.read.parquet(stores.readable(self.rows / str(i))) for i in range(len(request.sources))]
 
 
-def _keep(where: Path, key: str, frames: Frames, values: Slices, stages: Sequence[Vertex]) -> _Kept | None:
+def _keep(where: Path, key: str, frames: Frames, values: Slices, stages: Sequence[Vertex]) -> _KeptRows | None:
     """Write the rows to the folder of the caches, and return them. If that fails, warns and returns None: for example,
     Parquet has no type for intervals, the disk may have room only for the cache, or a stage may fail (the error is
     raised when the cache is written).
@@ -191,9 +193,9 @@ def _keep(where: Path, key: str, frames: Frames, values: Slices, stages: Sequenc
     rows = target / f"rows-{uuid.uuid4().hex[:8]}"
     began = time.monotonic()
     try:
-        marker.check_owner(folder, marker.ROWS, f"the folder {stores.named(folder)}", "cacheDir")
+        folder_marker.check_owner(folder, folder_marker.ROWS, f"the folder {stores.path_or_url(folder)}", "cacheDir")
         stores.make(target)
-        marker.mark(target, marker.ROWS)
+        folder_marker.mark(target, folder_marker.ROWS)
         for i, df in enumerate(frames):
             if _cuts_times(df):
                 raise OSError("spark.sql.parquet.outputTimestampType=TIMESTAMP_MILLIS would cut off microseconds")
@@ -203,9 +205,9 @@ def _keep(where: Path, key: str, frames: Frames, values: Slices, stages: Sequenc
         if local:
             usage.begin(target, [s.stageClass for s in stages], time.monotonic() - began)
             # A damaged folder in its place is replaced; a complete one was written by another run meanwhile.
-            if not moved(target, folder) and _Kept.at(where, key) is None:
-                whole.remove(folder)
-                moved(target, folder)
+            if not move_into_place(target, folder) and _KeptRows.at(where, key) is None:
+                atomic_files.remove(folder)
+                move_into_place(target, folder)
     except BaseException as e:
         stores.remove(rows)
         if not isinstance(e, (jvm.SparkError, OSError, InputError)):
@@ -215,8 +217,8 @@ def _keep(where: Path, key: str, frames: Frames, values: Slices, stages: Sequenc
         return None
     finally:
         if local:
-            whole.remove(target)
-    return _Kept.at(where, key)
+            atomic_files.remove(target)
+    return _KeptRows.at(where, key)
 
 
 def _cuts_times(df: DataFrame) -> bool:
@@ -229,9 +231,11 @@ def check_request(request: Request) -> None:
     cut, graph = request.cut, request.cut.graph
     for source in request.sources:
         splits.check_columns(source.data, request.options)
-        splits.check_names(cut.made)
+        splits.check_names(cut.spark_outputs)
         check_stage_columns(graph, source.df.schema, (request.labelCol, request.weightCol))
-        names = {graph.casefold(c) for c in (*source.df.columns, *cut.made)}  # without outputs of opaque stages
+        names = {
+            graph.casefold(c) for c in (*source.df.columns, *cut.spark_outputs)
+        }  # without outputs of opaque stages
         head = graph.head
         for lost in (c for c in head.lossInputs if not cut.opaque and graph.casefold(c) not in names):
             raise InputError(
@@ -240,7 +244,7 @@ def check_request(request: Request) -> None:
             )
         for option, column in (("labelCol", request.labelCol), ("weightCol", request.weightCol)):
             if column is not None and not cut.opaque and graph.casefold(column) not in names:
-                known = (*source.df.columns, *cut.made)
+                known = (*source.df.columns, *cut.spark_outputs)
                 raise InputError(f"{option}={column!r} is not a column of the data. {did_you_mean(column, known)}")
             check_number(option, column, source.df, graph.casefold)
 
@@ -252,18 +256,18 @@ def frames_of(request: Request) -> tuple[list[DataFrame], dict[str, tuple[Any, .
     Raises:
         InputError: Spark failed on the rows.
     """
-    divided, values = _divided(request)
-    with jvm.blamed(failure_of(request)):
+    divided, values = _split_rows(request)
+    with jvm.as_input_error(failure_of(request)):
         return [request.cut.transform(df) for df in divided], values
 
 
-def _divided(request: Request) -> tuple[list[DataFrame], dict[str, tuple[Any, ...]]]:
+def _split_rows(request: Request) -> tuple[list[DataFrame], dict[str, tuple[Any, ...]]]:
     """The rows of each source, divided into splits and slices, before any stage; and the values that form slices, by
     column.
     """
     o = request.options
     by = [f"{n}={v!r}" for n in ("validationIndicatorCol", "groupCol", "timeCol", "guardCols") if (v := getattr(o, n))]
-    with jvm.blamed(f"Spark failed while it split the rows ({', '.join(by) or 'by a hash of all columns'})"):
+    with jvm.as_input_error(f"Spark failed while it split the rows ({', '.join(by) or 'by a hash of all columns'})"):
         dealt, values = splits.with_slices(splits.with_splits(request.sources, o, request.boundaries), o)
         if request.keyed:
             # Not the hash used for the split: it skips nulls, and would not see which column of a row is null.
@@ -275,14 +279,14 @@ def _divided(request: Request) -> tuple[list[DataFrame], dict[str, tuple[Any, ..
 
 
 @contextlib.contextmanager
-def made_frames(request: Request, where: Path) -> Iterator[Made]:
+def rows_after_stages(request: Request, where: Path) -> Iterator[TransformedRows]:
     """Yield the result of `frames_of`; with `reuseStages`, made from rows that an earlier run has kept, if there are
     any.
     """
     if not request.options.reuseStages:
-        yield Made(*frames_of(request))
+        yield TransformedRows(*frames_of(request))
         return
-    with jvm.blamed(failure_of(request)), frames_after(request, where, lambda: _divided(request)) as made:
+    with jvm.as_input_error(failure_of(request)), frames_after(request, where, lambda: _split_rows(request)) as made:
         yield made
 
 

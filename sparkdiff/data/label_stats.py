@@ -104,9 +104,15 @@ def stats_of(rows: Iterable[pa.Table], request: Request, negligible: float = 0.0
     whole = len(counts) <= 1000 and all(v >= 0 and float(v).is_integer() for v in counts)
     classes = [counts.get(float(k), 0) for k in range(int(high) + 1)] if n and whole and high <= 1000 else []
     return {
-        "rows": int(n), "mean": mean, "std": (m2 / (n - 1)) ** 0.5 if n > 1 else 0.0, "beside": ranges,
-        "fractional": fractional, "low": low if n else None, "high": high if n else None, "classes": classes,
-    }  # fmt: skip
+        "rows": int(n),
+        "mean": mean,
+        "std": (m2 / (n - 1)) ** 0.5 if n > 1 else 0.0,
+        "beside": ranges,
+        "fractional": fractional,
+        "low": low if n else None,
+        "high": high if n else None,
+        "classes": classes,
+    }
 
 
 def _refuse(column: pa.ChunkedArray, option: str, name: str | None, what: str, good: Any, rule: str) -> None:

@@ -21,9 +21,9 @@ from sparkdiff.data.row_hashes import row_hash
 from sparkdiff.data.splits import BLOCK, ROW, SLICE, SPLIT, TIME
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.jvm import stores
+from sparkdiff.pipeline.column_names import col_by_name
 from sparkdiff.pipeline.cut import Cut, CutColumn
 from sparkdiff.pipeline.graph import Version, null_of
-from sparkdiff.pipeline.names import named
 from sparkdiff.pipeline.schema import fields_by_name, width_in
 from sparkdiff.stages.base import NULL
 
@@ -69,8 +69,11 @@ def columns_of(
         if field is None:
             raise InputError(f"column {read.name!r} is missing when the cache is written: an earlier stage drops it")
         column: dict[str, Any] = {
-            "name": f"c{i}", "column": read.name, "metadata": field.metadata, "type": field.dataType.simpleString()
-        }  # fmt: skip
+            "name": f"c{i}",
+            "column": read.name,
+            "metadata": field.metadata,
+            "type": field.dataType.simpleString(),
+        }
         if isinstance(field.dataType, (VectorUDT, ArrayType)):
             width = width_in(field) if told else None
             if width and width < SPARSE_WIDTH:
@@ -171,14 +174,14 @@ def _physical(column: dict[str, Any], field_type: DataType, c: Column) -> list[C
         )
     )
 
-    def checked(nothing: Column, whole: Column) -> Column:
+    def with_width_check(nothing: Column, whole: Column) -> Column:
         return F.when(c.isNull(), nothing).when(size == column["width"], whole).otherwise(unequal)
 
     if column["kind"] == "dense":
         array = vector_to_array(c) if vector else c.cast("array<double>")
-        return [checked(F.array_repeat(nan, column["width"]), array).alias(name)]
+        return [with_width_check(F.array_repeat(nan, column["width"]), array).alias(name)]
     every = F.sequence(F.lit(0), F.size(v["values"]) - 1)
-    indices = checked(F.array(F.lit(0)), F.when(v["indices"].isNull(), every).otherwise(v["indices"]))
+    indices = with_width_check(F.array(F.lit(0)), F.when(v["indices"].isNull(), every).otherwise(v["indices"]))
     return [indices.alias(f"{name}_i"), F.when(c.isNull(), F.array(nan)).otherwise(v["values"]).alias(f"{name}_v")]
 
 
@@ -188,7 +191,7 @@ def write_files(request: Request, frames: list[DataFrame], columns: list[dict[st
     # Numbers are read faster without dictionaries. Sparse columns (such as counts of words) have few distinct values
     # and are smaller with dictionaries.
     dictionaries = {f"parquet.enable.dictionary#{name}.list.element": "true" for name in sparse_fields(columns)}
-    stored(request, frames, columns).write.mode("append").options(
+    rows_by_shard(request, frames, columns).write.mode("append").options(
         maxRecordsPerFile=piece, **{"parquet.enable.dictionary": "false", **dictionaries}
     ).partitionBy("split", "shard").parquet(stores.address(folder))
 
@@ -198,7 +201,7 @@ def sparse_fields(columns: list[dict[str, Any]]) -> list[str]:
     return [f"{c['name']}_{part}" for c in columns if c["kind"] == "sparse" for part in "iv"]
 
 
-def stored(request: Request, frames: list[DataFrame], columns: list[dict[str, Any]]) -> DataFrame:
+def rows_by_shard(request: Request, frames: list[DataFrame], columns: list[dict[str, Any]]) -> DataFrame:
     """The rows as they are written to the files: assigned to virtual shards and sorted, with the columns `split` and
     `shard`.
     """
@@ -206,14 +209,14 @@ def stored(request: Request, frames: list[DataFrame], columns: list[dict[str, An
     # Equal rows are also assigned by their occurrence number, so that the files depend on the rows, not on partitions.
     occurrence = F.row_number().over(Window.partitionBy("hash").orderBy("hash", *ties))
     keyed = (
-        hashed(request, frames, columns)
+        rows_with_hash(request, frames, columns)
         .withColumn("key", F.xxhash64("hash", occurrence))
         .withColumn("shard", F.pmod(F.col("key"), F.lit(SHARDS)))
     )
     return keyed.repartition(SHARDS, "split", "shard").sortWithinPartitions("split", "shard", "key").drop("hash", "key")
 
 
-def hashed(request: Request, frames: list[DataFrame], columns: list[dict[str, Any]]) -> DataFrame:
+def rows_with_hash(request: Request, frames: list[DataFrame], columns: list[dict[str, Any]]) -> DataFrame:
     """The rows with a weight other than 0, with the columns of the files, `split` and `hash` (the hash of the row), in
     any order.
     """
@@ -253,8 +256,8 @@ def _as_stored(request: Request, df: DataFrame, columns: list[dict[str, Any]]) -
         selected += _physical(column, f.dataType, source)
         if f"null{i}" in nulls:
             selected.append(source.isNull().alias(f"null{i}"))
-    label = named(request.labelCol).cast("double") if request.labelCol else F.lit(0.0)  # clustering has none
-    weight = named(request.weightCol).cast("double") if request.weightCol else F.lit(1.0)
+    label = col_by_name(request.labelCol).cast("double") if request.labelCol else F.lit(0.0)  # clustering has none
+    weight = col_by_name(request.weightCol).cast("double") if request.weightCol else F.lit(1.0)
     selected += [
         label.alias("label"),
         weight.alias("weight"),

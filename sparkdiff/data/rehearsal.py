@@ -21,11 +21,11 @@ from sparkdiff import jvm
 from sparkdiff.data.fingerprint import SHARDS, Request, content, deciding_stages
 from sparkdiff.data.frames import check_request, failure_of, frames_of
 from sparkdiff.data.label_stats import stats_of
-from sparkdiff.data.layout import columns_of, hashed, names_of, sparse_fields, stored
+from sparkdiff.data.layout import columns_of, names_of, rows_by_shard, rows_with_hash, sparse_fields
 from sparkdiff.data.splits import SPLITS, find_boundaries
 from sparkdiff.data.stream import Batch, BatchColumn, CachedFile, Manifest, Stream
 from sparkdiff.errors import InputError
-from sparkdiff.jvm.plans import plan_facts
+from sparkdiff.jvm.query_plans import plan_facts
 from sparkdiff.jvm.sessions import VERSION
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.schema import is_plain
@@ -78,7 +78,7 @@ class Sample:
     entries: float
 
 
-def sampled(request: Request) -> Sample:
+def cache_sample(request: Request) -> Sample:
     """Cache a few rows in memory, with as few and as small Spark jobs as possible. The shards and the order of the rows
     differ from those of a real cache.
 
@@ -90,18 +90,18 @@ def sampled(request: Request) -> Sample:
     """
     check_request(request)
     try:
-        columns, found = _hashed(request, told=True)
+        columns, found = _collect_rows(request, told=True)
     except InputError:  # if the metadata are wrong, the rows show the widths; else the same error is raised again
-        columns, found = _hashed(request, told=False)
+        columns, found = _collect_rows(request, told=False)
     found.sort(key=lambda row: row["hash"])  # makes them independent of the order from Spark
     return _sample(_table(found, columns, [row["hash"] % SHARDS for row in found]), columns, request)
 
 
-def _hashed(request: Request, *, told: bool) -> tuple[list[dict[str, Any]], list[Any]]:
+def _collect_rows(request: Request, *, told: bool) -> tuple[list[dict[str, Any]], list[Any]]:
     """The columns of the cache of these rows (see `columns_of`), and the rows before they are assigned to shards."""
     frames, columns = _frames(request, request, told=told)
-    with jvm.blamed(failure_of(request)):
-        return columns, hashed(request, frames, columns).collect()
+    with jvm.as_input_error(failure_of(request)):
+        return columns, rows_with_hash(request, frames, columns).collect()
 
 
 def _sample(table: pa.Table, columns: list[dict[str, Any]], request: Request) -> Sample:
@@ -110,10 +110,13 @@ def _sample(table: pa.Table, columns: list[dict[str, Any]], request: Request) ->
             f"none of the first {SAMPLE:,} rows has a weight other than 0, so nothing can be told of the rest"
         )
     return Sample(
-        len(table), {s: table["split"].to_pylist().count(s) for s in SPLITS},
-        {s: stats_of([_of(table, s)], request) for s in SPLITS}, _stream(table, columns, request.options.seed),
-        names_of(request.cut, columns), sum(_entries(table, c) for c in columns),
-    )  # fmt: skip
+        len(table),
+        {s: table["split"].to_pylist().count(s) for s in SPLITS},
+        {s: stats_of([_of(table, s)], request) for s in SPLITS},
+        _stream(table, columns, request.options.seed),
+        names_of(request.cut, columns),
+        sum(_entries(table, c) for c in columns),
+    )
 
 
 def _entries(table: pa.Table, column: dict[str, Any]) -> float:
@@ -122,7 +125,7 @@ def _entries(table: pa.Table, column: dict[str, Any]) -> float:
     return float(pc.mean(pc.list_value_length(table[f"{column['name']}_v"])).as_py() if sparse else column["width"])
 
 
-def rehearsed(request: Request) -> Rehearsal:
+def rehearse(request: Request) -> Rehearsal:
     """Rehearse the cache of a request: do the work for a few rows, and write no files. Counts all rows, and collects
     some of them.
 
@@ -131,26 +134,26 @@ def rehearsed(request: Request) -> Rehearsal:
     """
     check_request(request)
     spark = request.sources[0].df.sparkSession
-    with jvm.blamed("Spark failed while it counted the rows"):
+    with jvm.as_input_error("Spark failed while it counted the rows"):
         rows = sum(source.df.count() for source in request.sources)
         first = [spark.createDataFrame(s.df.limit(SAMPLE).collect(), s.df.schema) for s in request.sources]
     if not rows:
         raise InputError("the data have no rows")
     few = [dataclasses.replace(s, df=df) for s, df in zip(request.sources, first, strict=True)]
     sample = dataclasses.replace(request, sources=few, boundaries=None)
-    with jvm.counted(spark) as count:
-        columns, found = _cached(sample, request)
+    with jvm.count_jobs(spark) as count:
+        columns, found = _rehearse_steps(sample, request)
         counted = count()
     jobs = None if counted is None else _with_saving(counted, request)
     table = _table(found, columns)
     few_rows = _sample(table, columns, request)
-    quick, seconds = _timed(request, columns, rows)
+    quick, seconds = _measure_seconds(request, columns, rows)
     looked_at = sum(min(SAMPLE, source.df.count()) for source in few)
     kept = rows * few_rows.rows // looked_at  # rows of weight 0 are not cached
     return Rehearsal(kept, jobs, _bytes(table, columns, kept), seconds, quick, few_rows)
 
 
-def _cached(sample: Request, request: Request) -> tuple[list[dict[str, Any]], list[Any]]:
+def _rehearse_steps(sample: Request, request: Request) -> tuple[list[dict[str, Any]], list[Any]]:
     """Do the steps of `open_cache` for the sample. Returns the columns of the cache, and its rows."""
     for few, whole in zip(sample.sources, request.sources, strict=True):
         if plan_facts(whole.df) is None:  # else its plan and files identify it
@@ -158,15 +161,15 @@ def _cached(sample: Request, request: Request) -> tuple[list[dict[str, Any]], li
     if request.cut.stages and not all(is_plain(stage) for stage in deciding_stages(request.cut)):
         content(request.cut.transform(sample.sources[0].df))
     frames, columns = _frames(sample, request, told=False)
-    with jvm.blamed(failure_of(request)):
-        return columns, stored(sample, frames, columns).collect()
+    with jvm.as_input_error(failure_of(request)):
+        return columns, rows_by_shard(sample, frames, columns).collect()
 
 
 def _frames(sample: Request, request: Request, *, told: bool) -> tuple[list[DataFrame], list[dict[str, Any]]]:
     """The rows of a sample after the stages in Spark, and the columns of their cache; see `columns_of`."""
     boundaries = request.boundaries or find_boundaries(sample.sources, sample.options)
     frames, values = frames_of(dataclasses.replace(sample, boundaries=boundaries))
-    with jvm.blamed(failure_of(request)):
+    with jvm.as_input_error(failure_of(request)):
         return frames, columns_of(sample, frames[0], values, told=told)
 
 
@@ -198,7 +201,7 @@ def saving_jobs(stages: Sequence[Any]) -> Range:
     return low, high
 
 
-def _timed(request: Request, columns: list[dict[str, Any]], rows: int) -> tuple[float, Range]:
+def _measure_seconds(request: Request, columns: list[dict[str, Any]], rows: int) -> tuple[float, Range]:
     """Seconds that a small job takes, and the range of seconds that the cache takes for all rows, estimated from runs
     of its query on some rows.
 
@@ -211,11 +214,11 @@ def _timed(request: Request, columns: list[dict[str, Any]], rows: int) -> tuple[
         parts = [dataclasses.replace(s, df=s.df.limit(number)) for s in request.sources]
         boundaries = request.boundaries or find_boundaries(parts, request.options)
         one = dataclasses.replace(request, sources=parts, boundaries=boundaries)
-        query, begun = stored(one, frames_of(one)[0], columns), time.perf_counter()
+        query, begun = rows_by_shard(one, frames_of(one)[0], columns), time.perf_counter()
         query.write.format("noop").mode("overwrite").save()  # computes all rows and keeps none
         return time.perf_counter() - begun
 
-    with jvm.blamed(failure_of(request)):
+    with jvm.as_input_error(failure_of(request)):
         small, least = run(1), min(SAMPLE, rows)
         if rows <= SAMPLE:
             return small, (0.5 * small, 2 * small)
@@ -284,12 +287,12 @@ def _tensor(table: pa.Table, column: BatchColumn) -> Tensor | SparseRows:
     if column.kind == "sparse":
         lengths = torch.from_numpy(pc.list_value_length(first).to_numpy().astype("int64"))
         indices = torch.from_numpy(first.flatten().to_numpy().copy())
-        return SparseRows(indices, _filled(entries[0].flatten(), column), offsets_of(lengths), column.width)
-    values = _filled(first.flatten() if column.kind == "dense" else first, column)
+        return SparseRows(indices, _without_nulls(entries[0].flatten(), column), offsets_of(lengths), column.width)
+    values = _without_nulls(first.flatten() if column.kind == "dense" else first, column)
     return values.reshape((-1, column.width) if column.kind == "dense" else (-1,))
 
 
-def _filled(values: pa.Array, column: BatchColumn) -> Tensor:
+def _without_nulls(values: pa.Array, column: BatchColumn) -> Tensor:
     """Values with NaN, or 0 for integers, in place of nulls."""
     nothing = pa.scalar(float("nan") if column.dtype == torch.float64 else 0).cast(values.type)
     return torch.tensor(pc.fill_null(values, nothing).to_numpy(zero_copy_only=False), dtype=column.dtype)

@@ -14,7 +14,7 @@ from pyspark.sql.types import (
 )
 
 from sparkdiff import jvm
-from sparkdiff.pipeline.names import named, read_by_name
+from sparkdiff.pipeline.column_names import col_by_name, read_by_name
 
 SALTS = (1, 2)
 VARIANT = "variant"  # Spark 3.5 has no class for it
@@ -34,7 +34,7 @@ def row_hash(df: DataFrame, *salt: object) -> Column:
     """
     alone = read_by_name(df)
     columns = [
-        named(f.name) if is_hashed(f.dataType) else F.to_json(F.struct(named(f.name)))
+        col_by_name(f.name) if is_hashed(f.dataType) else F.to_json(F.struct(col_by_name(f.name)))
         for f in sorted(df.schema.fields, key=lambda f: f.name)
         if f.name in alone
     ]
@@ -63,7 +63,7 @@ def with_copies(df: DataFrame) -> DataFrame:
         InputError: Spark failed on the rows; the message has the cause.
     """
     content = coin(df)
-    with jvm.blamed("Spark failed while reading the data"):
+    with jvm.as_input_error("Spark failed while reading the data"):
         found = df.groupBy(content).count().agg(F.max("count"), F.sum("count")).first()
     most, rows = found or (0, 0)
     if (most or 0) < 2:
@@ -85,19 +85,19 @@ def coin(df: DataFrame, *salt: object) -> Column:
     rows = df.drop(COPY)
     # A null adds nothing to a hash. So the names of the null columns are added, to distinguish rows that are null in
     # different columns.
-    nulls = [F.when(named(name).isNull(), name) for name in sorted(read_by_name(rows))]
-    return row_hash(rows, *salt, *nulls, *(named(name) for name in df.columns if name == COPY))
+    nulls = [F.when(col_by_name(name).isNull(), name) for name in sorted(read_by_name(rows))]
+    return row_hash(rows, *salt, *nulls, *(col_by_name(name) for name in df.columns if name == COPY))
 
 
 def row_hashes(df: DataFrame) -> list[Column]:
     """Two independent hashes of a row. Columns that share a name are left out, because they cannot be read."""
     alone = read_by_name(df)
-    parts = [p for f in df.schema.fields if f.name in alone for p in hashed(named(f.name), f.dataType)]
+    parts = [p for f in df.schema.fields if f.name in alone for p in hash_arguments(col_by_name(f.name), f.dataType)]
     # A salt after the values would not help: two rows with equal hashes would have equal hashes with it, too.
     return [F.xxhash64(F.lit(salt), *parts) for salt in SALTS]
 
 
-def hashed(c: Column, kind: DataType, *, signs: bool = False) -> list[Column]:
+def hash_arguments(c: Column, kind: DataType, *, signs: bool = False) -> list[Column]:
     """The arguments of `xxhash64` for a column, such that different values of its type have different arguments.
 
     `xxhash64` itself skips nulls, concatenates arrays, treats strings as equal if their collation does, and treats
@@ -112,16 +112,16 @@ def hashed(c: Column, kind: DataType, *, signs: bool = False) -> list[Column]:
     if kind.typeName() == VARIANT:
         return [null, F.to_json(F.struct(c.alias("value")))]
     if isinstance(kind, UserDefinedType):
-        return hashed(F.unwrap_udt(c), kind.sqlType(), signs=signs)
+        return hash_arguments(F.unwrap_udt(c), kind.sqlType(), signs=signs)
     if isinstance(kind, StringType):
         return [null, c.cast("binary")]
     if isinstance(kind, (DoubleType, FloatType)):
         return [null, c, F.when(c == 0, c.cast("string"))]
     if isinstance(kind, StructType):
-        return [null, *(p for f in kind.fields for p in hashed(c.getField(f.name), f.dataType, signs=signs))]
+        return [null, *(p for f in kind.fields for p in hash_arguments(c.getField(f.name), f.dataType, signs=signs))]
     if isinstance(kind, MapType):
         entry = StructType().add("key", kind.keyType, False).add("value", kind.valueType, kind.valueContainsNull)
-        return hashed(F.map_entries(c), ArrayType(entry, containsNull=False), signs=signs)
+        return hash_arguments(F.map_entries(c), ArrayType(entry, containsNull=False), signs=signs)
     if isinstance(kind, ArrayType):
         return [null, F.size(c), *_elements(c, kind, signs)]
     return [null, c]
@@ -131,7 +131,7 @@ def _elements(c: Column, kind: ArrayType, signs: bool) -> list[Column]:
     """Hash input for the elements of an array whose size is hashed already."""
     nested = isinstance(kind.elementType, (ArrayType, StructType, MapType, UserDefinedType, NullType))
     if nested or kind.elementType.typeName() == VARIANT:
-        return [F.transform(c, lambda x: F.xxhash64(*hashed(x, kind.elementType, signs=signs)))]
+        return [F.transform(c, lambda x: F.xxhash64(*hash_arguments(x, kind.elementType, signs=signs)))]
     values = c.cast("array<binary>") if isinstance(kind.elementType, StringType) else c
     signs = signs and isinstance(kind.elementType, (DoubleType, FloatType))
     zeros = [F.transform(c, lambda x: F.when(x == 0, x.cast("string")))] if signs else []

@@ -32,7 +32,7 @@ from sparkdiff.data.splits import (
 )
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.options import Options
-from sparkdiff.pipeline.names import casefolding, named
+from sparkdiff.pipeline.column_names import casefolding, col_by_name
 
 WEIGHT, CHANCES, CERTAIN, CLASS, CHANCE = (
     f"__sparkdiff_{name}" for name in ("weight", "chances", "true", "class", "chance")
@@ -43,7 +43,7 @@ MADE = "is made by the pipeline, which comes after the rows are weighted by thei
 
 
 @dataclasses.dataclass(frozen=True)
-class Hardened:
+class SoftLabels:
     """Rows with one label each.
 
     Attributes:
@@ -65,7 +65,7 @@ class Hardened:
     leftOutReference: int = 0
     doubt: str = ""
 
-    def told(self) -> str:
+    def sentence(self) -> str:
         """A sentence about the labels."""
         where = {"on the held-out side": self.leftOut, "among the reference rows": self.leftOutReference}
         left = "".join(
@@ -79,7 +79,7 @@ class Hardened:
         )
 
 
-def given(sources: Sequence[Source], labelCol: str | None) -> bool:
+def has_vector_labels(sources: Sequence[Source], labelCol: str | None) -> bool:
     """True if the labels of training rows are vectors."""
     return labelCol is not None and any(_is_vector(s.df, labelCol) for s in sources if s.split in (None, TRAIN))
 
@@ -89,9 +89,9 @@ def _is_vector(df: DataFrame, column: str) -> bool:
     return any(isinstance(f.dataType, VectorUDT) for f in df.schema.fields if casefold(f.name) == casefold(column))
 
 
-def hardened(
+def explode_classes(
     sources: Sequence[Source], options: Options, labelCol: str, weightCol: str | None, classes: int
-) -> Hardened:
+) -> SoftLabels:
     """Turn rows with class probabilities as labels into rows with one label and a weight each. Runs one job per source,
     which checks the labels, and the jobs of `find_boundaries` and `with_splits`.
 
@@ -120,7 +120,7 @@ def hardened(
         df = _with_chances(frame, labelCol)
         if source.split is None and not alone:
             df = df.withColumn(SPLIT, _side(options))
-        for key, n in _counted(df, options, labelCol, weightCol, classes).items():
+        for key, n in _count_rows(df, options, labelCol, weightCol, classes).items():
             counts[key] = counts.get(key, 0) + n
         made = functools.partial(_one_label, labelCol=labelCol, weightCol=weightCol, weight=weight)
         for split in [TRAIN, VALIDATION] if source.split is None else [source.split]:
@@ -132,10 +132,16 @@ def hardened(
             "true labels decide: label some of them, or leave the reference rows out"
         )
     held = [n for (split, certain), n in counts.items() if not certain and split not in (TRAIN, REFERENCE)]
-    return Hardened(
-        tuple(out), weight, counts.get((TRAIN, False), 0), counts.get((TRAIN, True), 0), counts.get((VALIDATION, True), 0),
-        sum(held), counts.get((REFERENCE, False), 0), _doubt(sources, labelCol, sum(n for (_, c), n in counts.items() if c)),
-    )  # fmt: skip
+    return SoftLabels(
+        tuple(out),
+        weight,
+        counts.get((TRAIN, False), 0),
+        counts.get((TRAIN, True), 0),
+        counts.get((VALIDATION, True), 0),
+        sum(held),
+        counts.get((REFERENCE, False), 0),
+        _doubt(sources, labelCol, sum(n for (_, c), n in counts.items() if c)),
+    )
 
 
 def _boundaries(certain: Sequence[Source], counted: Sequence[Source], options: Options) -> Boundaries:
@@ -179,7 +185,7 @@ def _of_weight(df: DataFrame, labelCol: str, weightCol: str | None) -> DataFrame
         raise InputError(
             f"the data have a column {reserved[0]!r}, a name that sparkdiff reserves for its own: rename it"
         )
-    return df if weightCol is None else df.where((named(weightCol) != 0) | named(weightCol).isNull())
+    return df if weightCol is None else df.where((col_by_name(weightCol) != 0) | col_by_name(weightCol).isNull())
 
 
 def _with_chances(df: DataFrame, labelCol: str) -> DataFrame:
@@ -191,7 +197,7 @@ def _with_chances(df: DataFrame, labelCol: str) -> DataFrame:
     """
     if not _is_vector(df, labelCol):
         return df.withColumn(CHANCES, F.lit(None).cast("array<double>")).withColumn(CERTAIN, F.lit(True))
-    known = df.withColumn(CHANCES, F.when(named(labelCol).isNotNull(), vector_to_array(named(labelCol))))
+    known = df.withColumn(CHANCES, F.when(col_by_name(labelCol).isNotNull(), vector_to_array(col_by_name(labelCol))))
     return known.withColumn(CERTAIN, F.coalesce(F.array_max(CHANCES) == 1.0, F.lit(False)))
 
 
@@ -201,17 +207,17 @@ def _side(options: Options) -> Column:
     if options.validationIndicatorCol or options.timeCol:
         return side
     # A group without true labels decides nothing, and may train.
-    own = F.max(CERTAIN).over(Window.partitionBy(named(options.groupCol))) if options.groupCol else F.col(CERTAIN)
+    own = F.max(CERTAIN).over(Window.partitionBy(col_by_name(options.groupCol))) if options.groupCol else F.col(CERTAIN)
     return F.when(own, side).otherwise(TRAIN)
 
 
-def _counted(
+def _count_rows(
     df: DataFrame, options: Options, labelCol: str, weightCol: str | None, classes: int
 ) -> dict[tuple[str, bool], int]:
     """Number of rows by split and by whether the label is true.
 
     Raises:
-        InputError: see `hardened`.
+        InputError: see `explode_classes`.
     """
     c = F.col(CHANCES)
     total = F.aggregate(c, F.lit(0.0), lambda x, y: x + y)
@@ -222,8 +228,10 @@ def _counted(
         .when(F.exists(c, lambda x: F.isnan(x) | (x < 0)), "entry")
         .when(F.abs(total - 1) > FAR, "sum")
     )
-    with jvm.blamed(f"Spark failed while reading labelCol={labelCol!r}"):
-        weight = F.lit(1.0) if weightCol is None else F.coalesce(named(weightCol).cast("double"), F.lit(float("nan")))
+    with jvm.as_input_error(f"Spark failed while reading labelCol={labelCol!r}"):
+        weight = (
+            F.lit(1.0) if weightCol is None else F.coalesce(col_by_name(weightCol).cast("double"), F.lit(float("nan")))
+        )
         unusable = F.isnan(weight) | (weight < 0) | (weight == float("inf"))
         wrong = F.count(F.when(unusable, 1)), F.first(F.when(unusable, weight), ignorenulls=True)
         found = df.groupBy(problem, SPLIT, CERTAIN).agg(F.count(F.lit(1)), F.first(c), *wrong).collect()
@@ -269,7 +277,7 @@ def _one_label(df: DataFrame, *, labelCol: str, weightCol: str | None, weight: s
     """One row per class whose probability is not 0, with that class as label."""
     label, own = (
         field(df, labelCol, "labelCol").name,
-        F.lit(1.0) if weightCol is None else named(weightCol).cast("double"),
+        F.lit(1.0) if weightCol is None else col_by_name(weightCol).cast("double"),
     )
     if not _is_vector(df, labelCol):
         return df.withColumn(weight, own).drop(SPLIT, BLOCK, TIME, CHANCES, CERTAIN)

@@ -31,7 +31,7 @@ from sparkdiff.data.blocks import MAX_BLOCKS, TIME_BLOCKS
 from sparkdiff.data.row_hashes import COPY, HASH, coin, is_hashed, with_copies
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.options import Options
-from sparkdiff.pipeline.names import casefolding, named, read_by_name, refuse_stream
+from sparkdiff.pipeline.column_names import casefolding, col_by_name, read_by_name, refuse_stream
 
 ACCURACY = 10_000
 """Accuracy of Spark's approximate quantiles: their rank error is at most n / ACCURACY. It affects only how long it
@@ -56,7 +56,7 @@ def quantiles(df: DataFrame, column: Column, shares: Sequence[float]) -> list[fl
     """
     value = F.when(column == 0, 0.0).otherwise(column)  # -0.0 equals 0.0, but not for Bucketizer
     values = df.select(value.alias("value")).where("value IS NOT NULL AND NOT isnan(value)")
-    guesses = _guessed(values, shares)
+    guesses = _approximate_quantiles(values, shares)
     if not guesses:
         return []
     # Half-open buckets: one for each guess, and one for the values between two guesses.
@@ -64,17 +64,17 @@ def quantiles(df: DataFrame, column: Column, shares: Sequence[float]) -> list[fl
     rows = Bucketizer(splits=sorted(bounds), inputCol="value", outputCol="bucket").transform(values)
     counted = rows.groupBy("bucket").agg(F.count("value").alias("rows"), F.min("value"), F.max("value"))
     buckets = sorted(tuple(row) for row in counted.collect())
-    places = located(shares, [n for _, n, _, _ in buckets])
+    places = bucket_ranks(shares, [n for _, n, _, _ in buckets])
     found = {(i, rank): buckets[i][2] for i, rank in places if buckets[i][2] == buckets[i][3]}
     wanted = {(buckets[i][0], rank): (i, rank) for i, rank in places if (i, rank) not in found}
     if wanted:
-        found |= {wanted[at]: value for at, value in _ranked(rows, sorted(wanted)).items()}
+        found |= {wanted[at]: value for at, value in _values_at_ranks(rows, sorted(wanted)).items()}
     if len(found) < len(set(places)):
         raise ChangedRowsError
     return [found[place] + 0.0 for place in places]
 
 
-def located(shares: Iterable[float], counts: Sequence[int]) -> list[tuple[int, int]]:
+def bucket_ranks(shares: Iterable[float], counts: Sequence[int]) -> list[tuple[int, int]]:
     """Index of the bucket that contains each quantile, and the quantile's rank within the bucket, from 1; `counts` has
     the numbers of values in the buckets, in ascending order of the values.
     """
@@ -87,14 +87,14 @@ def located(shares: Iterable[float], counts: Sequence[int]) -> list[tuple[int, i
     return out
 
 
-def _guessed(values: DataFrame, shares: Sequence[float]) -> list[float]:
+def _approximate_quantiles(values: DataFrame, shares: Sequence[float]) -> list[float]:
     """Spark's approximate quantiles at these shares, and at shares slightly below and above; empty without values."""
     near = {min(1.0, max(0.0, share + d)) for share in shares for d in (-2 / ACCURACY, 0.0, 2 / ACCURACY)}
     row = values.agg(F.percentile_approx("value", sorted(near), ACCURACY)).first()
     return [] if row is None or row[0] is None else sorted(set(row[0]))
 
 
-def _ranked(rows: DataFrame, wanted: Iterable[tuple[float, int]]) -> dict[tuple[float, int], float]:
+def _values_at_ranks(rows: DataFrame, wanted: Iterable[tuple[float, int]]) -> dict[tuple[float, int], float]:
     """The values with these (bucket, rank in the bucket)."""
     ranks = {bucket: [r for _, r in group] for bucket, group in itertools.groupby(wanted, key=operator.itemgetter(0))}
     inside = rows.where(F.col("bucket").isin(list(ranks)))
@@ -121,7 +121,7 @@ class Source:
     """Rows of one DataFrame. `split` is the split of all of them; None if the options decide for each row.
 
     Attributes:
-        numbered: whether `numbered` was already called on these rows, or on rows that contain them.
+        numbered: whether `number_equal_rows` was already called on these rows, or on rows that contain them.
     """
 
     df: DataFrame
@@ -130,7 +130,7 @@ class Source:
 
     @property
     def data(self) -> DataFrame:
-        """The rows without the column that `numbered` may have added."""
+        """The rows without the column that `number_equal_rows` may have added."""
         return self.df.drop(COPY) if self.numbered else self.df
 
 
@@ -216,7 +216,7 @@ def field(df: DataFrame, column: str, option: str) -> StructField:
     return found[0]
 
 
-def numbered(df: DataFrame, options: Options) -> DataFrame:
+def number_equal_rows(df: DataFrame, options: Options) -> DataFrame:
     """The rows with numbers for equal rows (`with_copies`), if a hash of the row decides its split or block; else
     unchanged.
     """
@@ -228,12 +228,12 @@ def unit_and_block(df: DataFrame, options: Options) -> tuple[Column, Column]:
     whose sum the guard treats as one independent observation. The block is null where the group is null.
 
     Args:
-        df: the result of `numbered`.
+        df: the result of `number_equal_rows`.
     """
     row = coin(df, options.seed)
     if options.groupCol:
-        unit = F.xxhash64(named(options.groupCol), F.lit(options.seed))
-        return unit, F.when(named(options.groupCol).isNotNull(), unit)
+        unit = F.xxhash64(col_by_name(options.groupCol), F.lit(options.seed))
+        return unit, F.when(col_by_name(options.groupCol).isNotNull(), unit)
     return row, F.pmod(F.xxhash64(row, F.lit("block")), F.lit(MAX_BLOCKS)).cast("long")
 
 
@@ -246,7 +246,7 @@ def below(unit: Column, share: float, *salt: object) -> Column:
 def with_splits(sources: Sequence[Source], options: Options, boundaries: Boundaries | None = None) -> list[DataFrame]:
     """The sources with the columns SPLIT, BLOCK (see `unit_and_block`) and TIME. With `timeCol`, the boundaries, which
     are computed first if they are None, divide the rows into blocks, and into splits unless the sources or
-    `validationIndicatorCol` do so. One job per source looks for equal rows if `numbered` needs it.
+    `validationIndicatorCol` do so. One job per source looks for equal rows if `number_equal_rows` needs it.
 
     Raises:
         InputError: Spark failed on the rows.
@@ -255,7 +255,7 @@ def with_splits(sources: Sequence[Source], options: Options, boundaries: Boundar
     boundaries = find_boundaries(sources, options) if boundaries is None else boundaries
     out = []
     for source in sources:
-        df = source.df if source.numbered else numbered(source.df, options)
+        df = source.df if source.numbered else number_equal_rows(source.df, options)
         time = seconds(df, options.timeCol) if options.timeCol else F.lit(None).cast("double")
         unit, block = unit_and_block(df, options)
         if options.timeCol:
@@ -264,7 +264,7 @@ def with_splits(sources: Sequence[Source], options: Options, boundaries: Boundar
         if source.split is not None or given:
             split: Column = F.lit(source.split or TRAIN)
         elif options.validationIndicatorCol:
-            c = named(options.validationIndicatorCol)
+            c = col_by_name(options.validationIndicatorCol)
             split = F.when(c, VALIDATION).when(~c, TRAIN)
         elif options.timeCol:
             split = F.when(time > boundaries.deciding[0], VALIDATION).when(time <= boundaries.deciding[0], TRAIN)
@@ -279,7 +279,7 @@ def held_out_first(sources: Sequence[Source], options: Options) -> DataFrame:
     training, equal rows are not numbered, so that all of them may be on the same side.
     """
     own = [dataclasses.replace(s, numbered=True) for s in sources if s.split != REFERENCE]  # saves a job
-    dealt = [df.select(*map(named, read_by_name(df))) for df in with_splits(own, options)]
+    dealt = [df.select(*map(col_by_name, read_by_name(df))) for df in with_splits(own, options)]
     pairs = [(split, s.split, df) for split in (VALIDATION, TEST, TRAIN) for s, df in zip(own, dealt, strict=True)]
     parts = [df.where(F.col(SPLIT) == split) for split, only, df in pairs if only in (None, split)]
     union = functools.partial(DataFrame.unionByName, allowMissingColumns=True)
@@ -288,7 +288,7 @@ def held_out_first(sources: Sequence[Source], options: Options) -> DataFrame:
 
 def seconds(df: DataFrame, column: str) -> Column:
     """The time of a row, in seconds or in the numbers of the column; null if it is not finite."""
-    kind, c = field(df, column, "timeCol").dataType, named(column)
+    kind, c = field(df, column, "timeCol").dataType, col_by_name(column)
     seconds = c.cast("double") if isinstance(kind, NumericType) else c.cast("timestamp").cast("double")
     # NaN and infinite, like null, are on neither side.
     return F.when(~F.isnan(seconds) & (F.abs(seconds) < float("inf")), seconds)
@@ -308,7 +308,7 @@ def find_boundaries(sources: Sequence[Source], options: Options) -> Boundaries:
     held_out = [s for s in sources if s.split == VALIDATION]
     df, start = (held_out or [s for s in sources if s.split is None])[0].df, 0.0
     if options.validationIndicatorCol and not held_out:
-        df = df.where(named(options.validationIndicatorCol))
+        df = df.where(col_by_name(options.validationIndicatorCol))
     elif not held_out:
         start = 1 - options.validationFraction
     reference = [_boundaries(s.df, options.timeCol, 0.0) for s in sources if s.split == REFERENCE]
@@ -384,7 +384,7 @@ def _slice_type(df: DataFrame, name: str) -> str:
 
 
 def _slice(df: DataFrame, name: str, kind: str) -> Column:
-    value = named(field(df, name, "guardCols").name).cast(kind)
+    value = col_by_name(field(df, name, "guardCols").name).cast(kind)
     return F.when(~F.isnan(value), value) if kind == "double" else value
 
 
@@ -408,5 +408,5 @@ def fit_on_training_rows(
 ) -> Any:
     """Fit a pipeline or a stage on the training rows only; see `training_rows`."""
     rows = training_rows(sources, options, boundaries)
-    with jvm.blamed(f"{estimator.uid} cannot be fitted on the training rows"):
+    with jvm.as_input_error(f"{estimator.uid} cannot be fitted on the training rows"):
         return estimator.fit(rows)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sparkdiff.objectives.lbfgs import LBFGS
 from sparkdiff.stages.linear import product
-from sparkdiff.tensors.rows import Rows, SparseRows, matrix, taken, width
+from sparkdiff.tensors.rows import Rows, SparseRows, matrix, rows_at, width
 
 LEAST = 30
 """Smallest number of rows of a class, of the rest, or of rows that differ from a feature's median, for a finding."""
@@ -123,7 +123,7 @@ def drift(columns: Sequence[Rows], held: Tensor, cluster: Tensor) -> Drift:
         held: (n,) True for validation rows.
         cluster: (n,) int64, the cluster of each row; rows of a cluster are dependent and stay in the same half.
     """
-    filled = [_filled(x) for x in columns]
+    filled = [_frequent_slots(x) for x in columns]
     scaled = [
         _standardised(x.select(slots) if isinstance(x, SparseRows) else x)
         for x, slots in zip(columns, filled, strict=True)
@@ -131,15 +131,15 @@ def drift(columns: Sequence[Rows], held: Tensor, cluster: Tensor) -> Drift:
     shift = [_mean(x, held) - _mean(x, ~held) for x in scaled]
     _, number = cluster.unique(return_inverse=True)
 
-    def fitted(own: Tensor, other: Tensor) -> tuple[list[Tensor], float, float]:
+    def fit_and_score(own: Tensor, other: Tensor) -> tuple[list[Tensor], float, float]:
         """Weights fitted on the rows `own`; their AUC on the rows `other`, and its standard error."""
-        weights = _fit([taken(x, own) for x in scaled], held[own])
-        margin = _margin([taken(x, other) for x in scaled], weights)
-        area, variance = clustered_auc(margin, held[other], number[other])
+        weights = _fit([rows_at(x, own) for x in scaled], held[own])
+        margin = _margin([rows_at(x, other) for x in scaled], weights)
+        area, variance = auc_with_variance(margin, held[other], number[other])
         return weights, area, math.sqrt(variance)
 
     even, odd = (number % 2 == 0).nonzero()[:, 0], (number % 2 == 1).nonzero()[:, 0]
-    (first, area, error), (second, other_area, other_error) = fitted(even, odd), fitted(odd, even)
+    (first, area, error), (second, other_area, other_error) = fit_and_score(even, odd), fit_and_score(odd, even)
     contribution = [(a + b) * s for a, b, s in zip(first, second, shift, strict=True)]
     total = sum(float(c.sum()) for c in contribution)
     shares, shifts = (
@@ -150,14 +150,14 @@ def drift(columns: Sequence[Rows], held: Tensor, cluster: Tensor) -> Drift:
     return Drift((area + other_area) / 2, (error + other_error) / 2, shares, shifts)
 
 
-def _filled(x: Rows) -> Tensor:
+def _frequent_slots(x: Rows) -> Tensor:
     """The slots (c,) that are nonzero in at least LEAST sparse rows; all slots of dense rows."""
     if not isinstance(x, SparseRows):
         return torch.arange(width(x))
     return (torch.bincount(x.indices[x.values != 0], minlength=x.width) >= LEAST).nonzero()[:, 0]
 
 
-def clustered_auc(margin: Tensor, positive: Tensor, cluster: Tensor) -> tuple[float, float]:
+def auc_with_variance(margin: Tensor, positive: Tensor, cluster: Tensor) -> tuple[float, float]:
     """AUC of a margin (n,), and its variance if rows of the same cluster (n,) are dependent; (0.5, 0) if a side has no
     rows.
     """

@@ -10,12 +10,12 @@ from typing import Any
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation import compatibility, guard, paired_rows, slices
 from sparkdiff.evaluation.compatibility import Compatibility
-from sparkdiff.evaluation.data import Data
-from sparkdiff.evaluation.guard import Ledger, candidate_count, diverged
-from sparkdiff.evaluation.recorded import Predicts, Recorded, keyed
+from sparkdiff.evaluation.guard import Ledger, candidate_count, diverged_candidates
+from sparkdiff.evaluation.row_margins import MarginModel, RecordedMargins, with_row_hashes
 from sparkdiff.evaluation.slices import Change
+from sparkdiff.evaluation.split_batches import Data
 from sparkdiff.evaluation.units import Kind
-from sparkdiff.evaluation.unseen_errors import Unseen, costs, unseen
+from sparkdiff.evaluation.unseen_errors import UnseenErrorCost, costs, unseen
 from sparkdiff.objectives.metric import Metric
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
@@ -45,7 +45,7 @@ class Judgement:
     reference: Change | None = None
     compatibility: Compatibility | None = None
     maxFlipRate: float = 1.0
-    unseen: Unseen | None = None
+    unseen: UnseenErrorCost | None = None
     outside: tuple[str, ...] = ()
 
     @property
@@ -88,11 +88,11 @@ def judge(
     options: Options,
     data: Data,
     metric: Metric,
-    networks: tuple[Network, Predicts],
+    networks: tuple[Network, MarginModel],
     ledger: Ledger,
     *,
     reference: bool,
-    given: Recorded | None = None,
+    given: RecordedMargins | None = None,
 ) -> Judgement:
     """Test the gain of the best epoch, overall and by slice, in passes over the validation and the reference rows.
 
@@ -105,9 +105,9 @@ def judge(
             differ from the labels of `given`.
     """
     o, (network, tuned) = options, networks
-    data = data if given is None else keyed(data)
+    data = data if given is None else with_row_hashes(data)
     rows = paired_rows.read(network, tuned, data, "validation", metric, unit_of(o))
-    level = needed(o)
+    level = guard_level(o)
     spread = None
     if o.guard < 1 and ledger.chosen >= 0:
         spread = paired_rows.read(network, tuned, data, "train", metric, unit_of(o), rows).costs()
@@ -124,11 +124,14 @@ def judge(
         gain = float((rows.original - rows.other).sum())
         further = unseen(gain, costs(network, tuned, data, "validation", metric), spread)
     return Judgement(
-        verdict, worse,
+        verdict,
+        worse,
         tuple(slices.changes(network, tuned, data, "validation", metric, columns, **how)) if columns else (),
         slices.changes(network, tuned, data, "reference", metric, (), **how)[0] if reference else None,
-        compatibility.compare(given or network, tuned, data, "validation"), o.maxFlipRate, further,
-    )  # fmt: skip
+        compatibility.compare(given or network, tuned, data, "validation"),
+        o.maxFlipRate,
+        further,
+    )
 
 
 def unit_of(options: Options) -> Kind:
@@ -136,14 +139,14 @@ def unit_of(options: Options) -> Kind:
     return "groups" if options.groupCol else "blocks" if options.timeCol else "rows"
 
 
-def needed(options: Options) -> float:
+def guard_level(options: Options) -> float:
     """p-value below which a gain is accepted."""
     return options.guard / options.fleetSize if options.guard < 1 else options.guard
 
 
 def divergence(history: Sequence[Mapping[str, Any]], options: Options) -> str:
     """Number of diverged candidates, their epochs, and the remedy, as text; empty if none diverged."""
-    lost, total = diverged(history), candidate_count(history)
+    lost, total = diverged_candidates(history), candidate_count(history)
     if not lost:
         return ""
     first, last = min(row["epoch"] for row in lost), max(row["epoch"] for row in lost)
@@ -164,9 +167,17 @@ def divergence(history: Sequence[Mapping[str, Any]], options: Options) -> str:
 
 
 def reason(
-    judgement: Judgement, options: Options, metric: Metric, original: float, history: Sequence[Mapping[str, Any]] = (),
-    *, whose: str = "the best epoch's", where: str = "validation", folds: bool = True, divided: bool = True,
-) -> str:  # fmt: skip
+    judgement: Judgement,
+    options: Options,
+    metric: Metric,
+    original: float,
+    history: Sequence[Mapping[str, Any]] = (),
+    *,
+    whose: str = "the best epoch's",
+    where: str = "validation",
+    folds: bool = True,
+    divided: bool = True,
+) -> str:
     """The reason for the decision, in one sentence with the figures; if the original is kept, it ends with the remedy.
 
     Args:
@@ -232,7 +243,7 @@ def nothing_gained(options: Options, metric: Metric, history: Sequence[Mapping[s
     """The reason for keeping the original if no epoch gained on the validation rows, as text."""
     better = f"had a {metric.direction} {metric.name} on the validation rows"
     lost = divergence(history, options)
-    if len(diverged(history)) == candidate_count(history) > 0:
+    if len(diverged_candidates(history)) == candidate_count(history) > 0:
         return f"{lost}; no epoch before {better}, so the possible gain is unknown"
     if lost:
         return f"no epoch of any other candidate {better}, and {lost}"

@@ -23,17 +23,17 @@ from sparkdiff.data.cache import ROOM, Cache
 from sparkdiff.data.splits import TRAIN, VALIDATION
 from sparkdiff.data.stream.manifest import sha256_of
 from sparkdiff.errors import InputError, ParityError
-from sparkdiff.evaluation.data import Data
+from sparkdiff.evaluation.split_batches import Data
 from sparkdiff.machine import memory
-from sparkdiff.pipeline.columns import into_structs, schema_of, write_columns
+from sparkdiff.pipeline.column_names import col_by_name, unused_prefix
+from sparkdiff.pipeline.column_tensors import into_structs, schema_of, write_columns
 from sparkdiff.pipeline.graph import Version, null_of
-from sparkdiff.pipeline.names import named, unused
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.pipeline.network import Network
 from sparkdiff.pipeline.parity import Parity, compare, outputs_of, run_in_spark
-from sparkdiff.stages.prepared import Prepared
-from sparkdiff.store.files import moved, room
-from sparkdiff.tensors.rows import Rows, SparseRows, below, dense, taken
+from sparkdiff.stages.prepared_stage import PreparedStage
+from sparkdiff.store.files import move_into_place, room
+from sparkdiff.tensors.rows import Rows, SparseRows, below, dense, rows_at
 
 PARITY_ROWS, FEWER_ROWS = 10_000, 1_000
 """Largest number of rows that are compared with Spark: for a model that may be returned to the user, and for a model
@@ -51,7 +51,7 @@ integers are limited to magnitudes up to 2 ** value.
 
 def check(
     model: Any, network: Network, sample: dict[Version, Rows], cache: Cache, original: Mapping[str, Any] | None = None
-) -> Parity:  # fmt: skip
+) -> Parity:
     """Compare Spark's trained stages with the network, on cached rows and on rows built at critical values of the
     inputs.
 
@@ -66,11 +66,11 @@ def check(
     """
     where = cache.folder.parent
     with room("the rows to compare", where, ROOM), jvm.temporary(".parity-", where) as folder:
-        file = _written(network, dict(sample), cache, folder)
+        file = _write_sample(network, dict(sample), cache, folder)
         sample.clear()
         memory.trim()
         kept = None if original is None else cache.folder / f"spark-{_key(original, folder)}"
-        parity = None if kept is None else _compared(network, kept, folder / "kept")
+        parity = None if kept is None else _compare_kept_outputs(network, kept, folder / "kept")
         if parity is None:
             stages = [stage for _, stage in flatten(model)]
             versions = run_in_spark(
@@ -118,10 +118,10 @@ def _keep(network: Network, versions: Sequence[Version], rows: Path, kept: Path)
         (rows / "index.json").write_text(json.dumps(index), encoding="utf-8")
         for other in kept.parent.glob("spark-*"):
             shutil.rmtree(other, ignore_errors=True)
-        moved(rows, kept)
+        move_into_place(rows, kept)
 
 
-def _compared(network: Network, kept: Path, folder: Path) -> Parity | None:
+def _compare_kept_outputs(network: Network, kept: Path, folder: Path) -> Parity | None:
     """Compare the network with the kept outputs; None if there are none, or if they are damaged.
 
     They are copied to `folder` first, because another process may replace them.
@@ -148,7 +148,7 @@ class _File:
 
     Attributes:
         narrow: Spark's type, by column, for the columns that are cast to it on reading.
-        recovered: names of the columns with the recovered inputs of `Prepared` stages, by stage and input.
+        recovered: names of the columns with the recovered inputs of `PreparedStage` stages, by stage and input.
     """
 
     path: Path
@@ -162,19 +162,21 @@ class _File:
         graph, metadata = network.graph, self.metadata
         df = jvm.session().read.schema(self.schema).parquet(jvm.stores.readable(self.path))
         if self.narrow:
-            df = df.withColumns({n: named(n).cast(k).alias(n, metadata=metadata[n]) for n, k in self.narrow.items()})
+            df = df.withColumns(
+                {n: col_by_name(n).cast(k).alias(n, metadata=metadata[n]) for n, k in self.narrow.items()}
+            )
         return into_structs(df, [graph.name(v) for v in self.versions if graph.in_struct(v)])
 
 
-def _written(network: Network, sample: dict[Version, Rows], cache: Cache, folder: Path) -> _File:
+def _write_sample(network: Network, sample: dict[Version, Rows], cache: Cache, folder: Path) -> _File:
     """Write the sample and the rows of `_edges` to a file for Spark."""
     graph = network.graph
     flags = {v: sample.pop(v) for v in network.flags if v in sample}
-    first = {v: taken(c, torch.tensor([0])) for v, c in (sample | flags).items()}
+    first = {v: rows_at(c, torch.tensor([0])) for v, c in (sample | flags).items()}
     edges = _edges(network, first, sample)
     columns = {graph.name(v): below([c, edges[v]]) for v, c in sample.items()}
     nulls = {graph.name(v): dense(below([flags[f], edges[f]])) for v in sample if (f := null_of(v)) in flags}
-    spoken, recovered = _recovered(network, columns)
+    spoken, recovered = _original_inputs(network, columns)
     # The cut's columns come first in the manifest and take precedence: one of them may be named like a column of ours.
     casefold, kept = graph.casefold, {c["column"]: c for c in reversed(cache.manifest["columns"])}
     spelled = {casefold(name): entry for name, entry in reversed(kept.items())}
@@ -192,17 +194,17 @@ def _written(network: Network, sample: dict[Version, Rows], cache: Cache, folder
     return _File(folder / SAMPLE, schema_of(columns, metadata, spoken), metadata, narrow, list(sample), recovered)
 
 
-def _recovered(
+def _original_inputs(
     network: Network, named: Mapping[str, Rows]
 ) -> tuple[dict[str, pa.Array], dict[tuple[int, Version], str]]:
-    """Inputs of `Prepared` stages (such as words, which cannot enter torch), recovered from the prepared columns, by
+    """Inputs of `PreparedStage` stages (such as words, which cannot enter torch), recovered from the prepared columns, by
     name of a new column; and this name for each stage and input.
     """
     graph, columns, standing = network.graph, {}, {}
-    prefix = unused("__sparkdiff_source", named)
+    prefix = unused_prefix("__sparkdiff_source", named)
     for i in network.positions:
         vertex, module = graph.vertices[i], network.module(i)
-        if not isinstance(module, Prepared):
+        if not isinstance(module, PreparedStage):
             continue
         arrays = module.original_inputs(*(named[graph.name(v)] for v in vertex.reads))
         for k, (v, array) in enumerate(zip(vertex.sources, arrays, strict=True)):
@@ -261,10 +263,10 @@ def _edges(network: Network, row: dict[Version, Rows], sample: dict[Version, Row
             changes += [(v, e) for e in (torch.zeros_like(low), low, high, 10 * low, 10 * high)]
     every = [row | {changed: value} | _no_null(row, changed) for changed, value in changes]
     most = max(1, min(PARITY_ROWS, DENSE_ENTRIES // max(1, network.made_dense())))
-    accepted = [r for i in range(0, len(every), most) for r in _accepted(network, every[i : i + most])]
+    accepted = [r for i in range(0, len(every), most) for r in _accepted_rows(network, every[i : i + most])]
     versions = [*sample, *(flag for v in sample if (flag := null_of(v)) in row)]
     none = torch.empty(0, dtype=torch.int64)
-    return {v: below([r[v] for r in accepted] or [taken(row[v], none)]) for v in versions}
+    return {v: below([r[v] for r in accepted] or [rows_at(row[v], none)]) for v in versions}
 
 
 def _no_null(row: dict[Version, Rows], v: Version) -> dict[Version, Rows]:
@@ -272,7 +274,7 @@ def _no_null(row: dict[Version, Rows], v: Version) -> dict[Version, Rows]:
     return {null_of(v): torch.tensor([False])} if null_of(v) in row else {}
 
 
-def _accepted(network: Network, rows: Sequence[dict[Version, Rows]]) -> list[dict[Version, Rows]]:
+def _accepted_rows(network: Network, rows: Sequence[dict[Version, Rows]]) -> list[dict[Version, Rows]]:
     """Those of these single rows that the network accepts. It refuses the same rows as Spark, for example a row of
     zeros with the cosine distance.
 
@@ -282,7 +284,7 @@ def _accepted(network: Network, rows: Sequence[dict[Version, Rows]]) -> list[dic
     if _accepts(network, {v: below([r[v] for r in rows]) for v in rows[0]}):
         return [*rows]
     half = len(rows) // 2
-    return [*_accepted(network, rows[:half]), *_accepted(network, rows[half:])] if half else []
+    return [*_accepted_rows(network, rows[:half]), *_accepted_rows(network, rows[half:])] if half else []
 
 
 @torch.no_grad()

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.evaluation.data import Data
-from sparkdiff.evaluation.recorded import Predicts
+from sparkdiff.evaluation.row_margins import MarginModel
+from sparkdiff.evaluation.split_batches import Data
 from sparkdiff.objectives.metric import Metric
 from sparkdiff.objectives.metrics import without_params
 from sparkdiff.stages.base import columns_of
@@ -77,7 +77,7 @@ class Compatibility:
 
 
 @torch.no_grad()
-def compare(old: Predicts, new: Predicts, data: Data, split: str) -> Compatibility:
+def compare(old: MarginModel, new: MarginModel, data: Data, split: str) -> Compatibility:
     """Compare the predictions of both networks on the rows of weight > 0 of a split, in one pass over all rows and
     one over the first.
     """
@@ -94,7 +94,7 @@ def compare(old: Predicts, new: Predicts, data: Data, split: str) -> Compatibili
         label, weight = label[used], weight[used]
         if not len(label):
             continue
-        shown = [_shown(n, data, batch, used) for n in (old, new)]
+        shown = [_batch_outputs(n, data, batch, used) for n in (old, new)]
         scores = torch.stack([s.score for s in shown])  # (2, n)
         one, other = (s.prediction for s in shown)
         changes.add(scores[1] - scores[0])
@@ -118,9 +118,16 @@ def compare(old: Predicts, new: Predicts, data: Data, split: str) -> Compatibili
                     came = top == label
                 wrong[k].index_add_(0, (p * BINS).long().clamp_max(BINS - 1), (p - came.double()) * weight)
     return Compatibility(
-        rows, changed / rows, bool(classes), _psi(counts), _correlation(spread), _calibration(classes, probable, wrong, sums),
-        _table(counts[0], sums) if classes <= 2 else None, changes.histogram(), others.values(),
-    )  # fmt: skip
+        rows,
+        changed / rows,
+        bool(classes),
+        _psi(counts),
+        _correlation(spread),
+        _calibration(classes, probable, wrong, sums),
+        _table(counts[0], sums) if classes <= 2 else None,
+        changes.histogram(),
+        others.values(),
+    )
 
 
 def mean(parts: Sequence[Compatibility], weights: Sequence[float]) -> Compatibility:
@@ -147,11 +154,11 @@ def mean(parts: Sequence[Compatibility], weights: Sequence[float]) -> Compatibil
     }
     return Compatibility(
         rows, changed, parts[0].labels, psi, average([c.correlation for c in parts]), calibration, None, None, others
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True)
-class _Shown:
+class _BatchOutputs:
     """The margin and Spark's output columns of some rows."""
 
     margin: Tensor  # (n,) or (n, k)
@@ -160,19 +167,19 @@ class _Shown:
     probability: Tensor | None  # (n, k)
 
 
-def _shown(network: Predicts, data: Data, batch: Any, used: Tensor) -> _Shown:
+def _batch_outputs(network: MarginModel, data: Data, batch: Any, used: Tensor) -> _BatchOutputs:
     head, vertex = network.head, network.graph.head
     margin = network.margin(data.values(batch))[used]
     if not head.classes:
         prediction = head.mean(margin)
-        return _Shown(margin, prediction, prediction, None)
+        return _BatchOutputs(margin, prediction, prediction, None)
     columns = dict(zip(vertex.outputs, head.columns(margin), strict=True))
     label, probability, raw = (columns.get(next(iter(columns_of(vertex.stage, (p,))), "")) for p in SHOWN)
     sure = raw if probability is None else probability
     if sure is None:
         assert label is not None  # a predictor that shows no column writes nothing, and isn't trained
-        return _Shown(margin, label, label, None)
-    return _Shown(
+        return _BatchOutputs(margin, label, label, None)
+    return _BatchOutputs(
         margin,
         sure[:, 1] if head.classes == 2 else sure.amax(1),
         sure.argmax(1).to(sure.dtype) if label is None else label,
@@ -206,11 +213,11 @@ class _Changes:
         return {"edges": edges.tolist(), "counts": counts.tolist()}
 
 
-def _edges(network: Predicts, data: Data, split: str) -> Tensor:
+def _edges(network: MarginModel, data: Data, split: str) -> Tensor:
     """Distinct inner deciles of the scores of the first rows, (at most 9,)."""
     first: list[Tensor] = []
     for batch, _, weight, _ in itertools.takewhile(lambda _: sum(map(len, first)) < EDGE_ROWS, data.batches(split)):
-        first.append(_shown(network, data, batch, weight > 0).score)
+        first.append(_batch_outputs(network, data, batch, weight > 0).score)
     shares = torch.arange(1, BINS, dtype=torch.float64) / BINS
     return torch.quantile(torch.cat(first), shares, interpolation="lower").unique()
 

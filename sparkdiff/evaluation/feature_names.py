@@ -9,8 +9,8 @@ from torch import Tensor
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
 from sparkdiff.stages.assembling import VectorAssembler
-from sparkdiff.stages.fields import slots_of
 from sparkdiff.stages.indexing import OneHotEncoder
+from sparkdiff.stages.input_fields import slots_of
 from sparkdiff.tensors.rows import Rows, SparseRows, width
 
 
@@ -60,7 +60,7 @@ class FeatureNames:
         column = self.graph.name(source)
         if isinstance(own, str):
             return own
-        if source in self.encoded():
+        if source in self.one_hot_sizes():
             return f"{column}={self.level(source, own)}"
         return f"{column}[{own}]" if self.vectors.get(source) else column
 
@@ -69,13 +69,13 @@ class FeatureNames:
         levels = self.levels.get(version, [])
         return levels[index] if index < len(levels) else f"(index {index})"
 
-    def named(self, version: Version) -> bool:
+    def has_slot_names(self, version: Version) -> bool:
         """True if the slots of a version have names. The slots of hashed text and of plain vectors have none."""
         return not self.vectors[version] or not self.name(version, 0).endswith("[0]")
 
     def binary(self, version: Version, *, encoded: bool = True) -> Tensor:
         """Mask (w,), True for slots that are indicators of categories. Slots that a OneHotEncoder of the network makes
-        count only if `encoded` is True.
+        count only if `one_hot_sizes` is True.
         """
         out = torch.zeros(self.widths[version], dtype=torch.bool)
         if version in self.attributes:
@@ -89,7 +89,7 @@ class FeatureNames:
             out = torch.cat([self.binary(v, encoded=encoded) for v in reads])
         return out
 
-    def encoded(self) -> dict[Version, int]:
+    def one_hot_sizes(self) -> dict[Version, int]:
         """Number of categories of each index column that a OneHotEncoder of the network reads."""
         found: dict[Version, int] = {}
         for i in self.network.positions:

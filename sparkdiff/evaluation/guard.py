@@ -81,7 +81,7 @@ def candidate_count(history: Sequence[Mapping[str, Any]]) -> int:
     return len({row["candidate"] for row in history})
 
 
-def diverged(history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def diverged_candidates(history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """One row of the history for each diverged candidate. A candidate has diverged if one of its figures is not finite
     (its row is the last such one), or if its training loss is more than twice the original's after the first epoch, and
     also after the second if there is one (its row is that of the first epoch). Steps that are too long can lead
@@ -183,7 +183,7 @@ def decide(
     gains, weights = gains[:, held], weights[held]
     units = Units(len(weights)) if units is None else units
     if level < 1 and (units.number < MIN_UNITS or len(weights) == 0):
-        return Verdict(False, -1, 0.0, 0.0, 1.0, level, untested=untested(units))
+        return Verdict(False, -1, 0.0, 0.0, 1.0, level, untested=why_untested(units))
     warnings: tuple[str, ...] = ()
     tail, join = TAIL / finalists, 1
     if level < 1:
@@ -211,7 +211,7 @@ def decide(
     )
 
 
-def untested(units: Units) -> str:
+def why_untested(units: Units) -> str:
     """The reason why there is no test, if there are too few units."""
     return f"{units}, {MIN_UNITS} are needed"
 
@@ -336,7 +336,7 @@ def _p_value(columns: Tensor, score: float, level: float, seed: int) -> float:
 
 def _interval(
     gains: Tensor, best: Tensor, loss: Tensor, tail: float, seed: int, wider: float = 1.0
-) -> tuple[float, float] | None:  # fmt: skip
+) -> tuple[float, float] | None:
     """Bounds of the best column's true gain divided by the original's true loss, each missed with a probability of at
     most `tail`.
 

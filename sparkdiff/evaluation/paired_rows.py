@@ -11,9 +11,9 @@ from torch import Tensor
 
 from sparkdiff.data.blocks import MAX_BLOCKS
 from sparkdiff.evaluation import guard
-from sparkdiff.evaluation.data import Data, scalar
 from sparkdiff.evaluation.guard import Ledger
-from sparkdiff.evaluation.recorded import Predicts
+from sparkdiff.evaluation.row_margins import MarginModel
+from sparkdiff.evaluation.split_batches import Data, scalar
 from sparkdiff.evaluation.units import Costs, Kind, Units, by_unit, effective_number, units_of
 from sparkdiff.objectives.metric import Metric, influence
 
@@ -102,9 +102,16 @@ class PairedRows:
 
 
 def pair(
-    metric: Metric, columns: Sequence[Tensor], label: Sequence[Tensor], weight: Tensor, block: Tensor, unit: Tensor | None,
-    kind: Kind, time: Tensor | None = None, held: PairedRows | None = None,
-) -> PairedRows:  # fmt: skip
+    metric: Metric,
+    columns: Sequence[Tensor],
+    label: Sequence[Tensor],
+    weight: Tensor,
+    block: Tensor,
+    unit: Tensor | None,
+    kind: Kind,
+    time: Tensor | None = None,
+    held: PairedRows | None = None,
+) -> PairedRows:
     """Paired rows of two pipelines.
 
     Args:
@@ -140,10 +147,12 @@ def pair(
     number = 1 + max(*(int(x.max()) for x in (*columns, *label)), *counted.classes, 1)
     prediction, wanted = counted.wrong_rows(number)
     extra = torch.full_like(prediction, float(weight.sum()) / len(by_unit(weight, unit)))
-    more = torch.stack([
-        losses(torch.cat([column, prediction]), torch.cat([y, wanted]), torch.cat([weight, extra]))
-        for column, y in zip(columns, label, strict=True)
-    ])  # fmt: skip
+    more = torch.stack(
+        [
+            losses(torch.cat([column, prediction]), torch.cat([y, wanted]), torch.cat([weight, extra]))
+            for column, y in zip(columns, label, strict=True)
+        ]
+    )
     wrong = torch.cat([extra[None], more[:, n:]])
     return PairedRows(found[0], found[1], weight, block, unit, units, wrong, more[:, :n], time)
 
@@ -153,8 +162,14 @@ _NONE = torch.empty((3, 0), dtype=torch.float64)
 
 @torch.no_grad()
 def read(
-    original: Predicts, other: Predicts, data: Data, split: str, metric: Metric, kind: Kind, held: PairedRows | None = None
-) -> PairedRows:  # fmt: skip
+    original: MarginModel,
+    other: MarginModel,
+    data: Data,
+    split: str,
+    metric: Metric,
+    kind: Kind,
+    held: PairedRows | None = None,
+) -> PairedRows:
     """Read the rows of a non-empty split, with the losses of both pipelines, in one process; takes 40 bytes per row.
 
     Args:
@@ -177,9 +192,16 @@ def read(
     first, second, label, weight, block, unit, time = (torch.cat(x) for x in zip(*parts, strict=True))
     measured = metric if metric.rows is None else dataclasses.replace(metric, rows=lambda loss, y, w: loss)
     return pair(
-        measured, (first, second), (label, label), weight, block, None if kind == "rows" else unit, kind,
-        time if kind == "blocks" else None, held,
-    )  # fmt: skip
+        measured,
+        (first, second),
+        (label, label),
+        weight,
+        block,
+        None if kind == "rows" else unit,
+        kind,
+        time if kind == "blocks" else None,
+        held,
+    )
 
 
 @torch.no_grad()
@@ -202,9 +224,15 @@ def held_out_units(data: Data, metric: Metric, kind: Kind) -> Units:
 
 
 def decide_by_rows(
-    rows: PairedRows, *, level: float, ledger: Ledger | None = None, training: Costs | None = None, dependence: float = 1.0,
-    finalists: int = 1, seed: int = 0,
-) -> guard.Verdict:  # fmt: skip
+    rows: PairedRows,
+    *,
+    level: float,
+    ledger: Ledger | None = None,
+    training: Costs | None = None,
+    dependence: float = 1.0,
+    finalists: int = 1,
+    seed: int = 0,
+) -> guard.Verdict:
     """Test the gain of the second pipeline on these rows; see `guard.decide`.
 
     Args:
@@ -221,10 +249,19 @@ def decide_by_rows(
         correlation = guard.correlation_time((rows.original - rows.other)[rows.time.argsort(stable=True)])
     distinct = len(by_unit(rows.weight, rows.unit))
     verdict = guard.decide(
-        tried.gains, tried.weights, chosen=tried.chosen, level=level, original=original, units=rows.units,
-        blockRows=len(rows.weight) / max(distinct, 1), correlationTime=correlation, dependence=dependence,
-        costs=None if training is None else (rows.costs(), training), finalists=finalists, seed=seed,
-    )  # fmt: skip
+        tried.gains,
+        tried.weights,
+        chosen=tried.chosen,
+        level=level,
+        original=original,
+        units=rows.units,
+        blockRows=len(rows.weight) / max(distinct, 1),
+        correlationTime=correlation,
+        dependence=dependence,
+        costs=None if training is None else (rows.costs(), training),
+        finalists=finalists,
+        seed=seed,
+    )
     gain = float((rows.original - rows.other).sum() / rows.weight.sum())
     if not rows.wrong.shape[1] or verdict.untested or (tried.chosen < 0 and ledger is not None) or not gain > 0:
         return verdict

@@ -8,14 +8,14 @@ from torch import Tensor
 from sparkdiff.data.blocks import MAX_BLOCKS
 from sparkdiff.data.stream import Batch
 from sparkdiff.errors import InputError
-from sparkdiff.evaluation.data import Data
-from sparkdiff.evaluation.recorded import Predicts
+from sparkdiff.evaluation.row_margins import MarginModel
+from sparkdiff.evaluation.split_batches import Data
 from sparkdiff.objectives.metric import Metric, influence
 from sparkdiff.objectives.objective import Rows, zero_margin
 from sparkdiff.pipeline.network import Network
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.projection import PCA
-from sparkdiff.tensors.rows import SparseRows, on_gpu, taken
+from sparkdiff.tensors.rows import SparseRows, on_gpu, rows_at
 from sparkdiff.tensors.team import Team
 
 
@@ -152,7 +152,7 @@ def _finite(x: Tensor) -> Tensor:
     return x.isfinite() if x.ndim == 1 else x.isfinite().all(1)
 
 
-def score(network: Predicts, data: Data, split: str, metric: Metric) -> Score:
+def score(network: MarginModel, data: Data, split: str, metric: Metric) -> Score:
     """The metric of a network, or of its recorded margins, on a split, over all processes.
 
     Raises:
@@ -179,7 +179,7 @@ def _explain(network: Network, data: Data, batch: Batch, bad: Tensor) -> None:
         network.run(values, [v for i in network.positions for v in network.graph.vertices[i].reads if v not in values])
     worst = torch.nonzero(bad)[:1, 0]
     for i in network.positions:
-        reads = [taken(values[v], worst) for v in network.graph.vertices[i].reads]
+        reads = [rows_at(values[v], worst) for v in network.graph.vertices[i].reads]
         module = network.module(i)
         if isinstance(module, Predictor) and (why := module.explain_nan(*reads)):
             raise InputError(why)
@@ -187,7 +187,7 @@ def _explain(network: Network, data: Data, batch: Batch, bad: Tensor) -> None:
         network.graph.vertices[i].uid for i in network.positions if isinstance(network.module(i), (Predictor, PCA))
     )
     for version, name in data.columns.items():
-        column = taken(batch[name], worst)
+        column = rows_at(batch[name], worst)
         entries = column.values if isinstance(column, SparseRows) else column.flatten()
         wrong = (~entries.isfinite()).nonzero()
         if len(wrong):

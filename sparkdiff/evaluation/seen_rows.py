@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.evaluation import guard
-from sparkdiff.evaluation.inputs import column_sums
+from sparkdiff.evaluation.input_statistics import column_sums
 from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegression, LogisticRegression, product
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.support_vector import LinearSVC
@@ -116,10 +116,14 @@ class LinearRows:
     weight: Tensor
 
 
-def seen_rows(
-    rows: int, *, reproduced: bool = False, count: RowCount | None = None, equations: float | None = None,
+def combine_evidence(
+    rows: int,
+    *,
+    reproduced: bool = False,
+    count: RowCount | None = None,
+    equations: float | None = None,
     losses: float | None = None,
-) -> SeenRows:  # fmt: skip
+) -> SeenRows:
     """Combine the evidence whether the original was fitted on these rows.
 
     Args:
@@ -170,9 +174,15 @@ def rows_of_roots(counts: Tensor, subsamplingRate: float = 1.0, *, bootstrap: bo
 
 
 def p_of_losses(
-    count: RowCount | None, refitted: float, *, original: Tensor, seen: Tensor, unseen: Tensor, weights: Tensor,
+    count: RowCount | None,
+    refitted: float,
+    *,
+    original: Tensor,
+    seen: Tensor,
+    unseen: Tensor,
+    weights: Tensor,
     squared: bool = False,
-) -> float | None:  # fmt: skip
+) -> float | None:
     """p-value of the null hypothesis that the original hasn't seen the rows, tested by how close its losses are to
     those of a refit that has; None if the original's number of rows is unknown, or if there are too few units.
 
@@ -307,8 +317,14 @@ def _slopes(head: Predictor, rows: LinearRows) -> tuple[Tensor, Tensor | None]:
 
 
 def _pulls(
-    head: Predictor, rows: LinearRows, curvature: Tensor | None, b: Tensor, penalty: Penalty, columns: _Columns, combined: Tensor
-) -> Tensor:  # fmt: skip
+    head: Predictor,
+    rows: LinearRows,
+    curvature: Tensor | None,
+    b: Tensor,
+    penalty: Penalty,
+    columns: _Columns,
+    combined: Tensor,
+) -> Tensor:
     """Slope of the penalty in each combination of equations, as a term per row whose mean over the rows it is, (n, K)
     or (K,).
 

@@ -4,10 +4,10 @@ import torch
 
 from sparkdiff.data.splits import VALIDATION
 from sparkdiff.errors import InputError
-from sparkdiff.evaluation.data import Data
+from sparkdiff.evaluation.split_batches import Data
 from sparkdiff.pipeline.network import Network
 from sparkdiff.pipeline.parity import Parity, differences
-from sparkdiff.tensors.device import moved, place
+from sparkdiff.tensors.device import copy_to, place
 from sparkdiff.tensors.rows import Rows, SparseRows
 
 MARGIN = "margin"
@@ -24,7 +24,7 @@ def check(network: Network, data: Data) -> Parity:
             compute in float32.
     """
     there = place("cpu", "float32")
-    single = moved(network.without_spark(), there.device, there.dtype)
+    single = copy_to(network.without_spark(), there.device, there.dtype)
     absolute = relative = 0.0
     rows, culprit = 0, ""
     for batch, _, weight, _ in data.batches(VALIDATION):

@@ -13,8 +13,8 @@ from torch import Tensor
 from sparkdiff.data import blocks
 from sparkdiff.data.stream import BatchColumn
 from sparkdiff.evaluation import guard
-from sparkdiff.evaluation.data import Data, scalar
-from sparkdiff.evaluation.recorded import Predicts
+from sparkdiff.evaluation.row_margins import MarginModel
+from sparkdiff.evaluation.split_batches import Data, scalar
 from sparkdiff.evaluation.units import Kind, units_of
 from sparkdiff.objectives.metric import Metric, influence
 
@@ -49,30 +49,48 @@ class Change:
 
     @property
     def name(self) -> str:
-        return "the reference rows" if self.column is None else f"{self.column} = {shown(self.value)}"
+        return "the reference rows" if self.column is None else f"{self.column} = {value_text(self.value)}"
 
 
-def shown(value: Any) -> str:
+def value_text(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def changes(
-    old: Predicts, new: Predicts, data: Data, split: str, metric: Metric, columns: Sequence[BatchColumn], *,
-    unit: Kind, level: float, joined: int = 1, seed: int = 0,
-) -> list[Change]:  # fmt: skip
+    old: MarginModel,
+    new: MarginModel,
+    data: Data,
+    split: str,
+    metric: Metric,
+    columns: Sequence[BatchColumn],
+    *,
+    unit: Kind,
+    level: float,
+    joined: int = 1,
+    seed: int = 0,
+) -> list[Change]:
     """Changes of the metric on every slice by these columns, or on the whole split if there are no columns; one pass.
 
     Args:
         unit: "rows", "groups" or "blocks" (of time): the kind of unit that the guard counts.
         level, joined: see `guard.worsening`.
     """
-    return judged(sums(old, new, data, split, metric, columns, unit=unit), level=level, joined=joined, seed=seed)
+    return changes_from_sums(
+        sums(old, new, data, split, metric, columns, unit=unit), level=level, joined=joined, seed=seed
+    )
 
 
 @torch.no_grad()
 def sums(
-    old: Predicts, new: Predicts, data: Data, split: str, metric: Metric, columns: Sequence[BatchColumn], *, unit: Kind
-) -> "SliceSums":  # fmt: skip
+    old: MarginModel,
+    new: MarginModel,
+    data: Data,
+    split: str,
+    metric: Metric,
+    columns: Sequence[BatchColumn],
+    *,
+    unit: Kind,
+) -> "SliceSums":
     """Sums of both networks' metric per slice by these columns and per block of the guard (a set of rows whose sum
     counts as one independent observation); one pass.
 
@@ -111,9 +129,9 @@ def sums(
     return SliceSums(tuple(sets), found.loss, found.gains, found.weights, found.rows.sum(1), units, metric.sign)
 
 
-def judged(
+def changes_from_sums(
     of: "SliceSums", *, level: float, joined: int = 1, dependence: float = 1.0, seed: int = 0
-) -> list[Change]:  # fmt: skip
+) -> list[Change]:
     """Change on each slice, with its p-value. Slices with fewer than guard.MIN_UNITS units aren't tested, and p-values
     are not adjusted for them.
 
@@ -130,7 +148,7 @@ def judged(
             *name, int(of.rows[i]), int(of.units[i]), of.loss[i], of.gains[i], of.weights[i], adjusted.get(i), of.sign
         )
         for i, name in enumerate(of.sets)
-    ]  # fmt: skip
+    ]
 
 
 @dataclass(frozen=True)
@@ -188,9 +206,16 @@ class _Sums:
 
 
 def _change(
-    column: str | None, value: Any, rows: int, units: int, loss: Tensor, gains: Tensor, weights: Tensor, p: float | None,
+    column: str | None,
+    value: Any,
+    rows: int,
+    units: int,
+    loss: Tensor,
+    gains: Tensor,
+    weights: Tensor,
+    p: float | None,
     sign: float,
-) -> Change:  # fmt: skip
+) -> Change:
     if not rows or not bool(loss.isfinite().all()):
         return Change(column, value, rows, units, None, None, None, None, None)
     total, used = float(weights.sum()), int((weights > 0).sum())

@@ -145,7 +145,7 @@ def effective_number(weight: Tensor, unit: Tensor | None) -> float:
 
 def units_of(
     metric: Metric, columns: Sequence[Tensor], label: Sequence[Tensor], weight: Tensor, unit: Tensor | None, kind: Kind
-) -> Units:  # fmt: skip
+) -> Units:
     """Smallest of the numbers of units that the metric counts, over its denominators and over these pipelines.
 
     Args:

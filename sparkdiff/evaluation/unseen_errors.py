@@ -21,14 +21,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparkdiff.evaluation.data import Data
-from sparkdiff.evaluation.recorded import Predicts
+from sparkdiff.evaluation.row_margins import MarginModel
+from sparkdiff.evaluation.split_batches import Data
 from sparkdiff.evaluation.units import Costs, high
 from sparkdiff.objectives.metric import Metric
 
 
 @dataclass(frozen=True)
-class Unseen:
+class UnseenErrorCost:
     """The cost of one more row that is predicted wrongly, or of one more group, and the gain on the rows that were
     seen.
 
@@ -46,22 +46,22 @@ class Unseen:
         return self.cost >= self.gain
 
 
-def unseen(gain: float, costs: Tensor, training: Costs | None) -> Unseen | None:
+def unseen(gain: float, costs: Tensor, training: Costs | None) -> UnseenErrorCost | None:
     """The cost of one more unit compared with a gain; None if no row could be wrong and `training` has no groups.
 
     Args:
-        gain: sum over all rows, as in `Unseen`.
+        gain: sum over all rows, as in `UnseenErrorCost`.
         costs: (n,) cost that each row would have if it had another label, from the function `costs`.
         training: costs of training units. If these units are groups, the added unit costs at least as much as the group
             that only 2.5% of the groups exceed.
     """
     found = [high(costs)] if len(costs) else []
     found += [high(training.each)] if training is not None and training.kind == "groups" else []
-    return Unseen(gain, max(found)) if found else None
+    return UnseenErrorCost(gain, max(found)) if found else None
 
 
 @torch.no_grad()
-def costs(old: Predicts, new: Predicts, data: Data, split: str, metric: Metric) -> Tensor:
+def costs(old: MarginModel, new: MarginModel, data: Data, split: str, metric: Metric) -> Tensor:
     """Increase of weight * loss from the old network to the new one if each row had a wrong label, (n,).
 
     The wrong label is, among those that the new network doesn't predict, the one whose score has fallen most; for the

@@ -16,7 +16,7 @@ def with_params(fields: Fields, *, setters: bool = False) -> Callable[[C], C]:
     `_set`.
     """
 
-    def decorated(cls: C) -> C:
+    def add_params(cls: C) -> C:
         for name, field in fields.items():
             setattr(cls, name, Param(Params._dummy(), name, field.metadata["help"]))  # type: ignore[no-untyped-call]
 
@@ -34,7 +34,7 @@ def with_params(fields: Fields, *, setters: bool = False) -> Callable[[C], C]:
                 setattr(cls, f"set{capital}", set_)
         return cls
 
-    return decorated
+    return add_params
 
 
 class CheckedParams(Params):
@@ -53,7 +53,7 @@ class CheckedParams(Params):
         self._set(**{param.name: value})
 
 
-def checked(kind: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+def convert_options(kind: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     """The values `given` for some options of the class `kind`, such as Options, converted to the options' types.
 
     Raises:
@@ -63,6 +63,6 @@ def checked(kind: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: getattr(found, name) for name in given}
 
 
-def listed(value: Any) -> Any:
+def tuple_as_list(value: Any) -> Any:
     """The value; a tuple as a list, because pyspark's explainParams cannot show tuples."""
     return list(value) if isinstance(value, tuple) else value

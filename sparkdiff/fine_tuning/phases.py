@@ -14,11 +14,13 @@ from sparkdiff.data import cache as caches
 from sparkdiff.data.fingerprint import SHARDS, Request, versions_of
 from sparkdiff.data.splits import REFERENCE, TRAIN, VALIDATION, Boundaries, Source
 from sparkdiff.data.stream import Stream, copies
-from sparkdiff.diagnostics import rows as datachecks
-from sparkdiff.diagnostics.pipelines import dropped_late
+from sparkdiff.diagnostics import row_warnings as datachecks
+from sparkdiff.diagnostics.pipeline_warnings import dropped_late
 from sparkdiff.evaluation import cached_parity, paired_rows, single_precision
 from sparkdiff.evaluation.acceptance import check_options, judge, unit_of, ways_to_decide
-from sparkdiff.evaluation.checks import (
+from sparkdiff.evaluation.feature_names import FeatureNames
+from sparkdiff.evaluation.guard import MIN_UNITS, why_untested
+from sparkdiff.evaluation.row_checks import (
     all_labels,
     check_finite,
     check_repeats,
@@ -27,12 +29,20 @@ from sparkdiff.evaluation.checks import (
     trained_score,
     training_labels,
 )
-from sparkdiff.evaluation.data import Data, rows_at_once
-from sparkdiff.evaluation.feature_names import FeatureNames
-from sparkdiff.evaluation.guard import MIN_UNITS, untested
-from sparkdiff.evaluation.recorded import Recorded
+from sparkdiff.evaluation.row_margins import RecordedMargins
 from sparkdiff.evaluation.scores import Score, score
-from sparkdiff.fine_tuning.task import Fitted, Goal, JointSetting, Judged, Measured, Run, Shared, Task, key_of
+from sparkdiff.evaluation.split_batches import Data, rows_at_once
+from sparkdiff.fine_tuning.task import (
+    FitResults,
+    Goal,
+    GuardDecision,
+    JointSetting,
+    PipelineMetrics,
+    Run,
+    Task,
+    TrainingResult,
+    key_of,
+)
 from sparkdiff.jvm import stores
 from sparkdiff.machine import memory
 from sparkdiff.objectives.label_checks import check_label
@@ -43,22 +53,30 @@ from sparkdiff.pipeline.schema import is_plain
 from sparkdiff.pipeline.write_back import write_back
 from sparkdiff.report import Phases
 from sparkdiff.store.files import folder_size, room
-from sparkdiff.store.run_folder import UNTOLD, RunFolder, opened
+from sparkdiff.store.run_folder import UNTOLD, RunFolder, open_run_folder
 from sparkdiff.training import monotone
 from sparkdiff.training.distributed import choice, launch
 from sparkdiff.training.distributed.attempt import OnEpoch
 from sparkdiff.training.distributed.worker import Assignment, objectives
-from sparkdiff.training.ongoing import Training
-from sparkdiff.training.preparation import Start, computed_by, request_of, start_of
+from sparkdiff.training.preparation import Start, network_identity, request_of, start_of
 from sparkdiff.training.recipes import FEW_ROWS, FEWEST, Recipe
+from sparkdiff.training.training_run import Training
 
 
 @contextlib.contextmanager
-def begun(
-    task: Task, sources: Sequence[Source], phases: Phases, *, shared: Shared | None = None, boundaries: Boundaries | None = None,
-    allTrain: bool = False, keyed: bool = False, lasting: bool = True, written: Task | None = None,
+def open_run(
+    task: Task,
+    sources: Sequence[Source],
+    phases: Phases,
+    *,
+    shared: FitResults | None = None,
+    boundaries: Boundaries | None = None,
+    allTrain: bool = False,
+    keyed: bool = False,
+    lasting: bool = True,
+    written: Task | None = None,
     comparedRows: int = cached_parity.PARITY_ROWS,
-) -> Iterator[Run]:  # fmt: skip
+) -> Iterator[Run]:
     """Write the cache or find an existing one, and yield a `Run` that reads it; the cache is closed when the context
     ends.
 
@@ -71,7 +89,7 @@ def begun(
     """
     # Each batch takes the same number of rows from every virtual shard.
     o = dataclasses.replace(task.options, batchSize=-(-task.options.batchSize // SHARDS) * SHARDS)
-    task, shared, key = dataclasses.replace(task, options=o), shared or Shared(), (*key_of(task, sources), keyed)
+    task, shared, key = dataclasses.replace(task, options=o), shared or FitResults(), (*key_of(task, sources), keyed)
     if (
         o.checkpointDir is not None
         and jvm.stores.url_of(where := jvm.folder("checkpointDir", o.checkpointDir)) is not None
@@ -82,14 +100,14 @@ def begun(
         writes = task if written is None else written
         request = Request(writes.cut, list(sources), o, task.labelCol, weight, boundaries, allTrain, keyed, lasting)
         place = (*key_of(writes, sources), keyed)
-        cache = shared.cache(place, request, lambda folder: say.watched(caches.Growing(folder).told))
+        cache = shared.cache(place, request, lambda folder: say.show_periodically(caches.CacheProgress(folder).message))
         counts = ", ".join(f"{cache.rows(s):,} {s}" for s in cache.splits if not (allTrain and s == VALIDATION))
         say(
             f"{'reused' if cache.hit else 'written'}: {counts} rows, {len(task.plan.cacheCols)} columns, {_size(cache.folder)}"
         )
     network = Network(task.cut.graph, task.cut.live)
     # Before the network processes rows, because some stages then store the spread of the rows.
-    computed = computed_by(network)
+    computed = network_identity(network)
     # If other processes train, this process reads the rows only twice, to measure before and after training.
     held = in_memory(o, cache) and o.processes == 1
     kept = o.localCacheLimit is None  # the limit bounds the bytes on this disk
@@ -122,9 +140,12 @@ def _goal(task: Task, cache: caches.Cache, network: Network, *, reference: bool)
         if task.labelCol is not None and head.labelled:
             check_label(bound, head, labels, task.labelCol, fractional)
     return Goal(
-        label, labels if task.labelCol else None, objective, metric,
+        label,
+        labels if task.labelCol else None,
+        objective,
+        metric,
         check_varies(stats, task.options, head, task.labelCol),
-    )  # fmt: skip
+    )
 
 
 def too_few(run: Run) -> str:
@@ -136,10 +157,10 @@ def too_few(run: Run) -> str:
         return ""
     units = paired_rows.held_out_units(run.data, run.goal.metric, unit_of(o))
     ways = ways_to_decide(o, folds=True, divided=run.divided)
-    return "" if units.number >= MIN_UNITS else f"not tested: {untested(units)}; {ways}"
+    return "" if units.number >= MIN_UNITS else f"not tested: {why_untested(units)}; {ways}"
 
 
-def verified(run: Run, *, decides: bool = True) -> Measured:
+def verify_original(run: Run, *, decides: bool = True) -> PipelineMetrics:
     """Measure the original pipeline's metric on each split, and check that its network computes the same as Spark.
 
     Args:
@@ -157,14 +178,14 @@ def verified(run: Run, *, decides: bool = True) -> Measured:
         parity = run.once(
             "parity",
             lambda: cached_parity.check(
-                task.model, network, cached_parity.sample_of(network, data, run.comparedRows), cache, _known(run)
+                task.model, network, cached_parity.sample_of(network, data, run.comparedRows), cache, _reuse_key(run)
             ),
         )
         say(f"the network reproduces Spark: {parity}")
-        return Measured(scores, parity)
+        return PipelineMetrics(scores, parity)
 
 
-def _known(run: Run) -> dict[str, Any] | None:
+def _reuse_key(run: Run) -> dict[str, Any] | None:
     """Values that determine the outputs of the pipeline's stages, so that a later run may reuse Spark's outputs.
 
     None if a stage is not Spark's own or can't be identified, because its code may change.
@@ -173,7 +194,7 @@ def _known(run: Run) -> dict[str, Any] | None:
     return run.computed if plain and not run.computed["pipeline"].startswith(UNTOLD) else None
 
 
-def checked(run: Run) -> list[str]:
+def check_data(run: Run) -> list[str]:
     """Run the phase `check`: warnings about the rows, and about options without effect."""
     cache, o, label = run.cache, run.task.options, run.goal.label
     with run.phases.phase("check") as say:
@@ -182,7 +203,7 @@ def checked(run: Run) -> list[str]:
             lambda: datachecks.check(
                 run.network,
                 run.data,
-                cache.described(run.task.cut),
+                cache.manifest_entries(run.task.cut),
                 o,
                 label,
                 cache.splits,
@@ -194,10 +215,15 @@ def checked(run: Run) -> list[str]:
         return doubts + idle_options(run)
 
 
-def trained(
-    run: Run, original: Measured, recipes: Sequence[Recipe] | None, *, replace: bool, epochs: int | None = None,
+def train(
+    run: Run,
+    original: PipelineMetrics,
+    recipes: Sequence[Recipe] | None,
+    *,
+    replace: bool,
+    epochs: int | None = None,
     member: JointSetting | None = None,
-) -> Fitted:  # fmt: skip
+) -> TrainingResult:
     """Train all candidates (copies of the parameters, trained side by side), or resume a training run with the same
     runId.
 
@@ -210,55 +236,87 @@ def trained(
     with run.phases.phase("train") as say:
         check_stored(run.network, run.data)
         if member is None:
-            return _fitted(run, original, recipes, say.now, run.phases.on_epoch, replace=replace, epochs=epochs)[0]
+            return _train_candidates(
+                run, original, recipes, say.now, run.phases.on_epoch, replace=replace, epochs=epochs
+            )[0]
         settings = member.together.settings
         fitted, start, training = run.shared.once(
             ("trained", run.key, member.together),
-            lambda: _fitted(run, original, None, say.now, lambda row: None, replace=replace, settings=settings),
+            lambda: _train_candidates(
+                run, original, None, say.now, lambda row: None, replace=replace, settings=settings
+            ),
         )
         own = training.among(start.each[member.position])
         for row in own.history:
             run.phases.on_epoch(row)
         say(f"{len(settings)} settings trained together, in one pass over the rows an epoch")
         return dataclasses.replace(
-            fitted, found=own.found(run.network), best=own.chosen.metric, recipes=tuple(own.recipes)
+            fitted, found=own.result(run.network), best=own.best.metric, recipes=tuple(own.recipes)
         )
 
 
-def _fitted(
-    run: Run, original: Measured, recipes: Sequence[Recipe] | None, say: Callable[[str], None], on_epoch: OnEpoch, *,
-    replace: bool, epochs: int | None = None, settings: Sequence[Options] = (),
-) -> tuple[Fitted, Start, Training]:  # fmt: skip
-    """Train the candidates of all `settings`, by default those of the task's options; arguments as of `trained`."""
+def _train_candidates(
+    run: Run,
+    original: PipelineMetrics,
+    recipes: Sequence[Recipe] | None,
+    say: Callable[[str], None],
+    on_epoch: OnEpoch,
+    *,
+    replace: bool,
+    epochs: int | None = None,
+    settings: Sequence[Options] = (),
+) -> tuple[TrainingResult, Start, Training]:
+    """Train the candidates of all `settings`, by default those of the task's options; arguments as of `train`."""
     o, cache, network, data, goal = run.task.options, run.cache, run.network, run.data, run.goal
     single = single_precision.check(network, data) if o.precision == "float32" else None
     start = start_of(network, data, goal.label, o, cache.rows(VALIDATION), recipes, settings)
     memory.trim()
-    wishes = _wishes(run) if "monotone" in o.penalties else None
+    wishes = _slope_signs(run) if "monotone" in o.penalties else None
     penalty = None if wishes is None else wishes.penalty(start.stats, goal.label)
     assignment = Assignment(
-        network, cache.folder, data.stream.backend, in_memory(o, cache), data.columns, goal.label,
-        original.scores[VALIDATION], start, o, goal.metric.name, penalty, epochs=epochs,
-    )  # fmt: skip
+        network,
+        cache.folder,
+        data.stream.backend,
+        in_memory(o, cache),
+        data.columns,
+        goal.label,
+        original.scores[VALIDATION],
+        start,
+        o,
+        goal.metric.name,
+        penalty,
+        epochs=epochs,
+    )
     with (
         run_folder(run, o.runId, recipes=recipes, epochs=epochs, replace=replace) as folder,
-        _interruption_told(o.runId, say),
+        _explain_interruption(o.runId, say),
     ):
         training, lost = launch.run(assignment, data.stream, folder, say, on_epoch)
         folder.check()
-        note = choice.Note.read(folder.path) or choice.Note()
+        note = choice.DeviceNote.read(folder.path) or choice.DeviceNote()
         several = choice.ProcessNumber.read(folder.path) if o.numProcesses == choice.AUTO else None
-    unsaved = training.unsaved or folder.unsaved
+    unsaved = training.unsaved or folder.send_failure
     training.release()
     _complete(training, run, original)
-    fitted = Fitted(
-        training.found(network), training.chosen.metric, start.frozen, lost, unsaved, training.cut, wishes,
-        folder, note.trainedOn, training.fallbacks, single, start.recipes, several,
-    )  # fmt: skip
+    fitted = TrainingResult(
+        training.result(network),
+        training.best.metric,
+        start.frozen,
+        lost,
+        unsaved,
+        training.cut,
+        wishes,
+        folder,
+        note.trainedOn,
+        training.fallbacks,
+        single,
+        start.recipes,
+        several,
+    )
     return fitted, start, training
 
 
-def _complete(training: Training, run: Run, original: Measured) -> None:
+def _complete(training: Training, run: Run, original: PipelineMetrics) -> None:
     """Set the training loss at epoch 0 of candidates that never gained to the original's, for comparison with later
     epochs.
 
@@ -276,7 +334,7 @@ def _complete(training: Training, run: Run, original: Measured) -> None:
 
 
 @contextlib.contextmanager
-def _interruption_told(runId: str | None, say: Callable[[str], None]) -> Iterator[None]:
+def _explain_interruption(runId: str | None, say: Callable[[str], None]) -> Iterator[None]:
     """Show how to continue the training run if the user interrupts it."""
     try:
         yield
@@ -299,15 +357,20 @@ def _size(folder: Path) -> str:
 
 @contextlib.contextmanager
 def run_folder(
-    run: Run, runId: str | None, *, replace: bool, recipes: Sequence[Recipe] | None = None, epochs: int | None = None,
+    run: Run,
+    runId: str | None,
+    *,
+    replace: bool,
+    recipes: Sequence[Recipe] | None = None,
+    epochs: int | None = None,
     beside: Mapping[str, Any] | None = None,
-) -> Iterator[RunFolder]:  # fmt: skip
+) -> Iterator[RunFolder]:
     """Open the checkpoint folder of a training run on these rows; remove it at the end unless `runId` is set (after an error,
     see `RunFolder.kept`).
 
     Args:
         replace: start again if `runId` was started with other settings, instead of raising.
-        recipes, epochs: see `trained`.
+        recipes, epochs: see `train`.
         beside: further values that determine the result, by name; a run that differs in one of them is not resumed.
     """
     o = run.task.options
@@ -315,20 +378,24 @@ def run_folder(
     computed = run.computed if runId is not None else {}
     request = request_of(o, run.cache.fingerprint, computed, recipes, epochs) | dict(beside or {})
     with (
-        opened(where, runId, request, replace=replace, own=o.checkpointDir is None, wait=o.waitForRun) as folder,
-        folder.kept(always=runId is not None),
+        open_run_folder(
+            where, runId, request, replace=replace, own=o.checkpointDir is None, wait=o.waitForRun
+        ) as folder,
+        folder.keep_for_resume(always=runId is not None),
     ):
         yield folder
 
 
-def _wishes(run: Run) -> monotone.Wishes:
+def _slope_signs(run: Run) -> monotone.SlopeSigns:
     values = run.data.values(run.data.stream.nothing())
     run.network.margin(values)
-    names = FeatureNames(run.network, run.cache.described(run.task.cut), values)
-    return monotone.Wishes(run.task.options.penalties["monotone"], run.network, names)
+    names = FeatureNames(run.network, run.cache.manifest_entries(run.task.cut), values)
+    return monotone.SlopeSigns(run.task.options.penalties["monotone"], run.network, names)
 
 
-def judged_by_rows(run: Run, original: Measured, fitted: Fitted, given: Recorded | None) -> Judged:
+def judge_by_rows(
+    run: Run, original: PipelineMetrics, fitted: TrainingResult, given: RecordedMargins | None
+) -> GuardDecision:
     """Run the phase `judge`: decide by held-out rows whether the trained network may replace the original.
 
     Args:
@@ -348,11 +415,13 @@ def judged_by_rows(run: Run, original: Measured, fitted: Fitted, given: Recorded
         judged = judge(run.task.options, run.data, metric, networks, ledger, reference=reference, given=given)
         warnings = datachecks.too_few_rows(ledger.gains, ledger.weights, judged.verdict, held_out.mean)
         if fitted.wishes is not None and judged.accepted:
-            warnings = [*warnings, *fitted.wishes.broken(found.network)]
-        return Judged(judged, tuned, warnings)
+            warnings = [*warnings, *fitted.wishes.violations(found.network)]
+        return GuardDecision(judged, tuned, warnings)
 
 
-def written(run: Run, original: Measured, network: Network, known: Mapping[str, Score]) -> tuple[Any, Measured]:
+def write_back_and_verify(
+    run: Run, original: PipelineMetrics, network: Network, known: Mapping[str, Score]
+) -> tuple[Any, PipelineMetrics]:
     """Write the trained network back to Spark stages, check that they compute the same, and measure the network's
     metrics.
 
@@ -375,7 +444,7 @@ def written(run: Run, original: Measured, network: Network, known: Mapping[str, 
             model = write_back(model, network)
         parity = cached_parity.check(model, network, sample, cache)
         say(f"Spark reproduces the network: {parity}")
-        return model, Measured(scores, parity)
+        return model, PipelineMetrics(scores, parity)
 
 
 def idle_options(run: Run) -> list[str]:
@@ -387,26 +456,45 @@ def idle_options(run: Run) -> list[str]:
     one_process = (alone, "one process trains, that of the driver")
     not_kept = (o.storeDir is None, "without storeDir the run is not kept")
     reasons = {
-        "recipe": (few, f"with {rows:,} validation rows a choice among candidates mostly finds chance: only the most careful one "
-                   "trained"),
-        "schedule": one_step, "ema": one_step, "gradientClip": one_step, "batchSize": one_step,
+        "recipe": (
+            few,
+            f"with {rows:,} validation rows a choice among candidates mostly finds chance: only the most careful one "
+            "trained",
+        ),
+        "schedule": one_step,
+        "ema": one_step,
+        "gradientClip": one_step,
+        "batchSize": one_step,
         "patience": (min(o.patience, default.patience) >= end, f"training ends after maxEpochs={end} epochs"),
-        "minDelta": (o.patience >= end, f"training ends after maxEpochs={end} epochs, before patience={o.patience} can end it"),
+        "minDelta": (
+            o.patience >= end,
+            f"training ends after maxEpochs={end} epochs, before patience={o.patience} can end it",
+        ),
         "fleetSize": (any_gain, "guard=1 accepts any gain"),
-        "guardCols": (any_gain and "parityGap" not in o.penalties, "guard=1 accepts any gain, so slices are only reported"),
-        "timeout": one_process, "localMode": one_process, "localSteps": one_process,
+        "guardCols": (
+            any_gain and "parityGap" not in o.penalties,
+            "guard=1 accepts any gain, so slices are only reported",
+        ),
+        "timeout": one_process,
+        "localMode": one_process,
+        "localSteps": one_process,
         "slowMomentum": (alone or o.localSteps == 1, "it needs several processes and localSteps of 2 or more"),
         "localCacheLimit": (stores.url_of(run.cache.folder) is None, "the folder of the caches is on this machine"),
         "reuseStages": (not run.task.cut.stages, "no stage runs in Spark before training"),
         "waitForRun": (o.runId is None, "no other process can use this run, which has no runId"),
-        "tags": not_kept, "redact": not_kept,
-    }  # fmt: skip
+        "tags": not_kept,
+        "redact": not_kept,
+    }
     found = without_effect(o, reasons)
     trained = {i for i, stage in enumerate(run.task.plan.stages) if stage.trainable}
     for option, trains, what in (
-        ("freeze", run.task.roles.trainable, "only keeps it from being fitted anew, searched or deleted where a run does that"),
+        (
+            "freeze",
+            run.task.roles.trainable,
+            "only keeps it from being fitted anew, searched or deleted where a run does that",
+        ),
         ("learningRates", trained, "has no effect"),
-    ):  # fmt: skip
+    ):
         graph = run.task.cut.graph
         unused = [name for name in getattr(o, option) if not graph.select([name], option) & trains]
         found += [f"{option} names {name!r}, which {what}: no parameter of it trains" for name in unused]

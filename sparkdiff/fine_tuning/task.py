@@ -13,16 +13,16 @@ from pyspark.sql import DataFrame
 from sparkdiff import jvm
 from sparkdiff.data import cache as caches
 from sparkdiff.data.fingerprint import Request
-from sparkdiff.data.soft_labels import Hardened
+from sparkdiff.data.soft_labels import SoftLabels
 from sparkdiff.data.splits import REFERENCE, Source, rule
-from sparkdiff.diagnostics.predictions import changed_outputs
+from sparkdiff.diagnostics.prediction_differences import find_output_changes
 from sparkdiff.errors import InputError, ParityError
 from sparkdiff.evaluation.acceptance import Judgement
 from sparkdiff.evaluation.cached_parity import PARITY_ROWS
-from sparkdiff.evaluation.data import Data
 from sparkdiff.evaluation.scores import Score
-from sparkdiff.machine import whole
-from sparkdiff.machine.threads import MadeOnce
+from sparkdiff.evaluation.split_batches import Data
+from sparkdiff.machine import atomic_files
+from sparkdiff.machine.threads import SharedResults
 from sparkdiff.objectives.metric import Metric
 from sparkdiff.objectives.objective import Objective
 from sparkdiff.options import Options
@@ -41,8 +41,8 @@ from sparkdiff.store.run_folder import RunFolder
 from sparkdiff.tensors.device import place
 from sparkdiff.training import monotone
 from sparkdiff.training.distributed.choice import ProcessNumber
+from sparkdiff.training.epoch_results import TrainedNetwork
 from sparkdiff.training.recipes import Recipe
-from sparkdiff.training.results import Trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Task:
     options: Options
     labelCol: str | None  # None: clustering, whose loss needs no label
     weightCol: str | None
-    soft: Hardened | None = None  # set if the labels were class probabilities
+    soft: SoftLabels | None = None  # set if the labels were class probabilities
 
     def kept_as_fitted(self, columns: Iterable[str]) -> dict[str, str]:
         """Stages that must not be refitted, searched or deleted: {uid: reason}; passed to `unfitted(model, keep=...)`.
@@ -76,7 +76,7 @@ class Task:
             graph.formula_of(v) or v.uid: "the loss reads what it makes" for v in makers
         }
 
-    def compared_outside(
+    def compare_other_outputs(
         self, judgement: Judgement, new: Any, df: DataFrame, keep: Collection[str] = ()
     ) -> tuple[Judgement, list[str]]:
         """Find outputs that differ between the original and `new` although no stage that may change writes them.
@@ -91,7 +91,7 @@ class Task:
         graph, kept = self.cut.graph, {*self.kept_as_fitted(df.columns), *keep}
         fitted = {v.uid for v in graph.vertices if (graph.formula_of(v) or v.uid) not in kept}
         trained = {s.uid for s in self.plan.stages if s.trainable}
-        differences, notes = changed_outputs(self.model, new, df, fitted | trained)
+        differences, notes = find_output_changes(self.model, new, df, fitted | trained)
         return dataclasses.replace(judgement, outside=tuple(differences)), notes
 
 
@@ -176,7 +176,7 @@ candidates of `thorough`, 160.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Together:
+class JointTraining:
     """Settings that train together, in one pass over the rows per epoch; they differ only in the options `CANDIDATES`."""
 
     settings: tuple[Options, ...]
@@ -186,7 +186,7 @@ class Together:
 class JointSetting:
     """One of several settings that train together, and its position among them."""
 
-    together: Together
+    together: JointTraining
     position: int
 
 
@@ -212,13 +212,13 @@ def members(fits: Sequence[tuple[Any, Options]]) -> list[JointSetting | None]:
     out: list[JointSetting | None] = [None] * len(fits)
     for group in groups:
         if len(group) > 1:
-            together = Together(tuple(fits[i][1] for i in group))
+            together = JointTraining(tuple(fits[i][1] for i in group))
             for position, i in enumerate(group):
                 out[i] = JointSetting(together, position)
     return out
 
 
-class Shared(MadeOnce):
+class FitResults(SharedResults):
     """Results shared by fits on the same rows: each cache is fingerprinted, written and compared with Spark once."""
 
     def __init__(self) -> None:
@@ -248,7 +248,7 @@ class Shared(MadeOnce):
         """Remove the files of all caches; a later fit writes them again."""
         for key, cache in [*self.found.items()]:
             if key[0] == "cache":
-                whole.remove(cache.folder)
+                atomic_files.remove(cache.folder)
 
 
 def key_of(task: Task, sources: Sequence[Source]) -> tuple[Any, ...]:
@@ -259,9 +259,16 @@ def key_of(task: Task, sources: Sequence[Source]) -> tuple[Any, ...]:
     # The cut itself stands for the options that change it (reference, predictionCol, unfreeze); a list could be
     # incomplete.
     return (
-        task.model, task.cut.graph.head_position, task.cut, task.labelCol, task.weightCol, rule(o), o.guardCols,
-        o.cacheDir, *(s.df for s in sources if s.split == REFERENCE),
-    )  # fmt: skip
+        task.model,
+        task.cut.graph.head_position,
+        task.cut,
+        task.labelCol,
+        task.weightCol,
+        rule(o),
+        o.guardCols,
+        o.cacheDir,
+        *(s.df for s in sources if s.split == REFERENCE),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -313,7 +320,7 @@ class Run:
 
     task: Task
     phases: Phases
-    shared: Shared
+    shared: FitResults
     key: tuple[Any, ...]
     cache: caches.Cache
     network: Network
@@ -329,7 +336,7 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
+class PipelineMetrics:
     """The metric of a pipeline on each split with rows; and the agreement of its network with Spark, None if not
     compared.
     """
@@ -339,7 +346,7 @@ class Measured:
 
 
 @dataclasses.dataclass(frozen=True)
-class Fitted:
+class TrainingResult:
     """The result of training.
 
     Attributes:
@@ -357,13 +364,13 @@ class Fitted:
         processes: the number of processes that numProcesses="auto" chose; None if the user set the number.
     """
 
-    found: Trained
+    found: TrainedNetwork
     best: float
     frozen: dict[str, int]
     lost: list[str]
     unsaved: str
     cut: str
-    wishes: monotone.Wishes | None
+    wishes: monotone.SlopeSigns | None
     folder: RunFolder
     device: str
     fallbacks: list[str]
@@ -373,7 +380,7 @@ class Fitted:
 
 
 @dataclasses.dataclass(frozen=True)
-class Judged:
+class GuardDecision:
     """The decision about the trained network, the network's validation metric, and warnings about the decision."""
 
     judgement: Judgement

@@ -11,13 +11,13 @@ from pyspark.ml.feature import VectorAssembler, VectorSizeHint
 from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
-from sparkdiff.growth import costs
+from sparkdiff.growth import cost_table
 from sparkdiff.growth.part import Output, PipelinePlace
 from sparkdiff.growth.rounds import Member
-from sparkdiff.growth.serving import Serving
+from sparkdiff.growth.serving_cost import ServingCostModel
 from sparkdiff.jvm.coefficients import matrix_of, stored_of, with_coefficients
 from sparkdiff.pipeline.graph import Vertex
-from sparkdiff.pipeline.nesting import flatten, replaced
+from sparkdiff.pipeline.nesting import flatten, with_leaves
 from sparkdiff.stages.base import columns_of
 
 
@@ -36,7 +36,7 @@ def grown_pipeline(model: Any, head: Vertex, members: Sequence[Member], before: 
     outputs: list[Output] = []
     # The assembler fails if the metadata of future rows lack the number of features.
     hint = VectorSizeHint(inputCol=features, size=width_of(stage), handleInvalid="optimistic")
-    stages = [jvm.named(hint, f"{mark}_size")]
+    stages = [jvm.set_uid(hint, f"{mark}_size")]
     for i, member in enumerate(members):
         place = PipelinePlace(features, width_of(stage), f"{mark}_{member.part.kind}{i + 1}", _classes(stage))
         made = member.part.stages(place)
@@ -46,9 +46,9 @@ def grown_pipeline(model: Any, head: Vertex, members: Sequence[Member], before: 
     stages = [*(indexer for indexer in before if indexer.getOutputCol() in read), *stages]
     columns = [features, *(o.column for o in outputs)]
     assembler = VectorAssembler(inputCols=columns, outputCol=mark, handleInvalid="keep")
-    assembler = jvm.named(assembler, f"{mark}_assembler")
-    last = widened(stage.copy({stage.getParam("featuresCol"): mark}), outputs)
-    found = replaced(model, {head.path: [*stages, assembler, last]})
+    assembler = jvm.set_uid(assembler, f"{mark}_assembler")
+    last = with_output_coefficients(stage.copy({stage.getParam("featuresCol"): mark}), outputs)
+    found = with_leaves(model, {head.path: [*stages, assembler, last]})
     return PipelineModel(found) if isinstance(found, list) else found
 
 
@@ -66,10 +66,10 @@ def columns_last(made: Any, mark: str, data: DataFrame, *, drop: bool) -> Any:
     if not added or not jvm.can_except():
         return made
     path, stage = flatten(made)[-1]
-    return replaced(made, {path: [stage, jvm.selecting(added, () if drop else added, f"{mark}_columns")]})
+    return with_leaves(made, {path: [stage, jvm.selecting(added, () if drop else added, f"{mark}_columns")]})
 
 
-def serving_of(model: Any, head: Vertex, limit: float | None, indexers: Sequence[Any] = ()) -> Serving:
+def serving_of(model: Any, head: Vertex, limit: float | None, indexers: Sequence[Any] = ()) -> ServingCostModel:
     """Serving costs of the pipelines that `grown_pipeline` makes.
 
     Args:
@@ -77,16 +77,16 @@ def serving_of(model: Any, head: Vertex, limit: float | None, indexers: Sequence
         indexers: StringIndexers of the entities, as `before` in `grown_pipeline`.
     """
     stage, (features, *_) = head.stage, head.inputs
-    entries = costs.filled_by_model(model).get(features, float(width_of(stage)))
-    before = costs.of_model(model, {features: entries})
+    entries = cost_table.filled_by_model(model).get(features, float(width_of(stage)))
+    before = cost_table.of_model(model, {features: entries})
     most = math.inf if limit is None else limit * before
     indexed = frozenset(indexer.getOutputCol() for indexer in indexers)
-    return Serving(before, most, type(stage).__name__, max(_classes(stage), 1), entries, indexed)
+    return ServingCostModel(before, most, type(stage).__name__, max(_classes(stage), 1), entries, indexed)
 
 
-def cost_of(made: Any, head: Vertex, serving: Serving) -> float:
+def cost_of(made: Any, head: Vertex, serving: ServingCostModel) -> float:
     """Microseconds per row of a grown pipeline, computed from its stages."""
-    return costs.of_model(made, {head.inputs[0]: serving.features})
+    return cost_table.of_model(made, {head.inputs[0]: serving.features})
 
 
 def unused_mark(model: Any, wanted: str, columns: Sequence[str]) -> str:
@@ -114,7 +114,7 @@ def width_of(stage: Any) -> int:
     return int(stage.numFeatures)
 
 
-def widened(stage: Any, outputs: Sequence[Output]) -> Any:
+def with_output_coefficients(stage: Any, outputs: Sequence[Output]) -> Any:
     """The last linear stage with the outputs' coefficients behind its own; same class, uid, intercept and Params.
 
     Zeros that its sparse coefficients do not store stay unstored.

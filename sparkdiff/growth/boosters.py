@@ -36,7 +36,7 @@ LARGEST = 1e30
 
 
 @dataclass(frozen=True)
-class Rules:
+class TreeConstraints:
     """Constraints on a tree.
 
     Attributes:
@@ -67,7 +67,7 @@ class Booster(ABC):
 
     module: ClassVar[str]
 
-    def __init__(self, x: Array, nominal: Array, rules: Rules):
+    def __init__(self, x: Array, nominal: Array, rules: TreeConstraints):
         self.x, self.nominal, self.rules = x, nominal, rules
 
     @abstractmethod
@@ -88,19 +88,32 @@ def _objective(slopes: Slopes, shape: tuple[int, ...]) -> Callable[[Array, Any],
 class LightGBM(Booster):
     module = "lightgbm"
 
-    def __init__(self, x: Array, nominal: Array, rules: Rules):
+    def __init__(self, x: Array, nominal: Array, rules: TreeConstraints):
         import lightgbm as library
 
         super().__init__(x, nominal, rules)
         self.library = library
         self.params = {
-            "objective": "none", "verbosity": -1, "num_threads": 1, "deterministic": True, "force_row_wise": True,
-            "feature_pre_filter": False, "num_leaves": rules.leaves, "max_depth": rules.depth, "learning_rate": rules.rate,
-            "min_data_in_leaf": rules.rows, "min_sum_hessian_in_leaf": LEAST_CURVATURE, "min_data_per_group": rules.rows,
-            "cat_smooth": CATEGORY_ROWS, "cat_l2": CATEGORY_RIDGE,
-            "lambda_l2": rules.ridge, "max_delta_step": rules.longest, "bagging_fraction": SHARE, "bagging_freq": 1,
+            "objective": "none",
+            "verbosity": -1,
+            "num_threads": 1,
+            "deterministic": True,
+            "force_row_wise": True,
+            "feature_pre_filter": False,
+            "num_leaves": rules.leaves,
+            "max_depth": rules.depth,
+            "learning_rate": rules.rate,
+            "min_data_in_leaf": rules.rows,
+            "min_sum_hessian_in_leaf": LEAST_CURVATURE,
+            "min_data_per_group": rules.rows,
+            "cat_smooth": CATEGORY_ROWS,
+            "cat_l2": CATEGORY_RIDGE,
+            "lambda_l2": rules.ridge,
+            "max_delta_step": rules.longest,
+            "bagging_fraction": SHARE,
+            "bagging_freq": 1,
             "feature_fraction": rules.columns,
-        }  # fmt: skip
+        }
         self.data = library.Dataset(
             x, categorical_feature=np.flatnonzero(nominal).tolist(), params=self.params, free_raw_data=False
         )
@@ -120,7 +133,7 @@ class XGBoost(Booster):
 
     module = "xgboost"
 
-    def __init__(self, x: Array, nominal: Array, rules: Rules):
+    def __init__(self, x: Array, nominal: Array, rules: TreeConstraints):
         import xgboost as library
 
         super().__init__(x, nominal, rules)
@@ -132,13 +145,22 @@ class XGBoost(Booster):
 
     def block(self, margin: Array, slopes: Slopes, rounds: int, seed: int) -> list[TreeArrays]:
         params = {
-            "verbosity": 0, "nthread": 1, "seed": seed, "tree_method": "hist", "grow_policy": "lossguide",
-            "max_leaves": self.rules.leaves, "max_depth": self.rules.depth, "eta": self.rules.rate,
-            "min_child_weight": max(LEAST_CURVATURE, self.rules.rows), "lambda": self.rules.ridge,
-            "max_delta_step": self.rules.longest, "subsample": SHARE,
-            "colsample_bytree": self.rules.columns, "base_score": 0.0,
+            "verbosity": 0,
+            "nthread": 1,
+            "seed": seed,
+            "tree_method": "hist",
+            "grow_policy": "lossguide",
+            "max_leaves": self.rules.leaves,
+            "max_depth": self.rules.depth,
+            "eta": self.rules.rate,
+            "min_child_weight": max(LEAST_CURVATURE, self.rules.rows),
+            "lambda": self.rules.ridge,
+            "max_delta_step": self.rules.longest,
+            "subsample": SHARE,
+            "colsample_bytree": self.rules.columns,
+            "base_score": 0.0,
             **({"num_class": margin.shape[1]} if margin.shape[1] > 1 else {}),
-        }  # fmt: skip
+        }
         self.data.set_base_margin(margin if margin.shape[1] > 1 else margin[:, 0])
         booster = self.library.train(params, self.data, rounds, obj=_objective(slopes, margin.shape))
         return list(xgboost.read(booster, whole=True).trees)
@@ -156,7 +178,7 @@ class ScikitLearn(Booster):
 
     module = "sklearn"
 
-    def __init__(self, x: Array, nominal: Array, rules: Rules):
+    def __init__(self, x: Array, nominal: Array, rules: TreeConstraints):
         from sklearn.tree import DecisionTreeRegressor
 
         super().__init__(np.clip(x, -LARGEST, LARGEST), nominal, rules)
@@ -192,7 +214,7 @@ class ScikitLearn(Booster):
             max_features=self.rules.columns,
             random_state=seed,
         )
-        x, order = self._ordered(slope, curve, drawn)
+        x, order = self._rank_categories(slope, curve, drawn)
         node = model.fit(x[drawn], -slope[drawn] / curve[drawn], sample_weight=curve[drawn]).apply(x)
         [tree] = sklearn.read(model).trees
         size = len(tree.left)
@@ -206,7 +228,7 @@ class ScikitLearn(Booster):
         }
         return replace(tree, value=value, sets=sets), value[node]
 
-    def _ordered(self, slope: Array, curve: Array, drawn: Array) -> tuple[Array, dict[int, Array]]:
+    def _rank_categories(self, slope: Array, curve: Array, drawn: Array) -> tuple[Array, dict[int, Array]]:
         """The rows (n, c), with each category value replaced by the rank of its Newton step; and column -> its values by rank."""
         x, order = self.x.copy(), {}
         for j, (values, code) in self.codes.items():
@@ -225,12 +247,12 @@ BOOSTERS: tuple[type[Booster], ...] = (LightGBM, XGBoost, ScikitLearn)
 """Boosters in order of preference."""
 
 
-def installed() -> str | None:
+def preferred_library() -> str | None:
     """Module name of the preferred library among those that are installed; None if none is installed."""
     return next((kind.module for kind in BOOSTERS if importlib.util.find_spec(kind.module) is not None), None)
 
 
-def booster(module: str, x: Array, nominal: Array, rules: Rules) -> Booster:
+def booster(module: str, x: Array, nominal: Array, rules: TreeConstraints) -> Booster:
     """Booster of the library with this module name, for the rows x (n, c).
 
     Raises:

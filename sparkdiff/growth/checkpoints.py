@@ -22,9 +22,9 @@ from torch import Tensor
 from sparkdiff.errors import SparkdiffError, WriteError
 from sparkdiff.growth import parts
 from sparkdiff.growth.criterion import Criterion
-from sparkdiff.growth.part import Course, Found, Item
-from sparkdiff.growth.table import Table
-from sparkdiff.machine import whole
+from sparkdiff.growth.part import Item, ItemResult, ItemTraining
+from sparkdiff.growth.row_tensors import Table
+from sparkdiff.machine import atomic_files
 from sparkdiff.store import files
 from sparkdiff.training.distributed.worker import ROOM
 
@@ -58,37 +58,37 @@ class RoundFiles:
                 return RoundFiles(path)
         for old in run.glob("round-*"):
             if not (name := old.name.partition("-")[2]).isdecimal() or int(name) >= number:
-                whole.remove(old)
+                atomic_files.remove(old)
         with files.room("the results of a round", path, ROOM):
             path.mkdir(mode=0o700, parents=True)
             files.write_bytes(path / "round.json", about.encode())
         return RoundFiles(path)
 
-    def ended(self) -> set[int]:
+    def finished_items(self) -> set[int]:
         """Positions of the finished items with undamaged result files."""
         names = (re.fullmatch(r"found-(\d+)\.pickle", p.name) for p in self.path.iterdir())
-        return {int(name[1]) for name in names if name and self._kept(name[0]) is not None}
+        return {int(name[1]) for name in names if name and self._unpickle(name[0]) is not None}
 
-    def found(self, position: int) -> Found:
-        found: Found = pickle.loads((self.path / f"found-{position}.pickle").read_bytes())
+    def read_result(self, position: int) -> ItemResult:
+        found: ItemResult = pickle.loads((self.path / f"found-{position}.pickle").read_bytes())
         return found
 
-    def course(self, position: int) -> Course | None:
+    def course(self, position: int) -> ItemTraining | None:
         """State of an item's training from its checkpoint; None if there is no undamaged checkpoint."""
-        course: Course | None = self._kept(f"course-{position}.pickle")
+        course: ItemTraining | None = self._unpickle(f"course-{position}.pickle")
         return course
 
-    def _kept(self, name: str) -> Any:
+    def _unpickle(self, name: str) -> Any:
         return files.read_undamaged(self.path / name, lambda: pickle.loads((self.path / name).read_bytes()))
 
-    def save(self, position: int, course: Course) -> None:
+    def save(self, position: int, course: ItemTraining) -> None:
         """Write a checkpoint. If it can't be written, training continues without it."""
         try:
             self._write(f"course-{position}.pickle", course, "a checkpoint")
         except (WriteError, OSError) as e:
             warnings.warn(f"{e}. Training continues without it; a crash would lose more", RuntimeWarning, stacklevel=2)
 
-    def keep(self, position: int, found: Found) -> None:
+    def keep(self, position: int, found: ItemResult) -> None:
         """Write a result, and remove the checkpoint that it replaces."""
         self._write(f"found-{position}.pickle", found, "the result of an item")
         (self.path / f"course-{position}.pickle").unlink(missing_ok=True)
@@ -107,9 +107,15 @@ def digest(table: Table, original: Tensor) -> str:
 
 
 def train(
-    kept: RoundFiles, position: int, item: Item, table: Table, criterion: Criterion, original: Tensor,
-    every: float = EVERY, tick: Callable[[], None] = lambda: None,
-) -> Found:  # fmt: skip
+    kept: RoundFiles,
+    position: int,
+    item: Item,
+    table: Table,
+    criterion: Criterion,
+    original: Tensor,
+    every: float = EVERY,
+    tick: Callable[[], None] = lambda: None,
+) -> ItemResult:
     """Train an item until it is finished, from its checkpoint if there is one, and store its result.
 
     Args:
@@ -124,27 +130,27 @@ def train(
     """
     tick()
     began, saved = time.process_time(), time.monotonic()
-    with _named(item):
+    with _item_errors(item):
         course = kept.course(position)
         if course is None:
             before = criterion.score(table.validation.margin, table.validation).mean
-            course = Course(item, parts.trainer(item, table), before)
-    while not course.done:
+            course = ItemTraining(item, parts.trainer(item, table), before)
+    while not course.is_done:
         tick()
-        with _named(item):
+        with _item_errors(item):
             course.step(table, criterion, original)
         now = time.process_time()
         course.seconds, began = course.seconds + now - began, now
-        if not course.done and time.monotonic() - saved > every:
+        if not course.is_done and time.monotonic() - saved > every:
             kept.save(position, course)
             saved = time.monotonic()
-    found = course.found()
+    found = course.result()
     kept.keep(position, found)
     return found
 
 
 @contextlib.contextmanager
-def _named(item: Item) -> Iterator[None]:
+def _item_errors(item: Item) -> Iterator[None]:
     """Context that turns errors into an `ItemError` that names the item; errors of sparkdiff pass unchanged."""
     try:
         yield

@@ -45,7 +45,7 @@ class Clock:
     def over(self) -> bool:
         return self.seconds >= self.limit
 
-    def left(self, maxSeconds: float | None) -> float | None:
+    def seconds_left(self, maxSeconds: float | None) -> float | None:
         """Seconds left of maxSeconds when the time was last written; at least a millisecond, so that one epoch can begin."""
         return None if maxSeconds is None else max(maxSeconds - self.noted, 1e-3)
 
@@ -56,7 +56,7 @@ class Clock:
         """
         if math.isinf(self.limit):
             return frozenset()
-        noted = files.read_undamaged(round / "clock.json", lambda: _noted(round / "clock.json"))
+        noted = files.read_undamaged(round / "clock.json", lambda: _read_clock(round / "clock.json"))
         if noted is None:
             self.note(round)
             return frozenset()
@@ -78,7 +78,7 @@ class Clock:
             files.write_bytes(round / "clock.json", json.dumps(told).encode())
 
 
-def _noted(file: Path) -> tuple[float, frozenset[int]]:
+def _read_clock(file: Path) -> tuple[float, frozenset[int]]:
     """Content of a clock's file: the seconds, and the positions of the items that there was no time for."""
     told = files.read_object(file)
     return float(told["seconds"]), frozenset(told["late"])

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.evaluation.scores import Score, Tally
-from sparkdiff.growth.table import Split
+from sparkdiff.growth.row_tensors import Split
 from sparkdiff.objectives import losses, metrics
 from sparkdiff.objectives.metric import Metric
 from sparkdiff.objectives.objective import Objective
@@ -101,7 +101,7 @@ class Criterion:
 
 
 @dataclass(frozen=True)
-class Specification:
+class CriterionSpecification:
     """Ingredients of a criterion. Unlike a criterion, they can be sent to another process.
 
     Attributes:

@@ -1,6 +1,6 @@
 """Training with Adam on small batches, for parts that are smooth functions of one vector of parameters.
 
-`Descent` is the base class of their trainers. It draws batches, lets the learning rate fall along half a cosine, and applies
+`AdamTrainer` is the base class of their trainers. It draws batches, lets the learning rate fall along half a cosine, and applies
 weight decay as in AdamW (Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019). Subclasses define the meaning of
 the parameters.
 """
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparkdiff.evaluation.inputs import column_sums
+from sparkdiff.evaluation.input_statistics import column_sums
 from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.part import Trainer
-from sparkdiff.growth.table import Split, Table
+from sparkdiff.growth.row_tensors import Split, Table
 from sparkdiff.tensors.rows import squared
 from sparkdiff.training import optimizers
 
@@ -27,7 +27,7 @@ FEWEST, MOST = 40, 400
 
 
 @dataclass(frozen=True)
-class Pace:
+class LearningRateSchedule:
     """Learning rate schedule and weight decay.
 
     Attributes:
@@ -51,7 +51,7 @@ def work(rows: int, parameters: int, epochs: int) -> float:
     return epochs * (6e-4 * batches + 6e-10 * rows * parameters)
 
 
-class Descent(Trainer):
+class AdamTrainer(Trainer):
     """Base class of trainers that use Adam, see the module.
 
     Args:
@@ -59,13 +59,13 @@ class Descent(Trainer):
         seed: seed of the order of the rows.
     """
 
-    def __init__(self, parameters: Tensor, pace: Pace, seed: int):
+    def __init__(self, parameters: Tensor, pace: LearningRateSchedule, seed: int):
         self.parameters, self.pace, self.epochs = parameters, pace, 0
-        self.optimizer = optimizers.FirstOrder("adam", parameters, None)
+        self.optimizer = optimizers.FirstOrderSteps("adam", parameters, None)
         self.random = torch.Generator().manual_seed(seed).get_state()
 
     @abstractmethod
-    def added(self, parameters: Tensor, split: Split, rows: Tensor) -> Tensor:
+    def part_margin(self, parameters: Tensor, split: Split, rows: Tensor) -> Tensor:
         """Margin that a part with these parameters adds to rows: (m,) or (m, k), with gradients.
 
         Args:
@@ -81,7 +81,7 @@ class Descent(Trainer):
         for i, rows in enumerate(batches):
             done = (self.epochs + i / len(batches)) / self.pace.epochs
             own = self.parameters.clone().requires_grad_()
-            margin = train.margin[rows] + self.added(own, train, rows)
+            margin = train.margin[rows] + self.part_margin(own, train, rows)
             assert criterion.objective.rows is not None
             loss = criterion.objective.rows(margin, train.label[rows], train.weight[rows])
             [gradient] = torch.autograd.grad((weight[rows] * loss).sum() / size, own)

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparkdiff.growth.costs import Steps
+from sparkdiff.growth.cost_table import Steps
 from sparkdiff.growth.criterion import Criterion
-from sparkdiff.growth.table import Split, Table
+from sparkdiff.growth.row_tensors import Split, Table
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Stages:
 
 
 @dataclass(frozen=True)
-class Served:
+class ServingWork:
     """Work of serving a part, per row.
 
     Attributes:
@@ -92,7 +92,7 @@ class Part(ABC):
         """Margin that the part adds, (n,) or (n, k), exactly as its stages compute it in Spark."""
 
     @abstractmethod
-    def served(self, features: float) -> Served:
+    def serving_work(self, features: float) -> ServingWork:
         """Work of serving the part, for the same stages that `stages` makes.
 
         Args:
@@ -103,7 +103,7 @@ class Part(ABC):
     def stages(self, place: PipelinePlace) -> Stages:
         """Stages that compute the part. The sum of their outputs times their coefficients equals `output`."""
 
-    def shown(self) -> list[dict[str, Any]]:
+    def learned_table(self) -> list[dict[str, Any]]:
         """Rows of a table of what the part has learned, for reports and plots; empty if there is no such table."""
         return []
 
@@ -124,7 +124,7 @@ class Trainer(ABC):
         """The part in its current state."""
 
 
-def unused(name: str, columns: Iterable[str]) -> str:
+def unused_heading(name: str, columns: Iterable[str]) -> str:
     """The name, with underscores appended until no column has it: a heading for a table that also has these columns."""
     taken = set(columns)
     while name in taken:
@@ -154,7 +154,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Found:
+class ItemResult:
     """Result of an item.
 
     Attributes:
@@ -176,21 +176,21 @@ class Found:
     seconds: float
 
     @staticmethod
-    def late(item: Item, before: float, original: Tensor) -> "Found":
+    def late(item: Item, before: float, original: Tensor) -> "ItemResult":
         """Result of an item that there was no time for.
 
         Args:
             before: the metric, as a loss, before the item.
             original: (B,) the original's sum of weight * loss in each block of the guard.
         """
-        return Found(item, None, 0, before, math.nan, original.new_zeros(0, len(original)), 0.0)
+        return ItemResult(item, None, 0, before, math.nan, original.new_zeros(0, len(original)), 0.0)
 
     @property
     def is_late(self) -> bool:
         return not len(self.gains)
 
 
-class Course:
+class ItemTraining:
     """State of one item's training, as it is stored in a checkpoint.
 
     Args:
@@ -204,7 +204,7 @@ class Course:
         self.chosen, self.value, self.train, self.seconds = 0, before, math.nan, 0.0
 
     @property
-    def done(self) -> bool:
+    def is_done(self) -> bool:
         return self.epoch >= self.item.epochs or (bool(self.gains) and not bool(self.gains[-1].isfinite().all()))
 
     def step(self, table: Table, criterion: Criterion, original: Tensor) -> None:
@@ -224,5 +224,7 @@ class Course:
         if finite and score.mean < self.value:
             self.best, self.chosen, self.value, self.train = part, self.epoch, score.mean, train
 
-    def found(self) -> Found:
-        return Found(self.item, self.best, self.chosen, self.value, self.train, torch.stack(self.gains), self.seconds)
+    def result(self) -> ItemResult:
+        return ItemResult(
+            self.item, self.best, self.chosen, self.value, self.train, torch.stack(self.gains), self.seconds
+        )

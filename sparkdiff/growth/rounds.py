@@ -17,12 +17,12 @@ from torch import Tensor
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.growth import parts
 from sparkdiff.growth.criterion import Criterion
-from sparkdiff.growth.part import Found, Item, Part
-from sparkdiff.growth.serving import Serving
-from sparkdiff.growth.table import Split, Table
+from sparkdiff.growth.part import Item, ItemResult, Part
+from sparkdiff.growth.row_tensors import Split, Table
+from sparkdiff.growth.serving_cost import ServingCostModel
 from sparkdiff.report import share_of
 
-Run = Callable[[int, Sequence[Item], Table, Tensor], list[Found]]
+Run = Callable[[int, Sequence[Item], Table, Tensor], list[ItemResult]]
 """(round, items, table, the original's block sums (B,)) -> result of each item, in the order of the items."""
 LACKS = 0.01
 """Share of the best part's gain by which a simpler part's gain may be smaller and the simpler part still join in its place."""
@@ -48,7 +48,7 @@ class Member:
 
 
 @dataclasses.dataclass(frozen=True)
-class Tried:
+class ItemReport:
     """Report of one item of a round.
 
     Attributes:
@@ -74,7 +74,7 @@ class Tried:
 
 
 @dataclasses.dataclass(frozen=True)
-class Grown:
+class GrowthResult:
     """Result of the rounds.
 
     Attributes:
@@ -85,7 +85,7 @@ class Grown:
 
     members: tuple[Member, ...]
     table: Table
-    tried: tuple[Tried, ...]
+    tried: tuple[ItemReport, ...]
     stopped: str
     late: bool = False
 
@@ -106,13 +106,13 @@ class Limits:
     rounds: int
     complexity: float
     seed: int
-    serving: Serving
+    serving: ServingCostModel
     maxLoss: float = 0.0
 
 
 def grow(
-    table: Table, criterion: Criterion, limits: Limits, run: Run, on_round: Callable[[Sequence[Tried]], None]
-) -> Grown:
+    table: Table, criterion: Criterion, limits: Limits, run: Run, on_round: Callable[[Sequence[ItemReport]], None]
+) -> GrowthResult:
     """Run rounds until no part gains enough, the time is over, or the limit on their number is reached.
 
     Args:
@@ -121,7 +121,7 @@ def grow(
         on_round: called after each round with the reports of its items.
     """
     original = criterion.score(table.validation.margin, table.validation)
-    state = Grown((), table, (), "")
+    state = GrowthResult((), table, (), "")
     for number in range(1, limits.rounds + 1):
         items = parts.propose(limits.kinds, state.table, criterion, seed_of(limits.seed, number))
         if not items:
@@ -130,7 +130,7 @@ def grow(
         if all(f.is_late for f in found):
             when = f"after round {number - 1}" if number > 1 else "before the first part was trained"
             return dataclasses.replace(state, stopped=f"maxSeconds was over {when}", late=True)
-        state, tried = _joined(state, found, table, criterion, limits, number, original)
+        state, tried = _end_round(state, found, table, criterion, limits, number, original)
         on_round(tried)
         if late := sum(f.is_late for f in found):
             stopped = f"maxSeconds was over in round {number}, before {late} of its {len(found)} parts were trained"
@@ -147,9 +147,15 @@ def seed_of(seed: int, number: int) -> int:
     return seed + 1000 * number
 
 
-def _joined(
-    state: Grown, found: Sequence[Found], start: Table, criterion: Criterion, limits: Limits, number: int, original: Score
-) -> tuple[Grown, list[Tried]]:  # fmt: skip
+def _end_round(
+    state: GrowthResult,
+    found: Sequence[ItemResult],
+    start: Table,
+    criterion: Criterion,
+    limits: Limits,
+    number: int,
+    original: Score,
+) -> tuple[GrowthResult, list[ItemReport]]:
     """State after a round, and the reports of its items.
 
     Args:
@@ -157,26 +163,33 @@ def _joined(
         start: the table at the original's margin.
     """
     before = criterion.score(state.table.validation.margin, state.table.validation)
-    judged = [_judged(f, state, criterion, limits, before, original) for f in found]
+    judged = [_judge_part(f, state, criterion, limits, before, original) for f in found]
     chosen = simplest(found, [objective for objective, _ in judged], before.mean)
     tried = [
-        Tried(
-            number, f.item.kind, f.item.name, share_of(before.mean - f.value, original.mean), objective,
-            f.part.parameters if f.part else 0, limits.serving.share(f.part) if f.part else 0.0, f.seconds, f.epoch,
+        ItemReport(
+            number,
+            f.item.kind,
+            f.item.name,
+            share_of(before.mean - f.value, original.mean),
+            objective,
+            f.part.parameters if f.part else 0,
+            limits.serving.share(f.part) if f.part else 0.0,
+            f.seconds,
+            f.epoch,
             why or ("" if i == chosen else _not_chosen(objective, judged[chosen][0], found[chosen].item.name)),
         )
         for i, (f, (objective, why)) in enumerate(zip(found, judged, strict=True))
-    ]  # fmt: skip
+    ]
     joins = math.isfinite(judged[chosen][0])
     members, table = state.members, state.table
     if joins:
         members, table = _with(state, found[chosen], start, criterion, limits, number)
-    return Grown(members, table, (*state.tried, *tried), ""), tried
+    return GrowthResult(members, table, (*state.tried, *tried), ""), tried
 
 
 def _with(
-    state: Grown, found: Found, start: Table, criterion: Criterion, limits: Limits, number: int
-) -> tuple[tuple[Member, ...], Table]:  # fmt: skip
+    state: GrowthResult, found: ItemResult, start: Table, criterion: Criterion, limits: Limits, number: int
+) -> tuple[tuple[Member, ...], Table]:
     """The members with the new one, and the table at their margin.
 
     The weights of all members are refitted on the training rows. If the metric on the validation rows is then worse than
@@ -186,7 +199,7 @@ def _with(
     part = found.part
     assert part is not None
     more = (*state.members, Member(part, 1.0, number))
-    members, table = mixed(more, start, criterion, limits)
+    members, table = fit_weights(more, start, criterion, limits)
     if criterion.score(table.validation.margin, table.validation).mean > found.value:
         train, validation = state.table.train, state.table.validation
         members, table = (
@@ -196,7 +209,7 @@ def _with(
     return members, table
 
 
-def simplest(found: Sequence[Found], objectives: Sequence[float], before: float) -> int:
+def simplest(found: Sequence[ItemResult], objectives: Sequence[float], before: float) -> int:
     """Index of the part with the fewest parameters among those about as good as the best, which has the smallest objective.
 
     A part is about as good if its gain differs from the best part's gain by at most one standard error, or lacks at most a
@@ -226,7 +239,7 @@ def simplest(found: Sequence[Found], objectives: Sequence[float], before: float)
     return min(close, key=lambda i: (parameters(i), objectives[i]))
 
 
-def _gains(found: Found) -> Tensor:
+def _gains(found: ItemResult) -> Tensor:
     """Gain over the original after an item's best epoch, (B,): one sum per block of the guard (a group of validation rows)."""
     return found.gains[found.epoch - 1]
 
@@ -237,9 +250,9 @@ def _not_chosen(objective: float, best: float, name: str) -> str:
     return f"{name} has fewer parameters, and as much gain within the error or a hundredth"
 
 
-def _judged(
-    found: Found, state: Grown, criterion: Criterion, limits: Limits, before: Score, original: Score
-) -> tuple[float, str]:  # fmt: skip
+def _judge_part(
+    found: ItemResult, state: GrowthResult, criterion: Criterion, limits: Limits, before: Score, original: Score
+) -> tuple[float, str]:
     """Metric plus penalty of a part, and the reason why it can't join; the sum is infinite if there is such a reason.
 
     Args:
@@ -296,9 +309,9 @@ def spread(output: Tensor, split: Split) -> float:
     return math.sqrt(float(split.mean(centred.square()).mean()))
 
 
-def mixed(
+def fit_weights(
     members: Sequence[Member], start: Table, criterion: Criterion, limits: Limits
-) -> tuple[tuple[Member, ...], Table]:  # fmt: skip
+) -> tuple[tuple[Member, ...], Table]:
     """The members, with weights that minimise loss plus penalty on the training rows; and the table at their margin.
 
     The weights are fitted by proximal Newton steps from the current weights; no weight becomes negative.

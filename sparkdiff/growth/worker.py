@@ -21,9 +21,9 @@ import torch
 from sparkdiff.errors import SparkdiffError
 from sparkdiff.growth import parts
 from sparkdiff.growth.checkpoints import RoundFiles, train
-from sparkdiff.growth.criterion import Specification
+from sparkdiff.growth.criterion import CriterionSpecification
 from sparkdiff.growth.part import Item
-from sparkdiff.growth.table import Table
+from sparkdiff.growth.row_tensors import Table
 from sparkdiff.machine import line_files
 from sparkdiff.store.lease import check_passed_on
 from sparkdiff.training.distributed.worker import Watchdog, die_with_parents
@@ -39,7 +39,7 @@ class WorkerSetup:
         every: seconds between two checkpoints of an item.
     """
 
-    specification: Specification
+    specification: CriterionSpecification
     kinds: Mapping[str, str]
     run: Path
     every: float
@@ -126,9 +126,9 @@ class Worker:
         use take memory.
         """
         if self.rows is None:
-            self.rows = _loaded(rows_file(self.here))
+            self.rows = _load(rows_file(self.here))
         if self.round is None or self.round.number != number:
-            self.round = _loaded(round_file(self.here, number))
+            self.round = _load(round_file(self.here, number))
         assert self.rows is not None
         return self.rows.at(*self.round.margins), self.round
 
@@ -143,6 +143,6 @@ class Worker:
             line_files.add(self.here / f"from-{self.number}.jsonl", token=self.token, **line)
 
 
-def _loaded(path: Path) -> Any:
+def _load(path: Path) -> Any:
     # Written by the chief, like the assignment.
     return torch.load(path, map_location="cpu", mmap=True, weights_only=False)

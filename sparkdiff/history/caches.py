@@ -8,11 +8,11 @@ from pathlib import Path
 
 from sparkdiff.data.stream import usage
 from sparkdiff.errors import InputError
-from sparkdiff.machine import whole
+from sparkdiff.machine import atomic_files
 from sparkdiff.report import aligned, duration
-from sparkdiff.store import marker
+from sparkdiff.store import folder_marker
 from sparkdiff.store.files import folder_size
-from sparkdiff.store.marker import CACHE as CACHE, FITTED as FITTED, ROWS as ROWS
+from sparkdiff.store.folder_marker import CACHE as CACHE, FITTED as FITTED, ROWS as ROWS
 
 LEFT, FOREIGN = "left behind", "of another user"
 READ = (CACHE, ROWS)
@@ -81,7 +81,7 @@ def entries(folder: Path) -> list[StoredItem]:
 
 def _entry(path: Path) -> Iterator[StoredItem]:
     try:
-        kind = (marker.read_marker(path) or [""])[0]
+        kind = (folder_marker.read_marker(path) or [""])[0]
         if kind not in WHOLE:
             return
         if path.name.startswith("."):  # being written, or its writer or remover was killed
@@ -107,7 +107,7 @@ def _since(path: Path) -> float:
 
 def _rows(path: Path) -> int | None:
     try:
-        splits = whole.read_object(path / usage.MANIFEST)["splits"]
+        splits = atomic_files.read_object(path / usage.MANIFEST)["splits"]
         return sum(piece["rows"] for shards in splits.values() for shard in shards for piece in shard)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -132,13 +132,13 @@ def remove(found: Sequence[StoredItem]) -> list[StoredItem]:
     """Remove the items, except those that a process reads, and return the removed ones. Readers never see a partly
     removed item.
     """
-    return [entry for entry in found if _removed(entry)]
+    return [entry for entry in found if _try_to_remove(entry)]
 
 
-def _removed(entry: StoredItem) -> bool:
+def _try_to_remove(entry: StoredItem) -> bool:
     alone = usage.alone(entry.path) if entry.kind in READ else contextlib.nullcontext(True)
     try:
-        with whole.temporary(entry.path.with_name("removed")) as hidden, alone as unread:
+        with atomic_files.temporary(entry.path.with_name("removed")) as hidden, alone as unread:
             if unread:
                 entry.path.rename(hidden)
             return unread
@@ -148,8 +148,8 @@ def _removed(entry: StoredItem) -> bool:
 
 def forget_seen(folder: Path) -> None:
     """Remove the notes by which a run finds out that an earlier run needed the same rows (`reuseStages`)."""
-    if marker.read_marker(folder / usage.SEEN) == [marker.SEEN]:
-        whole.remove(folder / usage.SEEN)
+    if folder_marker.read_marker(folder / usage.SEEN) == [folder_marker.SEEN]:
+        atomic_files.remove(folder / usage.SEEN)
 
 
 def table(found: Sequence[StoredItem]) -> list[str]:

@@ -10,14 +10,14 @@ from typing import Any
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
-from sparkdiff.history import store
-from sparkdiff.history.store import parsed
+from sparkdiff.history import run_store
+from sparkdiff.history.run_store import json_object
 from sparkdiff.machine import paths
 from sparkdiff.options import Options
 from sparkdiff.pipeline.nesting import plain
-from sparkdiff.report import Drawing, Section, SectionTable, ShownFields, Strong, p_value
-from sparkdiff.report.ancestry import SHORT, ancestors_of, cost_of, drawn_ancestors, metric_of
-from sparkdiff.store.digests import hash_of
+from sparkdiff.report import DisplayableFields, Drawing, Section, SectionTable, StrongLine, p_value
+from sparkdiff.report.ancestry import SHORT, ancestor_picture, ancestors_of, cost_of, metric_of
+from sparkdiff.store.model_digests import hash_of
 
 MOST = 5
 """Largest number of tried settings that are shown per run, the best first."""
@@ -42,7 +42,7 @@ class LineageStep:
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Lineage(ShownFields):
+class Lineage(DisplayableFields):
     """The origin of a model. `print` shows the lineage, `toJSON` returns all of it, with times in UTC.
 
     Attributes:
@@ -90,21 +90,21 @@ class Lineage(ShownFields):
         """
         if not self.steps:
             raise InputError(f"no run in this store made {self.name}, so there is nothing to draw")
-        return Drawing(drawn_ancestors(ancestors_of(dataclasses.asdict(self)), self._headline()))
+        return Drawing(ancestor_picture(ancestors_of(dataclasses.asdict(self)), self._headline()))
 
     def _headline(self) -> str:
         return f"{self.name}, content {self.model[:SHORT]}: {len(self.steps)} runs led to it"
 
     def _sections(self) -> Iterator[Section]:
-        yield Strong(f"{self.name}, content {self.model[:SHORT]}")
+        yield StrongLine(f"{self.name}, content {self.model[:SHORT]}")
         if not self.steps:
             yield "no run in this store made it"
         for step in self.steps:
-            yield from _told(step)
+            yield from _step_sections(step)
         if self.steps and self.origin is not None and self.origin not in {s.run["model"] for s in self.steps}:
             yield f"the first ancestor is {_short_hash(self.origin)}, which no run in this store made"
         if self.attempts:
-            yield Strong("tried from this model since:")
+            yield StrongLine("tried from this model since:")
             yield SectionTable(
                 [("finished", "by", "decision", "metric", "gain", "p"), *map(_short, self.attempts)], left=(0, 1, 2, 3)
             )
@@ -143,7 +143,7 @@ def _hash(model: Any) -> str:
 def _told_options(run: Mapping[str, Any]) -> str:
     """The options of a run that differ from their defaults, as arguments of a command."""
     usual = Options().asdict()
-    given = {k: v for k, v in parsed(run["options"]).items() if k not in usual or v != usual[k]}
+    given = {k: v for k, v in json_object(run["options"]).items() if k not in usual or v != usual[k]}
     return " ".join(f"{k}={json.dumps(v)}" for k, v in given.items()) or "all options at their defaults"
 
 
@@ -157,13 +157,13 @@ def lineage(name: str, model: str, folder: Path) -> Lineage:
     Raises:
         InputError: there is no store in this folder.
     """
-    links = store.rows(folder, ("model", "parent", "offers"))
+    links = run_store.rows(folder, ("model", "parent", "offers"))
     made = {made: run["parent"] for run in links for made in _made_by(run)}
     line = [model]
     while (parent := made.get(line[-1])) is not None and parent not in line:
         line.append(parent)
     on = {run["id"] for run in links if run["parent"] in line or any(made in line for made in _made_by(run))}
-    return _lineage(name, model, store.rows(folder, ids=on), _writers(folder))
+    return _lineage(name, model, run_store.rows(folder, ids=on), _writers(folder))
 
 
 def _made_by(run: Mapping[str, Any]) -> list[str]:
@@ -177,7 +177,7 @@ def _made_by(run: Mapping[str, Any]) -> list[str]:
 def _writers(folder: Path) -> dict[str, str]:
     """The id of the first run that used each cache, by its fingerprint."""
     first = dict[str, str]()
-    for run in store.rows(folder, ("data",)):
+    for run in run_store.rows(folder, ("data",)):
         if run["data"] is not None:
             first.setdefault(run["data"], run["id"])
     return first
@@ -206,10 +206,10 @@ def _lineage(name: str, model: str, found: Sequence[Mapping[str, Any]], first: M
 # Text ---------------------------------------------------------------------------------------------------------------------
 
 
-def _told(step: LineageStep) -> Iterator[Section]:
+def _step_sections(step: LineageStep) -> Iterator[Section]:
     run = step.run
     parent = "a pipeline that was not fitted, or is not known" if run["parent"] is None else _short_hash(run["parent"])
-    yield Strong(f"made by {run['verb']} on {_when(run)} from {parent}: {run['decision']}")
+    yield StrongLine(f"made by {run['verb']} on {_when(run)} from {parent}: {run['decision']}")
     yield f"  {metric_of(run)}, {p_value(run['p'])}" if run["p"] is not None else f"  {metric_of(run)}"
     yield f"  {run['reason']}"
     if run["stages"]:
@@ -223,13 +223,13 @@ def _told(step: LineageStep) -> Iterator[Section]:
         reused += f", of run {step.cacheOf[:SHORT]}" if step.cacheOf else ""
         yield f"  rows: {rows or 'unknown'}; cache {run['data'][:SHORT]}, {reused}"
     yield f"  cost: {cost_of(run)}"
-    yield from _considered(run)
+    yield from _attempt_sections(run)
     if step.beside:
         kept = sum(bool(r["kept"]) for r in step.beside)
         yield f"  from the same parent {len(step.beside)} other runs, of which {kept} kept it"
 
 
-def _considered(run: Mapping[str, Any]) -> Iterator[Section]:
+def _attempt_sections(run: Mapping[str, Any]) -> Iterator[Section]:
     tried = run["tried"] or []
     if not tried:
         return

@@ -4,7 +4,7 @@ from typing import Any
 
 from sparkdiff.errors import InputError
 from sparkdiff.importers import lightgbm, sklearn, xgboost
-from sparkdiff.importers.models import Columns
+from sparkdiff.importers.tree_ensembles import Columns
 
 
 def from_sklearn(

@@ -7,17 +7,36 @@ from typing import Any
 import numpy as np
 
 from sparkdiff.errors import InputError
-from sparkdiff.importers.models import GAMMA, IDENTITY, LOGIT, POISSON, Boosted, classes_of, is_booster, tweedie
+from sparkdiff.importers.tree_ensembles import (
+    GAMMA,
+    IDENTITY,
+    LOGIT,
+    POISSON,
+    BoostedTrees,
+    classes_of,
+    is_booster,
+    tweedie,
+)
 from sparkdiff.importers.trees import TreeArrays
 from sparkdiff.jvm.nodes import Array
 
 IDENTITIES = (
-    "regression", "regression_l1", "huber", "fair", "quantile", "mape", "lambdarank", "rank_xendcg",
-)  # fmt: skip
+    "regression",
+    "regression_l1",
+    "huber",
+    "fair",
+    "quantile",
+    "mape",
+    "lambdarank",
+    "rank_xendcg",
+)
 LINKS: Mapping[str, Mapping[str, Any]] = {
-    **dict.fromkeys(IDENTITIES, IDENTITY), "poisson": POISSON, "gamma": GAMMA, "cross_entropy": LOGIT,
+    **dict.fromkeys(IDENTITIES, IDENTITY),
+    "poisson": POISSON,
+    "gamma": GAMMA,
+    "cross_entropy": LOGIT,
     "binary": LOGIT,
-}  # fmt: skip
+}
 CLASSES = ("binary", "multiclass", "cross_entropy")
 """Objectives of classifiers; cross_entropy counts only if the model is an LGBMClassifier."""
 KNOWN = (*LINKS, "tweedie", "multiclass")
@@ -27,7 +46,7 @@ CATEGORICAL, DEFAULT_LEFT = 1, 2
 NO_MISSING, ZERO_MISSING, NAN_MISSING = 0, 1, 2
 
 
-def read(model: Any, *, whole: bool) -> Boosted:
+def read(model: Any, *, whole: bool) -> BoostedTrees:
     """The trees of a Booster or a fitted LGBM estimator that its `predict` sums, i.e. up to the best iteration, if
     known.
 
@@ -52,7 +71,7 @@ def read(model: Any, *, whole: bool) -> Boosted:
     of_classes = CLASSES if hasattr(model, "classes_") else CLASSES[:2]
     if name == "binary":  # p = sigmoid(sigmoid * margin)
         weights = weights * float(dict(o.split(":") for o in options.split())["sigmoid"])
-    return Boosted(
+    return BoostedTrees(
         trees=trees,
         treeWeights=weights,
         output=np.arange(len(trees)) % outputs,

@@ -8,17 +8,21 @@ from typing import Any
 import numpy as np
 
 from sparkdiff.errors import InputError
-from sparkdiff.importers.models import GAMMA, IDENTITY, POISSON, Averaged, Boosted
+from sparkdiff.importers.tree_ensembles import GAMMA, IDENTITY, POISSON, AveragedTrees, BoostedTrees
 from sparkdiff.importers.trees import TreeArrays, below, rounding_to
 from sparkdiff.jvm.nodes import Array
 
 IMPURITIES = {"gini": "gini", "entropy": "entropy", "log_loss": "entropy"}
 HIST_LINKS: Mapping[str, Mapping[str, Any]] = {
-    "squared_error": IDENTITY, "absolute_error": IDENTITY, "quantile": IDENTITY, "poisson": POISSON, "gamma": GAMMA,
-}  # fmt: skip
+    "squared_error": IDENTITY,
+    "absolute_error": IDENTITY,
+    "quantile": IDENTITY,
+    "poisson": POISSON,
+    "gamma": GAMMA,
+}
 
 
-def read(model: Any) -> Boosted | Averaged:
+def read(model: Any) -> BoostedTrees | AveragedTrees:
     """The trees of a fitted estimator of exactly one of the classes in READERS (a subclass may predict differently).
 
     Raises:
@@ -39,12 +43,12 @@ def read(model: Any) -> Boosted | Averaged:
     return reader(model)
 
 
-def _averaged(model: Any) -> Averaged:
+def _averaged_trees(model: Any) -> AveragedTrees:
     nan = bool(model.__sklearn_tags__().input_tags.allow_nan)
     classes, forest = getattr(model, "classes_", None), hasattr(model, "estimators_")
     members = model.estimators_ if forest else [model]
     trees = [_tree(member.tree_, nan=nan, classes=classes is not None) for member in members]
-    return Averaged(trees, model.n_features_in_, forest, IMPURITIES.get(model.criterion, "variance"), classes)
+    return AveragedTrees(trees, model.n_features_in_, forest, IMPURITIES.get(model.criterion, "variance"), classes)
 
 
 def _tree(tree: Any, *, nan: bool, classes: bool) -> TreeArrays:
@@ -91,7 +95,7 @@ def _weights(value: Array, weight: Array) -> Array:
     return np.where(exact, whole, weights)
 
 
-def _gradient_boosting(model: Any) -> Boosted:
+def _gradient_boosting(model: Any) -> BoostedTrees:
     """The trees of a GradientBoosting model, which rounds x as in `_tree`. scikit-learn rejects NaN in this model, so
     NaN may take Spark's path.
 
@@ -114,7 +118,7 @@ def _gradient_boosting(model: Any) -> Boosted:
     trees = [_tree(member.tree_, nan=False, classes=False) for member in model.estimators_.ravel()]
     # The exponential loss has p = sigmoid(2 * margin).
     scale = 2.0 if model.loss == "exponential" else 1.0
-    return Boosted(
+    return BoostedTrees(
         trees=trees,
         treeWeights=np.full(len(trees), scale * model.learning_rate),
         output=np.tile(np.arange(outputs), rounds),
@@ -124,7 +128,7 @@ def _gradient_boosting(model: Any) -> Boosted:
     )
 
 
-def _hist(model: Any) -> Boosted:
+def _hist(model: Any) -> BoostedTrees:
     """The trees of a HistGradientBoosting model, in which a row goes left if x <= num_threshold, where x is not rounded
     (sklearn.ensemble._hist_gradient_boosting._predictor).
     """
@@ -137,7 +141,7 @@ def _hist(model: Any) -> Boosted:
     columns, categories = _hist_columns(model)
     rounds, outputs = model._predictors, model.n_trees_per_iteration_
     trees = [_hist_tree(predictor, columns, categories) for each in rounds for predictor in each]
-    return Boosted(
+    return BoostedTrees(
         trees=trees,
         treeWeights=np.ones(len(trees)),
         output=np.tile(np.arange(outputs), len(rounds)),
@@ -199,10 +203,17 @@ def _hist_tree(predictor: Any, columns: Array, categories: dict[int, Array]) -> 
     )
 
 
-READERS: Mapping[str, Callable[[Any], Boosted | Averaged]] = {
-    "DecisionTreeRegressor": _averaged, "DecisionTreeClassifier": _averaged, "ExtraTreeRegressor": _averaged,
-    "ExtraTreeClassifier": _averaged, "RandomForestRegressor": _averaged, "RandomForestClassifier": _averaged,
-    "ExtraTreesRegressor": _averaged, "ExtraTreesClassifier": _averaged, "GradientBoostingRegressor": _gradient_boosting,
-    "GradientBoostingClassifier": _gradient_boosting, "HistGradientBoostingRegressor": _hist,
+READERS: Mapping[str, Callable[[Any], BoostedTrees | AveragedTrees]] = {
+    "DecisionTreeRegressor": _averaged_trees,
+    "DecisionTreeClassifier": _averaged_trees,
+    "ExtraTreeRegressor": _averaged_trees,
+    "ExtraTreeClassifier": _averaged_trees,
+    "RandomForestRegressor": _averaged_trees,
+    "RandomForestClassifier": _averaged_trees,
+    "ExtraTreesRegressor": _averaged_trees,
+    "ExtraTreesClassifier": _averaged_trees,
+    "GradientBoostingRegressor": _gradient_boosting,
+    "GradientBoostingClassifier": _gradient_boosting,
+    "HistGradientBoostingRegressor": _hist,
     "HistGradientBoostingClassifier": _hist,
-}  # fmt: skip
+}

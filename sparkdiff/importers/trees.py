@@ -94,7 +94,7 @@ class TreeArrays:
             InputError: the inserted splits would make the trees more than 20 times as large; or a category is not a
                 whole number in 0..65535.
         """
-        grown = self._grown()
+        grown = self._with_nan_splits()
         source, order = grown.source, grown.order
         ask, copy = grown.ask[order], grown.copy[order]
         source = source[order]
@@ -151,7 +151,7 @@ class TreeArrays:
         number = max(2 * len(found) + 1, last)
         return np.setdiff1d(np.arange(number), found).astype(np.float64), number
 
-    def _grown(self) -> "_Grown":
+    def _with_nan_splits(self) -> "_NanSplitTrees":
         """The trees with the splits for NaN inserted; built level by level, all trees at once."""
         base = np.repeat(self.offsets[:-1], np.diff(self.offsets))
         inner = self.left >= 0
@@ -194,7 +194,7 @@ class TreeArrays:
             item = np.concatenate([np.where(asked, source, left[source]), np.where(asked, side, right[source])])
             present, absent = np.concatenate([seenLeft, seen]), np.concatenate([unseen, unseenRight])
             tree = np.concatenate([tree[split]] * 2)
-        return _Grown.of(levels, self.trees)
+        return _NanSplitTrees.of(levels, self.trees)
 
     def _ranks(self, base: Array, wants: Array) -> tuple[Array, int]:
         """Number each tree's features that need splits for NaN, from 0.
@@ -215,7 +215,7 @@ class TreeArrays:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Grown:
+class _NanSplitTrees:
     """The M nodes of trees with inserted splits for NaN, level by level.
 
     Attributes:
@@ -239,7 +239,7 @@ class _Grown:
     roots: Array  # (M,) in Spark's order: the first node of each node's tree
 
     @staticmethod
-    def of(levels: list[tuple[Array, ...]], trees: int) -> "_Grown":
+    def of(levels: list[tuple[Array, ...]], trees: int) -> "_NanSplitTrees":
         source, ask, copy, left, right, _ = (np.concatenate(column) for column in zip(*levels, strict=True))
         edges = np.cumsum([0, *(len(level[0]) for level in levels)])
         size, place = np.ones(len(source), np.int64), np.zeros(len(source), np.int64)
@@ -253,7 +253,7 @@ class _Grown:
             place[left[has]] = place[has] + 1
             place[right[has]] = place[has] + 1 + size[left[has]]
         roots = np.repeat(offsets[:-1], np.diff(offsets))
-        return _Grown(source, ask, copy, left, right, place, np.argsort(place), offsets, roots)
+        return _NanSplitTrees(source, ask, copy, left, right, place, np.argsort(place), offsets, roots)
 
 
 def _within(place: Array, child: Array, roots: Array) -> Array:

@@ -7,24 +7,43 @@ from typing import Any
 import numpy as np
 
 from sparkdiff.errors import InputError
-from sparkdiff.importers.models import GAMMA, IDENTITY, LOGIT, POISSON, Boosted, classes_of, is_booster, tweedie
+from sparkdiff.importers.tree_ensembles import (
+    GAMMA,
+    IDENTITY,
+    LOGIT,
+    POISSON,
+    BoostedTrees,
+    classes_of,
+    is_booster,
+    tweedie,
+)
 from sparkdiff.importers.trees import TreeArrays, rounding_to
 from sparkdiff.jvm.nodes import Array
 
 IDENTITIES = (
-    "reg:squarederror", "reg:squaredlogerror", "reg:pseudohubererror", "reg:absoluteerror", "reg:quantileerror",
-    "reg:expectileerror", "rank:ndcg", "rank:map", "rank:pairwise",
-)  # fmt: skip
+    "reg:squarederror",
+    "reg:squaredlogerror",
+    "reg:pseudohubererror",
+    "reg:absoluteerror",
+    "reg:quantileerror",
+    "reg:expectileerror",
+    "rank:ndcg",
+    "rank:map",
+    "rank:pairwise",
+)
 LINKS: Mapping[str, Mapping[str, Any]] = {
-    **dict.fromkeys(IDENTITIES, IDENTITY), "count:poisson": POISSON, "reg:gamma": GAMMA, "reg:logistic": LOGIT,
+    **dict.fromkeys(IDENTITIES, IDENTITY),
+    "count:poisson": POISSON,
+    "reg:gamma": GAMMA,
+    "reg:logistic": LOGIT,
     "binary:logistic": LOGIT,
-}  # fmt: skip
+}
 CLASSES = ("binary:logistic", "multi:softprob", "multi:softmax", "reg:logistic")
 """Objectives of classifiers; reg:logistic counts only if the model is an XGBClassifier."""
 KNOWN = (*LINKS, "reg:tweedie", "multi:softprob", "multi:softmax")
 
 
-def read(model: Any, *, whole: bool) -> Boosted:
+def read(model: Any, *, whole: bool) -> BoostedTrees:
     """The trees that a model's `predict` sums: for an XGB estimator up to the best iteration, if known; for a Booster
     all trees.
 
@@ -69,7 +88,7 @@ def read(model: Any, *, whole: bool) -> Boosted:
     elif LINKS.get(name, POISSON) is not IDENTITY and not name.startswith("multi:"):
         base = np.log(base)
     of_classes = CLASSES if hasattr(model, "classes_") else [c for c in CLASSES if not c.startswith("reg:")]
-    return Boosted(
+    return BoostedTrees(
         trees=[_tree(tree, whole=whole) for tree in ensemble["trees"][:count]],
         treeWeights=weights[:count] if len(weights) else np.ones(count),
         output=np.array(ensemble["tree_info"][:count], np.int64),

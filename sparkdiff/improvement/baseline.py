@@ -17,10 +17,10 @@ from pyspark.sql import DataFrame, functions as F
 from sparkdiff import jvm
 from sparkdiff.data.splits import BLOCK, SPLIT, TEST, TIME, VALIDATION, training_rows, with_splits
 from sparkdiff.errors import InputError
-from sparkdiff.growth import costs
+from sparkdiff.growth import cost_table
+from sparkdiff.improvement.arm_context import ArmContext
 from sparkdiff.improvement.budget import Budget
-from sparkdiff.improvement.ground import Ground
-from sparkdiff.pipeline.names import named
+from sparkdiff.pipeline.column_names import col_by_name
 from sparkdiff.tuning.mean_loss import evaluator_of
 
 TREES = 100
@@ -52,10 +52,10 @@ class Baseline:
     why: str = ""
 
 
-def wanted(ground: Ground) -> bool:
+def has_baseline(context: ArmContext) -> bool:
     """True if the trees are requested, and there are features and labels to fit them to."""
-    task = ground.plan
-    return ground.settings.baseline and task.labelCol is not None and task.cut.graph.head.stage.hasParam("featuresCol")
+    task = context.plan
+    return context.settings.baseline and task.labelCol is not None and task.cut.graph.head.stage.hasParam("featuresCol")
 
 
 def limit(budget: Budget) -> float:
@@ -66,19 +66,19 @@ def limit(budget: Budget) -> float:
     return TREES if SHARE * budget.passes >= TREES else 0.0
 
 
-def name_of(ground: Ground) -> str:
-    return f"Spark's {type(_estimator(ground)).__name__}, {TREES} trees"
+def name_of(context: ArmContext) -> str:
+    return f"Spark's {type(_estimator(context)).__name__}, {TREES} trees"
 
 
-def compared(ground: Ground, budget: Budget) -> Baseline:
+def measure_trees(context: ArmContext, budget: Budget) -> Baseline:
     """Fit and measure the trees within their share of the budget. Return their results, or the reason why there are none."""
-    begun, name, most = time.monotonic(), name_of(ground), limit(budget)
+    begun, name, most = time.monotonic(), name_of(context), limit(budget)
     if not most:
         return Baseline(name, why=f"{SHARE:.0%} of the budget, which they may use, is too little")
     seconds = None if budget.seconds is None else most
     try:
         with jvm.within(seconds):
-            found = _measured(ground, name)
+            found = _fit_and_measure(context, name)
     except TimeoutError:
         found = Baseline(name, why=f"not fitted within {most:.3g} s, their share of the budget")
     except (InputError, *jvm.SparkError) as e:
@@ -86,57 +86,60 @@ def compared(ground: Ground, budget: Budget) -> Baseline:
     return dataclasses.replace(found, seconds=time.monotonic() - begun)
 
 
-def _estimator(ground: Ground) -> Any:
-    head: Any = ground.plan.cut.graph.head.module
-    classes, seed = head.classes, ground.options.seed
+def _estimator(context: ArmContext) -> Any:
+    head: Any = context.plan.cut.graph.head.module
+    classes, seed = head.classes, context.options.seed
     columns: dict[str, Any] = {"featuresCol": FEATURES, "labelCol": LABEL, "seed": seed}
     if classes > 2:
         return RandomForestClassifier(numTrees=TREES, **columns)
     return (GBTClassifier if classes else GBTRegressor)(maxIter=TREES, **columns)
 
 
-def _measured(ground: Ground, name: str) -> Baseline:
+def _fit_and_measure(context: ArmContext, name: str) -> Baseline:
     """Fit the trees and measure them on the held-out rows.
 
     Raises:
         InputError: the metric can't be computed from the columns of the trees.
     """
-    estimator, weight = _estimator(ground), ground.plan.weightCol
+    estimator, weight = _estimator(context), context.plan.weightCol
     if weight is not None:
         estimator.setWeightCol(WEIGHT)
     evaluator = evaluator_of(
-        ground.metric, estimator, labelCol=LABEL, weightCol=None if weight is None else WEIGHT,
-        params=ground.metricParams,
-    )  # fmt: skip
-    with jvm.cached(_columns(ground, training_rows(ground.sources, ground.options, ground.boundaries))) as rows:
+        context.metric,
+        estimator,
+        labelCol=LABEL,
+        weightCol=None if weight is None else WEIGHT,
+        params=context.metricParams,
+    )
+    with jvm.cache_rows(_columns(context, training_rows(context.sources, context.options, context.boundaries))) as rows:
         model = estimator.fit(rows)
-        least = None if ground.metric.power is None else _least(rows)
+        least = None if context.metric.power is None else _least(rows)
         values = {}
         for split in (VALIDATION, TEST):
-            if split in ground.start.scores:
-                found = model.transform(_columns(ground, _held_out(ground, split)))
+            if split in context.start.scores:
+                found = model.transform(_columns(context, _held_out(context, split)))
                 column = model.getPredictionCol()
                 found = found if least is None else found.withColumn(column, F.greatest(column, F.lit(least)))
                 values[split] = float(evaluator.evaluate(found))
-    last = costs.of_stage(ground.plan.cut.graph.head.stage, costs.filled_by_model(ground.model))
-    serving = 1 + (costs.of_stage(model) - last) / ground.start.cost
+    last = cost_table.of_stage(context.plan.cut.graph.head.stage, cost_table.filled_by_model(context.model))
+    serving = 1 + (cost_table.of_stage(model) - last) / context.start.cost
     return Baseline(name, values[VALIDATION], values.get(TEST), serving)
 
 
-def _columns(ground: Ground, rows: DataFrame) -> DataFrame:
+def _columns(context: ArmContext, rows: DataFrame) -> DataFrame:
     """Features that the last stage reads, labels and weights; only of the rows that have a label."""
-    task = ground.plan
+    task = context.plan
     head = task.cut.graph.head.stage
     chosen = {FEATURES: head.getOrDefault("featuresCol"), LABEL: task.labelCol, WEIGHT: task.weightCol}
-    made = ground.model.transform(rows)
-    return made.select(*(named(c).alias(new) for new, c in chosen.items() if c is not None)).where(
+    made = context.model.transform(rows)
+    return made.select(*(col_by_name(c).alias(new) for new, c in chosen.items() if c is not None)).where(
         F.col(LABEL).isNotNull()
     )
 
 
-def _held_out(ground: Ground, split: str) -> DataFrame:
+def _held_out(context: ArmContext, split: str) -> DataFrame:
     """The held-out rows of a split, with the original columns of the data only."""
-    frames = [df.where(df[SPLIT] == split) for df in with_splits(ground.sources, ground.options, ground.boundaries)]
+    frames = [df.where(df[SPLIT] == split) for df in with_splits(context.sources, context.options, context.boundaries)]
     union = functools.partial(DataFrame.unionByName, allowMissingColumns=True)
     return functools.reduce(union, frames).drop(SPLIT, BLOCK, TIME)
 

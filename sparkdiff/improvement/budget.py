@@ -99,7 +99,7 @@ class Account:
         """Seconds since the improvement began, including those before an interruption."""
         return self._clock() - self._begun
 
-    def left(self) -> float:
+    def balance(self) -> float:
         """Seconds left for arms, after reserving the time to prove the best candidate so far; or passes left."""
         if self.budget.seconds is not None:
             best = FIRST_GUESS * self.fold if self._best is None else self._best
@@ -203,11 +203,11 @@ class Account:
             lanes: number of arms that run at the same time. Shares of the seconds are multiplied by it.
         """
         if self.budget.seconds is not None:
-            left, share, most = self.left(), min(lanes * share, 1.0), min(lanes * most, 1.0)
+            left, share, most = self.balance(), min(lanes * share, 1.0), min(lanes * most, 1.0)
             return Limit(max(share * left, 1.0), None, max(most * left, LEAST_SECONDS))
         if self.budget.passes == math.inf:
             return Limit(None, None)
-        granted = share * self.left()
+        granted = share * self.balance()
         self._granted += granted
         return Limit(None, granted)
 

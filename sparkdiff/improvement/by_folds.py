@@ -11,33 +11,33 @@ from typing import Any
 from pyspark.sql import DataFrame
 
 from sparkdiff.data.splits import TRAIN, Source
-from sparkdiff.diagnostics.pipelines import unreadable_by_older_spark
+from sparkdiff.diagnostics.pipeline_warnings import unreadable_by_older_spark
 from sparkdiff.evaluation.acceptance import Judgement, divergence
-from sparkdiff.evaluation.guard import candidate_count, diverged
-from sparkdiff.fine_tuning.summary import shown_options, tested, warnings_of
-from sparkdiff.fine_tuning.task import Judged, prepare
-from sparkdiff.growth import costs
+from sparkdiff.evaluation.guard import candidate_count, diverged_candidates
+from sparkdiff.fine_tuning.fine_tuning_summary import guard_fields, shown_options, warnings_of
+from sparkdiff.fine_tuning.task import GuardDecision, prepare
+from sparkdiff.growth import cost_table
+from sparkdiff.growth.growth_options import GrowthSettings
+from sparkdiff.growth.growth_steps import describe_growth
+from sparkdiff.growth.growth_summary import GrowthSummary
 from sparkdiff.growth.parts import trees
-from sparkdiff.growth.procedure import described
-from sparkdiff.growth.settings import GrowthSettings
-from sparkdiff.growth.summary import GrowthSummary
+from sparkdiff.improvement.arm_context import ArmContext, Training
 from sparkdiff.improvement.arms.fine_tuning import with_recipe
 from sparkdiff.improvement.arms.growing import with_settings
 from sparkdiff.improvement.budget import Account, Budget, Limit
 from sparkdiff.improvement.candidate import share
-from sparkdiff.improvement.ground import Ground, Training
+from sparkdiff.improvement.exploration_and_proof import ImprovementKind, ImprovementOutcome, explore_and_prove
+from sparkdiff.improvement.improvement_options import ImprovementSettings
 from sparkdiff.improvement.origin import Fits, Origin
-from sparkdiff.improvement.procedure import Improved, Verb, explore_and_prove
-from sparkdiff.improvement.proving import REFIT, Decision, Proven, gain_of
-from sparkdiff.improvement.reporting import Explored, left_out, metrics_of, reason_of, shown_of
-from sparkdiff.improvement.settings import ImprovementSettings
+from sparkdiff.improvement.proving import REFIT, Decision, FinalistResult, gain_of
+from sparkdiff.improvement.summary_contents import ExplorationResult, left_out, metrics_of, reason_of, shown_of
 from sparkdiff.options import Options
 from sparkdiff.proof.division import Division
 from sparkdiff.report import Events, FineTuningSummary, Phases, Progress, tell
 from sparkdiff.store.run_folder import folder_name
 
 
-class FoldRows(Events):
+class FoldListener(Events):
     """Listener that passes events on to other listeners.
 
     To rows of a history without a fold (those of the exploring arm) it adds "fold": 1; it removes the arm and the round.
@@ -61,13 +61,19 @@ def of_one_arm(phases: Phases) -> Phases:
     records.
     """
     own, others = copy.copy(phases), [x for x in phases.listeners if not isinstance(x, Progress)]
-    own.listeners = [*(x for x in phases.listeners if isinstance(x, Progress)), FoldRows(others)]
+    own.listeners = [*(x for x in phases.listeners if isinstance(x, Progress)), FoldListener(others)]
     return own
 
 
 def fine_tune_by_folds(
-    given: Any, options: Options, sources: Sequence[Source], phases: Phases, *, replace: bool = False, fits: Fits | None = None
-) -> Improved:  # fmt: skip
+    given: Any,
+    options: Options,
+    sources: Sequence[Source],
+    phases: Phases,
+    *,
+    replace: bool = False,
+    fits: Fits | None = None,
+) -> ImprovementOutcome:
     """Fine-tune a pipeline by folds, and return the pipeline that the test on the proving rows accepts, made from all rows.
 
     See `explore_and_prove`.
@@ -75,82 +81,104 @@ def fine_tune_by_folds(
     if options.runId is not None:
         folder_name(options.runId)  # before anything is fitted
 
-    def described(model: Any, data: DataFrame) -> str:
+    def describe(model: Any, data: DataFrame) -> str:
         return str(prepare(model, options, data).plan)
 
     arm = with_recipe(options.recipe, options.maxSeconds)
-    verb = Verb([arm], Budget.unlimited(), described, summary_of)
+    verb = ImprovementKind([arm], Budget.unlimited(), describe, summary_of)
     settings = ImprovementSettings(arms=("finetune",), baseline=False, parallelism=1)
     return explore_and_prove(given, options, settings, sources, of_one_arm(phases), verb, replace=replace, fits=fits)
 
 
 def summary_of(
-    ground: Ground, explores: Ground, origin: Origin, division: Division, explored: Explored, decision: Decision,
-    timings: Mapping[str, float], account: Account,
-) -> FineTuningSummary:  # fmt: skip
+    context: ArmContext,
+    explores: ArmContext,
+    origin: Origin,
+    division: Division,
+    explored: ExplorationResult,
+    decision: Decision,
+    timings: Mapping[str, float],
+    account: Account,
+) -> FineTuningSummary:
     """Summary of a fine-tuning by folds; for the arguments see `reporting.summary_of`."""
-    best, trainings, (shown, judgement) = decision.best, ground.trainings, shown_of(decision)
-    after = ground.start if best is None or best.found is None else best.found
-    parity = {"before": ground.start.parity, "after": None if best is None else after.parity}
+    best, trainings, (shown, judgement) = decision.best, context.trainings, shown_of(decision)
+    after = context.start if best is None or best.found is None else best.found
+    parity = {"before": context.start.parity, "after": None if best is None else after.parity}
     parity["float32"] = trainings[0].fitted.single if trainings else None
-    entries = _folds(shown, ground.metric.sign) if shown is not None and division.ships else []
+    entries = _folds(shown, context.metric.sign) if shown is not None and division.ships else []
     histories = [t.fitted.found.history for t in trainings]
     last = trainings[-1].fitted if trainings else None
-    of_best = _training_of(ground, decision)
+    of_best = _training_of(context, decision)
     moved = {} if of_best is None else of_best.fitted.found.moved
     return FineTuningSummary(
         decision="kept original" if best is None else "tuned",
-        reason=reason_of(ground, origin, division, decision, shown, judgement),
-        metrics=metrics_of(ground.start, after, shown, best), gain=0.0 if best is None else gain_of(best.proven),
+        reason=reason_of(context, origin, division, decision, shown, judgement),
+        metrics=metrics_of(context.start, after, shown, best),
+        gain=0.0 if best is None else gain_of(best.proven),
         records=[{"fold": t.fold, **row} for t, rows in zip(trainings, histories, strict=True) for row in rows],
         parity={k: dataclasses.asdict(p) for k, p in parity.items() if p is not None},
         stages={k: {"largest": a, "rootMeanSquare": b} for k, (a, b) in moved.items()},
-        options=shown_options(ground.start.task, ground.metric),
-        warnings=_warnings(ground, explores, origin, decision, judgement),
-        candidates=max(map(candidate_count, histories), default=None), diverged=sum(len(diverged(h)) for h in histories),
-        device=None if last is None else last.device, folds=entries,
-        **{**ground.facts, "timings": timings, **tested(judgement)},
-    )  # fmt: skip
+        options=shown_options(context.start.task, context.metric),
+        warnings=_warnings(context, explores, origin, decision, judgement),
+        candidates=max(map(candidate_count, histories), default=None),
+        diverged=sum(len(diverged_candidates(h)) for h in histories),
+        device=None if last is None else last.device,
+        folds=entries,
+        **{**context.facts, "timings": timings, **guard_fields(judgement)},
+    )
 
 
-def _folds(shown: Proven, sign: float) -> list[dict[str, Any]]:
+def _folds(shown: FinalistResult, sign: float) -> list[dict[str, Any]]:
     """Entries of the proving folds for the summary."""
     making, entries = shown.finalist.candidate.making, []
     recipe = "" if making.recipe is None else str(making.recipe)
     for k, fold in enumerate(shown.folds):
         rows = fold.rows
         before, after = (sign * float(x.sum() / rows.weight.sum()) for x in (rows.original, rows.other))
-        entries.append({
-            "fold": k + 2, "rows": len(rows.weight), "before": before, "after": after, "recipe": recipe, "epochs": making.epochs
-        })  # fmt: skip
+        entries.append(
+            {
+                "fold": k + 2,
+                "rows": len(rows.weight),
+                "before": before,
+                "after": after,
+                "recipe": recipe,
+                "epochs": making.epochs,
+            }
+        )
     return entries
 
 
 def _warnings(
-    ground: Ground, explores: Ground, origin: Origin, decision: Decision, judgement: Judgement
-) -> list[str]:  # fmt: skip
-    rival = [decision.rival] if decision.rival and ground.options.rowsAreNew is None else []
+    context: ArmContext, explores: ArmContext, origin: Origin, decision: Decision, judgement: Judgement
+) -> list[str]:
+    rival = [decision.rival] if decision.rival and context.options.rowsAreNew is None else []
     doubts = [*origin.warnings, *rival, *explores.doubts, *decision.warnings, *left_out(decision)]
-    for training in ground.trainings:
+    for training in context.trainings:
         fitted = training.fitted
         lost = [f"{loss}; training continued from the last checkpoint" for loss in fitted.lost]
-        notes = [fitted.unsaved, fitted.cut, divergence(fitted.found.history, ground.options), *fitted.fallbacks, *lost]
+        notes = [
+            fitted.unsaved,
+            fitted.cut,
+            divergence(fitted.found.history, context.options),
+            *fitted.fallbacks,
+            *lost,
+        ]
         doubts += [f"fold {training.fold}: {note}" if training.fold else note for note in notes if note]
-    best, of_best = decision.best, _training_of(ground, decision)
+    best, of_best = decision.best, _training_of(context, decision)
     if of_best is None or best is None or best.found is None:
-        return [*judgement.verdict.warnings, *unreadable_by_older_spark(ground.model), *doubts]
+        return [*judgement.verdict.warnings, *unreadable_by_older_spark(context.model), *doubts]
     tuned, fitted = best.found.scores[TRAIN], of_best.fitted
-    broken = fitted.wishes.broken(fitted.found.network) if fitted.wishes is not None else []
+    broken = fitted.wishes.violations(fitted.found.network) if fitted.wishes is not None else []
     plain = dataclasses.replace(fitted, unsaved="", cut="", fallbacks=[], lost=[])
-    return warnings_of(of_best.run, plain, Judged(judgement, tuned, broken), tuned, doubts)
+    return warnings_of(of_best.run, plain, GuardDecision(judgement, tuned, broken), tuned, doubts)
 
 
-def _training_of(ground: Ground, decision: Decision) -> Training | None:
+def _training_of(context: ArmContext, decision: Decision) -> Training | None:
     """Training run of the pipeline that ships; None if nothing ships, or if a refit without training ships."""
     best = decision.best
-    if best is None or best.proven.finalist.role == REFIT or not ground.trainings or ground.trainings[-1].fold:
+    if best is None or best.proven.finalist.role == REFIT or not context.trainings or context.trainings[-1].fold:
         return None
-    return ground.trainings[-1]
+    return context.trainings[-1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,9 +189,15 @@ class _GrowthByFolds(ImprovementSettings):
 
 
 def grow_pipeline(
-    given: Any, options: Options, settings: GrowthSettings, sources: Sequence[Source], phases: Phases, *, replace: bool = False,
+    given: Any,
+    options: Options,
+    settings: GrowthSettings,
+    sources: Sequence[Source],
+    phases: Phases,
+    *,
+    replace: bool = False,
     fits: Fits | None = None,
-) -> Improved:  # fmt: skip
+) -> ImprovementOutcome:
     """Grow a pipeline on the exploring rows, and return the pipeline that the test on the proving rows accepts, made
     from all rows.
 
@@ -173,13 +207,19 @@ def grow_pipeline(
     learned: dict[int | None, Mapping[str, Any]] = {}
 
     def plan(model: Any, data: DataFrame) -> str:
-        return described(model, options, settings, data)
+        return describe_growth(model, options, settings, data)
 
     def summarize(
-        ground: Ground, explores: Ground, origin: Origin, division: Division, explored: Explored, decision: Decision,
-        timings: Mapping[str, float], account: Account,
-    ) -> GrowthSummary:  # fmt: skip
-        plain = summary_of(ground, explores, origin, division, explored, decision, timings, account)
+        context: ArmContext,
+        explores: ArmContext,
+        origin: Origin,
+        division: Division,
+        explored: ExplorationResult,
+        decision: Decision,
+        timings: Mapping[str, float],
+        account: Account,
+    ) -> GrowthSummary:
+        plain = summary_of(context, explores, origin, division, explored, decision, timings, account)
         values = {f.name: getattr(plain, f.name) for f in dataclasses.fields(plain)}
         step = next(iter(explored.raced.steps), None)
         best, shown = decision.best, {} if step is None else dict(step.learned)
@@ -194,8 +234,8 @@ def grow_pipeline(
         }
         if best is None and (step is None or not step.candidates):
             values["reason"] = origin.refused or (plain.reason if step is None else step.learned["why"])
-        values["warnings"] = [*missing, *shown.get("warnings", []), *plain.warnings, *costs.unknown(ground.model)]
-        cost = ground.start.cost
+        values["warnings"] = [*missing, *shown.get("warnings", []), *plain.warnings, *cost_table.unknown(context.model)]
+        cost = context.start.cost
         fields = shown.get("fields", {"servingCost": {"limit": None}})
         after = cost if best is None or best.found is None else best.found.cost
         values |= fields | {"servingCost": {"before": cost, "after": after, **fields["servingCost"]}}
@@ -205,15 +245,21 @@ def grow_pipeline(
             values["timings"] = {k: round(v, 3) for k, v in phases.timings.items()}
         return GrowthSummary(**values)
 
-    verb = Verb([with_settings(settings, options.maxSeconds, learned)], Budget.unlimited(), plan, summarize)
+    verb = ImprovementKind([with_settings(settings, options.maxSeconds, learned)], Budget.unlimited(), plan, summarize)
     own = _GrowthByFolds(
-        arms=("grow",), baseline=False, parallelism=1, parts=settings.parts, entityCols=settings.entityCols,
-        maxServingCost=settings.maxServingCost, maxLoss=settings.maxLoss, growth=settings,
-    )  # fmt: skip
+        arms=("grow",),
+        baseline=False,
+        parallelism=1,
+        parts=settings.parts,
+        entityCols=settings.entityCols,
+        maxServingCost=settings.maxServingCost,
+        maxLoss=settings.maxLoss,
+        growth=settings,
+    )
     return explore_and_prove(given, options, own, sources, of_one_arm(phases), verb, replace=replace, fits=fits)
 
 
-def _gain_alone(explores: Ground, options: Options, spent: float) -> float | None:
+def _gain_alone(explores: ArmContext, options: Options, spent: float) -> float | None:
     """Gain on the exploring rows if the original's stages are trained without any added part; None if no time is left.
 
     Args:

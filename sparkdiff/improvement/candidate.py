@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sparkdiff.data.splits import VALIDATION
+from sparkdiff.improvement.arm_context import ArmContext, Measurement, is_cost_allowed
 from sparkdiff.improvement.budget import Limit
-from sparkdiff.improvement.ground import Ground, Measurement, allowed
 from sparkdiff.report import share_of
 from sparkdiff.store.identity import identity
 from sparkdiff.training.recipes import Recipe
@@ -22,7 +22,7 @@ NAME = 40
 
 
 @dataclasses.dataclass(frozen=True)
-class Making:
+class CandidateRecipe:
     """Recipe by which a candidate can be made again from other rows. It contains nothing that is fitted to rows.
 
     Attributes:
@@ -47,9 +47,9 @@ class Making:
         return dataclasses.asdict(self)
 
     @staticmethod
-    def of(told: Mapping[str, Any]) -> "Making":
+    def of(told: Mapping[str, Any]) -> "CandidateRecipe":
         """Recipe from the result of `asdict`."""
-        return Making(**{**told, "recipe": told["recipe"] and Recipe(**told["recipe"])})
+        return CandidateRecipe(**{**told, "recipe": told["recipe"] and Recipe(**told["recipe"])})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Candidate:
     arm: str
     name: str
     found: Measurement
-    making: Making
+    making: CandidateRecipe
     changes: str = ""
     exact: bool = False
     value: float | None = None
@@ -109,7 +109,7 @@ class Step:
 
 def nothing(
     arm: str, number: int, says: str, hope: float = 0.0, *, ended: str = "", trains: bool = False, late: bool = False
-) -> Step:  # fmt: skip
+) -> Step:
     """A step without a candidate.
 
     Args:
@@ -119,18 +119,18 @@ def nothing(
     return Step(arm, number, (), hope, says, trains, learned={"late": late} | ({ended: True} if ended else {}))
 
 
-def differs(ground: Ground, found: Measurement) -> bool:
-    """True if a pipeline's validation losses differ from those of the ground's model by more than rounding."""
-    before = ground.start.scores[VALIDATION].blocks
+def differs(context: ArmContext, found: Measurement) -> bool:
+    """True if a pipeline's validation losses differ from those of the context's model by more than rounding."""
+    before = context.start.scores[VALIDATION].blocks
     apart = (before - found.scores[VALIDATION].blocks).abs().sum()
     return bool(apart > ROUNDING * before.abs().sum())
 
 
-def share(ground: Ground, candidate: Candidate) -> float:
+def share(context: ArmContext, candidate: Candidate) -> float:
     """Gain of a candidate on the exploring rows, as a share of the original's metric there; 0 if it is only rounding."""
-    if not differs(ground, candidate.found):
+    if not differs(context, candidate.found):
         return 0.0
-    before = ground.start.scores[VALIDATION].mean
+    before = context.start.scores[VALIDATION].mean
     after = candidate.found.scores[VALIDATION].mean if candidate.value is None else candidate.value
     return share_of(before - after, before)
 
@@ -140,11 +140,11 @@ def candidates_of(steps: Sequence[Step]) -> list[Candidate]:
     return [candidate for step in steps for candidate in step.candidates]
 
 
-def best_of(ground: Ground, steps: Sequence[Step]) -> Candidate | None:
+def best_of(context: ArmContext, steps: Sequence[Step]) -> Candidate | None:
     """The candidate with the largest gain among those that `maxServingCost` allows; None if no candidate gains."""
-    found = [c for c in candidates_of(steps) if allowed(ground, c.found.cost)]
-    best = max(found, key=lambda c: share(ground, c), default=None)
-    return best if best is not None and share(ground, best) > 0 else None
+    found = [c for c in candidates_of(steps) if is_cost_allowed(context, c.found.cost)]
+    best = max(found, key=lambda c: share(context, c), default=None)
+    return best if best is not None and share(context, best) > 0 else None
 
 
 def shortened(names: str, most: int = NAME) -> str:
@@ -165,9 +165,9 @@ class Arm:
         name: a key of `settings.ARMS`.
         steps: number of steps.
         share: share of the budget, relative to the shares of the other arms.
-        refused: ground -> the reason why the arm can't be tried on this ground; empty if it can be tried.
-        run: (ground, number of the step, limit, all earlier steps of all arms) -> the result of the step.
-        make: (ground, settings of a `Making`) -> the pipeline, made again from the training rows of the ground.
+        refusal: context -> the reason why the arm can't be tried on this context; empty if it can be tried.
+        run: (context, number of the step, limit, all earlier steps of all arms) -> the result of the step.
+        make: (context, settings of a `CandidateRecipe`) -> the pipeline, made again from the training rows of the context.
         fits: shortest time of the first step, as a multiple of the time to fit and measure the pipeline.
         alone: True for the only arm of a run; then an error or Ctrl-C in a step ends the run.
     """
@@ -175,8 +175,8 @@ class Arm:
     name: str
     steps: int
     share: float
-    refused: Callable[[Ground], str]
-    run: Callable[[Ground, int, Limit, Sequence[Step]], Step]
-    make: Callable[[Ground, Mapping[str, Any]], Any]
+    refusal: Callable[[ArmContext], str]
+    run: Callable[[ArmContext, int, Limit, Sequence[Step]], Step]
+    make: Callable[[ArmContext, Mapping[str, Any]], Any]
     fits: float = 0.0
     alone: bool = False

@@ -15,24 +15,24 @@ from sparkdiff.evaluation.seen_rows import (
     Penalty,
     RowCount,
     SeenRows,
+    combine_evidence,
     p_of_equations,
     p_of_losses,
     reproduces,
     rows_of_roots,
-    seen_rows,
 )
-from sparkdiff.fine_tuning.procedure import OTHER_ROWS, refittable
-from sparkdiff.fine_tuning.task import Shared, Task, prepare
-from sparkdiff.improvement.ground import Fit, Ground, measure
+from sparkdiff.fine_tuning.fine_tuning_run import OTHER_ROWS, refittable
+from sparkdiff.fine_tuning.task import FitResults, Task, prepare
+from sparkdiff.improvement.arm_context import ArmContext, Fit, measure
 from sparkdiff.options import Options
 from sparkdiff.pipeline.class_numbers import check_same_classes, classes_of
-from sparkdiff.pipeline.names import casefolding
+from sparkdiff.pipeline.column_names import casefolding
 from sparkdiff.pipeline.nesting import last_stage, plain
-from sparkdiff.pipeline.unfitted import check_unfitted, with_uids_of
+from sparkdiff.pipeline.unfitted_form import check_unfitted, with_uids_of
 from sparkdiff.proof import division
 from sparkdiff.stages.base import columns_of
 from sparkdiff.stages.forest import Trees
-from sparkdiff.tensors.rows import taken
+from sparkdiff.tensors.rows import rows_at
 
 Fits = Callable[[Any, Sequence[Source], Boundaries | None], Any]
 """(estimator, rows, boundaries of time) -> the model fitted to the training rows among them."""
@@ -61,9 +61,14 @@ class Origin:
 
     @staticmethod
     def of(
-        given: Any, options: Options, sources: Sequence[Source], boundaries: Boundaries | None, *, keep: Sequence[str] = (),
+        given: Any,
+        options: Options,
+        sources: Sequence[Source],
+        boundaries: Boundaries | None,
+        *,
+        keep: Sequence[str] = (),
         fits: Fits | None = None,
-    ) -> "Origin":  # fmt: skip
+    ) -> "Origin":
         """Determine how a pipeline is refitted.
 
         Args:
@@ -76,9 +81,9 @@ class Origin:
         Raises:
             InputError: the pipeline, the data or the options can't be used.
         """
-        warnings, shared = tuple(check_unfitted(given, options.rowsAreNew)), Shared()
+        warnings, shared = tuple(check_unfitted(given, options.rowsAreNew)), FitResults()
 
-        def fitted(estimator: Any, rows: Sequence[Source], bounds: Boundaries | None) -> Any:
+        def fit_once(estimator: Any, rows: Sequence[Source], bounds: Boundaries | None) -> Any:
             """Fit at most once to the same rows: the fit serves for the test whether they were seen, and may ship."""
             trains = [s.df for s in rows if s.split == TRAIN]
             return shared.once(("fitted", *trains), lambda: fit_to(estimator, rows, bounds))
@@ -88,7 +93,7 @@ class Origin:
         if isinstance(given, Estimator):
 
             def fit(rows: Sequence[Source], bounds: Boundaries | None) -> Any:
-                return plain(fitted(given, rows, bounds))
+                return plain(fit_once(given, rows, bounds))
 
             model = fit(sources, boundaries)
             return Origin(model, model, fit, False, warnings=warnings)
@@ -103,26 +108,26 @@ class Origin:
             return Origin(given, model, None, True, why, warnings)
 
         def refit(rows: Sequence[Source], bounds: Boundaries | None) -> Any:
-            return with_uids_of(form.model, fitted(form.estimator, rows, bounds))
+            return with_uids_of(form.model, fit_once(form.estimator, rows, bounds))
 
         return Origin(given, model, refit, True, warnings=warnings)
 
-    def rival(self, ground: Ground, explores: Ground) -> tuple[bool, str]:
+    def rival(self, context: ArmContext, explores: ArmContext) -> tuple[bool, str]:
         """Choose the rival that finalists must beat, and give the reason: the fitted pipeline (True), or its refit in
         the same folds.
 
         The fitted pipeline is the rival unless it was fitted to these rows, according to the user or to `evidence`.
 
         Args:
-            ground: ground of the fitted pipeline, with all rows.
-            explores: ground of the pipeline's refit, with the exploring rows.
+            context: context of the fitted pipeline, with all rows.
+            explores: context of the pipeline's refit, with the exploring rows.
         """
         if self.fit is None or not self.was_fitted:
             return self.fit is None, ""
-        if ground.options.rowsAreNew is False:
+        if context.options.rowsAreNew is False:
             return False, f"{self.model.uid} was fitted on these rows, as rowsAreNew=False says"
         fit = self.fit
-        found = evidence(ground, explores, lambda: fit(ground.sources, ground.boundaries))
+        found = evidence(context, explores, lambda: fit(context.sources, context.boundaries))
         way = "" if found.shown else "; to compare with its refit, set rowsAreNew=False, or pass the unfitted Pipeline"
         return not found.shown, f"{self.model.uid} {found.words}{way}"
 
@@ -148,7 +153,7 @@ def check_rows(given: Any, options: Options, sources: Sequence[Source], divided:
 
     classes = any(last.hasParam(name) for name in ("rawPredictionCol", "probabilityCol")) and not callable(options.loss)
     labelCol, weightCol = column("labelCol"), column("weightCol")
-    if soft_labels.given(sources, labelCol):
+    if soft_labels.has_vector_labels(sources, labelCol):
         soft_labels.check_options(options)
     return division.check(divided, options, labelCol=labelCol, weightCol=weightCol, classes=classes)
 
@@ -170,47 +175,52 @@ def by_number(task: Task) -> bool:
     )
 
 
-def check_same_numbers(ground: Ground, other: Any, where: str) -> None:
+def check_same_numbers(context: ArmContext, other: Any, where: str) -> None:
     """Raise InputError if class indices matter (see `by_number`) and another fit of the pipeline indexes the classes differently.
 
     Args:
         where: text that describes the other fit, for the message.
     """
-    if by_number(ground.plan):
-        label = ground.plan.labelCol
+    if by_number(context.plan):
+        label = context.plan.labelCol
         check_same_classes(
-            classes_of(ground.model, label), classes_of(other, label), label, where, "the fit on all rows"
+            classes_of(context.model, label), classes_of(other, label), label, where, "the fit on all rows"
         )
 
 
-def evidence(ground: Ground, explores: Ground, refit: Callable[[], Any]) -> SeenRows:
+def evidence(context: ArmContext, explores: ArmContext, refit: Callable[[], Any]) -> SeenRows:
     """Test whether the original was fitted to these rows, before any fold is measured.
 
     Args:
-        ground: ground of the original, with all rows.
-        explores: ground of the original's refit, with the exploring rows.
+        context: context of the original, with all rows.
+        explores: context of the original's refit, with the exploring rows.
         refit: function that fits the pipeline to all rows.
     """
-    count, rows = row_count(ground), ground.rows[TRAIN]
+    count, rows = row_count(context), context.rows[TRAIN]
     if count is not None and count.exceeds(rows):
-        return seen_rows(rows, count=count)
-    equations = _equations(ground)
+        return combine_evidence(rows, count=count)
+    equations = _equations(context)
     if equations is not None:
-        return seen_rows(rows, count=count, equations=equations)
-    original, every = measure(explores, ground.model), measure(explores, refit())
+        return combine_evidence(rows, count=count, equations=equations)
+    original, every = measure(explores, context.model), measure(explores, refit())
     unseen, weights = explores.start.scores[VALIDATION], explores.start.scores[VALIDATION].weights
     one, all_rows = (m.scores[VALIDATION].blocks for m in (original, every))
     losses = p_of_losses(
-        count, explores.rows[TRAIN], original=one, seen=all_rows, unseen=unseen.blocks, weights=weights,
-        squared=ground.metric.name in ("squared", "mse"),
-    )  # fmt: skip
+        count,
+        explores.rows[TRAIN],
+        original=one,
+        seen=all_rows,
+        unseen=unseen.blocks,
+        weights=weights,
+        squared=context.metric.name in ("squared", "mse"),
+    )
     same = reproduces(original.recorded.margins, every.recorded.margins)
-    return seen_rows(rows, reproduced=same, count=count, losses=losses)
+    return combine_evidence(rows, reproduced=same, count=count, losses=losses)
 
 
-def row_count(ground: Ground) -> RowCount | None:
+def row_count(context: ArmContext) -> RowCount | None:
     """Number of rows to which the last stage was fitted, as the stage or its summary records it; None if unknown."""
-    head = ground.plan.cut.graph.head
+    head = context.plan.cut.graph.head
     stage: Any = head.stage
     if isinstance(head.module, Trees):
         counts = head.module.nodes.rawCount[head.module.nodes.offsets[:-1]]
@@ -222,22 +232,22 @@ def row_count(ground: Ground) -> RowCount | None:
     return None if rows is None else RowCount(float(rows))
 
 
-def _equations(ground: Ground) -> float | None:
+def _equations(context: ArmContext) -> float | None:
     """p-value of the test by the optimality equations of a linear last stage (`p_of_equations`); None if it isn't possible, as
     for other last stages.
     """
-    head = ground.plan.cut.graph.head
+    head = context.plan.cut.graph.head
     stage: Any = head.stage
     ridge, mixed = (stage.getOrDefault(p) if stage.hasParam(p) else 0.0 for p in ("regParam", "elasticNetParam"))
     standardized = stage.hasParam("standardization") and stage.getOrDefault("standardization")
-    with ground.begun(ground.plan) as run, torch.no_grad():
+    with context.open_run(context.plan) as run, torch.no_grad():
 
         def batches() -> Iterator[LinearRows]:
             for batch, label, weight, _ in run.data.batches(TRAIN):
                 values, used = run.data.values(batch), (weight > 0).nonzero()[:, 0]
                 margin = run.network.margin(values)
                 run.network.run(values, [v for v in head.reads[:1] if v not in values])
-                features = taken(values[head.reads[0]], used)
+                features = rows_at(values[head.reads[0]], used)
                 yield LinearRows(features, margin[used], label[used], weight[used])
 
         return p_of_equations(

@@ -16,24 +16,31 @@ import torch
 
 from sparkdiff import jvm
 from sparkdiff.data.splits import REFERENCE, TEST, TRAIN, VALIDATION
-from sparkdiff.diagnostics.rows import POWER
+from sparkdiff.diagnostics.row_warnings import POWER
 from sparkdiff.errors import SparkdiffError, WriteError
 from sparkdiff.evaluation import guard, slices
-from sparkdiff.evaluation.acceptance import Judgement, needed, unit_of
-from sparkdiff.evaluation.recorded import keyed
+from sparkdiff.evaluation.acceptance import Judgement, guard_level, unit_of
+from sparkdiff.evaluation.row_margins import with_row_hashes
 from sparkdiff.evaluation.scores import score
-from sparkdiff.fine_tuning.procedure import TRAINING_ROWS
-from sparkdiff.fine_tuning.task import Shared
-from sparkdiff.improvement import lanes
+from sparkdiff.fine_tuning.fine_tuning_run import TRAINING_ROWS
+from sparkdiff.fine_tuning.task import FitResults
+from sparkdiff.improvement import parallel_tasks
+from sparkdiff.improvement.arm_context import (
+    ArmContext,
+    Measurement,
+    check_same_rows,
+    is_cost_allowed,
+    measure,
+    move_to_rows,
+)
 from sparkdiff.improvement.arms import ARMS
 from sparkdiff.improvement.arms.fine_tuning import train_again
-from sparkdiff.improvement.candidate import Arm, Candidate, Making, Step, candidates_of, share
-from sparkdiff.improvement.folding import folded
-from sparkdiff.improvement.ground import Ground, Measurement, allowed, check_same_rows, measure, moved
-from sparkdiff.improvement.lanes import STEP
-from sparkdiff.improvement.log import StepLog
+from sparkdiff.improvement.candidate import Arm, Candidate, CandidateRecipe, Step, candidates_of, share
+from sparkdiff.improvement.improvement_options import CHANGES_FORM
 from sparkdiff.improvement.origin import check_same_numbers
-from sparkdiff.improvement.settings import CHANGES_FORM
+from sparkdiff.improvement.parallel_tasks import STEP
+from sparkdiff.improvement.stage_folding import fold_stages
+from sparkdiff.improvement.step_log import StepLog
 from sparkdiff.proof import decision
 from sparkdiff.proof.decision import FINALISTS, FoldComparison
 from sparkdiff.proof.division import Division
@@ -70,7 +77,7 @@ class Finalist:
 
 
 @dataclasses.dataclass(frozen=True)
-class Proven:
+class FinalistResult:
     """Results of a finalist on the proving rows.
 
     Attributes:
@@ -95,7 +102,7 @@ class Proven:
 
 
 @dataclasses.dataclass(frozen=True)
-class Shipped:
+class FinalPipeline:
     """A finalist made from all rows.
 
     Attributes:
@@ -103,7 +110,7 @@ class Shipped:
         doubts: warnings about columns that must not change, but can't be compared with the original's.
     """
 
-    proven: Proven
+    proven: FinalistResult
     found: Measurement | None
     judgement: Judgement
     failure: str = ""
@@ -117,30 +124,30 @@ NOTHING = guard.Verdict(False, -1, 0.0, 0.0, 1.0, 0.025)
 # Finalists ------------------------------------------------------------------------------------------------------------
 
 
-def finalists(ground: Ground, steps: Sequence[Step], *, small: bool) -> list[Finalist]:
+def finalists(context: ArmContext, steps: Sequence[Step], *, small: bool) -> list[Finalist]:
     """Choose at most `FINALISTS` candidates for the proof, by role.
 
     The roles, in this order: the best candidate, the plain refit, the best with the original's stages, the best that costs no
     more to serve than the original, and the cheapest that is simpler. A candidate is chosen only once.
 
     Args:
-        ground: ground of the exploring rows.
+        context: context of the exploring rows.
         small: True if there are fewer than `SMALL` rows. Then the best candidates of the other arms come right after
             the refit, so that the choice among arms is made on all folds.
     """
-    every = [c for c in candidates_of(steps) if allowed(ground, c.found.cost)]
-    found = sorted((c for c in every if share(ground, c) > 0), key=lambda c: -share(ground, c))
-    cost, least = ground.start.cost, -ground.settings.maxLoss
-    refitted = [c for c in every if c.making == Making(REFIT)]
+    every = [c for c in candidates_of(steps) if is_cost_allowed(context, c.found.cost)]
+    found = sorted((c for c in every if share(context, c) > 0), key=lambda c: -share(context, c))
+    cost, least = context.start.cost, -context.settings.maxLoss
+    refitted = [c for c in every if c.making == CandidateRecipe(REFIT)]
     others = {c.arm: c for c in reversed(found)}.values() if small else ()
     roles: dict[str, list[Candidate]] = {
         BEST: found,
-        REFIT: [*refitted, Candidate(REFIT, "refitted", ground.start, Making(REFIT))],
-        OTHER: sorted(others, key=lambda c: -share(ground, c)),
+        REFIT: [*refitted, Candidate(REFIT, "refitted", context.start, CandidateRecipe(REFIT))],
+        OTHER: sorted(others, key=lambda c: -share(context, c)),
         SAME_FORM: [c for c in found if c.arm not in CHANGES_FORM],
         AS_CHEAP: [c for c in found if c.found.cost <= cost],
         SIMPLER: sorted(
-            (c for c in every if c.arm == "simplify" and c.found.cost < cost and share(ground, c) >= least),
+            (c for c in every if c.arm == "simplify" and c.found.cost < cost and share(context, c) >= least),
             key=lambda c: c.found.cost,
         ),
     }
@@ -152,8 +159,8 @@ def finalists(ground: Ground, steps: Sequence[Step], *, small: bool) -> list[Fin
     return chosen
 
 
-def remake(ground: Ground, making: Making, arms: Sequence[Arm]) -> Measurement:
-    """Make a candidate again, from the training rows of a ground, and measure it on the rows of the ground.
+def remake(context: ArmContext, making: CandidateRecipe, arms: Sequence[Arm]) -> Measurement:
+    """Make a candidate again, from the training rows of a context, and measure it on the rows of the context.
 
     Args:
         arms: the arms of this run, which take precedence over those in `ARMS`.
@@ -162,24 +169,24 @@ def remake(ground: Ground, making: Making, arms: Sequence[Arm]) -> Measurement:
         SparkdiffError: the candidate can't be made from these rows, or its network and Spark disagree.
     """
     arm = next(arm for arm in (*arms, *ARMS) if arm.name == making.arm)
-    model = arm.make(ground, making.settings)
+    model = arm.make(context, making.settings)
     if making.recipe is not None:
-        return train_again(ground, model, making.recipe, making.epochs, f"again-{making.key}")
-    return ground.start if model is ground.model else measure(ground, model)
+        return train_again(context, model, making.recipe, making.epochs, f"again-{making.key}")
+    return context.start if model is context.model else measure(context, model)
 
 
-def smallest_gain(ground: Ground, candidate: Candidate, division: Division) -> float:
+def smallest_gain(context: ArmContext, candidate: Candidate, division: Division) -> float:
     """Smallest gain of a finalist like this candidate, as a share of the metric, that the test on the proving rows
     would detect with probability `POWER`.
 
     Args:
-        ground: ground of the exploring rows; it has about as many held-out rows as a fold.
+        context: context of the exploring rows; it has about as many held-out rows as a fold.
     """
-    before, after = ground.start.scores[VALIDATION], candidate.found.scores[VALIDATION]
+    before, after = context.start.scores[VALIDATION], candidate.found.scores[VALIDATION]
     gains, weights = before.blocks - after.blocks, before.weights
     error = float((gains - gains.sum() / weights.sum() * weights).norm() / weights.sum())
     factor = division.factor or (decision.LEAST_FACTOR if division.number > 1 else 1.0)
-    normal, level = NormalDist(), min(needed(ground.options), 0.5) / FINALISTS
+    normal, level = NormalDist(), min(guard_level(context.options), 0.5) / FINALISTS
     return share_of(
         (normal.inv_cdf(POWER) - normal.inv_cdf(level)) * error * math.sqrt(factor / division.number), before.mean
     )
@@ -193,25 +200,25 @@ class Proof:
     """Proof of finalists on the proving rows, against a rival.
 
     Attributes:
-        ground: ground of the original, with the rows from which the shipped pipeline is made. Its `fit` refits the pipeline in
+        context: context of the original, with the rows from which the shipped pipeline is made. Its `fit` refits the pipeline in
             each fold.
         division: division of the rows into exploring rows and proving folds.
         against: the fitted original, if finalists have to beat it; None if their rival is its refit in the same fold.
         log: log of the run.
         arms: the arms of the run, which make the finalists again.
         made: finalist's name -> its pipeline from the only fold, if the tested pipelines themselves ship.
-        shared: cache of grounds and pipelines.
+        shared: cache of contexts and pipelines.
     """
 
-    ground: Ground
+    context: ArmContext
     division: Division
     against: Any
     log: StepLog
     arms: Sequence[Arm] = ()
     made: dict[str, Any] = dataclasses.field(default_factory=dict)
-    shared: Shared = dataclasses.field(default_factory=Shared)
+    shared: FitResults = dataclasses.field(default_factory=FitResults)
 
-    def prove(self, chosen: Sequence[Finalist], phases: Phases, *, early: bool = False) -> list[Proven]:
+    def prove(self, chosen: Sequence[Finalist], phases: Phases, *, early: bool = False) -> list[FinalistResult]:
         """Measure the finalists and their rival in each fold, and decide about each finalist. Folds may run at the same time.
 
         Args:
@@ -221,14 +228,12 @@ class Proof:
         number = max((f.folds for f in chosen), default=0)
         tasks = [(f"fold {k + 2}", functools.partial(self._prove_in, k, chosen, found)) for k in range(number)]
         first = next((f for f in chosen if f.folds), None)
-        if early and first is not None and self.division.ships and self.ground.folds_side_by_side > 1:
+        if early and first is not None and self.division.ships and self.context.folds_side_by_side > 1:
             tasks.append(("all rows", functools.partial(self._make_early, first, found)))
-        lanes.run(iter(tasks), self.ground.folds_side_by_side, phases, self.ground.brake)
+        parallel_tasks.run(iter(tasks), self.context.folds_side_by_side, phases, self.context.brake)
         return [self._decide(f, [found.get((f.name, k), "") for k in range(f.folds)]) for f in chosen if f.folds]
 
-    def _prove_in(
-        self, k: int, chosen: Sequence[Finalist], found: dict[tuple[str, int], FoldComparison | str]
-    ) -> str:  # fmt: skip
+    def _prove_in(self, k: int, chosen: Sequence[Finalist], found: dict[tuple[str, int], FoldComparison | str]) -> str:
         """Compare the finalists with their rival in fold `k`, except those tested on fewer folds or failed in an earlier fold.
 
         Args:
@@ -242,34 +247,36 @@ class Proof:
             STEP.set({"arm": finalist.candidate.arm, "round": finalist.role})
             make = functools.partial(self._try, k, finalist, rival)
             try:
-                found[finalist.name, k] = self.log.kept(f"{finalist.name}-fold{k + 2}", make)
+                found[finalist.name, k] = self.log.read_or_make(f"{finalist.name}-fold{k + 2}", make)
             except jvm.SparkError as e:
                 found[finalist.name, k] = jvm.cause(e)  # not logged: Spark may succeed when the run is resumed
         return ""
 
-    def explores(self) -> Ground:
+    def explores(self) -> ArmContext:
         """Ground of the exploring rows; made at the first call."""
-        ground, division = self.ground, self.division
+        context, division = self.context, self.division
         return self.shared.once(
-            ("explores",), lambda: moved(ground, division.explores, division.boundaries[0], doubts=True)
+            ("explores",), lambda: move_to_rows(context, division.explores, division.boundaries[0], doubts=True)
         )
 
-    def ground_of(self, k: int) -> Ground:
+    def ground_of(self, k: int) -> ArmContext:
         """Ground of fold `k`; made at the first call."""
 
-        def make() -> Ground:
+        def make() -> ArmContext:
             rows, boundaries = self.division.proves[k], self.division.boundaries[1]
-            ground = moved(self.ground, rows, boundaries, allTrain=True, fold=k + 2 if self.division.ships else 0)
-            check_same_numbers(self.ground, ground.model, f"fold {k + 2}")
-            return ground
+            context = move_to_rows(
+                self.context, rows, boundaries, allTrain=True, fold=k + 2 if self.division.ships else 0
+            )
+            check_same_numbers(self.context, context.model, f"fold {k + 2}")
+            return context
 
         return self.shared.once(("fold", k), make)
 
-    def whole(self) -> Ground:
+    def whole(self) -> ArmContext:
         """Ground of all rows, from which the shipped pipeline is made; made at the first call."""
-        ground = self.ground
+        context = self.context
         return self.shared.once(
-            ("whole",), lambda: moved(ground, ground.sources, ground.boundaries, allTrain=True, fold=0)
+            ("whole",), lambda: move_to_rows(context, context.sources, context.boundaries, allTrain=True, fold=0)
         )
 
     def make_from_all_rows(self, finalist: Finalist) -> Measurement:
@@ -287,7 +294,7 @@ class Proof:
         return ""
 
     def ready(self) -> int:
-        """Number of grounds that are already made, among those of the folds and the ground of all rows."""
+        """Number of contexts that are already made, among those of the folds and the context of all rows."""
         return sum(map(self.shared.has, [("whole",), *(("fold", k) for k in range(self.division.number))]))
 
     def _measure_rival(self, k: int) -> Measurement:
@@ -295,76 +302,82 @@ class Proof:
 
     def _measure_original(self, k: int) -> Measurement:
         """Measure the fitted pipeline on the rows of fold `k`, from its recorded margins if there are margins of all rows."""
-        ground, whole = self.ground_of(k), self.ground.start
-        if ground.model is self.ground.model:
-            return ground.start
-        if not self.division.ships or self.ground.rows[TRAIN] > TRAINING_ROWS:
-            return measure(ground, self.ground.model)
-        recorded = whole.recorded.among(ground.start.recorded.keys)
-        with ground.begun(ground.plan) as run:
-            scores = {s: score(recorded, keyed(run.data), s, run.goal.metric) for s in run.cache.splits}
+        context, whole = self.ground_of(k), self.context.start
+        if context.model is self.context.model:
+            return context.start
+        if not self.division.ships or self.context.rows[TRAIN] > TRAINING_ROWS:
+            return measure(context, self.context.model)
+        recorded = whole.recorded.among(context.start.recorded.keys)
+        with context.open_run(context.plan) as run:
+            scores = {s: score(recorded, with_row_hashes(run.data), s, run.goal.metric) for s in run.cache.splits}
         found = dataclasses.replace(whole, scores=scores, recorded=recorded)
-        check_same_rows(ground.start, found)
+        check_same_rows(context.start, found)
         return found
 
     def _try(self, k: int, finalist: Finalist, rival: Callable[[], Measurement]) -> FoldComparison | str:
         """Make a finalist in fold `k`; return its comparison with the rival, or the reason why the finalist can't be made."""
         try:
-            ground = self.ground_of(k)
+            context = self.ground_of(k)
             plain = finalist.role == REFIT and self.against is None
             before = self._measure_original(k) if plain else rival()
-            found = remake(ground, finalist.candidate.making, self.arms)
+            found = remake(context, finalist.candidate.making, self.arms)
             if not self.division.ships:
                 self.made[finalist.name] = found.model
-            return self._compare(ground, before, found)
+            return self._compare(context, before, found)
         except WriteError:
             raise
         except SparkdiffError as e:
             return str(e)
 
-    def _compare(self, ground: Ground, rival: Measurement, found: Measurement) -> FoldComparison:
-        with ground.begun(ground.plan) as run:
+    def _compare(self, context: ArmContext, rival: Measurement, found: Measurement) -> FoldComparison:
+        with context.open_run(context.plan) as run:
             exponents: Mapping[str, int] = run.cache.manifest["weights"]
             own, trains = (exponents.get(split, 0) for split in (TEST, TRAIN))
             elsewhere = (rival.scores[TRAIN].blocks - found.scores[TRAIN].blocks) * math.ldexp(1.0, trains - own)
             return decision.compare(
-                rival.recorded, found.recorded, keyed(run.data), run.goal.metric, run.task.options, exponent=own,
-                elsewhere=elsewhere if self.division.factor is None else None, training=run.cache.rows(TRAIN) <= TRAINING_ROWS,
-            )  # fmt: skip
+                rival.recorded,
+                found.recorded,
+                with_row_hashes(run.data),
+                run.goal.metric,
+                run.task.options,
+                exponent=own,
+                elsewhere=elsewhere if self.division.factor is None else None,
+                training=run.cache.rows(TRAIN) <= TRAINING_ROWS,
+            )
 
-    def _decide(self, finalist: Finalist, found: Sequence[FoldComparison | str]) -> Proven:
+    def _decide(self, finalist: Finalist, found: Sequence[FoldComparison | str]) -> FinalistResult:
         failure = next((f"fold {k + 2}: {fold}" for k, fold in enumerate(found) if isinstance(fold, str)), "")
         folds = [fold for fold in found if not isinstance(fold, str)]
         plain = finalist.role == REFIT and self.against is None
         rival = YOURS if self.against is not None or plain else "its refit in the same folds"
         if failure:
-            return Proven(finalist, Judgement(NOTHING, None), math.nan, math.nan, rival, (), failure)
-        judgement = decision.judge(folds, self.ground.options, self.division.factor)
-        alike, sign = decision.scaled_alike(folds), self.ground.metric.sign
+            return FinalistResult(finalist, Judgement(NOTHING, None), math.nan, math.nan, rival, (), failure)
+        judgement = decision.judge(folds, self.context.options, self.division.factor)
+        alike, sign = decision.scaled_alike(folds), self.context.metric.sign
         weight = sum(float(f.rows.weight.sum()) for f in alike)
         before, after = (
             sign * sum(float(getattr(f.rows, side).sum()) for f in alike) / weight for side in ("original", "other")
         )
-        return Proven(finalist, judgement, before, after, rival, tuple(alike))
+        return FinalistResult(finalist, judgement, before, after, rival, tuple(alike))
 
-    def no_worse(self, simpler: Proven, reference: Proven | None) -> bool:
+    def no_worse(self, simpler: FinalistResult, reference: FinalistResult | None) -> bool:
         """True if the test shows that a simpler finalist is worse than the reference by less than `maxLoss`.
 
         Args:
             reference: another finalist; None for the simpler finalist's own rival.
         """
-        o, allowance = self.ground.options, self.ground.settings.maxLoss
+        o, allowance = self.context.options, self.context.settings.maxLoss
         if not allowance or not simpler.folds or simpler.judgement.worse or simpler.judgement.flips:
             return False
         if reference is not None and len(reference.folds) < len(simpler.folds):
             return False
         others = [None] * len(simpler.folds) if reference is None else reference.folds
-        folds = [_spared(one, other, allowance) for one, other in zip(simpler.folds, others, strict=False)]
-        level = ACCEPT if o.guard >= 1 else needed(o)
+        folds = [_with_allowance(one, other, allowance) for one, other in zip(simpler.folds, others, strict=False)]
+        level = ACCEPT if o.guard >= 1 else guard_level(o)
         return decision.decide_gain(folds, level=level, factor=self.division.factor, seed=o.seed).accepted
 
 
-def _spared(one: FoldComparison, other: FoldComparison | None, allowance: float) -> FoldComparison:
+def _with_allowance(one: FoldComparison, other: FoldComparison | None, allowance: float) -> FoldComparison:
     """Comparison of a finalist with a reference whose losses are raised by a share of their mean: "not worse" becomes a gain.
 
     Args:
@@ -399,20 +412,20 @@ class Decision:
         shows: see `smallest_gain`; None if there is no best candidate to test.
     """
 
-    proven: tuple[Proven, ...]
+    proven: tuple[FinalistResult, ...]
     unproven: tuple[Finalist, ...]
-    offers: Mapping[str, Shipped]
-    refused: tuple[Shipped, ...] = ()
+    offers: Mapping[str, FinalPipeline]
+    refused: tuple[FinalPipeline, ...] = ()
     warnings: tuple[str, ...] = ()
     rival: str = ""
     shows: float | None = None
 
     @property
-    def best(self) -> Shipped | None:
+    def best(self) -> FinalPipeline | None:
         return self.offers.get(BEST)
 
 
-def gain_of(proven: Proven) -> float:
+def gain_of(proven: FinalistResult) -> float:
     """Gain of a finalist over its rival on the proving rows, as a share of the rival's metric; 0 if it was not tested."""
     verdict = proven.judgement.verdict
     loss = sum(float(f.rows.original.sum()) for f in proven.folds)
@@ -420,22 +433,22 @@ def gain_of(proven: Proven) -> float:
     return share_of(gains, loss) if verdict.best >= 0 or proven.folds else 0.0
 
 
-def decide(proof: Proof, chosen: Sequence[Finalist], proven: Sequence[Proven]) -> Decision:
+def decide(proof: Proof, chosen: Sequence[Finalist], proven: Sequence[FinalistResult]) -> Decision:
     """Choose the offers among the tested finalists; those that may be offered are made from all rows.
 
     Args:
         chosen: all finalists.
         proven: the results of the tested finalists.
     """
-    made: dict[str, Shipped] = {}
+    made: dict[str, FinalPipeline] = {}
 
-    def ship(one: Proven) -> Shipped:
+    def ship(one: FinalistResult) -> FinalPipeline:
         name = one.finalist.name
         if name not in made:
             made[name] = _ship(proof, one)
         return made[name]
 
-    def first(wanted: Callable[[Proven], bool]) -> Shipped | None:
+    def first(wanted: Callable[[FinalistResult], bool]) -> FinalPipeline | None:
         found = (ship(p) for p in accepted if wanted(p))
         return next((s for s in found if s.found is not None), None)
 
@@ -444,8 +457,8 @@ def decide(proof: Proof, chosen: Sequence[Finalist], proven: Sequence[Proven]) -
         (p for p in proven if p.accepted),
         key=lambda p: (p.finalist.role == REFIT and proof.against is None, -gain_of(p)),
     )
-    cost, best = proof.ground.start.cost, first(lambda p: True)
-    offers: dict[str, Shipped] = {}
+    cost, best = proof.context.start.cost, first(lambda p: True)
+    offers: dict[str, FinalPipeline] = {}
     if best is not None:
         cheap = first(lambda p: p.finalist.candidate.found.cost <= cost)
         same = first(lambda p: p.finalist.candidate.arm not in CHANGES_FORM)
@@ -459,14 +472,14 @@ def decide(proof: Proof, chosen: Sequence[Finalist], proven: Sequence[Proven]) -
     return Decision(tuple(proven), unproven, offers, refused, tuple(dict.fromkeys(doubts)))
 
 
-def _ship(proof: Proof, proven: Proven) -> Shipped:
+def _ship(proof: Proof, proven: FinalistResult) -> FinalPipeline:
     """Make a finalist from all rows, and check that it may ship.
 
     Its loss must not be much larger than in the folds, it must not be worse on a slice or on the reference rows (rows that no
     pipeline has seen), not too many labels may change, and no output column that depends on none of the refitted or trained
     stages may change.
     """
-    ground, judgement, finalist = proof.ground, proven.judgement, proven.finalist
+    context, judgement, finalist = proof.context, proven.judgement, proven.finalist
     STEP.set({"arm": finalist.candidate.arm, "round": finalist.role})
     try:
         if finalist.name in proof.made:
@@ -476,32 +489,43 @@ def _ship(proof: Proof, proven: Proven) -> Shipped:
     except WriteError:
         raise
     except (SparkdiffError, *jvm.SparkError) as e:
-        return Shipped(proven, None, judgement, f"it can't be made from all rows: {jvm.message(e)}")
+        return FinalPipeline(proven, None, judgement, f"it can't be made from all rows: {jvm.message(e)}")
     loss, most = found.scores[TRAIN].mean, decision.largest_loss(proven.folds)
     if not loss <= most:
-        why = f"made from all rows its {ground.metric.name} there is {ground.metric.sign * loss:.5g}, worse than on rows of folds"
-        return Shipped(proven, None, judgement, why)
-    if ground.rows.get(REFERENCE):
-        judgement = dataclasses.replace(judgement, reference=_reference(ground, found, judgement))
-    judgement, notes = ground.plan.compared_outside(judgement, found.model, ground.sources[0].data, ground.stay)
+        value = context.metric.sign * loss
+        why = f"made from all rows its {context.metric.name} there is {value:.5g}, worse than on rows of folds"
+        return FinalPipeline(proven, None, judgement, why)
+    if context.rows.get(REFERENCE):
+        judgement = dataclasses.replace(judgement, reference=_reference(context, found, judgement))
+    judgement, notes = context.plan.compare_other_outputs(judgement, found.model, context.sources[0].data, context.stay)
     vetoed = judgement.worse or judgement.flips or judgement.outside  # a simpler pipeline needs no gain
-    return Shipped(proven, None if vetoed else found, judgement, doubts=tuple(notes))
+    return FinalPipeline(proven, None if vetoed else found, judgement, doubts=tuple(notes))
 
 
-def _reference(ground: Ground, found: Measurement, judgement: Judgement) -> slices.Change:
+def _reference(context: ArmContext, found: Measurement, judgement: Judgement) -> slices.Change:
     """Change of the metric on the reference rows, which no pipeline has seen."""
-    o = ground.options
-    with ground.begun(ground.start.task) as run:
+    o = context.options
+    with context.open_run(context.start.task) as run:
         [change] = slices.changes(
-            run.network, found.recorded, keyed(run.data), REFERENCE, ground.metric, (), unit=unit_of(o),
-            level=judgement.level or ACCEPT, seed=o.seed,
-        )  # fmt: skip
+            run.network,
+            found.recorded,
+            with_row_hashes(run.data),
+            REFERENCE,
+            context.metric,
+            (),
+            unit=unit_of(o),
+            level=judgement.level or ACCEPT,
+            seed=o.seed,
+        )
     return change
 
 
 def _simpler(
-    proof: Proof, proven: Sequence[Proven], best: Shipped | None, ship: Callable[[Proven], Shipped]
-) -> Shipped | None:
+    proof: Proof,
+    proven: Sequence[FinalistResult],
+    best: FinalPipeline | None,
+    ship: Callable[[FinalistResult], FinalPipeline],
+) -> FinalPipeline | None:
     """The cheapest pipeline that is not worse than a reference and cheaper to serve; None if there is none.
 
     The reference is the best offer, or the original if there is no best offer. Two kinds of pipelines count as not worse: exact
@@ -510,8 +534,8 @@ def _simpler(
     offered only if it was compared with the fitted original, because a deletion always includes a refit.
     """
     reference = _figures(proof, best)
-    found = [_compacted(proof, best)]
-    if proof.ground.options.timeCol is None and (best is not None or proof.against is not None):
+    found = [_fold_best(proof, best)]
+    if proof.context.options.timeCol is None and (best is not None or proof.against is not None):
         rest = [p for p in proven if best is None or p is not best.proven]
         deletions = [
             p
@@ -523,21 +547,21 @@ def _simpler(
     return min((s for s in found if id(s) in costs_of), key=lambda s: costs_of[id(s)], default=None)
 
 
-def _figures(proof: Proof, best: Shipped | None) -> Measurement:
+def _figures(proof: Proof, best: FinalPipeline | None) -> Measurement:
     """Figures of the best offer, or of the original if there is no best offer."""
-    return proof.ground.start if best is None or best.found is None else best.found
+    return proof.context.start if best is None or best.found is None else best.found
 
 
-def _compacted(proof: Proof, best: Shipped | None) -> Shipped | None:
-    """The best pipeline, or the original if nothing is better, after folding; None if `folded` returns None."""
+def _fold_best(proof: Proof, best: FinalPipeline | None) -> FinalPipeline | None:
+    """The best pipeline, or the original if nothing is better, after folding; None if `fold_stages` returns None."""
     reference = _figures(proof, best)
-    model = folded(proof.ground, reference.model)
+    model = fold_stages(proof.context, reference.model)
     if model is None:
         return None
     name = "compacted" if best is None else f"{best.proven.finalist.candidate.name}, compacted"
-    found = measure(proof.ground, model)
-    finalist = Finalist(SIMPLER, Candidate("simplify", name, found, Making("simplify"), exact=True))
+    found = measure(proof.context, model)
+    finalist = Finalist(SIMPLER, Candidate("simplify", name, found, CandidateRecipe("simplify"), exact=True))
     if best is None:
-        unproven = Proven(finalist, Judgement(NOTHING, None), math.nan, math.nan, "")
-        return Shipped(unproven, found, unproven.judgement)
-    return Shipped(dataclasses.replace(best.proven, finalist=finalist), found, best.judgement)
+        unproven = FinalistResult(finalist, Judgement(NOTHING, None), math.nan, math.nan, "")
+        return FinalPipeline(unproven, found, unproven.judgement)
+    return FinalPipeline(dataclasses.replace(best.proven, finalist=finalist), found, best.judgement)

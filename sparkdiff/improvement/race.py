@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from sparkdiff import jvm
 from sparkdiff.data.splits import VALIDATION
 from sparkdiff.errors import SparkdiffError, WriteError
-from sparkdiff.improvement import lanes
+from sparkdiff.improvement import parallel_tasks
+from sparkdiff.improvement.arm_context import ArmContext
 from sparkdiff.improvement.budget import Account, Limit
 from sparkdiff.improvement.candidate import Arm, Step, best_of, nothing, share
-from sparkdiff.improvement.ground import Ground
-from sparkdiff.improvement.log import StepLog
+from sparkdiff.improvement.step_log import StepLog
 from sparkdiff.objectives.metrics import NAMES
 from sparkdiff.report import Phases
-from sparkdiff.store.lease import HeldError
+from sparkdiff.store.lease import LeaseHeldError
 
 FIRST = 0.1
 """Fraction of the arm's share of the budget that its first step may use."""
@@ -51,14 +51,14 @@ class ArmStanding:
 
 
 @dataclasses.dataclass(frozen=True)
-class Raced:
+class RaceResult:
     """All steps that ran, and the final standing of each arm."""
 
     steps: tuple[Step, ...]
     standings: tuple[ArmStanding, ...]
 
 
-def race(ground: Ground, arms: Sequence[Arm], account: Account, log: StepLog, phases: Phases) -> Raced:
+def race(context: ArmContext, arms: Sequence[Arm], account: Account, log: StepLog, phases: Phases) -> RaceResult:
     """Run the arms within the budget, by successive halving over the arms (Jamieson and Talwalkar 2016).
 
     After each round of steps, each arm has a gain so far and an expected further gain. At most half of the arms continue (rounded
@@ -69,21 +69,21 @@ def race(ground: Ground, arms: Sequence[Arm], account: Account, log: StepLog, ph
     steps, ends, cut = list[Step](), dict[str, tuple[str, str]](), set[str]()
     alive = list[Arm]()
     for arm in arms:
-        if why := arm.refused(ground):
+        if why := arm.refusal(context):
             ends[arm.name] = ("not tried", why)
         else:
             alive.append(arm)
     number = 0
     try:
         while alive:
-            found = Round(ground, alive, number, tuple(steps), account, log)
+            found = Round(context, alive, number, tuple(steps), account, log)
             try:
-                lanes.run(found.tasks(), ground.side_by_side, phases, ground.brake)
+                parallel_tasks.run(found.tasks(), context.side_by_side, phases, context.brake)
             finally:
                 steps += found.steps()
                 ends |= found.ends
                 cut |= found.cut
-            alive = _better_half(ground, found.going(), steps, ends)
+            alive = _better_half(context, found.going(), steps, ends)
             number += 1
     except KeyboardInterrupt:
         if any(arm.alone for arm in arms):
@@ -92,7 +92,7 @@ def race(ground: Ground, arms: Sequence[Arm], account: Account, log: StepLog, ph
     last = {s.arm: s for s in steps}
     cut |= {arm for arm, step in last.items() if step.learned.get("late")}
     standings = (ArmStanding(a.name, *ends[a.name], account.spent.get(a.name, 0.0), a.name in cut) for a in arms)
-    return Raced(tuple(steps), tuple(standings))
+    return RaceResult(tuple(steps), tuple(standings))
 
 
 class Round:
@@ -105,18 +105,24 @@ class Round:
     """
 
     def __init__(
-        self, ground: Ground, alive: Sequence[Arm], number: int, before: Sequence[Step], account: Account, log: StepLog
+        self,
+        context: ArmContext,
+        alive: Sequence[Arm],
+        number: int,
+        before: Sequence[Step],
+        account: Account,
+        log: StepLog,
     ):
-        self.ground, self.alive, self.number, self.before = ground, alive, number, before
+        self.context, self.alive, self.number, self.before = context, alive, number, before
         self.account, self.log = account, log
         self.found: dict[str, Step] = {}
         self.ends: dict[str, tuple[str, str]] = {}
         self.cut: set[str] = set()
 
-    def tasks(self) -> lanes.Tasks:
+    def tasks(self) -> parallel_tasks.Tasks:
         """The steps to run, in the order of the arms. The limit of a step is determined only when the step is requested."""
         for arm in self.alive:
-            if why := self.log.skipped(arm.name, self.number, functools.partial(self._too_late, arm)):
+            if why := self.log.skip_reason(arm.name, self.number, functools.partial(self._too_late, arm)):
                 self.ends[arm.name] = ("stopped", why)
                 self.cut.add(arm.name)
                 continue
@@ -127,9 +133,9 @@ class Round:
         the very first step of the run always begins: whether its result can still be proven is decided afterwards.
         """
         if self.account.budget.seconds is None:
-            return "no passes are left" if self.account.left() <= 1 else ""
+            return "no passes are left" if self.account.balance() <= 1 else ""
         least = LEAST if self.number else max(LEAST, arm.fits * self.account.fold)
-        return "no time is left" if self.account.left() < least and (self.before or self.found) else ""
+        return "no time is left" if self.account.balance() < least and (self.before or self.found) else ""
 
     def steps(self) -> list[Step]:
         """Finished steps, in the order of the arms."""
@@ -144,44 +150,44 @@ class Round:
         among = self.alive if self.number == 0 else waiting
         portion = arm.share / sum(a.share for a in among)
         limit = self.account.limit(
-            FIRST * portion if self.number == 0 else portion, portion, lanes=self.ground.side_by_side
+            FIRST * portion if self.number == 0 else portion, portion, lanes=self.context.side_by_side
         )
         if limit.seconds is None:
             return limit
-        least = min(LEAST, self.account.left()) if self.before or self.found else LEAST
+        least = min(LEAST, self.account.balance()) if self.before or self.found else LEAST
         return dataclasses.replace(limit, seconds=max(limit.seconds, least))
 
-    def _task(self, arm: Arm, limit: Limit) -> lanes.Task:
+    def _task(self, arm: Arm, limit: Limit) -> parallel_tasks.Task:
         def run() -> str:
-            lanes.STEP.set({"arm": arm.name, "round": self.number})
-            step = _run(self.ground, arm, self.number, limit, self.before, self.account, self.log)
+            parallel_tasks.STEP.set({"arm": arm.name, "round": self.number})
+            step = _run(self.context, arm, self.number, limit, self.before, self.account, self.log)
             self.found[arm.name] = step
-            best = best_of(self.ground, [*self.before, *self.found.values()])
+            best = best_of(self.context, [*self.before, *self.found.values()])
             if best is not None:
                 self.account.note_best(best.seconds)
             if state := next((s for s in ("failed", "stopped") if step.learned.get(s)), None):
                 self.ends[arm.name] = (state, step.says)
             elif self.number + 1 == arm.steps:
                 self.ends[arm.name] = ("done", step.says)
-            return _told(self.ground, step)
+            return _step_line(self.context, step)
 
         return run
 
 
 def _run(
-    ground: Ground, arm: Arm, number: int, limit: Limit, steps: Sequence[Step], account: Account, log: StepLog
+    context: ArmContext, arm: Arm, number: int, limit: Limit, steps: Sequence[Step], account: Account, log: StepLog
 ) -> Step:
     """Run one step of an arm, or read its result from the log of an interrupted run."""
-    done = log.read(ground, arm.name, number)
+    done = log.read(context, arm.name, number)
     if done is None:
         begun, kept = account.now(), True
         try:
-            done = arm.run(ground, number, limit, steps)
+            done = arm.run(context, number, limit, steps)
         except TimeoutError as e:
             done = nothing(
                 arm.name, number, f"{e}, its share of the budget: set a larger one", ended="stopped", late=True
             )
-        except (WriteError, HeldError):
+        except (WriteError, LeaseHeldError):
             raise  # these end the run: other arms would fail, too
         except (SparkdiffError, *jvm.SparkError) as e:
             if arm.alone:
@@ -195,18 +201,18 @@ def _run(
     return done
 
 
-def _told(ground: Ground, step: Step) -> str:
-    best = max(step.candidates, key=lambda c: share(ground, c), default=None)
-    return step.says if best is None else f"{best.name}, {share(ground, best):+.1%}; {step.says}"
+def _step_line(context: ArmContext, step: Step) -> str:
+    best = max(step.candidates, key=lambda c: share(context, c), default=None)
+    return step.says if best is None else f"{best.name}, {share(context, best):+.1%}; {step.says}"
 
 
 def _better_half(
-    ground: Ground, going: Sequence[Arm], steps: Sequence[Step], ends: dict[str, tuple[str, str]]
-) -> list[Arm]:  # fmt: skip
+    context: ArmContext, going: Sequence[Arm], steps: Sequence[Step], ends: dict[str, tuple[str, str]]
+) -> list[Arm]:
     """Return the arms that continue, in their order, and record in `ends` why the other arms are stopped."""
-    best = best_of(ground, steps)
-    reached = 0.0 if best is None else share(ground, best)
-    may = {a.name: _may_reach(ground, a.name, steps) for a in going}
+    best = best_of(context, steps)
+    reached = 0.0 if best is None else share(context, best)
+    may = {a.name: _may_reach(context, a.name, steps) for a in going}
     most = math.ceil(len(going) / 2)
     chosen = sorted(going, key=lambda a: -may[a.name])[:most]
     for arm in going:
@@ -217,30 +223,30 @@ def _better_half(
     return [a for a in going if a in chosen and a.name not in ends]
 
 
-def expected(ground: Ground, steps: Sequence[Step]) -> float:
+def expected_gain(context: ArmContext, steps: Sequence[Step]) -> float:
     """Expected gain from training the weights of a new pipeline: the gain on the original if the arm "finetune" has a
     candidate, else `WEIGHTS`.
     """
     tuned = [c for s in steps if s.arm == "finetune" for c in s.candidates]
-    return max((share(ground, c) for c in tuned), default=WEIGHTS)
+    return max((share(context, c) for c in tuned), default=WEIGHTS)
 
 
-def _may_reach(ground: Ground, name: str, steps: Sequence[Step]) -> float:
+def _may_reach(context: ArmContext, name: str, steps: Sequence[Step]) -> float:
     """Gain of an arm so far plus its expected further gain, together at most `most_gain`, as a share of the original's metric;
     infinite without a step.
     """
     own = [s for s in steps if s.arm == name]
     if not own:
         return math.inf
-    best, last = best_of(ground, own), own[-1]
-    hope = last.hope + (expected(ground, steps) if last.trains else 0.0)
-    reached = 0.0 if best is None else share(ground, best)
-    return min(reached + hope, max(reached, most_gain(ground)))
+    best, last = best_of(context, own), own[-1]
+    hope = last.hope + (expected_gain(context, steps) if last.trains else 0.0)
+    reached = 0.0 if best is None else share(context, best)
+    return min(reached + hope, max(reached, most_gain(context)))
 
 
-def most_gain(ground: Ground) -> float:
+def most_gain(context: ArmContext) -> float:
     """Gain of a pipeline with the best possible metric, as a share of the original's metric; infinite if that is unknown."""
-    metric, value = ground.metric, ground.start.scores[VALIDATION].value
+    metric, value = context.metric, context.start.scores[VALIDATION].value
     if metric.name not in NAMES or metric.name in NEGATIVE or not value:
         return math.inf
     return (1 - value) / abs(value) if metric.larger else 1.0

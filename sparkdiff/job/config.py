@@ -17,7 +17,7 @@ import yaml
 from sparkdiff import jvm
 from sparkdiff.data.splits import SPLITS, VALIDATION
 from sparkdiff.errors import InputError, check_keys
-from sparkdiff.job.loading import function, is_function, named_source
+from sparkdiff.job.loading import function, is_function, parse_source
 from sparkdiff.job.tracking_section import SERVERS, check as check_tracking
 from sparkdiff.machine import paths, secrets
 from sparkdiff.options import FIELDS, Options
@@ -27,9 +27,20 @@ KEEPING = ("storeDir", "tags", "redact")
 OUTSIDE = ("verbosity", "waitForRun", "timeout", "localMode", "device", "localCacheLimit", "reuseStages", *KEEPING)
 """Options that do not affect the result of a job, so that a finished job is recognised whatever their values are."""
 CONF = (
-    "spark.", "fs.", "dfs.", "mapreduce.", "mapred.", "yarn.", "parquet.", "orc.", "hive.", "javax.", "google.", "io.",
+    "spark.",
+    "fs.",
+    "dfs.",
+    "mapreduce.",
+    "mapred.",
+    "yarn.",
+    "parquet.",
+    "orc.",
+    "hive.",
+    "javax.",
+    "google.",
+    "io.",
     "textinputformat.",
-)  # fmt: skip
+)
 """Prefixes of complete names in Spark's conf, including names that a session passes on to Hadoop and Hive.
 
 In an override `spark.<name>`, the prefix `spark.` is added to a name that begins with none of these.
@@ -108,14 +119,14 @@ def load_config(path: Path | None, overrides: Sequence[str], flags: Mapping[str,
         InputError: the file cannot be read, a key is unknown, a value has the wrong type, or a section is missing.
     """
     here = path.parent.absolute() if path is not None else Path.cwd()
-    tree = {} if path is None else _settled(_read(path)) or {}
+    tree = {} if path is None else _with_resolved_numbers(_read(path)) or {}
     if not isinstance(tree, dict):
         raise InputError(f"--config {path} must hold the sections {', '.join(SECTIONS)}")
-    tree = _anchored(tree, here)
+    tree = _with_absolute_paths(tree, here)
     for key, text in (flags or {}).items():
         _put(tree, tuple(key.split(".")), text, secrets.without_secret(f"{key}={text}"))
     for override in overrides:
-        place, value = _parsed(override)
+        place, value = _parse_override(override)
         _put(tree, place, value, f"override {secrets.without_secret(override)!r}")
     _check_sections(tree)
     output = _output(tree["output"])
@@ -135,7 +146,7 @@ def load_config(path: Path | None, overrides: Sequence[str], flags: Mapping[str,
         output.get("mode") == "overwrite",
         **verbs,
         tracking=check_tracking(tree.get("tracking") or {}),
-        given=_told(path, overrides, flags or {}),
+        given=_command_arguments(path, overrides, flags or {}),
         url=output["path"].rstrip("/") if remote else None,
     )
 
@@ -153,7 +164,7 @@ def _check_sections(tree: Mapping[str, Any]) -> None:
         raise InputError(f"data must be a mapping with 'train' and, optionally, {', '.join(map(repr, SPLITS[1:]))}")
     check_keys("unknown data", data, SPLITS)
     for split, given in data.items():
-        named_source(split, given)
+        parse_source(split, given)
     for section in (*COMMANDS, "fineTuner", "spark", "tracking"):
         if not isinstance(tree.get(section) or {}, dict):
             raise InputError(f"{section} must be a mapping of names to values. Got {tree[section]!r} instead")
@@ -231,8 +242,8 @@ def _read(path: Path) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class _Number:
-    """A value such as 1e-3, which is a number in YAML 1.2 but text for PyYAML; `_settled` decides by the place of the
-    value.
+    """A value such as 1e-3, which is a number in YAML 1.2 but text for PyYAML; `_with_resolved_numbers` decides by the place of
+    the value.
     """
 
     text: str
@@ -311,7 +322,9 @@ def _is_name(place: Place) -> bool:
         case ("fineTuner", name):
             fields: Mapping[Any, Any] = FIELDS
         case ("search", name):
-            from sparkdiff.tuning.search.settings import FIELDS as fields  # only here: most jobs have none of them
+            from sparkdiff.tuning.search.search_options import (
+                FIELDS as fields,  # only here: most jobs have none of them
+            )
         case ("grower" | "improver" as section, name):
             from sparkdiff.job.settings_section import SETTINGS
 
@@ -321,14 +334,14 @@ def _is_name(place: Place) -> bool:
     return name in fields and fields[name].metadata["kind"] in (str, tuple)
 
 
-def _settled(value: Any, place: Place = ()) -> Any:
+def _with_resolved_numbers(value: Any, place: Place = ()) -> Any:
     """A copy of a value of the settings in which each `_Number` became text or a number, whichever is expected at its
     place.
     """
     if isinstance(value, dict):
-        return {key: _settled(inner, (*place, key)) for key, inner in value.items()}
+        return {key: _with_resolved_numbers(inner, (*place, key)) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_settled(inner, place) for inner in value)
+        return type(value)(_with_resolved_numbers(inner, place) for inner in value)
     if isinstance(value, _Number):
         return value.text if _wants_text(place) or _is_name(place) else float(value.text)
     return value
@@ -348,20 +361,20 @@ def _value(text: str, place: Place) -> Any:
     # `null` and `#` mean no value; a reader's option and a tag may be these texts.
     nothing = value is None and not (text.strip() and place[-2:-1] in (("options",), ("tags",)))
     structured = nothing or isinstance(value, (dict, list, set))
-    return _settled(value, place) if quoted or structured or not _wants_text(place) else text.strip()
+    return _with_resolved_numbers(value, place) if quoted or structured or not _wants_text(place) else text.strip()
 
 
-def _anchored(value: Any, folder: Path, place: Place = ()) -> Any:
+def _with_absolute_paths(value: Any, folder: Path, place: Place = ()) -> Any:
     """A copy of a value of the tree in which every relative path is resolved against a folder."""
     if isinstance(value, dict):
-        return {key: _anchored(inner, folder, (*place, key)) for key, inner in value.items()}
+        return {key: _with_absolute_paths(inner, folder, (*place, key)) for key, inner in value.items()}
     if not isinstance(value, str) or not value:
         return value
     match place:
         case ("data", _) | ("pipeline",) if is_function(value):
             return value
         case ("data", _) | ("data", _, "path"):
-            return paths.joined(_name(value, place), folder)
+            return paths.data_path(_name(value, place), folder)
         case ("pipeline",):
             where = paths.local(_name(value, place))
             return value if where is None else str(folder / where)
@@ -392,7 +405,7 @@ def _name(path: str, place: Place) -> str:
     return path
 
 
-def _parsed(override: str) -> tuple[Place, Any]:
+def _parse_override(override: str) -> tuple[Place, Any]:
     """The place and the value of an override."""
     key, equals, text = override.partition("=")
     section, dot, rest = key.partition(".")
@@ -417,7 +430,7 @@ def options_of(overrides: Sequence[str]) -> dict[str, Any]:
     """
     tree: dict[str, Any] = {}
     for override in overrides:
-        place, value = _parsed(override)
+        place, value = _parse_override(override)
         if place[0] != "fineTuner" or len(place) < 2:
             raise InputError(
                 f"{secrets.without_secret(override)!r} must be fineTuner.option=value, such as fineTuner.maxEpochs=50"
@@ -436,10 +449,10 @@ def _put(tree: dict[str, Any], place: Place, value: Any, given: str) -> None:
             raise InputError(f"{given}: {part!r} is {secrets.hidden(below, part)!r}, not a mapping with keys")
         tree[part] = below
         tree = below
-    tree[place[-1]] = _anchored(value, Path.cwd(), place)
+    tree[place[-1]] = _with_absolute_paths(value, Path.cwd(), place)
 
 
-def _told(path: Path | None, overrides: Sequence[str], flags: Mapping[str, str]) -> tuple[str, ...]:
+def _command_arguments(path: Path | None, overrides: Sequence[str], flags: Mapping[str, str]) -> tuple[str, ...]:
     words = [*(f"{key}={value}" for key, value in flags.items()), *overrides]
     return (*(() if path is None else ("--config", str(path))), *map(secrets.without_secret, words))
 
@@ -455,9 +468,9 @@ def request_of(config: Config) -> str:
     named = {k: v for k, v in options.asdict().items() if k not in OUTSIDE}
     if callable(options.loss):
         from sparkdiff.store.identity import identity  # only here: they import torch
-        from sparkdiff.store.run_folder import told
+        from sparkdiff.store.run_folder import text_or_reason
 
-        named["loss"] = told(lambda: identity(options.loss))
+        named["loss"] = text_or_reason(lambda: identity(options.loss))
     settings = [config.pipeline, config.data, named, config.where]
     search = None if config.search is None else {k: v for k, v in config.search.items() if k not in KEEPING}
     settings += [] if search is None else [search]

@@ -21,7 +21,7 @@ from pyspark.sql import SparkSession
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
 from sparkdiff.job.loading import start_session
-from sparkdiff.machine import paths, whole
+from sparkdiff.machine import atomic_files, paths
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 LEAST_SPACE = 2e9
@@ -51,7 +51,7 @@ class Finding:
         return f"{line}\n{'':<20}{self.remedy}" if self.remedy else line
 
 
-def examined(folder: str | None = None, *, start: bool = True) -> Iterator[Finding]:
+def run_checks(folder: str | None = None, *, start: bool = True) -> Iterator[Finding]:
     """Run all checks, and yield each finding as soon as it is known.
 
     Args:
@@ -215,7 +215,7 @@ def _store(given: str) -> Iterator[Finding]:
 def _folder(spark: SparkSession, folder: Path) -> Iterator[Finding]:
     """Check that Spark can write a file to a folder of this machine, and that this process sees it."""
     place = folder / "sparkdiff-doctor"
-    with whole.empty_removed_above(place), whole.temporary(place) as where:
+    with atomic_files.remove_empty_folders_above(place), atomic_files.temporary(place) as where:
         try:
             spark.range(1).write.parquet(paths.address(str(where)))
             seen, why = (

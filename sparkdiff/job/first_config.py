@@ -52,21 +52,23 @@ def first_config(
         raise InputError(f"the label column {label!r} is not in the data, which have {known}: name it with --label")
     here, name = file.parent, path.parent.name if path.name == "model" else path.name
     model_there = os.path.relpath(path, here)
-    return "\n".join([
-        f"# Fine-tunes {model_there}. Run it: sparkdiff finetune --config {file.name}",
-        f"# {_trains(plan)} `sparkdiff plan {model_there}` says why.",
-        "# Paths start at this file's folder. `sparkdiff.FineTuner().explainParams()` in Python lists all options.",
-        "",
-        f"pipeline: {_quoted(model_there)}",
-        "",
-        *_data(graph, data, here),
-        "",
-        *_options(label, schema),
-        "",
-        "# A new folder, for the plain Spark pipeline and the summary.",
-        f"output: {_quoted(f'runs/{name}')}",
-        "",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            f"# Fine-tunes {model_there}. Run it: sparkdiff finetune --config {file.name}",
+            f"# {_trains(plan)} `sparkdiff plan {model_there}` says why.",
+            "# Paths start at this file's folder. `sparkdiff.FineTuner().explainParams()` in Python lists all options.",
+            "",
+            f"pipeline: {_yaml_scalar(model_there)}",
+            "",
+            *_data(graph, data, here),
+            "",
+            *_options(label, schema),
+            "",
+            "# A new folder, for the plain Spark pipeline and the summary.",
+            f"output: {_yaml_scalar(f'runs/{name}')}",
+            "",
+        ]
+    )
 
 
 def _is_there(label: str, graph: Graph, schema: StructType) -> bool:
@@ -88,7 +90,7 @@ def _data(graph: Graph, data: str | None, here: Path) -> list[str]:
         f"# The pipeline reads the columns {shown}.",
         "data:",
         "  train:",
-        f"    path: {_quoted(path)}" + ("          # put the path of your rows here" if data is None else ""),
+        f"    path: {_yaml_scalar(path)}" + ("          # put the path of your rows here" if data is None else ""),
         f"    format: {form}",
     ]
     if form == "csv":
@@ -106,7 +108,7 @@ def _options(label: str | None, schema: StructType | None) -> list[str]:
     times = [f.name for f in fields if isinstance(f.dataType, (DateType, TimestampType))]
     return [
         "fineTuner:",
-        *([f"  labelCol: {_quoted(label)}"] if label is not None else []),
+        *([f"  labelCol: {_yaml_scalar(label)}"] if label is not None else []),
         f"  # groupCol: {_example(groups, 'user')}   # if rows of one value belong together: they are held out together",
         f"  # timeCol: {_example(times, 'day')}    # if rows have an order in time: the latest are held out",
         "  # loss: auto                            # what training minimises; auto is the loss of the pipeline's own predictor",
@@ -116,7 +118,7 @@ def _options(label: str | None, schema: StructType | None) -> list[str]:
         "  # maxSeconds: 600                       # of training",
         "  # recipe: fast                          # one candidate in place of four",
         "  seed: 0",
-    ]  # fmt: skip
+    ]
 
 
 def _may_group(name: str, kind: DataType) -> bool:
@@ -127,10 +129,10 @@ def _may_group(name: str, kind: DataType) -> bool:
 
 
 def _example(names: Sequence[str], otherwise: str) -> str:
-    return _quoted(names[0]) if names else otherwise
+    return _yaml_scalar(names[0]) if names else otherwise
 
 
-def _quoted(text: str) -> str:
+def _yaml_scalar(text: str) -> str:
     """A text as a YAML scalar on one line."""
     return (
         yaml.safe_dump(text, default_flow_style=True, allow_unicode=True, width=10_000)

@@ -58,7 +58,7 @@ def start_session(conf: Mapping[str, Any], meanwhile: str | None = None, size: f
         if given is None or not given.contains(key):
             builder = builder.config(key, str(value).lower() if isinstance(value, bool) else str(value))
     with (
-        contextlib.nullcontext() if meanwhile is None else _imported(meanwhile),
+        contextlib.nullcontext() if meanwhile is None else _import_in_thread(meanwhile),
         jvm.java_options(jvm.archive_option(java), jvm.QUICK if size <= SMALL else ""),
     ):
         spark = builder.getOrCreate()
@@ -69,7 +69,7 @@ def start_session(conf: Mapping[str, Any], meanwhile: str | None = None, size: f
 
 
 @contextlib.contextmanager
-def _imported(module: str) -> Iterator[None]:
+def _import_in_thread(module: str) -> Iterator[None]:
     """Import a module in a second thread within this context, but only once the JVM runs: to start the JVM, this
     process forks, and no other thread should be at work then.
     """
@@ -116,7 +116,7 @@ def is_function(name: str) -> bool:
     return bool(colon) and attribute.isidentifier() and all(p.isidentifier() for p in module.split("."))
 
 
-def named_source(split: str, given: Any) -> str | dict[str, Any]:
+def parse_source(split: str, given: Any) -> str | dict[str, Any]:
     """One entry of the section `data`, checked, as module:function or as a mapping.
 
     Raises:
@@ -164,10 +164,10 @@ def load_data(spark: SparkSession, given: Any, folder: Path, split: str) -> Data
     Raises:
         InputError: the entry is invalid, or Spark cannot read it.
     """
-    given = named_source(split, given)
+    given = parse_source(split, given)
     if isinstance(given, str):
         return function(given, folder)(spark)  # type: ignore[no-any-return]
-    with jvm.blamed(f"data.{split} cannot be read"):
+    with jvm.as_input_error(f"data.{split} cannot be read"):
         options = {
             str(k): str(v).lower() if isinstance(v, bool) else v for k, v in (given.get("options") or {}).items()
         }
@@ -181,12 +181,12 @@ def load_data(spark: SparkSession, given: Any, folder: Path, split: str) -> Data
         elif not given.get("path"):
             df = reader.load()
         else:
-            where = paths.joined(given["path"], folder)
+            where = paths.data_path(given["path"], folder)
             df = reader.load(where if paths.local(where) is None else f"file://{where}")
         return df.where(given["where"]) if given.get("where") else df
 
 
-def located(path: str, folder: Path) -> str:
+def absolute_url(path: str, folder: Path) -> str:
     """The `file:` URL of a path that may be relative to `folder`. A URL of another file system is returned unchanged."""
     where = paths.local(path)
     return path if where is None else f"file://{(folder / where).resolve()}"
@@ -199,7 +199,7 @@ def load_model(path: str) -> Any:
         InputError: the model does not exist or cannot be loaded.
     """
     try:
-        return jvm.loaded(path)
+        return jvm.load_model(path)
     except (*jvm.SparkError, ValueError, AttributeError, ImportError) as e:
         raise InputError(f"no Spark ML model can be loaded from {path}: {jvm.cause(e)}") from e
 
@@ -208,7 +208,7 @@ def size_of(data: Mapping[str, Any], folder: Path) -> float:
     """Total bytes of the files that these entries of `data` name; infinite if only Spark can find out."""
     total = 0.0
     for split, given in data.items():
-        source = named_source(split, given)
+        source = parse_source(split, given)
         local = None if isinstance(source, str) or not source.get("path") else paths.local(source["path"])
         if local is None or not (path := folder / local).exists():  # a function, a table, a URL or a glob
             return math.inf
@@ -225,7 +225,7 @@ def check_there(models: Sequence[str], data: Mapping[str, Any], folder: Path, co
     """Check that models and data exist before Spark starts, because starting takes time and Spark's errors are long.
 
     Args:
-        models: URLs, as returned by `located`.
+        models: URLs, as returned by `absolute_url`.
         data: entries of `data`, by split.
         conf: settings of the new session; files of a Spark Connect server cannot be checked from here.
 
@@ -240,10 +240,10 @@ def check_there(models: Sequence[str], data: Mapping[str, Any], folder: Path, co
             why = "it does not exist" if not path.exists() else "it has no folder 'metadata', unlike a saved model"
             raise InputError(f"no Spark ML model can be loaded from {path}: {why}")
     for split, given in data.items():
-        source = named_source(split, given)
+        source = parse_source(split, given)
         if isinstance(source, str) or not source.get("path"):
             continue
-        where = paths.joined(source["path"], folder)
+        where = paths.data_path(source["path"], folder)
         if paths.local(where) is not None and not paths.is_there(where):
             raise InputError(f"data.{split} cannot be read: there is no {where}")
 
@@ -252,7 +252,7 @@ def model_path(given: str, folder: Path) -> str:
     """The URL of a saved model, from the path of the model's own folder or of a run's folder; may be relative to
     `folder`.
     """
-    url = located(given, folder)
+    url = absolute_url(given, folder)
     path = paths.local(url)
     if path is None and jvm.stores.tree() is not None and URL.fullmatch(url):
         path = jvm.stores.working(url)

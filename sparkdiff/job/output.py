@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sparkdiff.jvm import stores
-from sparkdiff.store import marker
+from sparkdiff.store import folder_marker
 
 SUMMARY = "summary.json"
 
@@ -25,7 +25,9 @@ def is_unfinished(output: Path) -> bool:
     On this machine this cannot happen, because a finished folder is renamed at once.
     """
     return (
-        stores.url_of(output) is not None and bool(marker.read_marker(output)) and not stores.exists(output / SUMMARY)
+        stores.url_of(output) is not None
+        and bool(folder_marker.read_marker(output))
+        and not stores.exists(output / SUMMARY)
     )
 
 
@@ -35,4 +37,4 @@ def check_replaceable(output: Path) -> None:
     Raises:
         InputError: the folder contains something else, which is never deleted.
     """
-    marker.check_owner(output, marker.OUTPUT, f"output {stores.named(output)}", "folder")
+    folder_marker.check_owner(output, folder_marker.OUTPUT, f"output {stores.path_or_url(output)}", "folder")

@@ -21,15 +21,20 @@ from sparkdiff.machine import paths
 from sparkdiff.machine.secrets import HIDDEN
 
 FLAGS = {
-    "data": "data.train.path", "label": "fineTuner.labelCol", "group": "fineTuner.groupCol", "time": "fineTuner.timeCol",
-    "output": "output.path", "budget": "improver.budget",
-}  # fmt: skip
+    "data": "data.train.path",
+    "label": "fineTuner.labelCol",
+    "group": "fineTuner.groupCol",
+    "time": "fineTuner.timeCol",
+    "output": "output.path",
+    "budget": "improver.budget",
+}
 """Settings that have a flag, by the flag's name."""
 FLAGS_OF = {
-    "finetune": ("data", "label", "group", "time", "output"), "search": ("data", "output"),
+    "finetune": ("data", "label", "group", "time", "output"),
+    "search": ("data", "output"),
     "grow": ("data", "label", "group", "time", "output"),
     "improve": ("data", "label", "group", "time", "output", "budget"),
-}  # fmt: skip
+}
 """Flags of each command that runs a job."""
 BUDGET = "30m"
 """The budget of an improvement that has neither a file nor the flag."""

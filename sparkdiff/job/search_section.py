@@ -15,8 +15,8 @@ from sparkdiff.errors import InputError, check_keys, did_you_mean, kind_of
 from sparkdiff.pipeline.nesting import inside
 from sparkdiff.stages.base import columns_of
 from sparkdiff.tuning.search.alternatives import OUTPUTS
-from sparkdiff.tuning.search.settings import FIELDS, Settings
-from sparkdiff.tuning.search.space import Distribution, as_distribution, integer, loguniform, uniform
+from sparkdiff.tuning.search.distributions import Distribution, as_distribution, integer, loguniform, uniform
+from sparkdiff.tuning.search.search_options import FIELDS, Settings
 
 OWN = ("space", "metric", "current")
 """Keys of the section that are not options of `sparkdiff.Search`."""

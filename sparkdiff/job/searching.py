@@ -9,26 +9,26 @@ from pyspark.ml import Estimator
 from pyspark.sql import SparkSession
 
 from sparkdiff.data.splits import TRAIN
-from sparkdiff.diagnostics.predictions import check_saved
+from sparkdiff.diagnostics.prediction_differences import check_saved
 from sparkdiff.errors import InputError
 from sparkdiff.estimator import FineTuner
 from sparkdiff.job import search_section as section
 from sparkdiff.job.config import KEEPING, Config, command_of, request_of
 from sparkdiff.job.loading import load_data, load_model, model_path
-from sparkdiff.job.steps import made_of, own_id
-from sparkdiff.job.tracking import Tracking, tracked
-from sparkdiff.job.writing import written
+from sparkdiff.job.output_writing import write_run_folder
+from sparkdiff.job.steps import load_pipeline, own_id
+from sparkdiff.job.tracking import Tracking, activate_callbacks
 from sparkdiff.jvm import stores
-from sparkdiff.machine import secrets, whole
+from sparkdiff.machine import atomic_files, secrets
 from sparkdiff.options import Options
-from sparkdiff.report.record import versions
+from sparkdiff.report.run_record import versions
 from sparkdiff.report.run_report import write_report
-from sparkdiff.store.digests import hash_of_folder
 from sparkdiff.store.lease import Lease
-from sparkdiff.tuning.search.estimator import Search
-from sparkdiff.tuning.search.procedure import BY_NUMBER
-from sparkdiff.tuning.search.settings import FIELDS
-from sparkdiff.tuning.search.summary import SearchSummary
+from sparkdiff.store.model_digests import hash_of_folder
+from sparkdiff.tuning.search.search_estimator import Search
+from sparkdiff.tuning.search.search_options import FIELDS
+from sparkdiff.tuning.search.search_run import BY_NUMBER
+from sparkdiff.tuning.search.search_summary import SearchSummary
 
 
 def run(config: Config, lease: Lease, spark: SparkSession) -> SearchSummary:
@@ -38,13 +38,13 @@ def run(config: Config, lease: Lease, spark: SparkSession) -> SearchSummary:
     Raises:
         InputError: the pipeline is already fitted, or the space names no Param of it.
     """
-    with tracked(config.tracking) as tracking:
+    with activate_callbacks(config.tracking) as tracking:
         return _run(config, lease, spark, tracking)
 
 
 def _run(config: Config, lease: Lease, spark: SparkSession, tracking: Tracking) -> SearchSummary:
     rows = load_data(spark, config.data[TRAIN], config.folder, TRAIN)
-    search, study = search_of(config, made_of(config, rows)[0])
+    search, study = search_of(config, load_pipeline(config, rows)[0])
     search.callbacks = tracking.listeners
     search.job = {"command": command_of(config), "output": config.where}
     model = search.fit(rows)
@@ -55,17 +55,19 @@ def _run(config: Config, lease: Lease, spark: SparkSession, tracking: Tracking) 
         model.summary.saved.update(check_saved(model.pipelineModel, folder / "model", lambda: rows))
         model.trials.to_csv(folder / "trials.csv", index=False)
         told = model.summary.toDict() | {
-            "search": secrets.hidden(config.search or {}), "options": secrets.hidden(Options.of(config.options).asdict()),
+            "search": secrets.hidden(config.search or {}),
+            "options": secrets.hidden(Options.of(config.options).asdict()),
             "versions": versions(),
             "fingerprints": {"request": request_of(config)},
-            "model": {"path": "model", "hash": hash_of_folder(folder / "model")}, "command": command_of(config),
-        }  # fmt: skip
+            "model": {"path": "model", "hash": hash_of_folder(folder / "model")},
+            "command": command_of(config),
+        }
         (folder / "summary.json").write_text(json.dumps(told, indent=2) + "\n")
         write_report(folder)
 
-    written(config.output, lease, fill)
+    write_run_folder(config.output, lease, fill)
     if study is not None:
-        whole.remove(study)
+        atomic_files.remove(study)
     tracking.log(lambda: model)
     return model.summary
 
@@ -76,7 +78,7 @@ def search_of(config: Config, made: Any) -> tuple[Search, Path | None]:
     """
     given = config.search or {}
     if config.options:
-        made = FineTuner(made, **{"cacheDir": stores.named(config.output.parent / ".cache"), **config.options})
+        made = FineTuner(made, **{"cacheDir": stores.path_or_url(config.output.parent / ".cache"), **config.options})
     elif not isinstance(made, Estimator):
         raise InputError(
             f"pipeline={config.pipeline} is fitted, and a search fits it with other settings: name a function that returns an "
@@ -89,9 +91,12 @@ def search_of(config: Config, made: Any) -> tuple[Search, Path | None]:
         options["runDir"] = str(study)
     current = load_model(model_path(given["current"], config.folder)) if given.get("current") else None
     return Search(
-        made, space=section.params_of(given, made), evaluator=section.evaluators(given, made), current=current,
+        made,
+        space=section.params_of(given, made),
+        evaluator=section.evaluators(given, made),
+        current=current,
         **{"verbosity": 1, **options},
-    ), study  # fmt: skip
+    ), study
 
 
 def _study_of(config: Config) -> str:

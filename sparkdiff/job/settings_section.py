@@ -6,8 +6,8 @@ from typing import Any
 
 from sparkdiff import options
 from sparkdiff.errors import InputError, check_keys
-from sparkdiff.growth.settings import GrowthSettings
-from sparkdiff.improvement.settings import WHY_REFUSED, ImprovementSettings
+from sparkdiff.growth.growth_options import GrowthSettings
+from sparkdiff.improvement.improvement_options import WHY_REFUSED, ImprovementSettings
 
 SETTINGS: Mapping[str, Any] = {"grower": GrowthSettings, "improver": ImprovementSettings}
 

@@ -14,10 +14,10 @@ from sparkdiff.errors import InputError
 from sparkdiff.job.config import Config, request_of
 from sparkdiff.job.loading import check_there, is_function, model_path, size_of, start_session
 from sparkdiff.job.output import check_replaceable, is_unfinished, summary_of
-from sparkdiff.machine import paths, whole
-from sparkdiff.machine.autologging import paused
+from sparkdiff.machine import atomic_files, paths
+from sparkdiff.machine.autologging import pause_autologging
 from sparkdiff.options import Options
-from sparkdiff.store.lease import Lease, held, lease_of
+from sparkdiff.store.lease import Lease, hold_lease, lease_of
 
 FOLDERS = ("cacheDir", "checkpointDir", "storeDir")
 """Options that name folders."""
@@ -33,13 +33,13 @@ def run(config: Config) -> Any:
         HeldError: another process is writing this output.
         SparkdiffError: the job failed while running.
     """
-    config = _placed(config)
+    config = _resolve_output(config)
     _check_places(config)
-    with _alone(config) as lease, paused():
+    with _alone(config) as lease, pause_autologging():
         return _run(config, lease)
 
 
-def _placed(config: Config) -> Config:
+def _resolve_output(config: Config) -> Config:
     """The job with its output folder resolved. Starts Spark unless all folders are on this machine."""
     given = [config.url, *(config.options.get(name) for name in FOLDERS)]
     if all(where is None or paths.local(where) is not None for where in given):
@@ -69,16 +69,16 @@ def _alone(config: Config) -> Iterator[Lease]:
     """Hold the lease on the job's output folder within this context, so that no other process writes to the folder."""
     output = config.output
     wait = Options.of(config.options).waitForRun
-    with whole.empty_removed_above(output), contextlib.ExitStack() as stack:
+    with atomic_files.remove_empty_folders_above(output), contextlib.ExitStack() as stack:
         try:
-            lease = stack.enter_context(held(lease_of(output), f"output {config.where}", wait=wait))
+            lease = stack.enter_context(hold_lease(lease_of(output), f"output {config.where}", wait=wait))
         except OSError as e:
             raise InputError(f"output {config.where} cannot be written ({e.strerror}): choose another folder") from e
         yield lease
 
 
 def _run(config: Config, lease: Lease) -> Any:
-    found = _finished(config)
+    found = _finished_summary(config)
     there = jvm.stores.exists(config.output) and not is_unfinished(config.output)
     if found is None and there and not config.overwrite:
         raise InputError(f"output {config.where} exists: choose another folder, or set output.mode=overwrite")
@@ -95,7 +95,7 @@ def _run(config: Config, lease: Lease) -> Any:
     return steps.run(config, lease, spark, found)
 
 
-def _finished(config: Config) -> dict[str, Any] | None:
+def _finished_summary(config: Config) -> dict[str, Any] | None:
     """The content of summary.json in the output folder, if the job sets a runId and the folder has a finished run with
     the same settings; else None.
     """

@@ -33,35 +33,35 @@ from sparkdiff.data.splits import (
     held_out_first,
     rule,
 )
-from sparkdiff.diagnostics.predictions import check_saved
+from sparkdiff.diagnostics.prediction_differences import check_saved
 from sparkdiff.errors import InputError
-from sparkdiff.estimator import kept
-from sparkdiff.fine_tuning.procedure import fine_tune, starting_point
+from sparkdiff.estimator import open_run_store
+from sparkdiff.fine_tuning.fine_tuning_run import fine_tune, starting_point
 from sparkdiff.fine_tuning.task import Outcome, prepare
-from sparkdiff.growth.summary import GrowthSummary
-from sparkdiff.history.keeping import Keep
+from sparkdiff.growth.growth_summary import GrowthSummary
 from sparkdiff.history.lineage import Lineage, lineage as lineage_of
+from sparkdiff.history.run_records import Keep
 from sparkdiff.improvement.by_folds import fine_tune_by_folds, grow_pipeline
-from sparkdiff.improvement.procedure import Improved, improve_pipeline
-from sparkdiff.improvement.summary import ImprovementSummary
+from sparkdiff.improvement.exploration_and_proof import ImprovementOutcome, improve_pipeline
+from sparkdiff.improvement.improvement_summary import ImprovementSummary
 from sparkdiff.job.config import Config, command_of, request_of
 from sparkdiff.job.loading import function, is_function, load_data, load_model, model_path
 from sparkdiff.job.output import check_replaceable
+from sparkdiff.job.output_writing import write_run_folder
 from sparkdiff.job.settings_section import SETTINGS
-from sparkdiff.job.tracking import JobResult, Tracking, tracked
-from sparkdiff.job.writing import written
+from sparkdiff.job.tracking import JobResult, Tracking, activate_callbacks
 from sparkdiff.jvm import stores
-from sparkdiff.machine import secrets, whole
+from sparkdiff.machine import atomic_files, secrets
 from sparkdiff.options import Options
 from sparkdiff.pipeline.nesting import flatten, plain
-from sparkdiff.pipeline.unfitted import Unfitted, check_unfitted, with_uids_of
-from sparkdiff.report import FineTuningSummary, Phases, shown
+from sparkdiff.pipeline.unfitted_form import UnfittedForm, check_unfitted, with_uids_of
+from sparkdiff.report import FineTuningSummary, Phases, is_progress_shown
 from sparkdiff.report.run_report import LINEAGE, write_report
-from sparkdiff.store import files, marker
-from sparkdiff.store.digests import check_reads_its_input_only, hash_of, hash_of_folder, params_of
-from sparkdiff.store.identity import UntoldError, identity
+from sparkdiff.store import files, folder_marker
+from sparkdiff.store.identity import UnidentifiableError, identity
 from sparkdiff.store.lease import Lease
-from sparkdiff.store.run_folder import UNTOLD, told
+from sparkdiff.store.model_digests import check_reads_its_input_only, hash_of, hash_of_folder, params_of
+from sparkdiff.store.run_folder import UNTOLD, text_or_reason
 
 PROCEDURES: Mapping[str, Any] = {"grower": grow_pipeline, "improver": improve_pipeline}
 SUMMARIES = {"grow": GrowthSummary, "improve": ImprovementSummary}
@@ -80,17 +80,22 @@ def run(config: Config, lease: Lease, spark: SparkSession, found: dict[str, Any]
         lease: the lease on the output folder.
         found: the summary of a finished run with the same settings in the output folder; None if there is none.
     """
-    cache = stores.named(config.output.parent / ".cache")
+    cache = stores.path_or_url(config.output.parent / ".cache")
     options = Options.of({"cacheDir": cache, "verbosity": 1, "runId": own_id(config.output), **config.options})
-    with tracked(config.tracking) as tracking, kept(options) as keep:
+    with activate_callbacks(config.tracking) as tracking, open_run_store(options) as keep:
         return _run(config, options, lease, spark, found, tracking, keep)
 
 
 def _run(
-    config: Config, options: Options, lease: Lease, spark: SparkSession, found: dict[str, Any] | None, tracking: Tracking,
+    config: Config,
+    options: Options,
+    lease: Lease,
+    spark: SparkSession,
+    found: dict[str, Any] | None,
+    tracking: Tracking,
     keep: Keep,
-) -> FineTuningSummary:  # fmt: skip
-    own, phases = own_id(config.output), Phases(shown(options.verbosity), tracking.listeners)
+) -> FineTuningSummary:
+    own, phases = own_id(config.output), Phases(is_progress_shown(options.verbosity), tracking.listeners)
     if found is not None:
         tracking.mute(True)  # MLflow may have that run
     with phases.phase("load") as say:
@@ -99,14 +104,14 @@ def _run(
             for s, d in config.data.items()
         ]
         say(f"data: {', '.join(config.data)}")
-        made, path = made_of(config, next(s for s in sources if s.split in (None, TRAIN)).df)
+        made, path = load_pipeline(config, next(s for s in sources if s.split in (None, TRAIN)).df)
         check_unfitted(made, options.rowsAreNew)  # before anything is fitted
     with files.room("the fitted pipeline", root(options), ROOM_OF_CACHES):
         content = None if isinstance(made, Estimator) else hash_of(made, path, root(options))
     inputs = inputs_of(sources, made, content) if "runId" in config.options else {}
     if found is not None:
         if _same_inputs(found, inputs, config, options):
-            return _told_again(found, config, phases, tracking, made, sources[0].df)
+            return _replay_finished_run(found, config, phases, tracking, made, sources[0].df)
         check_replaceable(config.output)
         tracking.mute(False)
     parent: dict[str, Any] = {"path": path and path.removeprefix("file://"), "hash": content}
@@ -117,12 +122,12 @@ def _run(
 
     def fit(sources: Sequence[Source]) -> Any:
         with files.room("the fitted pipeline", root(options), ROOM_OF_CACHES), phases.phase("fit") as say:
-            model, folder = fitted_on(made, sources, options, say, boundaries)
+            model, folder = fit_or_reuse(made, sources, options, say, boundaries)
             parent.update(path=str(folder), hash=hash_of_folder(folder))
         return model
 
     def fits(estimator: Any, sources: Sequence[Source], boundaries: Boundaries | None) -> Any:
-        model, folder = fitted_on(estimator, sources, options, lambda text: None, boundaries)
+        model, folder = fit_or_reuse(estimator, sources, options, lambda text: None, boundaries)
         if parent["hash"] is None:  # the result is compared with the first
             parent.update(path=str(folder), hash=hash_of_folder(folder))
         return model if isinstance(estimator, Pipeline) else model.stages[0]
@@ -138,8 +143,8 @@ def _run(
     else:
         model = plain(fit(sources) if isinstance(made, Estimator) else made)
         origin = starting_point(
-            made, model, options, sources, phases, boundaries=boundaries, fit=partial(refitted, sources, options)
-        )  # fmt: skip
+            made, model, options, sources, phases, boundaries=boundaries, fit=partial(refit_or_reuse, sources, options)
+        )
         with phases.phase("plan"):
             task = prepare(origin.model, options, sources[0].df)
         if options.verbosity:
@@ -154,9 +159,16 @@ def _run(
         **({"runId": None} if mine else {}),
     }  # the name of the output's folder is in it
     keep(
-        outcome.summary, outcome.model, outcome.original, shown_options, outcome.plan, hashes=(shipped, parent["hash"]),
-        offers=_offered(config.output), command=command_of(config), output=config.where,
-    )  # fmt: skip
+        outcome.summary,
+        outcome.model,
+        outcome.original,
+        shown_options,
+        outcome.plan,
+        hashes=(shipped, parent["hash"]),
+        offers=_offer_hashes(config.output),
+        command=command_of(config),
+        output=config.where,
+    )
     if mine:
         for training in outcome.folders:
             training.remove()  # before this line, the same command continues an interrupted run; after it, it starts anew
@@ -193,13 +205,13 @@ def _hash_there(folder: Path) -> str | None:
         return None
 
 
-def _offered(output: Path) -> dict[str, str]:
+def _offer_hashes(output: Path) -> dict[str, str]:
     """Content hashes of the other pipelines that an improvement offers, by name."""
     folder = output / OFFERS
     return {name: hash_of_folder(stores.fetch(folder / name)) for name in stores.names(folder)}
 
 
-def _told_again(
+def _replay_finished_run(
     found: Mapping[str, Any], config: Config, phases: Phases, tracking: Tracking, made: Any, rows: DataFrame
 ) -> FineTuningSummary:
     """Return the summary of a finished run, and report its events to the listeners as if the run had just happened."""
@@ -213,8 +225,8 @@ def _told_again(
         parent = found["parent"]["path"]
         original = None if isinstance(made, Estimator) else made
         if original is None and parent is not None and Path(parent).exists():
-            original = jvm.loaded(parent)
-        return JobResult(jvm.loaded(config.output / "model"), original, summary, rows)
+            original = jvm.load_model(parent)
+        return JobResult(jvm.load_model(config.output / "model"), original, summary, rows)
 
     tracking.log(load)
     return summary
@@ -225,7 +237,7 @@ def own_id(output: Path) -> str:
     a hash of its path.
     """
     name = re.sub(r"[^\w.-]", "_", output.name, flags=re.ASCII)[:80].lstrip(".-") or "run"
-    return f"{name}-{hashlib.sha256(stores.named(output).encode()).hexdigest()[:8]}"
+    return f"{name}-{hashlib.sha256(stores.path_or_url(output).encode()).hexdigest()[:8]}"
 
 
 def inputs_of(sources: list[Source], made: Any, content: str | None) -> dict[str, str]:
@@ -243,12 +255,12 @@ def inputs_of(sources: list[Source], made: Any, content: str | None) -> dict[str
             check_reads_its_input_only(stage)
         own = [type(s) for s in stages if not type(s).__module__.startswith(("pyspark.ml.", "sparkdiff."))]
         if content is None:
-            raise UntoldError("it cannot be saved")
+            raise UnidentifiableError("it cannot be saved")
         return f"{content} {identity(own)}"
 
     facts: dict[str, Any] = {s.split or TRAIN: source_facts(s.df) for s in sources}
     facts["settings"] = [f.pop("settings") for f in facts.values()]
-    facts["pipeline"] = told(pipeline)
+    facts["pipeline"] = text_or_reason(pipeline)
     return {
         k: v
         if k == "pipeline" and v.startswith(UNTOLD)
@@ -265,7 +277,7 @@ def _read_summary(found: Mapping[str, Any], config: Config) -> FineTuningSummary
     return kind(**{k: v for k, v in found.items() if k in known}, records=records)
 
 
-def made_of(config: Config, train: DataFrame) -> tuple[Any, str | None]:
+def load_pipeline(config: Config, train: DataFrame) -> tuple[Any, str | None]:
     """The pipeline of the job, fitted or not, and the path from which it was loaded, or None if a function made it."""
     if not is_function(config.pipeline):
         path = model_path(config.pipeline, config.folder)
@@ -273,7 +285,7 @@ def made_of(config: Config, train: DataFrame) -> tuple[Any, str | None]:
     return function(config.pipeline, config.folder)(train), None
 
 
-def fitted_on(
+def fit_or_reuse(
     made: Estimator[Any], sources: Sequence[Source], options: Options, say: Any, boundaries: Boundaries | None = None
 ) -> tuple[Any, Path]:
     """Fit a pipeline on the training rows, or find it in the cache folder if an earlier run fitted the same pipeline on
@@ -297,10 +309,12 @@ def fitted_on(
         facts = [[s.split, source_facts(s.df)] for s in sources]
         key = json.dumps([params_of(pipeline), facts, divided], default=str)
         folder = root(options) / f"fitted-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    except UntoldError as e:
+    except UnidentifiableError as e:
         folder, why = root(options) / f"fitted-{uuid.uuid4().hex[:16]}", f"; not reused by other jobs: {e}"
-    marker.check_owner(folder, marker.FITTED, f"the folder of the fitted pipeline, {stores.named(folder)},", "cacheDir")
-    if (found := files.read_undamaged(folder, lambda: _kept(folder))) is not None:
+    folder_marker.check_owner(
+        folder, folder_marker.FITTED, f"the folder of the fitted pipeline, {stores.path_or_url(folder)},", "cacheDir"
+    )
+    if (found := files.read_undamaged(folder, lambda: _load_fitted(folder))) is not None:
         say("reused: the same pipeline was fitted on the same rows before")
         with contextlib.suppress(OSError):
             os.utime(folder)  # its last use, for `sparkdiff cache`
@@ -310,31 +324,31 @@ def fitted_on(
         where = _keep_in_store(fitted, folder)
     else:
         where = folder / "model"
-        with whole.temporary(folder) as temporary:
+        with atomic_files.temporary(folder) as temporary:
             temporary.mkdir()
-            marker.mark(temporary, marker.FITTED)
+            folder_marker.mark(temporary, folder_marker.FITTED)
             fitted.write().save(f"file://{temporary}/model")
-            if not files.moved(temporary, folder):
+            if not files.move_into_place(temporary, folder):
                 say("reused: meanwhile another process fitted the same pipeline on the same rows")
-                return jvm.loaded(where), where
+                return jvm.load_model(where), where
     say(f"fitted {len(fitted.stages)} stages on the training rows{why}")
     return fitted, where
 
 
-def refitted(sources: Sequence[Source], options: Options, form: Unfitted) -> Any:
+def refit_or_reuse(sources: Sequence[Source], options: Options, form: UnfittedForm) -> Any:
     """Refit a pipeline on the training rows, given its unfitted form; a later run on the same rows finds the same result, to
-    the last bit (see `fitted_on`).
+    the last bit (see `fit_or_reuse`).
     """
-    found, _ = fitted_on(form.estimator, sources, options, lambda text: None)
+    found, _ = fit_or_reuse(form.estimator, sources, options, lambda text: None)
     return with_uids_of(form.model, found if isinstance(form.estimator, Pipeline) else found.stages[0])
 
 
-def _kept(folder: Path) -> tuple[Any, Path] | None:
-    """The fitted pipeline that `fitted_on` kept in a folder, and its path; None if there is none, or it is incomplete."""
+def _load_fitted(folder: Path) -> tuple[Any, Path] | None:
+    """The fitted pipeline that `fit_or_reuse` kept in a folder, and its path; None if there is none, or it is incomplete."""
     if stores.url_of(folder) is None:
-        return (jvm.loaded(folder / "model"), folder / "model") if folder.exists() else None
+        return (jvm.load_model(folder / "model"), folder / "model") if folder.exists() else None
     name = stores.read(folder / COMPLETE)
-    return None if name is None else (jvm.loaded(folder / name.decode()), folder / name.decode())
+    return None if name is None else (jvm.load_model(folder / name.decode()), folder / name.decode())
 
 
 def _keep_in_store(fitted: Any, folder: Path) -> Path:
@@ -343,7 +357,7 @@ def _keep_in_store(fitted: Any, folder: Path) -> Path:
     Nothing is renamed there; instead, a file that is written last names the subfolder of the complete pipeline.
     """
     where = folder / f"model-{uuid.uuid4().hex[:8]}"
-    marker.mark(folder, marker.FITTED)
+    folder_marker.mark(folder, folder_marker.FITTED)
     fitted.write().save(stores.address(where))
     stores.write(folder / COMPLETE, where.name.encode())
     return stores.fetch(where)
@@ -370,9 +384,14 @@ def _lineage_of(config: Config, parent: Mapping[str, Any]) -> Lineage | None:
 
 
 def write_run(
-    outcome: Outcome, config: Config, phases: Phases, parent: Mapping[str, Any], inputs: Mapping[str, str], lease: Lease,
+    outcome: Outcome,
+    config: Config,
+    phases: Phases,
+    parent: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    lease: Lease,
     rows: Callable[[], DataFrame],
-) -> str:  # fmt: skip
+) -> str:
     """Write the run folder of a fine-tuning, growth or improvement run; return the content hash of its model.
 
     Args:
@@ -385,7 +404,7 @@ def write_run(
     """
     start, original, found = time.perf_counter(), Path(str(parent.get("path"))), list[str]()
 
-    def needed() -> str:
+    def size_text() -> str:
         return f"about {files.folder_size(original):,} bytes, like the original model" if original.is_dir() else ""
 
     def fill(folder: Path) -> None:
@@ -393,7 +412,7 @@ def write_run(
         stores.fetch(folder / "model")
         found[:] = [hash_of_folder(folder / "model")]
         outcome.summary.saved.update(check_saved(outcome.model, folder / "model", rows))
-        offers = outcome.offers if isinstance(outcome, Improved) else {}
+        offers = outcome.offers if isinstance(outcome, ImprovementOutcome) else {}
         for name, model in offers.items():
             if model is not outcome.model:
                 model.write().save(stores.address(folder / OFFERS / name))
@@ -405,16 +424,18 @@ def write_run(
             "options": secrets.hidden(outcome.summary.options),
             "timings": {k: round(v, 3) for k, v in timings.items()},
             "fingerprints": {
-                "cache": outcome.summary.cache["fingerprint"], "request": request_of(config),
+                "cache": outcome.summary.cache["fingerprint"],
+                "request": request_of(config),
                 **({"inputs": inputs} if inputs else {}),
             },
             "parent": {**parent, "path": parent.get("path") and secrets.redacted(str(parent["path"]))},
-            "model": {"path": "model", "hash": found[0]}, "command": command_of(config),
-        }  # fmt: skip
+            "model": {"path": "model", "hash": found[0]},
+            "command": command_of(config),
+        }
         (folder / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
         if (lineage := _lineage_of(config, parent)) is not None:
             (folder / LINEAGE).write_text(lineage.toJSON() + "\n")
         write_report(folder)
 
-    written(config.output, lease, fill, needed)
+    write_run_folder(config.output, lease, fill, size_text)
     return found[0]

@@ -83,7 +83,7 @@ class Tracking:
 
 
 @contextlib.contextmanager
-def tracked(given: Mapping[str, Any] | None) -> Iterator[Tracking]:
+def activate_callbacks(given: Mapping[str, Any] | None) -> Iterator[Tracking]:
     """Provide the callbacks of the section `tracking`, and use its MLflow server, within this context."""
     tracking = Tracking(given or {}, tuple(_listeners(given or {})))
     with _server(tracking.given["mlflow"]) if tracking.callbacks() else contextlib.nullcontext():
@@ -102,7 +102,7 @@ def _listeners(given: Mapping[str, Any]) -> Iterator[Events]:
         "jsonLines": _json_lines,
         "tensorboard": lambda path: TensorBoard(str(paths.local(path))),
         "mlflow": lambda given: Callback(runName=given.get("runName"), experiment=given.get("experiment")),
-    }  # fmt: skip
+    }
     for key, make in makers.items():
         if key in given:
             made = _or_warning(f"tracking.{key} hears nothing", partial(make, given[key]))

@@ -7,14 +7,19 @@ from typing import Any
 
 from sparkdiff.errors import InputError, check_keys
 from sparkdiff.machine import paths
-from sparkdiff.store.registry import ALIAS, check_version
+from sparkdiff.store.model_registry import ALIAS, check_version
 
 FILES = ("jsonLines", "tensorboard")
 """Keys whose values are paths: of a file (jsonLines) and of a folder (tensorboard)."""
 MLFLOW = {
-    "uri": str, "experiment": str, "runName": str, "registeredModelName": str, "alias": str, "registerOriginal": bool,
+    "uri": str,
+    "experiment": str,
+    "runName": str,
+    "registeredModelName": str,
+    "alias": str,
+    "registerOriginal": bool,
     "dfsTmpdir": str,
-}  # fmt: skip
+}
 """The keys below `mlflow`, with their types."""
 SERVERS = ("databricks", "databricks-uc")
 """Values of `uri` that MLflow treats as servers, although they are no URLs."""

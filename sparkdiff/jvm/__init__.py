@@ -1,11 +1,8 @@
 """All code that uses py4j: the session, and fitted stages rebuilt through a JVM handle or their saved files."""
 
 from sparkdiff.jvm import stores
-from sparkdiff.jvm.archive import archive_option, write_archive
-from sparkdiff.jvm.counting import counted
-from sparkdiff.jvm.files import read_rows, saved, table_of, write_rows
-from sparkdiff.jvm.persistence import Load, Persistent, Reader, Writer
-from sparkdiff.jvm.places import (
+from sparkdiff.jvm.class_archive import archive_option, write_archive
+from sparkdiff.jvm.folders import (
     check_writable,
     folder,
     model_at,
@@ -15,34 +12,36 @@ from sparkdiff.jvm.places import (
     shared_folder,
     temporary,
 )
+from sparkdiff.jvm.job_counter import count_jobs
+from sparkdiff.jvm.persistence import Load, Persistent, Reader, Writer
 from sparkdiff.jvm.rebuilding import (
     default_output,
     defaults,
     defined_params,
-    fitted,
     java_params,
     made_of,
-    named,
+    model_with_weights,
     rebuild,
-    rebuilt,
-    widened,
+    rebuild_resized,
+    rebuild_with,
+    set_uid,
     with_params,
     with_uid,
 )
-from sparkdiff.jvm.saved_models import loaded
+from sparkdiff.jvm.saved_models import load_model
 from sparkdiff.jvm.selections import Selection, can_except, quoted, selecting, selection_of, unquoted
 from sparkdiff.jvm.sessions import (
     QUICK,
     SparkError,
-    blamed,
+    as_input_error,
     by_arrow,
-    cached,
+    cache_rows,
     cancel,
     cancellable,
     cause,
     check_alive,
     check_java,
-    cloned,
+    clone_session,
     first_sentences,
     has_constructors,
     in_process,
@@ -54,10 +53,11 @@ from sparkdiff.jvm.sessions import (
     origin,
     session,
     slots,
+    suppress_error_logs,
     threads_share_session,
-    unlogged,
     within,
 )
+from sparkdiff.jvm.stage_files import read_rows, save_temporarily, table_of, write_rows
 
 __all__ = [
     "QUICK",
@@ -68,9 +68,9 @@ __all__ = [
     "SparkError",
     "Writer",
     "archive_option",
-    "blamed",
+    "as_input_error",
     "by_arrow",
-    "cached",
+    "cache_rows",
     "can_except",
     "cancel",
     "cancellable",
@@ -78,13 +78,12 @@ __all__ = [
     "check_alive",
     "check_java",
     "check_writable",
-    "cloned",
-    "counted",
+    "clone_session",
+    "count_jobs",
     "default_output",
     "defaults",
     "defined_params",
     "first_sentences",
-    "fitted",
     "folder",
     "has_constructors",
     "in_process",
@@ -92,33 +91,34 @@ __all__ = [
     "java_options",
     "java_params",
     "join_submit",
-    "loaded",
+    "load_model",
     "made_of",
     "message",
     "ml_context",
     "model_at",
-    "named",
+    "model_with_weights",
     "origin",
     "quoted",
     "read_rows",
     "rebuild",
-    "rebuilt",
-    "saved",
+    "rebuild_resized",
+    "rebuild_with",
+    "save_temporarily",
     "scratch",
     "scratch_folder",
     "sees",
     "selecting",
     "selection_of",
     "session",
+    "set_uid",
     "shared_folder",
     "slots",
     "stores",
+    "suppress_error_logs",
     "table_of",
     "temporary",
     "threads_share_session",
-    "unlogged",
     "unquoted",
-    "widened",
     "with_params",
     "with_uid",
     "within",

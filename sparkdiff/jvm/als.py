@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from pyspark.sql import DataFrame
 
-from sparkdiff.jvm.files import kept
-from sparkdiff.jvm.places import model_at
-from sparkdiff.jvm.rebuilding import made_of, rebuilt
+from sparkdiff.jvm.folders import model_at
+from sparkdiff.jvm.rebuilding import made_of, rebuild_with
 from sparkdiff.jvm.sessions import by_arrow, session
+from sparkdiff.jvm.stage_files import save_until_exit
 
 Table = tuple[np.ndarray, np.ndarray]
 """Ids (n,) int64, ascending, and factors (n, rank) float32."""
@@ -32,12 +32,12 @@ def als(stage: Any, users: Table, items: Table) -> Any:
         return made_of(old, stage.rank, _frame(users)._jdf, _frame(items)._jdf)
 
     def rewrite(old: Any) -> Any:
-        where = kept(old)
+        where = save_until_exit(old)
         for name, table in (("userFactors", users), ("itemFactors", items)):
             _frame(table).coalesce(1).write.mode("overwrite").parquet(f"{where}/{name}")
         return type(old).load(model_at(where))
 
-    return rebuilt(stage, construct, rewrite)
+    return rebuild_with(stage, construct, rewrite)
 
 
 def _table(df: DataFrame, rank: int) -> Table:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from pyspark.ml.linalg import DenseMatrix, DenseVector, SparseMatrix, Vectors
 
-from sparkdiff.jvm.rebuilding import widened
+from sparkdiff.jvm.rebuilding import rebuild_resized
 
 Array = np.ndarray[Any, Any]
 
@@ -25,9 +25,17 @@ def stored_of(stage: Any) -> Array:
         matrix = stage.coefficientMatrix
         if isinstance(matrix, DenseMatrix):
             return np.ones((matrix.numRows, matrix.numCols), np.bool_)
-        return np.asarray(SparseMatrix(
-            matrix.numRows, matrix.numCols, matrix.colPtrs, matrix.rowIndices, np.ones(len(matrix.values)), matrix.isTransposed
-        ).toArray() != 0)  # fmt: skip
+        return np.asarray(
+            SparseMatrix(
+                matrix.numRows,
+                matrix.numCols,
+                matrix.colPtrs,
+                matrix.rowIndices,
+                np.ones(len(matrix.values)),
+                matrix.isTransposed,
+            ).toArray()
+            != 0
+        )
     vector = stage.coefficients
     out = np.full((1, len(vector)), isinstance(vector, DenseVector))
     if not isinstance(vector, DenseVector):
@@ -54,20 +62,22 @@ def with_coefficients(stage: Any, matrix: Array, intercepts: Array | None = None
     sparse = stored is not None and not stored.all()
     if hasattr(stage, "coefficientMatrix"):
         weights = {
-            "coefficientMatrix": _compressed(matrix, stored) if sparse else matrix, "interceptVector": intercepts,
-            "numClasses": stage.numClasses, "isMultinomial": len(matrix) > 1,
-        }  # fmt: skip
-        return widened(stage, weights, {"numFeatures": matrix.shape[1]})
+            "coefficientMatrix": _sparse_matrix(matrix, stored) if sparse else matrix,
+            "interceptVector": intercepts,
+            "numClasses": stage.numClasses,
+            "isMultinomial": len(matrix) > 1,
+        }
+        return rebuild_resized(stage, weights, {"numFeatures": matrix.shape[1]})
     vector = matrix[0]
     if sparse:
         places = np.flatnonzero(stored[0])  # type: ignore[index]
         vector = Vectors.sparse(len(vector), places.tolist(), vector[places].tolist())
     # The scale is that of a LinearRegression or of a survival regression.
     scale = {"scale": float(stage.scale)} if hasattr(stage, "scale") else {}
-    return widened(stage, {"coefficients": vector, "intercept": float(intercepts[0]), **scale}, {})
+    return rebuild_resized(stage, {"coefficients": vector, "intercept": float(intercepts[0]), **scale}, {})
 
 
-def _compressed(matrix: Array, stored: Any) -> SparseMatrix:
+def _sparse_matrix(matrix: Array, stored: Any) -> SparseMatrix:
     """Sparse matrix, row by row, as LogisticRegressionModel requires."""
     rows, columns = np.nonzero(stored)
     ends = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(matrix)))])

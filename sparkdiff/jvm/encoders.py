@@ -13,9 +13,9 @@ import numpy.typing as npt
 from pyspark.sql import DataFrame
 
 from sparkdiff.errors import SparkdiffError
-from sparkdiff.jvm import files, places, selections, sessions
-from sparkdiff.jvm.objects import array, class_named, doubles, mapper, packages
-from sparkdiff.jvm.rebuilding import made_of, rebuilt
+from sparkdiff.jvm import folders, selections, sessions, stage_files
+from sparkdiff.jvm.java_objects import array, class_named, doubles, mapper, packages
+from sparkdiff.jvm.rebuilding import made_of, rebuild_with
 
 Numbers = npt.NDArray[np.float64]
 
@@ -29,8 +29,8 @@ def category_maps(stage: Any) -> dict[int, dict[float, int]]:
         text = mapper().writeValueAsString(stage._java_obj.javaCategoryMaps())
         maps = [(int(j), [(float(x), k) for x, k in pairs]) for j, pairs in json.loads(text, object_pairs_hook=list)]
         return {j: dict(pairs) for j, pairs in maps}
-    with files.saved(stage) as where:
-        [maps] = files.read_rows(f"{where}/data")["categoryMaps"].to_pylist()
+    with stage_files.save_temporarily(stage) as where:
+        [maps] = stage_files.read_rows(f"{where}/data")["categoryMaps"].to_pylist()
     return {j: dict(categories) for j, categories in maps}
 
 
@@ -54,11 +54,11 @@ def with_surrogates(stage: Any, values: Mapping[str, float]) -> Any:
         return made_of(old, array(class_named("java.lang.String"), list(row)), doubles(list(row.values())))
 
     def rewrite(old: Any) -> Any:
-        where = files.kept(old)  # Spark 3.5 and 4.0 read the files when the model is used
+        where = stage_files.save_until_exit(old)  # Spark 3.5 and 4.0 read the files when the model is used
         _one_row(row).coalesce(1).write.mode("overwrite").parquet(f"{where}/data")
-        return type(old).load(places.model_at(where))
+        return type(old).load(folders.model_at(where))
 
-    return rebuilt(stage, construct, rewrite)
+    return rebuild_with(stage, construct, rewrite)
 
 
 def _one_row(row: Mapping[str, float]) -> DataFrame:
@@ -98,8 +98,8 @@ def statistics(stage: Any) -> list[Statistics]:
     if sessions.has_constructors():
         texts = [column.toSeq().toString() for column in stage._java_obj.stats()]
         return [Statistics(*np.array(ENTRY.findall(text), dtype=np.float64).reshape(-1, 3).T.copy()) for text in texts]
-    with files.saved(stage) as where:
-        rows = files.read_rows(f"{where}/data").sort_by("index").to_pylist()
+    with stage_files.save_temporarily(stage) as where:
+        rows = stage_files.read_rows(f"{where}/data").sort_by("index").to_pylist()
     return [Statistics(*(np.array(row[name], dtype=np.float64) for name in Statistics._fields)) for row in rows]
 
 
@@ -113,7 +113,7 @@ def with_statistics(stage: Any, columns: Sequence[Statistics]) -> Any:
     """A new TargetEncoderModel like `stage` (uid, Params set and default) with these statistics."""
     few = sum(len(c.categories) for c in columns) <= FEW
     construct = _with_maps if few else _with_files
-    return rebuilt(stage, lambda old: construct(old, columns), lambda old: _with_files(old, columns))
+    return rebuild_with(stage, lambda old: construct(old, columns), lambda old: _with_files(old, columns))
 
 
 def _with_maps(old: Any, columns: Sequence[Statistics]) -> Any:
@@ -127,10 +127,10 @@ def _with_maps(old: Any, columns: Sequence[Statistics]) -> Any:
 
 
 def _with_files(old: Any, columns: Sequence[Statistics]) -> Any:
-    with files.saved(old) as where:
-        schema = files.read_rows(f"{where}/data").schema
+    with stage_files.save_temporarily(old) as where:
+        schema = stage_files.read_rows(f"{where}/data").schema
         if schema.names != ["index", *Statistics._fields]:
             raise SparkdiffError(f"{old.uid}: its saved data contain {', '.join(schema.names)}, an unknown format")
         rows = [(i, *(values.tolist() for values in column)) for i, column in enumerate(columns)]
-        files.write_rows(f"{where}/data", files.table_of(rows, schema))
-        return type(old).load(places.model_at(where))
+        stage_files.write_rows(f"{where}/data", stage_files.table_of(rows, schema))
+        return type(old).load(folders.model_at(where))

@@ -8,10 +8,10 @@ import numpy as np
 from pyspark.ml.linalg import DenseMatrix, Vectors
 from pyspark.mllib.linalg import Matrices as OldMatrices, Vectors as OldVectors
 
-from sparkdiff.jvm.files import read_rows, saved, table_of, write_rows
-from sparkdiff.jvm.objects import array, class_named, doubles, in_java, ints, longs, packages
-from sparkdiff.jvm.places import model_at
-from sparkdiff.jvm.rebuilding import fitted_around, made_of, rebuild, rebuild_around, rebuilt
+from sparkdiff.jvm.folders import model_at
+from sparkdiff.jvm.java_objects import array, class_named, doubles, in_java, ints, longs, packages
+from sparkdiff.jvm.rebuilding import made_of, model_around, rebuild, rebuild_around, rebuild_with
+from sparkdiff.jvm.stage_files import read_rows, save_temporarily, table_of, write_rows
 
 
 def idf(stage: Any, values: np.ndarray, docFreq: np.ndarray | None = None) -> Any:
@@ -44,7 +44,7 @@ def isotonic(stage: Any, boundaries: np.ndarray, predictions: np.ndarray, rises:
 def fitted_isotonic(estimator: Any, boundaries: np.ndarray, predictions: np.ndarray, rises: bool) -> Any:
     """The IsotonicRegressionModel that an unfitted IsotonicRegression would return with these boundaries and predictions (m,)."""
     weights = _of_curve(boundaries, predictions, rises)
-    return fitted_around(estimator, weights, lambda: _curve(boundaries, predictions, rises))
+    return model_around(estimator, weights, lambda: _curve(boundaries, predictions, rises))
 
 
 def _of_curve(boundaries: np.ndarray, predictions: np.ndarray, rises: bool) -> dict[str, Any]:
@@ -65,12 +65,12 @@ def k_means(stage: Any, centers: np.ndarray) -> Any:
         return made_of(old, _packages().clustering.KMeansModel(vectors, *facts))
 
     def rewrite(old: Any) -> Any:
-        with saved(old) as where:
+        with save_temporarily(old) as where:
             rows = [(i, Vectors.dense(center)) for i, center in enumerate(centers)]
             write_rows(f"{where}/data", table_of(rows, read_rows(f"{where}/data").schema))
             return type(old).load(model_at(where))
 
-    return rebuilt(stage, construct, rewrite)
+    return rebuild_with(stage, construct, rewrite)
 
 
 def gaussian_mixture(stage: Any, weights: np.ndarray, means: np.ndarray, covariances: np.ndarray) -> Any:
@@ -88,7 +88,7 @@ def gaussian_mixture(stage: Any, weights: np.ndarray, means: np.ndarray, covaria
         mus, sigmas = [OldVectors.fromML(c) for c in centers], [OldMatrices.fromML(s) for s in spreads]
         return rebuild(old, {"weights": weights.tolist(), "mus": mus, "sigmas": sigmas})
 
-    return rebuilt(stage, construct, rewrite)
+    return rebuild_with(stage, construct, rewrite)
 
 
 def _packages() -> Any:

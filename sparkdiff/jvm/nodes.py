@@ -12,9 +12,13 @@ from sparkdiff.errors import InputError
 
 Array = np.ndarray[Any, Any]
 SCALARS = {
-    "prediction": np.float64, "impurity": np.float64, "gain": np.float64, "rawCount": np.int64, "leftChild": np.int32,
+    "prediction": np.float64,
+    "impurity": np.float64,
+    "gain": np.float64,
+    "rawCount": np.int64,
+    "leftChild": np.int32,
     "rightChild": np.int32,
-}  # fmt: skip
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,23 +125,26 @@ class Nodes:
 
     def records(self) -> list[list[dict[str, Any]]]:
         """Spark's records of each tree; NaN and infinite values are text, because JSON has no numbers for them."""
-        columns = {name: _listed(getattr(self, name)) for name in SCALARS}
-        stats, values = [_listed(row) for row in self.impurityStats], _listed(self.values)
+        columns = {name: _json_list(getattr(self, name)) for name in SCALARS}
+        stats, values = [_json_list(row) for row in self.impurityStats], _json_list(self.values)
         feature, categories = self.featureIndex.tolist(), self.numCategories.tolist()
         starts, ends = self.starts.tolist(), self.ends.tolist()
         return [
             [
                 {
-                    "id": j - first, **{name: column[j] for name, column in columns.items()}, "impurityStats": stats[j],
+                    "id": j - first,
+                    **{name: column[j] for name, column in columns.items()},
+                    "impurityStats": stats[j],
                     "split": {
-                        "featureIndex": feature[j], "leftCategoriesOrThreshold": values[starts[j] : ends[j]],
+                        "featureIndex": feature[j],
+                        "leftCategoriesOrThreshold": values[starts[j] : ends[j]],
                         "numCategories": categories[j],
                     },
                 }
                 for j in range(first, last)
             ]
             for first, last in itertools.pairwise(self.offsets.tolist())
-        ]  # fmt: skip
+        ]
 
     @staticmethod
     def join(parts: "Sequence[Nodes]") -> "Nodes":
@@ -160,10 +167,12 @@ class Nodes:
         """
         n, own = len(self), np.diff(self.offsets)
         if (
-            self.offsets[0] != 0 or ((own < 1) | (own > n)).any() or own.sum() != n  # before np.repeat
+            self.offsets[0] != 0
+            or ((own < 1) | (own > n)).any()
+            or own.sum() != n  # before np.repeat
             or {a.shape for k, a in vars(self).items() if k not in ("offsets", "impurityStats", "values")} != {(n,)}
             or self.impurityStats.shape[:1] != (n,)
-        ):  # fmt: skip
+        ):
             raise InputError(f"{name}: its arrays are not those of {len(own)} trees with {n} nodes")
         inner = ~self.leaf
         number, sizes = np.arange(n) - self.roots(), np.repeat(own, own)
@@ -183,7 +192,7 @@ class Nodes:
                 )
 
 
-def _listed(array: Array) -> list[Any]:
+def _json_list(array: Array) -> list[Any]:
     values = array.tolist()
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         return [v if math.isfinite(v) else "NaN" if v != v else "Infinity" if v > 0 else "-Infinity" for v in values]

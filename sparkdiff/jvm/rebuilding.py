@@ -19,9 +19,9 @@ from pyspark.sql.types import ArrayType, BooleanType, DataType, DoubleType, Inte
 
 from sparkdiff.errors import InputError, SparkdiffError
 from sparkdiff.jvm import sessions
-from sparkdiff.jvm.files import _arrow, folder, read_rows, saved, write_rows, write_text
-from sparkdiff.jvm.objects import constructor, each, in_java, ints, no_params
-from sparkdiff.jvm.places import model_at
+from sparkdiff.jvm.folders import model_at
+from sparkdiff.jvm.java_objects import constructor, each, in_java, ints, no_params
+from sparkdiff.jvm.stage_files import _arrow, folder, read_rows, save_temporarily, write_rows, write_text
 
 ROW_MAJOR = SimpleNamespace(isTransposed=True)
 SQL_TYPES = {bool: BooleanType(), int: IntegerType(), float: DoubleType()}
@@ -38,10 +38,10 @@ def rebuild(stage: Any, weights: Mapping[str, Any]) -> Any:
         InputError: the stage is written in Python, so it has neither a constructor nor saved data of Spark.
         SparkdiffError: no constructor takes these weights, or the saved data lack one.
     """
-    return widened(stage, weights, {})
+    return rebuild_resized(stage, weights, {})
 
 
-def widened(stage: Any, weights: Mapping[str, Any], beside: Mapping[str, Any]) -> Any:
+def rebuild_resized(stage: Any, weights: Mapping[str, Any], beside: Mapping[str, Any]) -> Any:
     """Rebuild a stage like `rebuild`, with weights for another number of features.
 
     Args:
@@ -59,12 +59,12 @@ def widened(stage: Any, weights: Mapping[str, Any], beside: Mapping[str, Any]) -
             for name, value in weights.items()
             if isinstance(value, np.ndarray) and value.ndim == 2
         }
-        return _constructed(old._java_obj, old._java_obj.getClass(), weights, matrices)
+        return _construct_with_weights(old._java_obj, old._java_obj.getClass(), weights, matrices)
 
-    return rebuilt(stage, construct, lambda old: _rewritten(old, {**weights, **beside}))
+    return rebuild_with(stage, construct, lambda old: _rebuild_by_files(old, {**weights, **beside}))
 
 
-def rebuilt(stage: Any, construct: Callable[[Any], Any], rewrite: Callable[[Any], Any]) -> Any:
+def rebuild_with(stage: Any, construct: Callable[[Any], Any], rewrite: Callable[[Any], Any]) -> Any:
     """Rebuild a stage like `rebuild`, for a class whose constructor or saved data have another form.
 
     Args:
@@ -95,7 +95,9 @@ def rebuild_around(stage: Any, weights: Mapping[str, Any], inner: Callable[[Any]
     Args:
         inner: the Java object of the stage -> the object with these weights.
     """
-    return rebuilt(stage, lambda old: made_of(old, inner(old._java_obj)), lambda old: _rewritten(old, weights))
+    return rebuild_with(
+        stage, lambda old: made_of(old, inner(old._java_obj)), lambda old: _rebuild_by_files(old, weights)
+    )
 
 
 def made_of(old: Any, *arguments: Any) -> Any:
@@ -105,10 +107,10 @@ def made_of(old: Any, *arguments: Any) -> Any:
     Raises:
         SparkdiffError: no constructor takes that many arguments.
     """
-    return made(old._java_obj, old._java_obj.getClass(), arguments)
+    return construct_model(old._java_obj, old._java_obj.getClass(), arguments)
 
 
-def made(
+def construct_model(
     java: Any, kind: Any, arguments: Sequence[Any], fits: Callable[[list[str]], bool] | None = None, wanted: str = ""
 ) -> Any:
     """A model of this Java class, made by the constructor with (String uid, *arguments), with the uid and Params of a
@@ -116,10 +118,10 @@ def made(
     """
     uid, wanted = java.uid(), wanted or f"of {len(arguments)} weights"
     make = constructor(kind, len(arguments) + 1, fits, f"{uid}: {kind.getName()} has no constructor {wanted}")
-    return wrapped(java.copyValues(make(uid, *arguments), no_params()))
+    return python_model(java.copyValues(make(uid, *arguments), no_params()))
 
 
-def wrapped(java: Any) -> Any:
+def python_model(java: Any) -> Any:
     """The Python object of a Java model, like `JavaParams._from_java`, but for an ensemble without Python objects for
     its trees. These would take a second for 300 trees, and the first search for Params would make them if `trees` is a
     cached property.
@@ -138,7 +140,7 @@ def wrapped(java: Any) -> Any:
     return stage
 
 
-def _constructed(java: Any, kind: Any, weights: Mapping[str, Any], like: Mapping[str, Any]) -> Any:
+def _construct_with_weights(java: Any, kind: Any, weights: Mapping[str, Any], like: Mapping[str, Any]) -> Any:
     """Construct a model by the constructor with (String uid, then one parameter per weight) whose types fit the
     weights.
 
@@ -154,10 +156,10 @@ def _constructed(java: Any, kind: Any, weights: Mapping[str, Any], like: Mapping
         ints(value) if isinstance(value, list) else in_java(ml_value(value, like.get(name)))
         for name, value in weights.items()
     ]
-    return made(java, kind, values, fits, f"for {', '.join(weights)}")
+    return construct_model(java, kind, values, fits, f"for {', '.join(weights)}")
 
 
-def named(stage: Any, uid: str) -> Any:
+def set_uid(stage: Any, uid: str) -> Any:
     """Give a newly made unfitted stage or transformer another uid, in Python and in Java, whose uid is written to saved
     files. Returns the stage.
     """
@@ -178,7 +180,7 @@ def model_class(estimator: Any) -> Any:
     return kind.getClassLoader().loadClass(_model_name(kind.getName()))
 
 
-def fitted(estimator: Any, weights: Mapping[str, Any], beside: Mapping[str, Any] | None = None) -> Any:
+def model_with_weights(estimator: Any, weights: Mapping[str, Any], beside: Mapping[str, Any] | None = None) -> Any:
     """The model that an unfitted estimator would return with these weights: with its uid, Params and defaults.
 
     If constructors can be called, the constructor is used; otherwise the model's files are written, and it is loaded.
@@ -192,24 +194,24 @@ def fitted(estimator: Any, weights: Mapping[str, Any], beside: Mapping[str, Any]
         SparkdiffError: no constructor takes these weights.
     """
     if not sessions.has_constructors():
-        return _loaded(estimator, {**weights, **(beside or {})})
+        return _write_and_load(estimator, {**weights, **(beside or {})})
     row_major = dict.fromkeys(weights, ROW_MAJOR)
-    return _constructed(estimator._java_obj, model_class(estimator), weights, row_major)
+    return _construct_with_weights(estimator._java_obj, model_class(estimator), weights, row_major)
 
 
-def fitted_around(estimator: Any, weights: Mapping[str, Any], inner: Callable[[], Any]) -> Any:
-    """Make a model like `fitted`, for a class of spark.ml whose constructor takes (String uid, a model of spark.mllib).
+def model_around(estimator: Any, weights: Mapping[str, Any], inner: Callable[[], Any]) -> Any:
+    """Make a model like `model_with_weights`, for a class whose constructor takes (String uid, a model of spark.mllib).
 
     Args:
         weights: weights as in the saved data; a list holds numbers.
         inner: makes the mllib model with these weights.
     """
     if not sessions.has_constructors():
-        return _loaded(estimator, weights)
-    return made(estimator._java_obj, model_class(estimator), [inner()])
+        return _write_and_load(estimator, weights)
+    return construct_model(estimator._java_obj, model_class(estimator), [inner()])
 
 
-def _loaded(estimator: Any, weights: Mapping[str, Any]) -> Any:
+def _write_and_load(estimator: Any, weights: Mapping[str, Any]) -> Any:
     """Write files like those of Spark's writer (metadata, and a row with the weights), and load them."""
     kind, metadata = model_metadata(estimator)
     row = {name: ml_value(value, ROW_MAJOR) for name, value in weights.items()}
@@ -263,9 +265,9 @@ def _model_name(estimator: str) -> str:
     return f"{estimator.replace('Regressor', 'Regression').replace('Classifier', 'Classification')}Model"
 
 
-def _rewritten(old: Any, weights: Mapping[str, Any]) -> Any:
+def _rebuild_by_files(old: Any, weights: Mapping[str, Any]) -> Any:
     """Rebuild through files: save the stage, replace the weights in the row of its data, and load it."""
-    with saved(old) as where:
+    with save_temporarily(old) as where:
         data = read_rows(f"{where}/data")
         if data.num_rows != 1:
             raise SparkdiffError(f"{old.uid}: its saved data have several rows; its translation must define to_spark")
@@ -340,12 +342,12 @@ def java_params(stage: Any) -> str | None:
     params = java.extractParamMap()
     text = str(params.toString())
     if "@" in text:  # the text of an array is its address
-        text = "\n".join(f"{pair.param().name()}: {_listed(pair.value())}" for pair in each(params.toSeq()))
+        text = "\n".join(f"{pair.param().name()}: {_arrays_as_lists(pair.value())}" for pair in each(params.toSeq()))
     return text
 
 
-def _listed(value: Any) -> Any:
-    return [_listed(v) for v in value] if isinstance(value, JavaArray) else value
+def _arrays_as_lists(value: Any) -> Any:
+    return [_arrays_as_lists(v) for v in value] if isinstance(value, JavaArray) else value
 
 
 def default_output(stage: Any) -> Any:

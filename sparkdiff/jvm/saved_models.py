@@ -11,27 +11,27 @@ from typing import Any
 from pyspark.ml import PipelineModel
 from pyspark.ml.util import DefaultParamsReader
 
-from sparkdiff.jvm import places, sessions, stores
+from sparkdiff.jvm import folders, sessions, stores
 from sparkdiff.machine import paths
 
 AT_ONCE = 2
 
 
-def loaded(path: str | Path) -> Any:
+def load_model(path: str | Path) -> Any:
     """Load the pipeline or stage that was saved to a path or URL.
 
     Raises:
         SparkError, ValueError, AttributeError, ImportError: it cannot be loaded (Spark's own errors).
     """
     spark = sessions.session()
-    if (copy := stores.brought(str(path))) is not None and stores.url_of(copy) is not None:
+    if (copy := stores.fetch_folder(str(path))) is not None and stores.url_of(copy) is not None:
         path = copy  # whose stages are found from their files
     stages = _stages(path) if sessions.in_process(spark) else None
     if not stages:
-        return DefaultParamsReader.loadParamsInstance(places.model_at(path), sessions.ml_context(spark))
+        return DefaultParamsReader.loadParamsInstance(folders.model_at(path), sessions.ml_context(spark))
     uid, parts = stages
     with ThreadPoolExecutor(AT_ONCE) as threads:
-        model = PipelineModel(list(threads.map(lambda part: part[0].load(places.model_at(part[1])), parts)))
+        model = PipelineModel(list(threads.map(lambda part: part[0].load(folders.model_at(part[1])), parts)))
     return model._resetUid(uid)
 
 

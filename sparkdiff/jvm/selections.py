@@ -47,7 +47,7 @@ def selecting(columns: Sequence[str], last: Sequence[str], uid: str) -> SQLTrans
     behind = f", {', '.join(map(quoted, last))}" if last else ""
     made = SQLTransformer(statement=f"SELECT * EXCEPT ({', '.join(map(quoted, columns))}){behind} FROM __THIS__")
     # The name of a view begins with its uid.
-    return rebuilding.named(made, re.sub(r"\W", "_", uid))  # type: ignore[no-any-return]
+    return rebuilding.set_uid(made, re.sub(r"\W", "_", uid))  # type: ignore[no-any-return]
 
 
 def quoted(name: str) -> str:

@@ -101,7 +101,7 @@ def is_running() -> bool:
 
 
 @contextlib.contextmanager
-def cached(df: DataFrame) -> Iterator[DataFrame]:
+def cache_rows(df: DataFrame) -> Iterator[DataFrame]:
     """Cache the rows of a DataFrame in Spark within this context (`df.cache()`), and yield the cached DataFrame."""
     rows = df.cache()
     try:
@@ -255,7 +255,7 @@ def message(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def blamed(what: str) -> Iterator[None]:
+def as_input_error(what: str) -> Iterator[None]:
     """Turn an error of Spark in this context into an InputError that says what failed, and why."""
     try:
         yield
@@ -264,7 +264,7 @@ def blamed(what: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def unlogged() -> Iterator[None]:
+def suppress_error_logs() -> Iterator[None]:
     """Keep pyspark from logging analysis errors of this thread within this context, because they are expected; pyspark
     logs each of them before it raises it.
     """
@@ -300,7 +300,7 @@ def first_sentences(message: str) -> str:
     return " ".join(out).strip()
 
 
-def cloned(spark: SparkSession) -> SparkSession:
+def clone_session(spark: SparkSession) -> SparkSession:
     """A new session with the settings of `spark`; changing the settings of one does not affect the other."""
     own: Any = spark
     return type(spark)(own.sparkContext, own._jsparkSession.cloneSession())

@@ -23,9 +23,9 @@ from py4j.protocol import Py4JJavaError
 from pyspark import SparkContext
 
 from sparkdiff.errors import InputError, StoreError
-from sparkdiff.jvm.objects import packages
+from sparkdiff.jvm.java_objects import packages
 from sparkdiff.jvm.sessions import SparkError, in_process, session
-from sparkdiff.machine import paths, processes, whole
+from sparkdiff.machine import atomic_files, paths, processes
 
 URL = re.compile(r"([A-Za-z][\w+.-]*):(?://([^/]*))?(/.*)?")
 CODES = (
@@ -57,7 +57,7 @@ def java_files() -> Any:
     return packages().org.apache.hadoop.fs
 
 
-def opened(url: str) -> tuple[Any, Any, Any]:
+def open_file_system(url: str) -> tuple[Any, Any, Any]:
     """Hadoop's FileSystem, Path and settings for a URL.
 
     Raises:
@@ -75,12 +75,12 @@ def in_store(url: str) -> Iterator[tuple[Any, Any]]:
     """Yield Hadoop's FileSystem and Path for a URL; an error of Java in this context becomes a StoreError that names
     the URL.
     """
-    system, path, _ = opened(url)
+    system, path, _ = open_file_system(url)
     with as_store_error(url):
         yield system, path
 
 
-def located(option: str, given: str) -> str | None:
+def store_url(option: str, given: str) -> str | None:
     """Qualified URL of a folder on a file system of Hadoop that an option names; None for a folder of this machine.
 
     A relative path belongs to `fs.defaultFS`, as everywhere in Spark; if that is the local file system, to this
@@ -100,7 +100,7 @@ def located(option: str, given: str) -> str | None:
             "in which both see the same files"
         )
     try:
-        system, path, _ = opened(given)
+        system, path, _ = open_file_system(given)
     except StoreError as e:
         raise InputError(
             f"{option}={given!r} can't be used, as Spark has no file system for it ({e.strerror}): add its jar "
@@ -176,7 +176,7 @@ def url_of(path: str | Path) -> str | None:
     return f"{scheme}://{'' if host == NO_HOST else host}/{'/'.join(rest)}"
 
 
-def named(path: Path) -> str:
+def path_or_url(path: Path) -> str:
     """A path in the form that users know: for a working copy its URL."""
     return url_of(path) or str(path)
 
@@ -205,12 +205,12 @@ def fetch(path: Path) -> Path:
         OSError: the local disk is full.
     """
     if (url := url_of(path)) is not None:
-        system, there, _ = opened(url)
+        system, there, _ = open_file_system(url)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with whole.temporary(path) as part:  # a copy that exists must be complete
+        with atomic_files.temporary(path) as part:  # a copy that exists must be complete
             with as_store_error(url):
                 system.copyToLocalFile(False, there, java_files().Path(f"file://{part}"), True)
-            whole.remove(path)
+            atomic_files.remove(path)
             os.rename(part, path)
     return path
 
@@ -224,7 +224,7 @@ def take(path: Path) -> Path:
     return path
 
 
-def brought(where: str) -> Path | None:
+def fetch_folder(where: str) -> Path | None:
     """Path on this machine of the folder at a path or URL, fetched if necessary; None if it does not exist."""
     local = paths.local(where)
     if local is not None:
@@ -255,7 +255,7 @@ def send(path: Path) -> None:
     url = url_of(path)
     if url is None:
         return
-    system, there, settings = opened(url)
+    system, there, settings = open_file_system(url)
     java = java_files()
     here = java.Path(f"file://{path}")
     with as_store_error(url):
@@ -264,7 +264,7 @@ def send(path: Path) -> None:
             system.mkdirs(there.getParent())
             system.copyFromLocalFile(False, True, here, there)
             return
-        part = java.Path(there.getParent(), whole.hidden(path).name)
+        part = java.Path(there.getParent(), atomic_files.hidden(path).name)
         try:
             system.copyFromLocalFile(False, True, here, part)
             _replace(system, part, there, settings)
@@ -346,7 +346,7 @@ def overwrite(path: Path, content: bytes) -> None:
         stream.write(bytearray(content))
 
 
-def modified(path: Path) -> int | None:
+def modification_time(path: Path) -> int | None:
     """Modification time of a file in the store, in milliseconds of the store's clock; None if it doesn't exist."""
     with in_store(str(url_of(path))) as (system, there):
         return int(system.getFileStatus(there).getModificationTime()) if system.exists(there) else None
@@ -380,7 +380,7 @@ def rename(path: Path, other: Path) -> None:
         os.rename(path, other)
         return
     with in_store(url) as (system, there):
-        goal = opened(target)[1]
+        goal = open_file_system(target)[1]
         system.mkdirs(goal.getParent())
         # If the target were an existing folder, `rename` would move the source into it.
         if system.exists(goal) or not system.rename(there, goal):
@@ -397,7 +397,7 @@ def write(path: Path, content: bytes) -> None:
 def remove(path: Path) -> None:
     """Remove a file or folder, from the store too; errors are ignored."""
     forget(path)
-    whole.remove(path)
+    atomic_files.remove(path)
 
 
 def forget(path: Path) -> None:

@@ -11,9 +11,8 @@ import numpy as np
 import pyarrow as pa
 from pyspark.ml.wrapper import JavaParams
 
-from sparkdiff.jvm import files, places, rebuilding, sessions
-from sparkdiff.jvm.nodes import Array, Nodes
-from sparkdiff.jvm.objects import (
+from sparkdiff.jvm import folders, rebuilding, sessions, stage_files
+from sparkdiff.jvm.java_objects import (
     array,
     class_named,
     doubles,
@@ -22,6 +21,7 @@ from sparkdiff.jvm.objects import (
     packages,
     scala_object,
 )
+from sparkdiff.jvm.nodes import Array, Nodes
 
 STORE = "org.apache.spark.ml.tree.DecisionTreeModelReadWrite"
 MEMBERS = (
@@ -36,10 +36,17 @@ SPLIT = pa.struct(
 )
 NODE = pa.struct(
     {
-        "id": pa.int32(), "prediction": pa.float64(), "impurity": pa.float64(), "impurityStats": pa.list_(pa.float64()),
-        "rawCount": pa.int64(), "gain": pa.float64(), "leftChild": pa.int32(), "rightChild": pa.int32(), "split": SPLIT,
+        "id": pa.int32(),
+        "prediction": pa.float64(),
+        "impurity": pa.float64(),
+        "impurityStats": pa.list_(pa.float64()),
+        "rawCount": pa.int64(),
+        "gain": pa.float64(),
+        "leftChild": pa.int32(),
+        "rightChild": pa.int32(),
+        "split": SPLIT,
     }
-)  # fmt: skip
+)
 """A node in saved data. For an ensemble it is a column beside the tree's number, for a single tree the whole row."""
 
 
@@ -56,7 +63,7 @@ def is_boosted(stage: Any) -> bool:
 def read(stage: Any) -> Nodes:
     """Nodes of a fitted tree, or of all trees of an ensemble."""
     if not sessions.has_constructors():
-        return _loaded(stage)
+        return _read_from_files(stage)
     java, build = stage._java_obj, scala_object(f"{STORE}$NodeData")
     trees = packages().java.util.ArrayList()
     for tree in java.trees() if is_ensemble(stage) else [java]:
@@ -73,14 +80,14 @@ def rebuild(stage: Any, nodes: Nodes, treeWeights: Array | None = None, numFeatu
         treeWeights: (T,), only for a gradient-boosted ensemble.
         numFeatures: number of entries of the vectors that it reads; None keeps it.
     """
-    return rebuilding.rebuilt(
+    return rebuilding.rebuild_with(
         stage,
-        lambda old: _constructed(old, nodes, treeWeights, numFeatures),
-        lambda old: _rewritten(old, nodes, treeWeights, numFeatures),
+        lambda old: _rebuild_by_constructor(old, nodes, treeWeights, numFeatures),
+        lambda old: _rebuild_by_files(old, nodes, treeWeights, numFeatures),
     )
 
 
-def _constructed(old: Any, nodes: Nodes, treeWeights: Array | None, numFeatures: int | None) -> Any:
+def _rebuild_by_constructor(old: Any, nodes: Nodes, treeWeights: Array | None, numFeatures: int | None) -> Any:
     java = old._java_obj
     features = java.numFeatures() if numFeatures is None else numFeatures
     trees = list(java.trees()) if is_ensemble(old) else [java]
@@ -99,7 +106,7 @@ def _constructed(old: Any, nodes: Nodes, treeWeights: Array | None, numFeatures:
     return rebuilding.made_of(old, array(kind, new), *weights, features, *_classes(java))
 
 
-def fitted(
+def model_with_nodes(
     estimator: Any, nodes: Nodes, numFeatures: int, *, treeWeights: Array | None = None, numClasses: int = 2
 ) -> Any:
     """The model that an unfitted tree estimator would return if its fit gave these nodes; see `jvm.fitted`.
@@ -118,14 +125,14 @@ def fitted(
     kind, prefix = MEMBERS[bool(voting)]
     uids = _uids(nodes.trees, prefix)
     if not sessions.has_constructors():
-        return _written(estimator, nodes, numFeatures, classes, treeWeights, kind, uids)
+        return _write_and_load(estimator, nodes, numFeatures, classes, treeWeights, kind, uids)
     model = rebuilding.model_class(estimator)
     made = roots(nodes, estimator.getImpurity() if voting else "variance")
     if is_ensemble(estimator):
         make = _maker(kind)
         members = [make(uid, root, numFeatures, *voting) for uid, root in zip(uids, made, strict=True)]
         made = [array(class_named(kind), members), *([doubles(treeWeights)] if is_boosted(estimator) else [])]
-    return rebuilding.made(estimator._java_obj, model, [*made, numFeatures, *classes])
+    return rebuilding.construct_model(estimator._java_obj, model, [*made, numFeatures, *classes])
 
 
 def first(stage: Any, count: int) -> Any:
@@ -167,10 +174,10 @@ def _classes(java: Any) -> list[int]:
 # Without a JVM ----------------------------------------------------------------------------------------------------------
 
 
-def _loaded(stage: Any) -> Nodes:
+def _read_from_files(stage: Any) -> Nodes:
     """Nodes from the stage's saved data."""
-    with files.saved(stage) as where:
-        data = files.read_rows(f"{where}/data")
+    with stage_files.save_temporarily(stage) as where:
+        data = stage_files.read_rows(f"{where}/data")
     ensemble = is_ensemble(stage)
     trees: dict[int, list[dict[str, Any]]] = {}
     for row in data.to_pylist():  # column names differ between versions; a single tree's rows are its nodes
@@ -179,31 +186,36 @@ def _loaded(stage: Any) -> Nodes:
     return Nodes.of(sorted(trees[t], key=lambda node: node["id"]) for t in sorted(trees))
 
 
-def _rewritten(old: Any, nodes: Nodes, treeWeights: Array | None, numFeatures: int | None) -> Any:
+def _rebuild_by_files(old: Any, nodes: Nodes, treeWeights: Array | None, numFeatures: int | None) -> Any:
     """Rebuild through files: save the stage, replace its data, and load it."""
-    with files.saved(old) as where:
+    with stage_files.save_temporarily(old) as where:
         if numFeatures is not None:
-            files.change_metadata(where, numFeatures=numFeatures)
-        schema = files.read_rows(f"{where}/data").schema
+            stage_files.change_metadata(where, numFeatures=numFeatures)
+        schema = stage_files.read_rows(f"{where}/data").schema
         if is_ensemble(old):
             rows = [(t, node) for t, tree in enumerate(nodes.records()) for node in tree]
         else:
             rows = [tuple(node[name] for name in schema.names) for node in nodes.records()[0]]
-        files.write_rows(f"{where}/data", files.table_of(rows, schema))
+        stage_files.write_rows(f"{where}/data", stage_files.table_of(rows, schema))
         if treeWeights is not None:
-            meta = files.read_rows(f"{where}/treesMetadata")
+            meta = stage_files.read_rows(f"{where}/treesMetadata")
             told = [about for _, about, _ in sorted(zip(*meta.to_pydict().values(), strict=True))][: nodes.trees]
             told += [_member(MEMBERS[0][0], uid) for uid in _uids(nodes.trees - len(told))]
             each = zip(range(nodes.trees), told, np.asarray(treeWeights).tolist(), strict=True)
-            files.write_rows(f"{where}/treesMetadata", files.table_of(each, meta.schema))
-            files.change_metadata(where, numTrees=nodes.trees)
-        return type(old).load(places.model_at(where))
+            stage_files.write_rows(f"{where}/treesMetadata", stage_files.table_of(each, meta.schema))
+            stage_files.change_metadata(where, numTrees=nodes.trees)
+        return type(old).load(folders.model_at(where))
 
 
-def _written(
-    estimator: Any, nodes: Nodes, numFeatures: int, classes: list[int], treeWeights: Array | None, kind: str,
+def _write_and_load(
+    estimator: Any,
+    nodes: Nodes,
+    numFeatures: int,
+    classes: list[int],
+    treeWeights: Array | None,
+    kind: str,
     uids: list[str],
-) -> Any:  # fmt: skip
+) -> Any:
     """The model of an estimator, loaded from files like those of Spark's writer.
 
     The columns of treesMetadata have the names that Spark 3.5 and 4.0 expect; later versions read them by position.
@@ -216,7 +228,7 @@ def _written(
     metadata |= {"numFeatures": numFeatures, **dict(zip(["numClasses"], classes, strict=False))}
     records, schema = nodes.records(), pa.schema(list(NODE))
     rows: list[tuple[Any, ...]] = [tuple(node[name] for name in schema.names) for tree in records for node in tree]
-    with files.folder() as where:
+    with stage_files.folder() as where:
         if is_ensemble(estimator):
             metadata["numTrees"] = nodes.trees
             rows = [(t, node) for t, tree in enumerate(records) for node in tree]
@@ -225,10 +237,10 @@ def _written(
             weights = np.ones(nodes.trees) if treeWeights is None else treeWeights
             about = pa.schema({"treeID": pa.int32(), "metadata": pa.string(), "weights": pa.float64()})
             each = zip(range(nodes.trees), told, weights.tolist(), strict=True)
-            files.write_rows(f"{where}/treesMetadata", files.table_of(each, about))
-        files.write_text(f"{where}/metadata", json.dumps(metadata))
-        files.write_rows(f"{where}/data", files.table_of(rows, schema))
-        return model.load(places.model_at(where))
+            stage_files.write_rows(f"{where}/treesMetadata", stage_files.table_of(each, about))
+        stage_files.write_text(f"{where}/metadata", json.dumps(metadata))
+        stage_files.write_rows(f"{where}/data", stage_files.table_of(rows, schema))
+        return model.load(folders.model_at(where))
 
 
 def _member(kind: str, uid: str) -> str:

@@ -16,10 +16,10 @@ from pyspark.ml.wrapper import JavaParams
 from pyspark.sql import functions as F
 
 from sparkdiff.jvm import selections, sessions
-from sparkdiff.jvm.files import saved
-from sparkdiff.jvm.objects import packages
-from sparkdiff.jvm.places import model_at
-from sparkdiff.jvm.rebuilding import made_of, rebuilt
+from sparkdiff.jvm.folders import model_at
+from sparkdiff.jvm.java_objects import packages
+from sparkdiff.jvm.rebuilding import made_of, rebuild_with
+from sparkdiff.jvm.stage_files import save_temporarily
 
 Vocabulary = tuple[tuple[str, ...], np.ndarray]
 """Words, sorted, and their vectors (v, d) float32."""
@@ -58,13 +58,13 @@ def word2vec(stage: Any, words: Sequence[str], vectors: np.ndarray) -> Any:
     def rewrite(old: Any) -> Any:
         import pandas as pd
 
-        with saved(old) as where, sessions.by_arrow():
+        with save_temporarily(old) as where, sessions.by_arrow():
             rows = pd.DataFrame({"word": list(words), "vector": list(vectors.astype(np.float32))})
             frame = sessions.session().createDataFrame(rows, "word string, vector array<float>")
             frame.coalesce(1).write.mode("overwrite").parquet(f"{where}/data")
             return type(old).load(model_at(where))
 
-    return rebuilt(stage, construct, rewrite)
+    return rebuild_with(stage, construct, rewrite)
 
 
 def counting(words: Sequence[str], column: str, shares: str, length: str) -> list[Any]:

@@ -10,16 +10,21 @@ from pyspark.sql.types import BooleanType, NumericType
 from sparkdiff import jvm
 from sparkdiff.data.splits import field
 from sparkdiff.errors import InputError, check_dataframe, kind_of
-from sparkdiff.labeling.plain import SURE
-from sparkdiff.pipeline.names import casefolding, named, read_by_name, unused
+from sparkdiff.labeling.posterior_stages import SURE
+from sparkdiff.pipeline.column_names import casefolding, col_by_name, read_by_name, unused_prefix
 from sparkdiff.pipeline.nesting import flatten, holders
-from sparkdiff.pipeline.translation import linked
+from sparkdiff.pipeline.translation import graph_of
 
 
 def distill(
-    teacher: Any, df: DataFrame, *, labelCol: str | None, outputCol: str, probabilityCol: str | None = None,
+    teacher: Any,
+    df: DataFrame,
+    *,
+    labelCol: str | None,
+    outputCol: str,
+    probabilityCol: str | None = None,
     temperature: float = 1.0,
-) -> DataFrame:  # fmt: skip
+) -> DataFrame:
     """The rows with an added column: a vector of class probabilities, which `FineTuner` accepts as a label.
 
     Where the true label is known, the vector is its one-hot form; where the label is null or NaN, the vector has the teacher's
@@ -52,9 +57,9 @@ def distill(
         raise InputError(f"the data have a column {column!r} already, which the teacher would add: drop or rename it")
     if labelCol is not None:
         _label(df, labelCol)
-    held = _held(teacher, df)
-    with jvm.blamed("the teacher cannot predict these rows"):
-        made = teacher.transform(df.withColumns({hidden: named(c) for c, hidden in held.items()}))
+    held = _hidden_names(teacher, df)
+    with jvm.as_input_error("the teacher cannot predict these rows"):
+        made = teacher.transform(df.withColumns({hidden: col_by_name(c) for c, hidden in held.items()}))
     if lost := [c for c, hidden in held.items() if hidden not in made.columns]:
         raise InputError(
             f"the teacher selects columns, so that those of the data ({', '.join(map(repr, lost))}) may be others behind it: let "
@@ -68,15 +73,18 @@ def distill(
             "probabilityCol, or take a model that predicts probabilities"
         )
     _check_all(df, made)
-    own = [named(held[c]).alias(c, metadata=df.schema[c].metadata) if c in held else named(c) for c in df.columns]
-    guess = made.select(*own, vector_to_array(named(found[0].name)).alias(outputCol))
+    own = [
+        col_by_name(held[c]).alias(c, metadata=df.schema[c].metadata) if c in held else col_by_name(c)
+        for c in df.columns
+    ]
+    guess = made.select(*own, vector_to_array(col_by_name(found[0].name)).alias(outputCol))
     guess = _softened(guess, outputCol, temperature)
     if labelCol is None:
-        return guess.withColumn(outputCol, array_to_vector(named(outputCol)))
+        return guess.withColumn(outputCol, array_to_vector(col_by_name(outputCol)))
     label = _label(df, labelCol)
     classes = range(_classes(guess, outputCol, label, labelCol))
     true = F.array(*(F.when(label == k, 1.0).otherwise(0.0) for k in classes))
-    return guess.withColumn(outputCol, array_to_vector(F.when(label.isNull(), named(outputCol)).otherwise(true)))
+    return guess.withColumn(outputCol, array_to_vector(F.when(label.isNull(), col_by_name(outputCol)).otherwise(true)))
 
 
 def _probability_column(teacher: Any, given: str | None) -> str:
@@ -93,19 +101,19 @@ def _probability_column(teacher: Any, given: str | None) -> str:
     )
 
 
-def _held(teacher: Any, df: DataFrame) -> dict[str, str]:
+def _hidden_names(teacher: Any, df: DataFrame) -> dict[str, str]:
     """The columns of the data that the teacher may overwrite, each with the hidden name of a copy that passes through
     the teacher.
 
     Raises:
         InputError: the teacher is not fitted, or two columns have the same name.
     """
-    graph, alone = linked(teacher, df), read_by_name(df)
+    graph, alone = graph_of(teacher, df), read_by_name(df)
     if twice := [c for c in df.columns if c not in alone]:
         raise InputError(f"the data have {len(twice)} columns of the name {twice[0]!r}: rename or drop all but one")
     written = {graph.casefold(c) for v in graph.vertices for c in v.outputs}
     anything = any(v.opaque or not v.declares_all for v in graph.vertices)
-    hidden = unused("__sparkdiff_given", (*df.columns, *written))
+    hidden = unused_prefix("__sparkdiff_given", (*df.columns, *written))
     return {c: f"{hidden}{i}" for i, c in enumerate(df.columns) if anything or graph.casefold(c) in written}
 
 
@@ -116,7 +124,7 @@ def _check_all(df: DataFrame, made: DataFrame) -> None:
         df: the rows.
         made: the teacher's output for these rows.
     """
-    with jvm.blamed("the teacher cannot predict these rows"):
+    with jvm.as_input_error("the teacher cannot predict these rows"):
         given, there = df.count(), made.count()
     if given != there:
         raise InputError(
@@ -131,7 +139,7 @@ def _label(df: DataFrame, labelCol: str) -> Column:
     Raises:
         InputError: the column is missing, or holds neither numbers nor booleans.
     """
-    kind, c = field(df, labelCol, "labelCol").dataType, named(labelCol).cast("double")
+    kind, c = field(df, labelCol, "labelCol").dataType, col_by_name(labelCol).cast("double")
     if not isinstance(kind, (NumericType, BooleanType)):
         raise InputError(
             f"labelCol={labelCol!r} is {kind.simpleString()}, but must be a class 0, 1, 2, ...: cast or index it"
@@ -142,12 +150,14 @@ def _label(df: DataFrame, labelCol: str) -> Column:
 def _softened(df: DataFrame, column: str, temperature: float) -> DataFrame:
     """The rows with the probabilities in `column` at this temperature; those above `SURE` are changed to `SURE`."""
     if temperature != 1.0:
-        most = F.array_max(named(column))  # divide by the row's maximum: a low temperature could make all powers 0
-        df = df.withColumn(column, F.transform(named(column), lambda x: F.pow(x / most, F.lit(1 / temperature))))
-        total = F.aggregate(named(column), F.lit(0.0), lambda s, x: s + x)
-        df = df.withColumn(column, F.transform(named(column), lambda x: x / total))
+        most = F.array_max(
+            col_by_name(column)
+        )  # divide by the row's maximum: a low temperature could make all powers 0
+        df = df.withColumn(column, F.transform(col_by_name(column), lambda x: F.pow(x / most, F.lit(1 / temperature))))
+        total = F.aggregate(col_by_name(column), F.lit(0.0), lambda s, x: s + x)
+        df = df.withColumn(column, F.transform(col_by_name(column), lambda x: x / total))
     return df.withColumn(
-        column, F.transform(named(column), lambda x: F.when((x > SURE) & ~F.isnan(x), SURE).otherwise(x))
+        column, F.transform(col_by_name(column), lambda x: F.when((x > SURE) & ~F.isnan(x), SURE).otherwise(x))
     )
 
 
@@ -157,8 +167,8 @@ def _classes(df: DataFrame, column: str, label: Column, labelCol: str) -> int:
     Raises:
         InputError: a label is not one of these classes, or Spark failed on the rows.
     """
-    with jvm.blamed("the teacher cannot predict these rows"):
-        row = df.where(named(column).isNotNull()).select(F.size(named(column))).first()
+    with jvm.as_input_error("the teacher cannot predict these rows"):
+        row = df.where(col_by_name(column).isNotNull()).select(F.size(col_by_name(column))).first()
         classes = int(row[0]) if row is not None else 0
         wrong = (
             df.where((label < 0) | (label >= classes) | (label != F.floor(label)))

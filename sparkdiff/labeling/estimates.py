@@ -45,7 +45,7 @@ chance explains (`WITHIN` in estimator.py). Otherwise, uninformative votes could
 maximum is thousands of steps away."""
 
 
-class Undetermined(ValueError):
+class UndeterminedError(ValueError):
     """Error raised if the votes do not determine the accuracies of the functions."""
 
 
@@ -93,10 +93,10 @@ class Estimate:
 
     def posterior(self, patterns: Ints) -> Floats:
         """Probability of each class given the votes of each pattern, (P, k)."""
-        return _normalised(self.joint(by_function(patterns, len(self.balance))))[0]
+        return _posterior_and_evidence(self.joint(by_function(patterns, len(self.balance))))[0]
 
 
-def _normalised(joint: Floats) -> tuple[Floats, Floats]:
+def _posterior_and_evidence(joint: Floats) -> tuple[Floats, Floats]:
     """Posterior probability of each class, (P, k), and log probability of the votes, (P,), from the log of the joint one."""
     most = joint.max(1, keepdims=True)
     shares = np.exp(joint - most)
@@ -111,12 +111,12 @@ def by_function(patterns: Ints, k: int) -> Ints:
 
 def majority(patterns: Ints, k: int) -> Floats:
     """Majority vote as probabilities, (P, k). Tied classes get equal shares; without votes, all classes do."""
-    counts = counted(patterns, k)
+    counts = vote_counts(patterns, k)
     most = (counts == counts.max(1, keepdims=True)).astype(np.float64)
     return np.asarray(most / most.sum(1, keepdims=True))
 
 
-def counted(patterns: Ints, k: int) -> Floats:
+def vote_counts(patterns: Ints, k: int) -> Floats:
     """Number of functions that vote for each class, (P, k)."""
     return np.stack([(patterns == y).sum(1) for y in range(k)], 1).astype(np.float64)
 
@@ -151,7 +151,9 @@ def triplets(patterns: Ints, weights: Floats, balance: Floats | None = None) -> 
     covariance = (signed * w[:, None]).T @ signed
     d = _signed(_magnitudes(covariance), covariance)
     if (d != 0).sum() < NEEDED:
-        raise Undetermined(f"only {(d != 0).sum()} of {len(d)} functions have covariances that tell how good they are")
+        raise UndeterminedError(
+            f"only {(d != 0).sum()} of {len(d)} functions have covariances that tell how good they are"
+        )
     q = float(np.clip(_share(signed, w, d), 1 / n, 1 - 1 / n) if balance is None else balance[1])
     # `signed` is centred, so the votes `v` need not be centred for their covariance with it.
     with_others = np.stack([(v * w[:, None]).T @ signed for v in votes], 1)  # (m, 2, m)
@@ -206,9 +208,16 @@ def _share(signed: Floats, w: Floats, d: Floats) -> float:
 
 
 def em(
-    patterns: Ints, weights: Floats, k: int, *, balance: Floats | None = None, known: Ints | None = None,
-    start: Estimate | None = None, maxIter: int = 20_000, tol: float = 1e-6,
-) -> Estimate:  # fmt: skip
+    patterns: Ints,
+    weights: Floats,
+    k: int,
+    *,
+    balance: Floats | None = None,
+    known: Ints | None = None,
+    start: Estimate | None = None,
+    maxIter: int = 20_000,
+    tol: float = 1e-6,
+) -> Estimate:
     """Maximum-likelihood estimate by expectation-maximisation (Dawid and Skene 1979) from three starts: the majority
     vote, `precision`, and for two classes `triplets`.
 
@@ -226,7 +235,7 @@ def em(
     """
 
     voted = by_function(patterns, k)
-    possible = _told(np.ones((len(patterns), k)), known) > 0
+    possible = _with_known_classes(np.ones((len(patterns), k)), known) > 0
 
     def fit(posterior: Floats) -> Estimate:
         counts = _by_class(voted, posterior * weights[:, None], k) + SMOOTHING / (k + 1)
@@ -234,18 +243,18 @@ def em(
         return Estimate(np.asarray(shares / shares.sum()), counts / counts.sum(2, keepdims=True))
 
     def step(estimate: Estimate) -> tuple[Estimate, float]:
-        posterior, total = _normalised(np.where(possible, estimate.joint(voted), -np.inf))
+        posterior, total = _posterior_and_evidence(np.where(possible, estimate.joint(voted), -np.inf))
         prior = SMOOTHING / (k + 1) * np.log(estimate.tables).sum() + LEAST * np.log(estimate.balance).sum()
         return fit(posterior), float(weights @ total + prior)
 
     starts = [majority(patterns, k), precision(patterns, weights, k, balance=balance, known=known).posterior(patterns)]
     if k == 2:
-        with suppress(Undetermined):
+        with suppress(UndeterminedError):
             starts.append(triplets(patterns, weights, balance).posterior(patterns))
     if start is not None:
         starts = [start.posterior(patterns)]
     most = min(maxIter, max(FEWEST, WORK // (patterns.size * k)))
-    found = [_climb(fit(_told(one, known)), step, most, tol) for one in starts]
+    found = [_climb(fit(_with_known_classes(one, known)), step, most, tol) for one in starts]
     if known is None or (known < 0).all():
         found = [one for one in found if one.above_chance > 0] or found
     return max(found, key=lambda one: one.likelihood)
@@ -267,7 +276,7 @@ def _climb(
     for _ in range(0, maxIter, 3):
         first, _ = step(estimate)
         second, least = step(first)
-        end, distance = _extrapolated(estimate, first, second)
+        end, distance = _extrapolation(estimate, first, second)
         further, likelihood = step(end)
         estimate = further if likelihood >= least else second
         rising.append(least)
@@ -276,7 +285,7 @@ def _climb(
     return replace(estimate, likelihood=step(estimate)[1], converged=bool(distance < tol))
 
 
-def _extrapolated(start: Estimate, first: Estimate, second: Estimate) -> tuple[Estimate, float]:
+def _extrapolation(start: Estimate, first: Estimate, second: Estimate) -> tuple[Estimate, float]:
     """The estimate to which steps from `start` via `first` and `second` converge, and how far it is from `start`.
 
     The distance is the largest difference of a probability, extrapolated from the first step.
@@ -321,7 +330,7 @@ def precision(
         balance: (k,) shares of the classes, if known.
         known: (P,) the class of patterns from rows with a label, -1 for others.
     """
-    posterior, voted = _told(majority(patterns, k), known), by_function(patterns, k)
+    posterior, voted = _with_known_classes(majority(patterns, k), known), by_function(patterns, k)
     number = _by_class(voted, weights[:, None], k)[:, 0, :k]
     right = np.einsum("mll->ml", _by_class(voted, posterior * weights[:, None], k)[:, :, :k])
     own = (right + ROWS * right.sum() / max(number.sum(), 1e-300)) / (number + ROWS)
@@ -333,7 +342,7 @@ def precision(
     return Estimate(shares, np.concatenate([inside, np.broadcast_to(abstains[:, None, None], (len(a), k, 1))], 2))
 
 
-def unexplained(estimate: Estimate, patterns: Ints, weights: Floats) -> tuple[float, float, tuple[int, int]]:
+def residual_correlations(estimate: Estimate, patterns: Ints, weights: Floats) -> tuple[float, float, tuple[int, int]]:
     """Correlations between votes of different functions that the classes do not explain.
 
     Returns:
@@ -361,7 +370,7 @@ def unexplained(estimate: Estimate, patterns: Ints, weights: Floats) -> tuple[fl
     return size, float(left[at]), (int(who[at[0]]), int(who[at[1]]))
 
 
-def _told(posterior: Floats, known: Ints | None) -> Floats:
+def _with_known_classes(posterior: Floats, known: Ints | None) -> Floats:
     """The posterior (P, k), with probability 1 for the known class of labelled patterns."""
     if known is None:
         return posterior

@@ -11,10 +11,10 @@ from pyspark.sql.types import BooleanType, NullType, NumericType
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, did_you_mean
-from sparkdiff.jvm.plans import draws
+from sparkdiff.jvm.query_plans import draws
 from sparkdiff.labeling.estimates import ABSTAINS, Floats, Ints
-from sparkdiff.labeling.plain import as_number
-from sparkdiff.pipeline.names import named
+from sparkdiff.labeling.posterior_stages import as_number
+from sparkdiff.pipeline.column_names import col_by_name
 
 MOST = 1_000_000
 """Largest number of patterns that are collected; if there are more, rows are sampled."""
@@ -42,7 +42,9 @@ class Votes:
     sampled: bool
 
 
-def counted(df: DataFrame, votes: Mapping[str, str], labelCol: str | None, weightCol: str | None, seed: int) -> Votes:
+def count_vote_patterns(
+    df: DataFrame, votes: Mapping[str, str], labelCol: str | None, weightCol: str | None, seed: int
+) -> Votes:
     """Count the rows of each pattern of votes.
 
     Raises:
@@ -53,9 +55,9 @@ def counted(df: DataFrame, votes: Mapping[str, str], labelCol: str | None, weigh
     try:
         table = _table(df, votes, labelCol, weightCol)
         with jvm.by_arrow():
-            found, sampled = _grouped(table).limit(MOST + 1).toPandas(), False
+            found, sampled = _rows_per_pattern(table).limit(MOST + 1).toPandas(), False
             if len(found) > MOST:
-                found, sampled = _grouped(_sample(table, seed)).toPandas(), True
+                found, sampled = _rows_per_pattern(_sample(table, seed)).toPandas(), True
     except jvm.SparkError as e:
         raise InputError(f"Spark failed while it computed {_failing(df, votes)}: {jvm.cause(e)}") from e
     values = found.to_numpy(dtype=np.float64, na_value=np.nan)
@@ -84,12 +86,12 @@ def _table(df: DataFrame, votes: Mapping[str, str], labelCol: str | None, weight
         F.nanvl(F.expr(as_number(told)), F.lit(None).cast("double")).alias(f"v{i}")
         for i, told in enumerate(votes.values())
     ]
-    label = (F.lit(None) if labelCol is None else named(labelCol)).cast("double")
-    weight = (F.lit(1) if weightCol is None else named(weightCol)).cast("double")
+    label = (F.lit(None) if labelCol is None else col_by_name(labelCol)).cast("double")
+    weight = (F.lit(1) if weightCol is None else col_by_name(weightCol)).cast("double")
     return df.select(*cast, F.nanvl(label, F.lit(None).cast("double")).alias("label"), weight.alias("weight"))
 
 
-def _grouped(table: DataFrame) -> DataFrame:
+def _rows_per_pattern(table: DataFrame) -> DataFrame:
     """One row for each pattern of votes and label, with four more columns: `weight` (sum of valid weights), `rows` (number of
     rows with weight above 0), `number` (number of invalid weights), and `value` (the smallest invalid weight).
     """
@@ -97,9 +99,11 @@ def _grouped(table: DataFrame) -> DataFrame:
     wrong = weight.isNull() | F.isnan(weight) | (weight < 0) | (weight == math.inf)
     kept = F.when(~wrong, weight)
     return table.groupBy(*table.columns[:-1]).agg(
-        F.coalesce(F.sum(kept), F.lit(0.0)).alias("weight"), F.count(F.when(kept > 0, 1)).alias("rows"),
-        F.count(F.when(wrong, 1)).alias("number"), F.min(F.when(wrong, weight)).alias("value"),
-    )  # fmt: skip
+        F.coalesce(F.sum(kept), F.lit(0.0)).alias("weight"),
+        F.count(F.when(kept > 0, 1)).alias("rows"),
+        F.count(F.when(wrong, 1)).alias("number"),
+        F.min(F.when(wrong, weight)).alias("value"),
+    )
 
 
 def _sample(table: DataFrame, seed: int) -> DataFrame:
@@ -114,7 +118,7 @@ def _sample(table: DataFrame, seed: int) -> DataFrame:
 
 
 def _check_weights(weightCol: str | None, weight: Floats, rows: Floats, number: Floats, value: Floats) -> None:
-    """Check the weights of the rows, from the columns of `_grouped`.
+    """Check the weights of the rows, from the columns of `_rows_per_pattern`.
 
     Raises:
         InputError: a weight is null, NaN, negative or infinite, or all weights are 0. The message names the column, an
@@ -163,7 +167,7 @@ def _check_vote(df: DataFrame, name: str, told: str) -> None:
     what = f"the vote {name!r} ({told})"
     if "__THIS__" in told:
         raise InputError(f"{what} contains __THIS__, which an SQLTransformer replaces by a table: name columns alone")
-    with jvm.blamed(f"{what} can't be computed from the data"):
+    with jvm.as_input_error(f"{what} can't be computed from the data"):
         # Also parsed without parentheses, because `1) + (1` is an expression only within them.
         alone = df.select("*", F.expr(told), F.expr(f"(\n{told}\n)"))
         kind = alone.schema.fields[-1].dataType

@@ -6,6 +6,15 @@ atomically.
 """
 
 __all__ = [
-    "autologging", "cpu", "interrupts", "line_files", "memory", "package", "paths", "processes", "secrets", "threads",
+    "autologging",
+    "cpu",
+    "interrupts",
+    "line_files",
+    "memory",
+    "package",
+    "paths",
+    "processes",
+    "secrets",
+    "threads",
     "whole",
-]  # fmt: skip
+]

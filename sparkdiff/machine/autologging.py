@@ -11,7 +11,7 @@ _held = contextlib.ExitStack()
 
 
 @contextlib.contextmanager
-def paused() -> Iterator[None]:
+def pause_autologging() -> Iterator[None]:
     """Stop MLflow's automatic logging of fits within this context, in all threads; do nothing if MLflow isn't imported.
 
     MLflow has a single switch per process, so the first of several contexts to end would switch logging on again;

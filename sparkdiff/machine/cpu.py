@@ -36,9 +36,9 @@ def seconds() -> float:
     global _lost
     with _lock:
         now = _tree()
-        if _unwaited(_last, now):
+        if _lost_seconds(_last, now):
             now = _tree()  # a process may have ended during the first reading; its parent's seconds now include it
-        _lost += _unwaited(_last, now)
+        _lost += _lost_seconds(_last, now)
         _last.clear()
         _last.update(now)
         return _lost + sum(process.own + process.reaped for process in now.values())
@@ -79,7 +79,7 @@ def _tree() -> dict[int, _Process]:
     return found
 
 
-def _unwaited(before: dict[int, _Process], now: dict[int, _Process]) -> float:
+def _lost_seconds(before: dict[int, _Process], now: dict[int, _Process]) -> float:
     """Seconds of processes that have left the tree without being counted by their parents, because the parent was
     killed first or did not wait.
     """

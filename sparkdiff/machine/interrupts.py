@@ -9,7 +9,7 @@ from types import FrameType
 
 
 @contextlib.contextmanager
-def undisturbed(says: str) -> Iterator[None]:
+def ignore_first_interrupt(says: str) -> Iterator[None]:
     """Ignore the first Ctrl-C within this context, except for printing a text on stderr; the second one has the effect
     that Ctrl-C had before.
 

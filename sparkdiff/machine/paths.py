@@ -45,7 +45,7 @@ def not_local(option: str, given: str) -> str | None:
     return f"{option}={given!r} must be a folder on the file system of this machine (local, NFS or a FUSE mount such as /dbfs)"
 
 
-def joined(given: str, folder: Path) -> str:
+def data_path(given: str, folder: Path) -> str:
     """A path of data, which may be a glob, resolved against a folder; a URL other than `file:` stays unchanged.
 
     If a file or folder of exactly this name exists, the path is taken literally. The folder's own path is never a glob.

@@ -16,7 +16,7 @@ def machine() -> str | None:
         return None
 
 
-def started(pid: int) -> int | None:
+def start_time(pid: int) -> int | None:
     """The start time of a process in kernel ticks, which with the pid identifies it, as pids are reused; None if it
     does not exist, is dead, or cannot be seen.
     """
@@ -30,14 +30,14 @@ def started(pid: int) -> int | None:
 
 def identity(pid: int) -> dict[str, Any]:
     """The identity of a process of this machine as JSON-ready values; see `has_ended`."""
-    return {"machine": machine(), "pid": pid, "started": started(pid)}
+    return {"machine": machine(), "pid": pid, "started": start_time(pid)}
 
 
 def has_ended(process: dict[str, Any]) -> bool:
     """True if the process with this `identity` is known to have ended, which can be found out only on the same machine."""
     if None in (process["machine"], process.get("started")) or process["machine"] != machine():
         return False
-    now = started(process["pid"])
+    now = start_time(process["pid"])
     try:
         os.kill(process["pid"], 0)
     except ProcessLookupError:

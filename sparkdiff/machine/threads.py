@@ -26,7 +26,7 @@ def beside(work: Callable[[threading.Event], object], name: str) -> Iterator[Non
         thread.join()
 
 
-class MadeOnce:
+class SharedResults:
     """Results that several threads share; each result is computed once, by the first thread that needs it.
 
     Attributes:

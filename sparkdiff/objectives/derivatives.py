@@ -25,7 +25,7 @@ def derivative(name: str, power: float | None, head: Predictor) -> Derivative | 
     """
     link = head.margin_link
     if name == "squared" and link == "identity":
-        return _squared
+        return _squared_error
     if power is not None and link == "log":
         return {1.0: _poisson, 2.0: _gamma}.get(power)
     if name == "hinge" and head.classes == 2 and not head.wide:
@@ -35,7 +35,7 @@ def derivative(name: str, power: float | None, head: Predictor) -> Derivative | 
     return None
 
 
-def _squared(margin: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def _squared_error(margin: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     residual = margin - y
     return residual * residual, 2 * residual
 

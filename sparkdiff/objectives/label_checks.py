@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sparkdiff.errors import InputError
-from sparkdiff.objectives.objective import Bound
+from sparkdiff.objectives.objective import LossOrMetric
 from sparkdiff.stages.base import LabelStats
 from sparkdiff.stages.predictor import Predictor
 
@@ -14,7 +14,9 @@ neither overflow nor underflow.
 """
 
 
-def check_label(bound: Bound, head: Predictor, y: LabelStats, column: str, fractional: float | None = None) -> None:
+def check_label(
+    bound: LossOrMetric, head: Predictor, y: LabelStats, column: str, fractional: float | None = None
+) -> None:
     """Raise InputError if a label is outside the domain of the loss, the metric or the classes of the predictor.
 
     Args:
@@ -29,7 +31,7 @@ def check_label(bound: Bound, head: Predictor, y: LabelStats, column: str, fract
 
     if head.classes or bound.name in ("areaUnderROC", "areaUnderPR"):
         last = max(head.classes, 2) - 1
-        rule = f"class indices 0 to {last}{_indexed(column, y, last, fractional)}"
+        rule = f"class indices 0 to {last}{_index_hint(column, y, last, fractional)}"
         if y.low < 0 or y.high > last:
             refuse(y.low if y.low < 0 else y.high, rule)
         if fractional is not None:
@@ -37,7 +39,7 @@ def check_label(bound: Bound, head: Predictor, y: LabelStats, column: str, fract
     elif bound.name == "weibull" and y.low <= 0:
         refuse(y.low, "times > 0; drop such rows")
     elif bound.name in ("logLoss", "brier") and (y.low < 0 or y.high > 1):
-        refuse(y.low if y.low < 0 else y.high, f"labels from 0 to 1{_indexed(column, y, 1, fractional)}")
+        refuse(y.low if y.low < 0 else y.high, f"labels from 0 to 1{_index_hint(column, y, 1, fractional)}")
     elif power is not None and power < 2 and y.low < 0:
         refuse(y.low, "labels >= 0; drop such rows or choose another loss")
     elif power is not None and power >= 2 and y.low <= 0:
@@ -50,7 +52,7 @@ def check_label(bound: Bound, head: Predictor, y: LabelStats, column: str, fract
         )
 
 
-def _indexed(column: str, y: LabelStats, last: int, fractional: float | None) -> str:
+def _index_hint(column: str, y: LabelStats, last: int, fractional: float | None) -> str:
     """A hint on how to convert the labels to class indices 0 to `last`."""
     if fractional is not None:
         return "; drop such rows"

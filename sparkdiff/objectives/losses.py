@@ -126,7 +126,7 @@ def resolve(
 
 def _component(name: str, params: Mapping[str, Any], head: Predictor, y: LabelStats) -> Objective:
     if not head.labelled or name in UNLABELLED:
-        return _unlabelled(name, head)
+        return _cluster_loss(name, head)
     own = head.own_loss()[0]
     if name in OWN and name != own:
         raise InputError(f"loss={name!r} is not a loss of {type(head).__name__}; its own loss is {own!r}")
@@ -161,7 +161,7 @@ def _component(name: str, params: Mapping[str, Any], head: Predictor, y: LabelSt
     return _classification(name, params, head)
 
 
-def _unlabelled(name: str, head: Predictor) -> Objective:
+def _cluster_loss(name: str, head: Predictor) -> Objective:
     own = head.own_loss()[0]
     if head.labelled:
         raise InputError(
@@ -214,9 +214,11 @@ def _classification(name: str, params: Mapping[str, Any], head: Predictor) -> Ob
     k = head.classes
     if name == "hinge":
         return Objective(
-            name, lambda m, y, w: hinge(head.class_scores(m), index(y, k)), calibrated=not head.probable,
+            name,
+            lambda m, y, w: hinge(head.class_scores(m), index(y, k)),
+            calibrated=not head.probable,
             exact=derivative(name, None, head),
-        )  # fmt: skip
+        )
     if name == "focal":
         gamma = number(name, params, "gamma", ">= 0", lambda v: v >= 0)
         return Objective(name, lambda m, y, w: focal(m, index(y, k), gamma), calibrated=gamma == 0)
@@ -231,16 +233,19 @@ def _classification(name: str, params: Mapping[str, Any], head: Predictor) -> Ob
             )
         at = DeviceCopies(costs)
         return Objective(
-            name, lambda m, y, w: mean_cost(head.decision_margin(m), index(y, k), at.beside(m)), 1 / spread,
+            name,
+            lambda m, y, w: mean_cost(head.decision_margin(m), index(y, k), at.beside(m)),
+            1 / spread,
             calibrated=not head.probable,
-        )  # fmt: skip
+        )
     if name == "auc":
         if k != 2:
             raise InputError(f"loss='auc' ranks two classes, but {type(head).__name__} predicts {k}; use 'logLoss'")
         return Objective(
-            name, batch=lambda m, y, w, groups: pairwise_logistic(rank_score(head.class_scores(m)), y, w),
+            name,
+            batch=lambda m, y, w, groups: pairwise_logistic(rank_score(head.class_scores(m)), y, w),
             calibrated=not head.probable,
-        )  # fmt: skip
+        )
     return Objective(name, batch=lambda m, y, w, groups: calibration_error(m, index(y, k), w))
 
 
@@ -256,7 +261,7 @@ def function_objective(
     name = callable_name(loss)
 
     def value(margin: Tensor, label: Tensor, weight: Tensor) -> Tensor:
-        out = _returned(loss, head, columns, margin, label, weight)
+        out = _call_loss(loss, head, columns, margin, label, weight)
         if not isinstance(out, Tensor):
             raise InputError(f"the loss {name} returned {out!r}; it must return a torch tensor with one value per row")
         if not out.is_floating_point():
@@ -294,7 +299,7 @@ def function_objective(
     )
 
 
-def _returned(
+def _call_loss(
     loss: Callable[..., Any], head: Predictor, columns: tuple[str, ...], margin: Tensor, label: Tensor, weight: Tensor
 ) -> Any:
     """The result of a user's loss function for these rows.
@@ -335,7 +340,7 @@ def _is_of_batch(loss: Callable[..., Tensor], head: Predictor, columns: tuple[st
         margin = zero_margin(head, n)
         label = torch.tensor([y.low, y.high], dtype=torch.float64, device=margin.device)[:n]
         try:
-            out = _returned(loss, head, columns, margin, label, torch.ones_like(label))
+            out = _call_loss(loss, head, columns, margin, label, torch.ones_like(label))
         except InputError:
             raise
         except Exception:  # any error will be raised again on real rows

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparkdiff.objectives.objective import Bound
+from sparkdiff.objectives.objective import LossOrMetric
 
 Columns = Callable[[Tensor], Tensor]
 Value = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -47,7 +47,7 @@ class Denominators:
 
 
 @dataclass(frozen=True)
-class Metric(Bound):
+class Metric(LossOrMetric):
     """A metric bound to a predictor.
 
     Attributes:

@@ -92,7 +92,7 @@ def resolve(options: Options, objective: Objective, head: Predictor, columns: tu
             f"expectedCost, {', '.join(MULTICLASS)}"
         )
     given = {k: v for k, v in {**options.lossParams, **options.metricParams}.items() if k in takes}
-    return _named(name, given, head, columns, y)
+    return _metric_by_name(name, given, head, columns, y)
 
 
 def without_params(name: str, head: Predictor) -> Metric:
@@ -101,16 +101,22 @@ def without_params(name: str, head: Predictor) -> Metric:
     Raises:
         InputError: the predictor lacks something that the metric needs.
     """
-    return _named(name, {}, head, (), LabelStats(0.0, 1.0, 0.0, 1.0, torch.empty(0, dtype=torch.int64)))
+    return _metric_by_name(name, {}, head, (), LabelStats(0.0, 1.0, 0.0, 1.0, torch.empty(0, dtype=torch.int64)))
 
 
 def _of(objective: Objective) -> Metric:
     return Metric(
-        objective.name, rows=objective.rows, floor=objective.floor, power=objective.power, elementwise=objective.elementwise
-    )  # fmt: skip
+        objective.name,
+        rows=objective.rows,
+        floor=objective.floor,
+        power=objective.power,
+        elementwise=objective.elementwise,
+    )
 
 
-def _named(name: str, params: Mapping[str, Any], head: Predictor, columns: tuple[str, ...], y: LabelStats) -> Metric:
+def _metric_by_name(
+    name: str, params: Mapping[str, Any], head: Predictor, columns: tuple[str, ...], y: LabelStats
+) -> Metric:
     if not head.labelled and name not in UNLABELLED:
         raise InputError(
             f"metric={name!r} needs a label, but {type(head).__name__} was fitted without one; use "
@@ -205,7 +211,7 @@ def _r2_through_origin(prediction: Tensor, y: Tensor, w: Tensor) -> Tensor:
     return 1 - (w * (prediction - y) ** 2).sum() / torch.where(squares > 0, squares, torch.nan)
 
 
-def _explained(prediction: Tensor, y: Tensor, w: Tensor) -> Tensor:
+def _explained_variance(prediction: Tensor, y: Tensor, w: Tensor) -> Tensor:
     return (w * (prediction - (w * y).sum() / w.sum()) ** 2).sum() / w.sum()
 
 
@@ -216,7 +222,7 @@ REGRESSION: dict[str, Callable[[str, Predictor], Metric]] = {
     "r2": lambda name, head: Metric(
         name, larger=True, column=head.mean, value=_r2, needs="labels that differ and weights that sum to more than 1"
     ),
-    "var": lambda name, head: Metric(name, larger=True, column=head.mean, value=_explained),
+    "var": lambda name, head: Metric(name, larger=True, column=head.mean, value=_explained_variance),
 }
 
 
@@ -382,19 +388,28 @@ def _classes(name: str, params: Mapping[str, Any], head: Predictor) -> Metric:
         needs = f"rows of class {one}" + (" and of others" if name.startswith("false") else "")
         counted = _denominators(name.removesuffix("ByLabel"), (one,))
         return Metric(
-            name, larger=not name.startswith("false"), column=decision, value=of_label, needs=needs, denominators=counted
-        )  # fmt: skip
+            name,
+            larger=not name.startswith("false"),
+            column=decision,
+            value=of_label,
+            needs=needs,
+            denominators=counted,
+        )
     kind = {"f1": "weightedFMeasure"}.get(name, name).removeprefix("weighted")
     kind = kind[0].lower() + kind[1:]
     of_class = BY_CLASS[kind]
 
-    def weighted(prediction: Tensor, y: Tensor, w: Tensor) -> Tensor:
+    def weighted_mean(prediction: Tensor, y: Tensor, w: Tensor) -> Tensor:
         counts = Counts.of(prediction, y, w, k)
         by_class = torch.where(counts.label > 0, of_class(counts, beta), 0.0)
         return (counts.label * by_class).sum() / w.sum()
 
     larger = name != "weightedFalsePositiveRate"
     return Metric(
-        name, larger=larger, column=decision, value=weighted, needs="" if larger else "rows of several classes",
+        name,
+        larger=larger,
+        column=decision,
+        value=weighted_mean,
+        needs="" if larger else "rows of several classes",
         denominators=_denominators(kind, tuple(range(k)), shares=True),
-    )  # fmt: skip
+    )

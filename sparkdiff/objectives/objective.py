@@ -21,7 +21,7 @@ Batch = Callable[[Tensor, Tensor, Tensor, Mapping[str, Tensor]], Tensor]
 
 
 @dataclass(frozen=True)
-class Bound:
+class LossOrMetric:
     """A loss or a metric bound to a predictor.
 
     Attributes:
@@ -43,7 +43,7 @@ class Bound:
 
 
 @dataclass(frozen=True)
-class Objective(Bound):
+class Objective(LossOrMetric):
     """A loss bound to a predictor. Smaller is better. Training minimises scale * (weighted mean of `rows` + `batch`).
 
     Attributes:
@@ -90,7 +90,7 @@ def weighted_sum(parts: Sequence[Objective], weights: Sequence[float]) -> Object
     )
 
 
-def penalised(
+def with_penalties(
     objective: Objective,
     penalties: Mapping[str, Mapping[str, float]],
     head: Predictor,
@@ -157,9 +157,11 @@ def class_weights(given: Any, classes: int, y: LabelStats) -> Tensor:
                 "class; set a list of weights"
             )
         return counts.sum() / (classes * counts)
-    if not isinstance(given, (list, tuple)) or len(given) != classes or not all(
-        isinstance(v, (int, float)) and v >= 0 for v in given
-    ):  # fmt: skip
+    if (
+        not isinstance(given, (list, tuple))
+        or len(given) != classes
+        or not all(isinstance(v, (int, float)) and v >= 0 for v in given)
+    ):
         raise InputError(
             f"classWeights must be 'balanced' or a list of {classes} numbers >= 0, one per class index. Got {given!r} instead"
         )

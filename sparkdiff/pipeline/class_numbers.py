@@ -9,7 +9,7 @@ from typing import Any
 from pyspark.ml.feature import StringIndexerModel
 
 from sparkdiff.errors import InputError
-from sparkdiff.pipeline.names import casefolding
+from sparkdiff.pipeline.column_names import casefolding
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.stages.base import columns_of
 

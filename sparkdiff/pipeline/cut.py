@@ -11,11 +11,11 @@ from pyspark.sql import Column, DataFrame
 
 from sparkdiff.errors import InputError
 from sparkdiff.options import Options
+from sparkdiff.pipeline.column_names import col_by_name
 from sparkdiff.pipeline.graph import Graph, Version, Vertex, in_front_of
-from sparkdiff.pipeline.names import named
 from sparkdiff.pipeline.roles import Roles, droppers, roles_of, with_head
 from sparkdiff.pipeline.schema import SchemaOrRows
-from sparkdiff.pipeline.translation import translated
+from sparkdiff.pipeline.translation import translated_graph
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ class CutColumn:
 
     def source(self, spelled: str) -> Column:
         """The Spark column; `spelled` is its name in the schema."""
-        return named(self.name if self.in_struct else spelled, in_struct=self.in_struct)
+        return col_by_name(self.name if self.in_struct else spelled, in_struct=self.in_struct)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Cut:
         return [self.graph.vertices[i] for i in self.cached]
 
     @property
-    def made(self) -> list[str]:
+    def spark_outputs(self) -> list[str]:
         """The columns that the stages in Spark declare as outputs."""
         return [c for v in self.stages for c in v.outputs]
 
@@ -124,7 +124,7 @@ def cut_of(roles: Roles) -> Cut:
         InputError: a stage that makes the label or weight overwrites a column that the network reads.
     """
     graph = roles.graph
-    cached = _cached(roles)
+    cached = _positions_before_cache(roles)
     live = [i for i in sorted(roles.upstream & set(graph.modules)) if i not in cached]
     read = dict.fromkeys(v for i in live for v in graph.vertices[i].margin_reads if v[1] not in live)
     nulls, loss = set(graph.nulls_read(live)), set(graph.head.lossReads if live else ())
@@ -132,7 +132,7 @@ def cut_of(roles: Roles) -> Cut:
     return Cut(graph, tuple(sorted(cached)), tuple(live), tuple(columns))
 
 
-def joined(one: Cut, other: Cut) -> Cut | None:
+def merged_cut(one: Cut, other: Cut) -> Cut | None:
     """The cut `one`, extended by the columns and Spark stages of `other`, so that one cache serves both cuts of a
     pipeline. None if the stages that only `other` runs in Spark could change the rows or the columns of `one`.
     """
@@ -198,7 +198,7 @@ def within(cut: Cut, wide: Cut) -> Cut | None:
     return Cut(graph, tuple(sorted(same)), tuple(live), tuple(columns))
 
 
-def _cached(roles: Roles) -> set[int]:
+def _positions_before_cache(roles: Roles) -> set[int]:
     """Positions of the stages that Spark runs before it writes the cache."""
     if not roles.trainable:
         return set()
@@ -258,7 +258,7 @@ def analyse(model: Any, options: Options | None = None, data: SchemaOrRows = Non
         InputError: the pipeline is not fitted, a name matches no stage, or a requested parameter cannot train.
     """
     o = options or Options()
-    graph = translated(model, data, reference=o.reference, unfreeze=o.unfreeze)
+    graph = translated_graph(model, data, reference=o.reference, unfreeze=o.unfreeze)
     roles = roles_of(with_head(graph, o.predictionCol), o)
     cut = cut_of(roles)
     roles.apply()

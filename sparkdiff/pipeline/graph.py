@@ -12,12 +12,12 @@ from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, did_you_mean
-from sparkdiff.jvm.lineage import with_lost_columns
-from sparkdiff.pipeline.names import casefolding
+from sparkdiff.jvm.transform_changes import with_lost_columns
+from sparkdiff.pipeline.column_names import casefolding
 from sparkdiff.stages.base import NULL, StageModule, columns_of
 from sparkdiff.stages.linear import GeneralizedLinearRegression
 from sparkdiff.stages.predictor import Predictor
-from sparkdiff.stages.prepared import Prepared
+from sparkdiff.stages.prepared_stage import PreparedStage
 
 Version = tuple[str, int]
 """A version of a column: its casefolded name, and the position of the stage that wrote it or -1 if it comes from the
@@ -125,7 +125,7 @@ class Vertex:
 
     def preparation(self) -> list[Any]:
         """Plain stages that make the `prepared` columns."""
-        return self.module.preparation(self.stage) if isinstance(self.module, Prepared) else []
+        return self.module.preparation(self.stage) if isinstance(self.module, PreparedStage) else []
 
     def transform(self, df: DataFrame, *, is_last: bool = False) -> DataFrame:
         """The rows after the stage; columns that the stage drops without naming them are added back.
@@ -311,10 +311,12 @@ class Graph:
         for wanted in [names] if isinstance(names, (str, Transformer)) else names:
             name = wanted if isinstance(wanted, str) else wanted.uid
             match = {
-                v.position for v in self.vertices
-                if name in (v.uid, v.stageClass) or self.writes(v.position, [self.casefold(name)])
+                v.position
+                for v in self.vertices
+                if name in (v.uid, v.stageClass)
+                or self.writes(v.position, [self.casefold(name)])
                 or any(name in names and v.path[: len(path)] == path for path, names in self.holders)
-            }  # fmt: skip
+            }
             if not match:
                 known = {n for v in self.vertices for n in (v.uid, v.stageClass, *v.outputs)}
                 raise InputError(
@@ -323,19 +325,19 @@ class Graph:
             out |= match
         return out
 
-    def asked(self, unfreeze: Iterable[str]) -> dict[str, set[int]]:
+    def positions_to_unfreeze(self, unfreeze: Iterable[str]) -> dict[str, set[int]]:
         """Positions of the stages that each name `<uid, class name or output column>.<parameter>` refers to."""
         return {name: self.select([name.rpartition(".")[0] or name], "unfreeze") for name in unfreeze}
 
-    def changed(self, new: Mapping[int, Vertex]) -> "Graph":
+    def with_vertices(self, new: Mapping[int, Vertex]) -> "Graph":
         """The graph with other vertices at these positions."""
         vertices = tuple(new.get(v.position, v) for v in self.vertices)
         return dataclasses.replace(self, vertices=vertices) if new else self
 
-    def left(self, positions: Iterable[int], why: str) -> "Graph":
+    def with_stages_in_spark(self, positions: Iterable[int], why: str) -> "Graph":
         """The graph with these stages left in Spark, for the reason `why`."""
-        return self.changed({i: self.vertices[i].in_spark(why) for i in positions})
+        return self.with_vertices({i: self.vertices[i].in_spark(why) for i in positions})
 
     def without_spark(self) -> "Graph":
         """The same graph without Spark stages, for processes without a session; it can compute, but not write back."""
-        return self.changed({v.position: dataclasses.replace(v, stage=None) for v in self.vertices})
+        return self.with_vertices({v.position: dataclasses.replace(v, stage=None) for v in self.vertices})

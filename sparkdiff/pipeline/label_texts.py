@@ -11,8 +11,8 @@ from pyspark.sql.types import StructType
 
 from sparkdiff import jvm
 from sparkdiff.jvm.number_text import PRECISIONS, java_release, texts_of
+from sparkdiff.pipeline.column_names import col_by_name
 from sparkdiff.pipeline.graph import Graph, Version
-from sparkdiff.pipeline.names import named
 from sparkdiff.pipeline.schema import known_fields
 
 
@@ -46,6 +46,6 @@ def _rows(graph: Graph, df: Any, version: Version, numbers: Sequence[float]) -> 
     """Number of rows that have each of these numbers in a version of a column."""
     for vertex in graph.vertices[: version[1] + 1]:
         df = vertex.transform(df)
-    column = named(graph.name(version), in_struct=graph.in_struct(version)).cast("double")
+    column = col_by_name(graph.name(version), in_struct=graph.in_struct(version)).cast("double")
     found = df.select(column.alias("number")).where(F.col("number").isin(numbers))
     return {row[0]: row[1] for row in found.groupBy("number").count().collect()}

@@ -93,14 +93,14 @@ def holders(model: Any, path: Path = ()) -> list[tuple[Path, Any]]:
 
 
 def inside(stage: Any, into: Callable[[Any], bool] = lambda stage: True) -> dict[str, Any]:
-    """A stage and all stages that it holds (see `held_by`), by uid; of several with the same uid the first one."""
+    """A stage and all stages that it holds (see `stages_within`), by uid; of several with the same uid the first one."""
     found: dict[str, Any] = {}
-    for one in held_by(stage, into):
+    for one in stages_within(stage, into):
         found.setdefault(one.uid, one)
     return found
 
 
-def held_by(stage: Any, into: Callable[[Any], bool] = lambda stage: True) -> list[Any]:
+def stages_within(stage: Any, into: Callable[[Any], bool] = lambda stage: True) -> list[Any]:
     """A stage and all stages that it holds, at any depth, such as the classifier of a OneVsRest. A stage for which
     `into` is False is included, but not searched.
 
@@ -123,7 +123,7 @@ def held_by(stage: Any, into: Callable[[Any], bool] = lambda stage: True) -> lis
     return [thing for thing in seen.values() if isinstance(thing, Params)]
 
 
-def replaced(model: Any, new: Mapping[Path, Any], path: Path = ()) -> Any:
+def with_leaves(model: Any, new: Mapping[Path, Any], path: Path = ()) -> Any:
     """The same structure as `model` with the leaf stages `new` at their positions. Parts without a new leaf stay the
     same objects.
 
@@ -132,17 +132,17 @@ def replaced(model: Any, new: Mapping[Path, Any], path: Path = ()) -> Any:
     sub-models. An RFormulaModel stays the same object: none of its parts has anything to train.
     """
     if isinstance(model, PipelineModel):
-        made = [replaced(s, new, (*path, i)) for i, s in enumerate(model.stages)]
+        made = [with_leaves(s, new, (*path, i)) for i, s in enumerate(model.stages)]
         if all(a is b for a, b in zip(made, model.stages, strict=True)):
             return model
         stages = [s for one in made for s in (one if isinstance(one, list) else [one])]
         return jvm.with_uid(PipelineModel(stages), model)
     if isinstance(model, (CrossValidatorModel, TrainValidationSplitModel)):
-        found = replaced(model.bestModel, new, path)
+        found = with_leaves(model.bestModel, new, path)
         best = PipelineModel(found) if isinstance(found, list) else found
         return model if best is model.bestModel else with_best(model, best, model.subModels)
     if isinstance(model, Holder):
-        return replaced(model.pipelineModel, new, path)
+        return with_leaves(model.pipelineModel, new, path)
     return new.get(path, model)
 
 
@@ -155,8 +155,8 @@ def with_stage_params(given: Any, params: dict[Param[Any], Any]) -> Any:
     if not isinstance(given, Transformer):
         return given
     owners = {param.parent for param in params}
-    new = {path: s.copy(params) for path, s in flatten(given) if owners & {p.uid for p in (s, *held_by(s))}}
-    return replaced(given, new) if new else given
+    new = {path: s.copy(params) for path, s in flatten(given) if owners & {p.uid for p in (s, *stages_within(s))}}
+    return with_leaves(given, new) if new else given
 
 
 def plain(model: Any) -> Any:
@@ -165,7 +165,7 @@ def plain(model: Any) -> Any:
     A CrossValidatorModel or TrainValidationSplitModel keeps its estimator as a Param, which may be a FineTuner; its
     `bestModel` runs without sparkdiff.
     """
-    new = replaced(model, {})
+    new = with_leaves(model, {})
     if isinstance(new, (CrossValidatorModel, TrainValidationSplitModel)) and new.subModels is not None:
         models: list[Any] = [[plain(m) for m in f] if isinstance(f, list) else plain(f) for f in new.subModels]
         return new if models == new.subModels else with_best(new, new.bestModel, models)

@@ -16,8 +16,8 @@ from sparkdiff.pipeline.graph import LEAVES, Graph, Version, null_of
 from sparkdiff.pipeline.null_vectors import note_readers
 from sparkdiff.pipeline.schema import SchemaOrRows
 from sparkdiff.stages.base import StageModule
-from sparkdiff.stages.fields import FieldReader
 from sparkdiff.stages.forest import Trees
+from sparkdiff.stages.input_fields import FieldReader
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.tensors.rows import Rows, SparseRows, shape, width
 
@@ -79,13 +79,13 @@ class Network(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of its numbers, float64 unless the network was moved to another one."""
-        return next((x.dtype for x in self._held() if x.is_floating_point()), torch.float64)
+        return next((x.dtype for x in self._tensors() if x.is_floating_point()), torch.float64)
 
     @property
     def device(self) -> torch.device:
-        return next((x.device for x in self._held()), torch.device("cpu"))
+        return next((x.device for x in self._tensors()), torch.device("cpu"))
 
-    def _held(self) -> Iterator[Tensor]:
+    def _tensors(self) -> Iterator[Tensor]:
         yield from self.parameters()
         yield from self.buffers()
 
@@ -138,7 +138,7 @@ class Network(nn.Module):
             vertex, routed = self.graph.vertices[i], values.get((LEAVES, i))
             module = self.module(i)
             if isinstance(routed, Tensor) and isinstance(module, Trees):
-                self._put(i, module.routed_outputs(routed), values)
+                self._store_outputs(i, module.routed_outputs(routed), values)
                 continue
             missing = [v for v in vertex.reads if v not in values]
             if missing:
@@ -153,7 +153,7 @@ class Network(nn.Module):
                     raise
                 shapes = ", ".join(f"{self.graph.name(v)!r} {shape(values[v])}" for v in vertex.reads)
                 raise InputError(f"{vertex.uid} can't compute on columns of these shapes: {shapes} ({e})") from e
-            self._put(i, out, values)
+            self._store_outputs(i, out, values)
 
     def null_flags(
         self, module: StageModule, reads: Sequence[Version], values: Mapping[Version, Rows]
@@ -175,7 +175,7 @@ class Network(nn.Module):
             return null if null is not None or not isinstance(offset, Tensor) else offset.isnan()
         return column.isnan() if self.module(v[1]).writes_null else torch.zeros_like(column, dtype=torch.bool)
 
-    def _put(self, i: int, out: Any, values: dict[Version, Rows]) -> None:
+    def _store_outputs(self, i: int, out: Any, values: dict[Version, Rows]) -> None:
         names = ((self.graph.casefold(c), i) for c in self.graph.vertices[i].outputs)
         values.update(zip(names, self.module(i).as_stored(out), strict=True))
 
@@ -221,7 +221,7 @@ class Network(nn.Module):
         """Margin of the head from column versions, as in training."""
         routed = values.get((LEAVES, self.graph.head.position))
         if isinstance(routed, Tensor) and isinstance(self.head, Trees):
-            return self.head.combined(self.head.gathered(routed))
+            return self.head.margin_from_sums(self.head.leaf_sums(routed))
         reads = self.graph.head.margin_reads
         self.run(values, [v for v in reads if v not in values])
         null_flags = self.null_flags(self.head, self.graph.head.reads, values)

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, check_dataframe, check_type
-from sparkdiff.pipeline.columns import read_plain, write_plain
+from sparkdiff.pipeline.column_names import col_by_name, refuse_stream, unused_prefix
+from sparkdiff.pipeline.column_tensors import read_plain, write_plain
 from sparkdiff.pipeline.graph import Graph, Version, in_front_of, null_of
 from sparkdiff.pipeline.label_texts import label_notes
-from sparkdiff.pipeline.names import named, refuse_stream, unused
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.pipeline.network import Network, seeing, translate
 from sparkdiff.pipeline.schema import check_columns
-from sparkdiff.report import Section, SectionTable, Shown, Strong, as_html
+from sparkdiff.report import Displayable, Section, SectionTable, StrongLine, as_html
 from sparkdiff.stages.base import NULL, columns_of
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.store.files import room
@@ -40,7 +40,7 @@ PROBE = 16
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Parity(Shown):
+class Parity(Displayable):
     """The differences between the network's outputs and Spark's.
 
     Attributes:
@@ -77,7 +77,7 @@ class Parity(Shown):
     def _repr_html_(self) -> str | None:
         rows = [(c, f"{a:.1e}", f"{self.maxRelDiff[c]:.1e}") for c, a in self.maxAbsDiff.items()]
         head = ("column", "largest difference", "relative")
-        return as_html([Strong(self._headline()), *([SectionTable([head, *rows])] if rows else []), *self.notes])
+        return as_html([StrongLine(self._headline()), *([SectionTable([head, *rows])] if rows else []), *self.notes])
 
 
 def verify(model: Any, df: DataFrame, network: Network | None = None) -> Parity:
@@ -121,9 +121,12 @@ def _notes(graph: Graph, df: DataFrame, *, counted: bool = False) -> list[str]:
 
 
 def run_in_spark(
-    df: DataFrame, stages: Mapping[int, Any], network: Network, where: Path,
+    df: DataFrame,
+    stages: Mapping[int, Any],
+    network: Network,
+    where: Path,
     recovered: Mapping[tuple[int, Version], str] | None = None,
-) -> list[Version]:  # fmt: skip
+) -> list[Version]:
     """Run `stages` (by position in the network's graph) in Spark on `df`, and write the columns for `compare` to a new
     folder.
 
@@ -147,15 +150,19 @@ def run_in_spark(
     ]
     moments = {*stages, *map(in_front_of, made)}
 
-    hidden = unused("__sparkdiff_v", (*df.columns, *(o for vertex in graph.vertices for o in vertex.outputs)))
+    hidden = unused_prefix("__sparkdiff_v", (*df.columns, *(o for vertex in graph.vertices for o in vertex.outputs)))
 
     def hold(df: DataFrame, producer: int) -> DataFrame:
         # A later stage may overwrite the column, so each version is kept aside as it appears.
         new = [v for v in (*network.reads, *outputs) if (v[1] if v[1] in moments else -1) == producer and v not in held]
         held.update({v: f"{hidden}{len(held) + i}" for i, v in enumerate(new)})
-        return df.withColumns({held[v]: named(graph.name(v), in_struct=graph.in_struct(v)) for v in new}) if new else df
+        return (
+            df.withColumns({held[v]: col_by_name(graph.name(v), in_struct=graph.in_struct(v)) for v in new})
+            if new
+            else df
+        )
 
-    with jvm.blamed(f"Spark failed while running {', '.join(s.uid for s in stages.values())}"):
+    with jvm.as_input_error(f"Spark failed while running {', '.join(s.uid for s in stages.values())}"):
         df = hold(df, -1)
         for i in sorted(stages):
             for stage in graph.vertices[i].preparation() if i in made else []:
@@ -194,7 +201,7 @@ def _versions(batch: Mapping[str, Rows], held: Sequence[Version]) -> dict[Versio
     return values | {null_of(v): batch[f"v{i}{NULL}"] for i, v in enumerate(held) if f"v{i}{NULL}" in batch}
 
 
-def _given(network: Network, spark: Mapping[Version, Rows]) -> dict[Version, Rows]:
+def _network_inputs(network: Network, spark: Mapping[Version, Rows]) -> dict[Version, Rows]:
     """Those of the columns `spark` that the network reads."""
     return {v: c for v, c in spark.items() if v in network.reads or v in network.flags}
 
@@ -211,7 +218,7 @@ def differences(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def _rows_at_once(network: Network, spark: dict[Version, Rows], outputs: list[Version]) -> int:
-    values = _given(network, spark)
+    values = _network_inputs(network, spark)
     network.run(values, outputs)
     seen = [*values.values(), *spark.values()]
     widest = max(x.values.numel() / max(1, len(x)) if isinstance(x, SparseRows) else width(x) for x in seen)
@@ -249,7 +256,7 @@ class Differences:
     @torch.no_grad()
     def add(self, spark: dict[Version, Rows], outputs: list[Version]) -> None:
         network, graph = self.network, self.network.graph
-        values = _given(network, spark)
+        values = _network_inputs(network, spark)
         network.run(values, outputs)
         self.rows += len(spark[outputs[0]])
         for v in outputs:

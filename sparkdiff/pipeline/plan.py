@@ -13,8 +13,8 @@ from sparkdiff.pipeline.cut import Analysis, analyse
 from sparkdiff.pipeline.graph import Graph, Version
 from sparkdiff.pipeline.label_texts import label_notes
 from sparkdiff.pipeline.schema import SchemaOrRows, check_columns
-from sparkdiff.report import Drawing, Section, SectionTable, Strong, drawn
-from sparkdiff.report.sections import ShownByStage
+from sparkdiff.report import Drawing, Section, SectionTable, StrongLine, plan_picture
+from sparkdiff.report.sections import DisplayableStages
 from sparkdiff.stages.base import StageModule
 
 SHOWN = 20
@@ -67,7 +67,7 @@ class PlanEdge:
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Plan(ShownByStage):
+class Plan(DisplayableStages):
     """One StagePlan per leaf stage in the order of the pipeline, and the columns of the cache.
 
     Attributes:
@@ -88,7 +88,7 @@ class Plan(ShownByStage):
 
         A notebook displays the drawing; `plan.draw().save("plan.svg")` writes it.
         """
-        return Drawing(drawn(dataclasses.asdict(self), self._total()))
+        return Drawing(plan_picture(dataclasses.asdict(self), self._total()))
 
     def _headline(self) -> str:
         return self._trains()
@@ -105,7 +105,7 @@ class Plan(ShownByStage):
             for s in self.stages
         ]
         yield SectionTable([head, *rows], left=range(4))
-        yield Strong(self._total())
+        yield StrongLine(self._total())
 
     def _trains(self) -> str:
         trained = [s for s in self.stages if s.trainable]
@@ -119,9 +119,14 @@ class Plan(ShownByStage):
 
 
 def plan(
-    model: Any, *, schema: SchemaOrRows = None, freeze: Sequence[Any] = (), reference: Sequence[Any] = (),
-    target: Sequence[Any] = (), unfreeze: Sequence[str] = (),
-) -> Plan:  # fmt: skip
+    model: Any,
+    *,
+    schema: SchemaOrRows = None,
+    freeze: Sequence[Any] = (),
+    reference: Sequence[Any] = (),
+    target: Sequence[Any] = (),
+    unfreeze: Sequence[str] = (),
+) -> Plan:
     """Return the plan for a fitted pipeline or stage, stage by stage. Runs no job, except to read the factors of an
     ALSModel.
 
@@ -196,15 +201,19 @@ def plan_of(
     notes = _dense_notes(graph)
     stages = tuple(
         StagePlan(
-            path=v.path, uid=v.uid, stageClass=v.stageClass,
-            role="referenced" if v.module is None else "translated", cached=i in cut.cached,
+            path=v.path,
+            uid=v.uid,
+            stageClass=v.stageClass,
+            role="referenced" if v.module is None else "translated",
+            cached=i in cut.cached,
             trainable=i in roles.trainable and i not in frozen,
             numParameters=_number(v.module, roles.named.get(i)) if v.module is not None else 0,
-            inputCols=v.inputs, outputCols=v.outputs,
+            inputCols=v.inputs,
+            outputCols=v.outputs,
             reason="; ".join(filter(None, (roles.reason(i, frozen), notes.get(i), *labels.get(i, ())))),
         )
         for i, v in enumerate(graph.vertices)
-    )  # fmt: skip
+    )
     cached = tuple(c.name for c in cut.columns) if roles.trainable else ()
     trained = [s.trainable for s in stages]
     return Plan(stages, cached, tuple(_edges(graph, roles.gradients, trained)), graph.head_position)

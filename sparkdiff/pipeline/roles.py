@@ -11,7 +11,7 @@ from sparkdiff.pipeline.graph import Graph, Version
 from sparkdiff.pipeline.translation import not_on_request
 from sparkdiff.stages.base import columns_of
 from sparkdiff.stages.predictor import Predictor
-from sparkdiff.stages.prepared import Prepared
+from sparkdiff.stages.prepared_stage import PreparedStage
 
 
 def with_head(graph: Graph, predictionCol: str | None = None) -> Graph:
@@ -26,7 +26,7 @@ def with_head(graph: Graph, predictionCol: str | None = None) -> Graph:
         vertex = graph.vertices[head]
         read = {p for _, p in vertex.lossReads if p >= 0}
         new[head] = dataclasses.replace(vertex, parents=vertex.parents | read)
-    return dataclasses.replace(graph.changed(new), head_position=head)
+    return dataclasses.replace(graph.with_vertices(new), head_position=head)
 
 
 def _head_of(graph: Graph, predictionCol: str) -> int:
@@ -45,7 +45,7 @@ def _head_of(graph: Graph, predictionCol: str) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class Outside:
+class OutsideStages:
     """The stages outside the loss: those that are neither before the head nor behind it.
 
     A stage behind the head is meant to follow the head's changes. Only a predictor behind it counts as outside, because
@@ -98,7 +98,7 @@ class Roles:
     upstream: frozenset[int]
     makers: Mapping[int, str]
     clusters: bool
-    outside: Outside
+    outside: OutsideStages
     blocked: Mapping[int, str]
     trainable: frozenset[int]
     named: Mapping[int, set[str]]
@@ -172,7 +172,7 @@ class Roles:
             why = "the loss" if i == head else "a differentiable path leads to the loss"
             if columns := self.outside.columns([i]):
                 why += f"; also changes {', '.join(columns)}, outside the loss"
-            return f"{why}; {module.preparation_note}" if isinstance(module, Prepared) else why
+            return f"{why}; {module.preparation_note}" if isinstance(module, PreparedStage) else why
         if not vertex.parametric:
             return f"nothing to train; {vertex.note}" if vertex.note else "nothing to train"
         if head is None:
@@ -192,14 +192,18 @@ def roles_of(graph: Graph, options: Options) -> Roles:
     Raises:
         InputError: a parameter named in `unfreeze` can't train.
     """
-    head, asked, targets = graph.head_position, graph.asked(options.unfreeze), graph.select(options.target, "target")
+    head, asked, targets = (
+        graph.head_position,
+        graph.positions_to_unfreeze(options.unfreeze),
+        graph.select(options.target, "target"),
+    )
     upstream = frozenset() if head is None else frozenset(graph.ancestors([head]) | {head})
     module = None if head is None else graph.modules[head]
     clusters = isinstance(module, Predictor) and not module.labelled and options.labelCol is None
     makers, outside = _makers(graph, (options.labelCol, options.weightCol)), _outside(graph)
-    named, gradients = _named(graph, outside, asked), _gradients(graph, clusters)
+    named, gradients = _requested_parameters(graph, outside, asked), _gradients(graph, clusters)
     path = {p for (_, p), _ in gradients} | ({head} if head is not None else set())
-    anyway = _blocked(graph, upstream, makers)  # independent of what stages outside the loss read
+    anyway = _reasons_to_freeze(graph, upstream, makers)  # independent of what stages outside the loss read
     shared = {i: _why_shared(outside, i) for i in sorted(path - targets - set(named) - {head}) if outside.columns([i])}
     blocked = shared | anyway
     trainable = frozenset(i for i in path - set(blocked) if graph.vertices[i].parametric)
@@ -228,7 +232,7 @@ def _makers(graph: Graph, given: tuple[str | None, str | None]) -> dict[int, str
     return out
 
 
-def _outside(graph: Graph) -> Outside:
+def _outside(graph: Graph) -> OutsideStages:
     out: dict[int, list[int]] = {}
     above, head = graph.above, graph.head_position
     read = {head, *(p for _, p in graph.head.lossReads if p >= 0)} if head is not None else set()
@@ -239,7 +243,7 @@ def _outside(graph: Graph) -> Outside:
         undeclared = not vertex.declares_all and _predicts(graph, i)
         for j in above[i] | (graph.ancestors([i]) - {head} if undeclared else frozenset()):
             out.setdefault(j, []).append(i)
-    return Outside(graph, path, out)
+    return OutsideStages(graph, path, out)
 
 
 def _predicts(graph: Graph, i: int) -> bool:
@@ -273,7 +277,7 @@ def _on_request(graph: Graph, i: int) -> list[str]:
     return sorted(n for n, p in graph.modules[i].on_request().items() if not p.requires_grad)
 
 
-def _named(graph: Graph, outside: Outside, asked: Mapping[str, set[int]]) -> dict[int, set[str]]:
+def _requested_parameters(graph: Graph, outside: OutsideStages, asked: Mapping[str, set[int]]) -> dict[int, set[str]]:
     """Parameters named in `unfreeze`, by position, for stages that feed stages outside the loss: of such a stage only
     the named parameters train.
     """
@@ -289,7 +293,7 @@ def _named(graph: Graph, outside: Outside, asked: Mapping[str, set[int]]) -> dic
     return out
 
 
-def _blocked(graph: Graph, upstream: frozenset[int], makers: Mapping[int, str]) -> dict[int, str]:
+def _reasons_to_freeze(graph: Graph, upstream: frozenset[int], makers: Mapping[int, str]) -> dict[int, str]:
     """Stages that must not change although a path leads from them to the loss, with reasons; without those whose only
     reason is that they feed stages outside the loss.
     """
@@ -311,7 +315,7 @@ def droppers(graph: Graph, upstream: frozenset[int]) -> set[int]:
     return {v.position for v in before if v.may_drop}
 
 
-def _why_shared(outside: Outside, i: int) -> str:
+def _why_shared(outside: OutsideStages, i: int) -> str:
     """Reason why a stage that also feeds stages outside the loss does not train."""
     own = [n for n, p in outside.graph.modules[i].named_parameters() if p.requires_grad]
     return f"{outside.why(i)}; trains on request (target, unfreeze): {', '.join(own)}"

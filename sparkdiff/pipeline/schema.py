@@ -11,15 +11,15 @@ from pyspark.sql.types import ArrayType, DoubleType, StringType, StructField, St
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, did_you_mean
+from sparkdiff.pipeline.column_names import col_by_name
 from sparkdiff.pipeline.graph import Graph, Version, Vertex
-from sparkdiff.pipeline.names import named
-from sparkdiff.stages.fields import UNKNOWN_SLOT
+from sparkdiff.stages.input_fields import UNKNOWN_SLOT
 
 SchemaOrRows = StructType | DataFrame | None
 """The schema of the data, the data themselves (Spark then reads the width of vectors), or nothing."""
 
 
-def _sized(field: StructField) -> StructField:
+def _with_one_slot(field: StructField) -> StructField:
     """The field; for a vector of unknown width with attributes of one slot, because an assembler requires some."""
     metadata = field.metadata or {}
     if not isinstance(field.dataType, VectorUDT) or "ml_attr" in metadata:
@@ -29,7 +29,10 @@ def _sized(field: StructField) -> StructField:
 
 
 KINDS = (DoubleType(), VectorUDT(), StringType(), ArrayType(StringType()), ArrayType(DoubleType()))
-GUESSES: tuple[StructField, ...] = (*(_sized(StructField("", kind)) for kind in KINDS), StructField("", VectorUDT()))
+GUESSES: tuple[StructField, ...] = (
+    *(_with_one_slot(StructField("", kind)) for kind in KINDS),
+    StructField("", VectorUDT()),
+)
 """Types to try for a source column of unknown type. The last one is a vector without attributes, because some stages
 refuse a vector whose attributes show another width than in the fit.
 """
@@ -75,14 +78,14 @@ def known_fields(graph: Graph, wanted: Collection[Version], data: SchemaOrRows) 
                 break  # the behaviour of a stage that is not Spark's without rows is unknown
             lacking = _lacking(vertex, frame, graph.casefold) if data is None else []
             try:
-                with jvm.unlogged():
+                with jvm.suppress_error_logs():
                     guessed, frame = _after(vertex.stage, frame, lacking)
             except jvm.SparkError:
                 if i in needed:
                     raise
                 continue  # it would only have shown the types of its inputs
             if lacking:
-                note(guessed.select(*map(named, lacking)), -1)
+                note(guessed.select(*map(col_by_name, lacking)), -1)
             note(frame, i)
         if data is None:
             found |= {v: StructField(v[0], DoubleType()) for v in set(wanted) - set(found) if v[1] == -1}
@@ -109,7 +112,7 @@ def frame_of(data: SchemaOrRows) -> DataFrame:
     """The data, or a DataFrame without rows with their schema."""
     if isinstance(data, DataFrame):
         return data
-    fields = [] if data is None else [_sized(f) for f in data.fields]
+    fields = [] if data is None else [_with_one_slot(f) for f in data.fields]
     return jvm.session().createDataFrame([], StructType(fields))
 
 

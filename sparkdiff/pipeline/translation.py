@@ -17,26 +17,26 @@ from pyspark.sql.types import StructField
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
-from sparkdiff.jvm.lineage import changes_between
+from sparkdiff.jvm.transform_changes import changes_between
+from sparkdiff.pipeline.column_names import casefolding
 from sparkdiff.pipeline.graph import Graph, Version, Vertex, in_front_of
-from sparkdiff.pipeline.names import casefolding
 from sparkdiff.pipeline.nesting import flatten, holders
 from sparkdiff.pipeline.schema import SchemaOrRows, frame_of, is_plain, known_fields
 from sparkdiff.stages.base import (
     REGISTRY,
     UNTRANSLATED,
     StageModule,
-    Untranslated,
+    UntranslatedStage,
     class_name,
     columns_of,
 )
-from sparkdiff.stages.fields import UNDECIDED, Field, FieldReader, StaysInSparkError
+from sparkdiff.stages.input_fields import UNDECIDED, Field, FieldReader, StaysInSparkError
 from sparkdiff.stages.predictor import Predictor
-from sparkdiff.stages.prepared import Prepared
-from sparkdiff.stages.referenced import INPUTS, OUTPUTS
+from sparkdiff.stages.prepared_stage import PreparedStage
+from sparkdiff.stages.referenced_stages import INPUTS, OUTPUTS
 
 
-def translated(
+def translated_graph(
     model: Any, data: SchemaOrRows = None, *, reference: Iterable[Any] = (), unfreeze: Iterable[str] = ()
 ) -> Graph:
     """Graph of a fitted pipeline or stage, with a module for each stage that torch can compute from available inputs.
@@ -46,8 +46,8 @@ def translated(
         reference: stages to leave in Spark.
         unfreeze: parameters that train only on request, named as in `Graph.asked`.
     """
-    graph = unfrozen(with_modules(linked(model, data), data), unfreeze)
-    graph = graph.left(graph.select(reference, "reference"), "left in Spark on request")
+    graph = unfrozen(with_modules(graph_of(model, data), data), unfreeze)
+    graph = graph.with_stages_in_spark(graph.select(reference, "reference"), "left in Spark on request")
     return without_unreachable(graph)
 
 
@@ -64,7 +64,7 @@ def with_modules(graph: Graph, data: SchemaOrRows) -> Graph:
         for i, cls in classes.items()
         if i not in waiting
     }
-    graph = graph.changed(new)
+    graph = graph.with_vertices(new)
     wanted = {version for i in waiting for version in graph.vertices[i].sources}
     known = known_fields(graph, wanted, data) if waiting else {}
     decided = {}
@@ -78,16 +78,19 @@ def with_modules(graph: Graph, data: SchemaOrRows) -> Graph:
             continue
         note = _taken_for_granted(graph, i, module) if data is None else ""
         decided[i] = dataclasses.replace(_with_module(graph, i, module), note=note)
-    return graph.changed(decided)
+    return graph.with_vertices(decided)
 
 
 def _with_module(graph: Graph, i: int, module: StageModule) -> Vertex:
     vertex = graph.vertices[i]
-    prepared = module.prepared_columns(vertex.stage) if isinstance(module, Prepared) else ()
+    prepared = module.prepared_columns(vertex.stage) if isinstance(module, PreparedStage) else ()
     return dataclasses.replace(
-        vertex, module=module, parametric=any(p.requires_grad for p in module.parameters()), prepared=prepared,
+        vertex,
+        module=module,
+        parametric=any(p.requires_grad for p in module.parameters()),
+        prepared=prepared,
         reads=tuple((graph.casefold(c), in_front_of(i)) for c in prepared) or vertex.sources,
-    )  # fmt: skip
+    )
 
 
 def _storage(graph: Graph, version: Version) -> str:
@@ -117,14 +120,14 @@ def unfrozen(graph: Graph, names: Iterable[str]) -> Graph:
     Raises:
         InputError: a name does not name such a parameter.
     """
-    for name, found in graph.asked(names).items():
+    for name, found in graph.positions_to_unfreeze(names).items():
         stage, _, wanted = name.rpartition(".")
         for i in found:
             vertex = graph.vertices[i]
             module = vertex.module if stage else None
             if module is not None and wanted in module.on_request():
                 module.unfreeze(wanted)
-                graph = graph.changed({i: dataclasses.replace(vertex, parametric=True)})
+                graph = graph.with_vertices({i: dataclasses.replace(vertex, parametric=True)})
             elif module is not None and wanted in (denied := module.why_frozen()):
                 raise InputError(f"unfreeze={name!r}: {vertex.uid} can't train it: {denied[wanted]}")
             elif module is None or not any(n == wanted and p.requires_grad for n, p in module.named_parameters()):
@@ -152,7 +155,7 @@ def without_unreachable(graph: Graph) -> Graph:
         i, why = next(reasons, (None, ""))
         if i is None:
             return graph
-        graph = graph.left([i], why)
+        graph = graph.with_stages_in_spark([i], why)
 
 
 def _why_unreachable(graph: Graph, reference: Sequence[int], i: int) -> str:
@@ -167,7 +170,7 @@ def _why_unreachable(graph: Graph, reference: Sequence[int], i: int) -> str:
     return ""
 
 
-def linked(model: Any, data: SchemaOrRows = None) -> Graph:
+def graph_of(model: Any, data: SchemaOrRows = None) -> Graph:
     """The graph of a fitted pipeline or stage, without modules.
 
     Args:
@@ -178,14 +181,14 @@ def linked(model: Any, data: SchemaOrRows = None) -> Graph:
         InputError: a stage isn't fitted, or its Spark session has ended.
     """
     casefold = casefolding()
-    found = [described(i, path, stage) for i, (path, stage) in enumerate(flatten(model))]
+    found = [vertex_of(i, path, stage) for i, (path, stage) in enumerate(flatten(model))]
     if data is not None and any(v.opaque for v in found):
         found = _with_effects(found, data, casefold)
     held = tuple((path, (holder.uid, type(holder).__name__)) for path, holder in holders(model))
-    return without_ambiguous(Graph(casefold, tuple(_linked(found, casefold)), held))
+    return without_ambiguous(Graph(casefold, tuple(_with_links(found, casefold)), held))
 
 
-def described(position: int, path: tuple[int, ...], stage: Any) -> Vertex:
+def vertex_of(position: int, path: tuple[int, ...], stage: Any) -> Vertex:
     """A vertex for a stage, with the columns and facts that it declares."""
     bare = Vertex(position, path, stage.uid, type(stage).__name__, stage)
     cls = REGISTRY.get(class_name(stage))
@@ -197,9 +200,14 @@ def _translatable(bare: Vertex, cls: type[StageModule]) -> Vertex:
     jvm.check_alive(stage)
     loss_inputs = cls.loss_inputs(stage) if issubclass(cls, Predictor) else ()
     return dataclasses.replace(
-        bare, why=cls.refuses(stage) or "", spelled=cls.inputs(stage), outputs=cls.outputs(stage), drops_rows=_skips(stage),
-        lossInputs=tuple(map(jvm.unquoted, loss_inputs)), own_attributes=cls.own_attributes,
-    )  # fmt: skip
+        bare,
+        why=cls.refuses(stage) or "",
+        spelled=cls.inputs(stage),
+        outputs=cls.outputs(stage),
+        drops_rows=_skips(stage),
+        lossInputs=tuple(map(jvm.unquoted, loss_inputs)),
+        own_attributes=cls.own_attributes,
+    )
 
 
 def _in_spark(bare: Vertex) -> Vertex:
@@ -207,13 +215,21 @@ def _in_spark(bare: Vertex) -> Vertex:
     if (selection := jvm.selection_of(stage)) is not None:
         removes = tuple(c for c in selection.columns if c not in selection.last)
         return dataclasses.replace(bare, why="it drops columns or puts them last, and computes none", removes=removes)
-    known = UNTRANSLATED.get(class_name(stage)) or Untranslated(foreign(stage) or "no translation to torch")
+    known = UNTRANSLATED.get(class_name(stage)) or UntranslatedStage(foreign(stage) or "no translation to torch")
     outputs = columns_of(stage, OUTPUTS) if (declares_all := is_plain(stage) or _only_computes(stage)) else ()
     return dataclasses.replace(
-        bare, why=known.reason, spelled=columns_of(stage, INPUTS), outputs=outputs, opaque=not outputs,
-        custom=not is_plain(stage) or not outputs, declares_all=declares_all, drops_rows=not outputs or _skips(stage),
-        passed_over=known.passed_over, own_attributes=known.own_attributes, makes_sparse=known.makes_sparse,
-    )  # fmt: skip
+        bare,
+        why=known.reason,
+        spelled=columns_of(stage, INPUTS),
+        outputs=outputs,
+        opaque=not outputs,
+        custom=not is_plain(stage) or not outputs,
+        declares_all=declares_all,
+        drops_rows=not outputs or _skips(stage),
+        passed_over=known.passed_over,
+        own_attributes=known.own_attributes,
+        makes_sparse=known.makes_sparse,
+    )
 
 
 def _skips(stage: Any) -> bool:
@@ -234,7 +250,7 @@ def foreign(stage: Any) -> str | None:
     return _custom_reason(stage, f"it {'only computes its output column' if _only_computes(stage) else ANY}")
 
 
-def _linked(vertices: Sequence[Vertex], casefold: Callable[[str], str]) -> Iterator[Vertex]:
+def _with_links(vertices: Sequence[Vertex], casefold: Callable[[str], str]) -> Iterator[Vertex]:
     """Yield the stages with the versions that they read, and with the positions of the stages that wrote these."""
     current: dict[str, int] = {}
     declared: dict[str, int] = {}  # the same, if no stage wrote more than it declares
@@ -246,11 +262,13 @@ def _linked(vertices: Sequence[Vertex], casefold: Callable[[str], str]) -> Itera
         if statement := casefold(vertex.statement):
             by_name = {declared[name] for name in _names_in(statement, declared)} | {unknown}
         yield dataclasses.replace(
-            vertex, sources=sources, reads=sources,
+            vertex,
+            sources=sources,
+            reads=sources,
             lossReads=tuple((casefold(c), current.get(casefold(c), unknown)) for c in vertex.lossInputs),
             parents=frozenset(range(i) if vertex.opaque else parents - {-1}),
             declaredParents=frozenset(range(i) if vertex.opaque and not statement else by_name - {-1}),
-        )  # fmt: skip
+        )
         if vertex.opaque:
             unknown, current = i, {}
         current |= dict.fromkeys(map(casefold, vertex.outputs), i)
@@ -278,7 +296,7 @@ def without_ambiguous(graph: Graph) -> Graph:
             why = (
                 f"reads the field {c!r} of a struct, and another stage reads a column of that name: rename one of them"
             )
-            graph = graph.left([vertex.position], why)
+            graph = graph.with_stages_in_spark([vertex.position], why)
     return graph
 
 
@@ -297,15 +315,17 @@ def _with_effects(vertices: Sequence[Vertex], data: SchemaOrRows, casefold: Call
     """
     out, last = list(vertices), max((v.position for v in vertices if v.opaque), default=-1)
     # A user's stage may raise any error here; it will raise it again when it runs.
-    with contextlib.suppress(Exception), jvm.unlogged():
+    with contextlib.suppress(Exception), jvm.suppress_error_logs():
         frame = frame_of(data)
         for vertex in vertices[: last + 1]:
             after = vertex.stage.transform(frame)
             after.schema  # noqa: B018  # Spark Connect analyses nothing until then
             if vertex.opaque:
-                known = _known(vertex, frame, after, casefold)
+                known = _with_plan_columns(vertex, frame, after, casefold)
                 trusted = isinstance(data, DataFrame) or is_plain(vertex.stage)
-                out[vertex.position] = known if known and trusted else _assumed(vertex, known, frame, after, casefold)
+                out[vertex.position] = (
+                    known if known and trusted else _with_declared_outputs(vertex, known, frame, after, casefold)
+                )
             frame = after
     later: set[str] = set()  # columns that later stages write: if dropped before, they must not be carried along
     for i in reversed(range(len(out))):
@@ -315,7 +335,7 @@ def _with_effects(vertices: Sequence[Vertex], data: SchemaOrRows, casefold: Call
     return out
 
 
-def _assumed(
+def _with_declared_outputs(
     vertex: Vertex, known: Vertex | None, before: DataFrame, after: DataFrame, casefold: Callable[[str], str]
 ) -> Vertex:
     """The stage with the outputs that it declares, if the schema shows no other change; else unchanged.
@@ -334,7 +354,9 @@ def _assumed(
     return dataclasses.replace(vertex, opaque=False, outputs=declared, why=_custom_reason(stage, why))
 
 
-def _known(vertex: Vertex, before: DataFrame, after: DataFrame, casefold: Callable[[str], str]) -> Vertex | None:
+def _with_plan_columns(
+    vertex: Vertex, before: DataFrame, after: DataFrame, casefold: Callable[[str], str]
+) -> Vertex | None:
     """The stage with the columns that it reads, writes and drops; None if its plan does not show them."""
     changes = changes_between(before, after)
     if changes is None:
@@ -343,21 +365,28 @@ def _known(vertex: Vertex, before: DataFrame, after: DataFrame, casefold: Callab
     writes = tuple(dict.fromkeys(c for c in after.columns if casefold(c) in new))
     removes = tuple(c for c in before.columns if casefold(c) not in {*map(casefold, after.columns)})
     reads = {casefold(c) for c in (*(changes.reads or ()), *map(jvm.unquoted, vertex.spelled))}
-    reads |= _named(vertex.stage, [c for c in before.columns if casefold(c) not in reads], before, casefold)
-    does = " and ".join((
-        f"computes {', '.join(writes) or 'no column'}",
-        *(["drops columns"] if removes else []),
-        *(["may drop rows"] if changes.drops_rows else []),
-    ))  # fmt: skip
+    reads |= _required_columns(vertex.stage, [c for c in before.columns if casefold(c) not in reads], before, casefold)
+    does = " and ".join(
+        (
+            f"computes {', '.join(writes) or 'no column'}",
+            *(["drops columns"] if removes else []),
+            *(["may drop rows"] if changes.drops_rows else []),
+        )
+    )
     return dataclasses.replace(
-        vertex, opaque=False, declares_all=changes.reads is not None, drops_rows=changes.drops_rows, outputs=writes,
+        vertex,
+        opaque=False,
+        declares_all=changes.reads is not None,
+        drops_rows=changes.drops_rows,
+        outputs=writes,
         spelled=tuple(jvm.quoted(c) if "." in c else c for c in before.columns if casefold(c) in reads),
-        removes=removes, selects=True,
+        removes=removes,
+        selects=True,
         why=f"its statement {does}" if is_plain(vertex.stage) else _custom_reason(vertex.stage, f"it {does}"),
-    )  # fmt: skip
+    )
 
 
-def _named(stage: Any, unread: Sequence[str], before: DataFrame, casefold: Callable[[str], str]) -> set[str]:
+def _required_columns(stage: Any, unread: Sequence[str], before: DataFrame, casefold: Callable[[str], str]) -> set[str]:
     """Those of the columns `unread` that a stage only passes on but cannot do without, because it names them;
     casefolded.
     """

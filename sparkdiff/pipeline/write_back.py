@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from sparkdiff.errors import InputError, check_type
-from sparkdiff.pipeline.nesting import flatten, replaced
+from sparkdiff.pipeline.nesting import flatten, with_leaves
 from sparkdiff.pipeline.network import Network
 from sparkdiff.stages.base import StageModule
 
@@ -31,12 +31,12 @@ def write_back(model: Any, network: Network) -> Any:
     new = {}
     for path, stage in leaves:
         if of[path] in network.positions:
-            new[path] = written(stage, network.module(of[path]))
-    return replaced(model, new)
+            new[path] = write_back_stage(stage, network.module(of[path]))
+    return with_leaves(model, new)
 
 
 @torch.no_grad()
-def written(stage: Any, module: StageModule) -> Any:
+def write_back_stage(stage: Any, module: StageModule) -> Any:
     """`stage` itself if the module has the same parameters, else a new stage with the module's parameters. Entries that
     never count (`entry_mask`) keep Spark's values.
     """

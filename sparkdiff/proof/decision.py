@@ -14,13 +14,13 @@ from torch import Tensor
 
 from sparkdiff.data.splits import TEST, TRAIN
 from sparkdiff.evaluation import compatibility, guard, slices
-from sparkdiff.evaluation.acceptance import Judgement, needed, unit_of
+from sparkdiff.evaluation.acceptance import Judgement, guard_level, unit_of
 from sparkdiff.evaluation.compatibility import Compatibility
-from sparkdiff.evaluation.data import Data
 from sparkdiff.evaluation.out_of_fold import FoldSums, dependence
 from sparkdiff.evaluation.paired_rows import PairedRows, decide_by_rows, read
-from sparkdiff.evaluation.recorded import Predicts
+from sparkdiff.evaluation.row_margins import MarginModel
 from sparkdiff.evaluation.slices import SliceSums
+from sparkdiff.evaluation.split_batches import Data
 from sparkdiff.evaluation.units import Costs
 from sparkdiff.evaluation.unseen_errors import costs, unseen
 from sparkdiff.objectives.metric import Metric
@@ -65,11 +65,13 @@ class FoldComparison:
         """The same comparison, with weights divided by 2 ** top."""
         factor = math.ldexp(1.0, self.exponent - top)
         return replace(
-            self, rows=self.rows.scaled(factor), exponent=top,
+            self,
+            rows=self.rows.scaled(factor),
+            exponent=top,
             elsewhere=None if self.elsewhere is None else factor * self.elsewhere,
             slices=None if self.slices is None else self.slices.scaled(factor),
             unseen=None if self.unseen is None else factor * self.unseen,
-        )  # fmt: skip
+        )
 
     def sums(self) -> FoldSums:
         """Sums of gains and weights over each of the guard's blocks (sets of rows whose gains are summed together)."""
@@ -78,9 +80,16 @@ class FoldComparison:
 
 
 def compare(
-    rival: Predicts, finalist: Predicts, data: Data, metric: Metric, options: Options, *, elsewhere: Tensor | None,
-    exponent: int = 0, training: bool = True,
-) -> FoldComparison:  # fmt: skip
+    rival: MarginModel,
+    finalist: MarginModel,
+    data: Data,
+    metric: Metric,
+    options: Options,
+    *,
+    elsewhere: Tensor | None,
+    exponent: int = 0,
+    training: bool = True,
+) -> FoldComparison:
     """Measure both pipelines on the rows of a fold, the split `test` of the data.
 
     Args:
@@ -92,10 +101,14 @@ def compare(
     cost = read(*networks, data, TRAIN, metric, unit, rows).costs() if training and options.guard < 1 else None
     columns = list(data.stream.slices.values())
     return FoldComparison(
-        rows, cost, elsewhere, exponent,
+        rows,
+        cost,
+        elsewhere,
+        exponent,
         slices.sums(*networks, data, TEST, metric, columns, unit=unit) if columns else None,
-        compatibility.compare(*networks, data, TEST), costs(*networks, data, TEST, metric),
-    )  # fmt: skip
+        compatibility.compare(*networks, data, TEST),
+        costs(*networks, data, TEST, metric),
+    )
 
 
 def scaled_alike(folds: Sequence[FoldComparison]) -> list[FoldComparison]:
@@ -105,8 +118,13 @@ def scaled_alike(folds: Sequence[FoldComparison]) -> list[FoldComparison]:
 
 
 def decide_gain(
-    folds: Sequence[FoldComparison], *, level: float, factor: float | None = None, finalists: int = FINALISTS, seed: int = 0
-) -> guard.Verdict:  # fmt: skip
+    folds: Sequence[FoldComparison],
+    *,
+    level: float,
+    factor: float | None = None,
+    finalists: int = FINALISTS,
+    seed: int = 0,
+) -> guard.Verdict:
     """Test the gain of a finalist over its rival.
 
     Args:
@@ -116,9 +134,13 @@ def decide_gain(
         finalists: the number of tests that the p-value allows for.
     """
     return decide_by_rows(
-        functools.reduce(operator.add, (fold.rows for fold in folds)), level=level, training=_training(folds),
-        dependence=dependence_of(folds, factor), finalists=finalists, seed=seed,
-    )  # fmt: skip
+        functools.reduce(operator.add, (fold.rows for fold in folds)),
+        level=level,
+        training=_training(folds),
+        dependence=dependence_of(folds, factor),
+        finalists=finalists,
+        seed=seed,
+    )
 
 
 def largest_loss(folds: Sequence[FoldComparison]) -> float:
@@ -160,12 +182,12 @@ def _of_all_folds(folds: Sequence[SliceSums]) -> SliceSums:
     sets.sort(key=lambda each: columns.index(each[0]))
     names = ("loss", "gains", "weights", "rows", "units")
 
-    def placed(fold: SliceSums) -> SliceSums:
+    def aligned(fold: SliceSums) -> SliceSums:
         place = torch.tensor([sets.index(each) for each in fold.sets])
         sums = {n: (x := getattr(fold, n)).new_zeros((len(sets), *x.shape[1:])).index_copy(0, place, x) for n in names}
         return replace(fold, sets=tuple(sets), **sums)
 
-    return functools.reduce(operator.add, map(placed, folds))
+    return functools.reduce(operator.add, map(aligned, folds))
 
 
 def judge(folds: Sequence[FoldComparison], options: Options, factor: float | None = None) -> Judgement:
@@ -176,7 +198,7 @@ def judge(folds: Sequence[FoldComparison], options: Options, factor: float | Non
         factor: see `dependence_of`.
     """
     o, folds = options, scaled_alike(folds)
-    level = needed(o)
+    level = guard_level(o)
     verdict = decide_gain(folds, level=level, factor=factor, seed=o.seed)
     # A fleet's budget limits false accepts. A false veto costs a gain, never a model, so vetoes keep the level of one
     # run.
@@ -185,7 +207,7 @@ def judge(folds: Sequence[FoldComparison], options: Options, factor: float | Non
         return Judgement(verdict, worse)
     sliced = [fold.slices for fold in folds if fold.slices is not None]
     how: dict[str, Any] = {"level": worse or guard.TAIL, "dependence": dependence_of(folds, factor), "seed": o.seed}
-    changes = slices.judged(_of_all_folds(sliced), joined=verdict.joined, **how) if sliced else []
+    changes = slices.changes_from_sums(_of_all_folds(sliced), joined=verdict.joined, **how) if sliced else []
     weights = [float(fold.rows.weight.sum()) for fold in folds]
     each = [f.compatibility for f in folds if f.compatibility is not None]
     compared = compatibility.mean(each, weights) if each else None

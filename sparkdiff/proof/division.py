@@ -20,17 +20,17 @@ from sparkdiff.data.splits import (
     Source,
     below,
     check_columns,
-    numbered,
+    number_equal_rows,
     seconds,
     time_quantiles,
     unit_and_block,
 )
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.acceptance import ways_to_decide
-from sparkdiff.evaluation.guard import MIN_UNITS, untested
+from sparkdiff.evaluation.guard import MIN_UNITS, why_untested
 from sparkdiff.evaluation.units import Units
 from sparkdiff.options import Options
-from sparkdiff.pipeline.names import named
+from sparkdiff.pipeline.column_names import col_by_name
 
 FOLDS, MOST_FOLDS = 5, 20
 MOST_CLASSES = 100
@@ -88,7 +88,7 @@ def divide(sources: Sequence[Source], options: Options) -> Division:
     for source in sources:
         check_columns(source.df, options)
         _check_sides(source, options)
-    found = _divided(sources, options)
+    found = _divide_rows(sources, options)
     explores, proves = found.boundaries
     for source in sources:
         if source.split == REFERENCE and options.timeCol:
@@ -97,16 +97,16 @@ def divide(sources: Sequence[Source], options: Options) -> Division:
     return replace(found, boundaries=(explores, proves))
 
 
-def _divided(sources: Sequence[Source], options: Options) -> Division:
+def _divide_rows(sources: Sequence[Source], options: Options) -> Division:
     """The division, without the times of the reference rows."""
     given = [s.df for s in sources if s.split == VALIDATION]
     [rows] = [s.df for s in sources if s.split in (None, TRAIN)]
-    rows = numbered(rows, options)
+    rows = number_equal_rows(rows, options)
     if given:
         proves = Source(given[0], TEST)
         return _proven_by(proves, rows, options, "the validation rows prove")
     if options.validationIndicatorCol:
-        holds = named(options.validationIndicatorCol)
+        holds = col_by_name(options.validationIndicatorCol)
         proves = Source(rows.where(holds), TEST, numbered=True)
         return _proven_by(proves, rows.where(~holds), options, "the validation rows prove")
     if not folds_of(options):
@@ -148,8 +148,8 @@ def _enough_folds(df: DataFrame, options: Options) -> int:
     if options.numFolds != "auto" or options.groupCol is None:
         return folds
     block = F.pmod(unit_and_block(df, options)[1], F.lit(MAX_BLOCKS)).alias("block")
-    with jvm.blamed(f"Spark failed while it counted groupCol={options.groupCol!r}"):
-        groups = df.select(named(options.groupCol), block).distinct().limit(2 * MIN_UNITS).collect()
+    with jvm.as_input_error(f"Spark failed while it counted groupCol={options.groupCol!r}"):
+        groups = df.select(col_by_name(options.groupCol), block).distinct().limit(2 * MIN_UNITS).collect()
     for number in range(folds, MOST_FOLDS + 1):
         places = [row["block"] % number for row in groups]
         if len(set(places)) == number and len(places) - places.count(0) >= MIN_UNITS:
@@ -159,7 +159,7 @@ def _enough_folds(df: DataFrame, options: Options) -> int:
 
 def check(
     division: Division, options: Options, *, labelCol: str | None, weightCol: str | None, classes: bool
-) -> int | None:  # fmt: skip
+) -> int | None:
     """Check that each fold can prove, with one or two jobs over the rows, and count the rows or groups that prove.
 
     Args:
@@ -175,13 +175,13 @@ def check(
     if not division.ships or division.factor is not None:
         return None
     o, folds, df = options, division.number + 1, division.makes.df
-    used = df if weightCol is None else df.where(named(weightCol) != 0)
-    label = named(labelCol).cast("double") if labelCol and classes else F.lit(None)
+    used = df if weightCol is None else df.where(col_by_name(weightCol) != 0)
+    label = col_by_name(labelCol).cast("double") if labelCol and classes else F.lit(None)
     fold, units = fold_of(df, o, folds).alias("fold"), dict[int, int]()
-    with jvm.blamed("Spark failed while it dealt the rows into folds"):
+    with jvm.as_input_error("Spark failed while it dealt the rows into folds"):
         rows = used.groupBy(fold, label.alias("label")).agg(F.count(F.lit(1)).alias("rows")).collect()
         if o.groupCol is not None:
-            units = dict(used.groupBy(fold).agg(F.count_distinct(named(o.groupCol))).collect())
+            units = dict(used.groupBy(fold).agg(F.count_distinct(col_by_name(o.groupCol))).collect())
     if o.groupCol is not None and sum(units.values()) < 2 * folds:
         raise InputError(
             f"groupCol={o.groupCol!r} has {sum(units.values())} values, too few for numFolds={folds}: at least {2 * folds} are "
@@ -214,12 +214,14 @@ def too_few(division: Division, options: Options, number: int | None) -> str:
         proves = functools.reduce(
             DataFrame.unionByName, (s.df for rows in division.proves for s in rows if s.split == TEST)
         )
-        with jvm.blamed("Spark failed while it counted the rows that prove"):
-            number = proves.count() if o.groupCol is None else proves.select(named(o.groupCol)).distinct().count()
+        with jvm.as_input_error("Spark failed while it counted the rows that prove"):
+            number = proves.count() if o.groupCol is None else proves.select(col_by_name(o.groupCol)).distinct().count()
     if number >= MIN_UNITS:
         return ""
     units = Units(number, "groups" if o.groupCol else "rows")
-    return f"not tested: {untested(units)}; {ways_to_decide(o, folds=not division.ships, divided=not division.ships)}"
+    return (
+        f"not tested: {why_untested(units)}; {ways_to_decide(o, folds=not division.ships, divided=not division.ships)}"
+    )
 
 
 def _check_sides(source: Source, options: Options) -> None:
@@ -229,12 +231,12 @@ def _check_sides(source: Source, options: Options) -> None:
     if o.timeCol:
         lacks[f"timeCol={o.timeCol!r} holds null or NaN or an infinite value"] = seconds(df, o.timeCol)
     if o.groupCol:
-        lacks[f"groupCol={o.groupCol!r} holds null"] = named(o.groupCol)
+        lacks[f"groupCol={o.groupCol!r} holds null"] = col_by_name(o.groupCol)
     if o.validationIndicatorCol and source.split is None:
-        lacks[f"validationIndicatorCol={o.validationIndicatorCol!r} holds null"] = named(o.validationIndicatorCol)
+        lacks[f"validationIndicatorCol={o.validationIndicatorCol!r} holds null"] = col_by_name(o.validationIndicatorCol)
     if not lacks:
         return
-    with jvm.blamed("Spark failed while it divided the rows"):
+    with jvm.as_input_error("Spark failed while it divided the rows"):
         [found] = df.agg(*(F.count_if(c.isNull()) for c in lacks.values())).collect()
     for told, number in zip(lacks, found, strict=True):
         if number:
@@ -325,10 +327,13 @@ def _in_stretches(df: DataFrame, options: Options) -> Division:
         return _parts(df, **{TRAIN: time <= bounds[k], split: (time > bounds[k]) & (time <= bounds[k + 1])})
 
     return Division(
-        f"{STRETCHES} stretches of time", parts(0, VALIDATION), tuple(parts(k, TEST) for k in range(1, STRETCHES)),
-        (Source(df, TRAIN, numbered=True),), (Boundaries(tuple(starts[:BLOCKS])), Boundaries(tuple(starts[BLOCKS:]))),
+        f"{STRETCHES} stretches of time",
+        parts(0, VALIDATION),
+        tuple(parts(k, TEST) for k in range(1, STRETCHES)),
+        (Source(df, TRAIN, numbered=True),),
+        (Boundaries(tuple(starts[:BLOCKS])), Boundaries(tuple(starts[BLOCKS:]))),
         STRETCHES_FACTOR,
-    )  # fmt: skip
+    )
 
 
 def inner(sources: Sequence[Source], options: Options) -> tuple[Source, ...]:

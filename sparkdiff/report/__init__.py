@@ -1,8 +1,8 @@
 """Reports of a run: its events, its record, a live line per phase, and displays of results as text, HTML and pictures."""
 
-from sparkdiff.report.ancestry import ancestors_of, drawn_ancestors
+from sparkdiff.report.ancestry import ancestor_picture, ancestors_of
 from sparkdiff.report.difference_table import difference_headline, difference_sections
-from sparkdiff.report.drawing import drawn
+from sparkdiff.report.plan_drawing import plan_picture
 from sparkdiff.report.progress import (
     Events,
     Phases,
@@ -12,16 +12,26 @@ from sparkdiff.report.progress import (
     change,
     check_callbacks,
     duration,
+    is_progress_shown,
     share_of,
-    shown,
     tell,
 )
-from sparkdiff.report.record import FineTuningSummary, RunRecord, versions
-from sparkdiff.report.sections import Section, SectionTable, Shown, ShownFields, Strong, aligned, as_html
+from sparkdiff.report.run_record import FineTuningSummary, RunRecord, versions
+from sparkdiff.report.sections import (
+    Displayable,
+    DisplayableFields,
+    Section,
+    SectionTable,
+    StrongLine,
+    aligned,
+    as_html,
+)
+from sparkdiff.report.summary_sections import p_value
 from sparkdiff.report.svg import Drawing
-from sparkdiff.report.table import p_value
 
 __all__ = [
+    "Displayable",
+    "DisplayableFields",
     "Drawing",
     "Events",
     "FineTuningSummary",
@@ -31,23 +41,21 @@ __all__ = [
     "RunRecord",
     "Section",
     "SectionTable",
-    "Shown",
-    "ShownFields",
-    "Strong",
+    "StrongLine",
     "advance",
     "aligned",
+    "ancestor_picture",
     "ancestors_of",
     "as_html",
     "change",
     "check_callbacks",
     "difference_headline",
     "difference_sections",
-    "drawn",
-    "drawn_ancestors",
     "duration",
+    "is_progress_shown",
     "p_value",
+    "plan_picture",
     "share_of",
-    "shown",
     "tell",
     "versions",
-]  # fmt: skip
+]

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from sparkdiff.report.progress import change, duration
+from sparkdiff.report.summary_sections import p_value
 from sparkdiff.report.svg import add, canvas, cropped, label, wrapped
-from sparkdiff.report.table import p_value
 
 BOX, TEXT, HEIGHT, GAP, LINE, MARGIN, LANE = 330, 450, 44, 26, 16, 12, 44
 """Sizes in pixels: width of a box, width of the text beside the box, height of a box, gap between boxes, height of a
@@ -36,7 +36,7 @@ class Ancestor(NamedTuple):
     made: bool = False
 
 
-def drawn_ancestors(line: Sequence[Ancestor], title: str) -> ElementTree.Element:
+def ancestor_picture(line: Sequence[Ancestor], title: str) -> ElementTree.Element:
     """The picture of a model's ancestors, one below the other, the first ancestor at the top."""
     left = MARGIN + LANE
     notes = [[row for note in a.notes for row in wrapped(note, "note", TEXT)] for a in line]

@@ -32,11 +32,24 @@ VARIABLES = {
     PAPER: "var(--paper)",
 }
 STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none", "font.size": 10, "font.family": "sans-serif", "text.color": INK, "text.parse_math": False,
-    "axes.edgecolor": LINE, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "grid.color": LINE,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.linewidth": 0.6,
-    "axes.axisbelow": True, "legend.frameon": False, "legend.fontsize": 9,
-}  # fmt: skip
+    "svg.fonttype": "none",
+    "font.size": 10,
+    "font.family": "sans-serif",
+    "text.color": INK,
+    "text.parse_math": False,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": LINE,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+}
 """The style of all charts, as matplotlib's settings."""
 CURVES = 12
 """Largest number of curves; if there are more, only the best are drawn."""
@@ -102,16 +115,25 @@ def curves(records: Records, metric: str, direction: str, *, whose: str = "valid
             name = f"fold {fold}" if several else str(recipe)
             best = place == 0
             axes.plot(
-                *zip(*lines[key], strict=True), color=AFTER if best else FAINT, linewidth=2 if best else 1,
-                label=f"{name} (best)" if best else None, zorder=3 if best else 2,
-            )  # fmt: skip
+                *zip(*lines[key], strict=True),
+                color=AFTER if best else FAINT,
+                linewidth=2 if best else 1,
+                label=f"{name} (best)" if best else None,
+                zorder=3 if best else 2,
+            )
         top = min(lines[order[0]], key=lambda p: sign * p[1])
         axes.plot(*top, "o", color=AFTER, markersize=6, zorder=4)
         side = "right" if top[0] > lines[order[0]][-1][0] / 2 else "left"
         axes.annotate(
-            f"epoch {top[0]:g}: {top[1]:.5g}", top, xytext=(6, 8), textcoords="offset points", color=INK, ha=side, zorder=5,
+            f"epoch {top[0]:g}: {top[1]:.5g}",
+            top,
+            xytext=(6, 8),
+            textcoords="offset points",
+            color=INK,
+            ha=side,
+            zorder=5,
             bbox={"facecolor": PAPER, "edgecolor": "none", "alpha": 0.8, "pad": 1},
-        )  # fmt: skip
+        )
         start = [v[0][1] for v in lines.values()]
         if not several:
             axes.axhline(start[0], color=BEFORE, linewidth=1.2, linestyle="--", label="original")

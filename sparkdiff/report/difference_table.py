@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sparkdiff.report.sections import Section, SectionTable, Strong
+from sparkdiff.report.sections import Section, SectionTable, StrongLine
 
 HEAD = ("stage", "what", "shape", "differ", "largest", "relative")
 BLANK = ("",) * 4
@@ -13,13 +13,13 @@ SHOWN = 60
 
 
 def difference_sections(d: Mapping[str, Any]) -> Iterator[Section]:
-    """Sections on a `diagnostics.models.Difference`, given as plain values: a table with a row per weight, Param or stage that
-    differs, the content hashes, and the differences of predictions.
+    """Sections on a `diagnostics.model_differences.Difference`, given as plain values: a table with a row per weight, Param
+    or stage that differs, the content hashes, and the differences of predictions.
     """
     rows = [row for stage in d["stages"] for row in _rows(stage)]
     if rows:
         yield SectionTable([HEAD, *rows], left=range(len(HEAD)))
-    yield Strong(how_many(d))
+    yield StrongLine(how_many(d))
     yield f"old {d['oldHash'] or 'cannot be saved'}"
     yield f"new {d['newHash'] or 'cannot be saved'}"
     if d["predictions"] is not None:

@@ -11,22 +11,29 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sparkdiff.report import charts
-from sparkdiff.report.ancestry import SHORT, Ancestor, ancestors_of, drawn_ancestors
-from sparkdiff.report.drawing import drawn
+from sparkdiff.report.ancestry import SHORT, Ancestor, ancestor_picture, ancestors_of
+from sparkdiff.report.plan_drawing import plan_picture
 from sparkdiff.report.progress import share_of
-from sparkdiff.report.sections import rendered, template
+from sparkdiff.report.sections import render_template, template
+from sparkdiff.report.summary_sections import p_value
 from sparkdiff.report.svg import Drawing
-from sparkdiff.report.table import p_value
 
 ACCEPTED = {"tuned", "grown", "improved", "winner"}
 WORDS = {
-    "tuned": "Fine-tuned", "grown": "Grown", "improved": "Improved", "winner": "Winner of the search",
-    "kept original": "Original kept", "kept default": "Default kept", "kept current": "Current model kept",
-}  # fmt: skip
+    "tuned": "Fine-tuned",
+    "grown": "Grown",
+    "improved": "Improved",
+    "winner": "Winner of the search",
+    "kept original": "Original kept",
+    "kept default": "Default kept",
+    "kept current": "Current model kept",
+}
 OFFERS = {
-    "best": "best", "asCheap": "best that serves as cheaply", "sameForm": "best with the same stages",
+    "best": "best",
+    "asCheap": "best that serves as cheaply",
+    "sameForm": "best with the same stages",
     "simpler": "simpler, and no worse",
-}  # fmt: skip
+}
 """Names of the pipelines that an improvement offers (`ImproverModel.offers`), and their titles."""
 SIDES = {"train": "training rows", "validation": "validation rows", "test": "test rows", "reference": "reference rows"}
 MOVED = 60
@@ -36,9 +43,14 @@ Values = Mapping[str, Any]
 
 
 def page(
-    summary: Values, records: Sequence[Values] = (), *, plan: Values | None = None, trials: Sequence[Values] = (),
-    command: str | None = None, lineage: Values | None = None,
-) -> str:  # fmt: skip
+    summary: Values,
+    records: Sequence[Values] = (),
+    *,
+    plan: Values | None = None,
+    trials: Sequence[Values] = (),
+    command: str | None = None,
+    lineage: Values | None = None,
+) -> str:
     """The report as HTML.
 
     Args:
@@ -51,17 +63,33 @@ def page(
     """
     charts_of = _charts(summary, records, trials)
     tables = {
-        "metrics": _metrics(summary), "others": _others(summary), "affected": affected(summary), "moved": _moved(summary),
-        "stages": [] if plan is None else plan["stages"], "slices": _slices(summary), "timings": _timings(summary),
-        "options": _listed(summary.get("options")), "asked": _listed(summary.get("search")), "parity": _parity(summary),
-        "settings": _listed(summary.get("settings")), "trials": _trials(trials, summary),
-    }  # fmt: skip
-    return _rendered(
-        "report.html", s=summary, accepted=summary["decision"] in ACCEPTED, word=word(summary), headline=headline(summary),
-        offers=OFFERS, moved_count=len(summary.get("stages") or {}), drawing=_drawing(plan), command=command,
+        "metrics": _metrics(summary),
+        "others": _others(summary),
+        "affected": effect_sentences(summary),
+        "moved": _parameter_changes(summary),
+        "stages": [] if plan is None else plan["stages"],
+        "slices": _slices(summary),
+        "timings": _timings(summary),
+        "options": _setting_rows(summary.get("options")),
+        "asked": _setting_rows(summary.get("search")),
+        "parity": _parity(summary),
+        "settings": _setting_rows(summary.get("settings")),
+        "trials": _trials(trials, summary),
+    }
+    return _render_page(
+        "report.html",
+        s=summary,
+        accepted=summary["decision"] in ACCEPTED,
+        word=word(summary),
+        headline=headline(summary),
+        offers=OFFERS,
+        moved_count=len(summary.get("stages") or {}),
+        drawing=_drawing(plan),
+        command=command,
         ancestry=_ancestry(lineage, summary),
-        **charts_of, **tables,
-    )  # fmt: skip
+        **charts_of,
+        **tables,
+    )
 
 
 def comparison(runs: Mapping[str, Values]) -> str:
@@ -70,7 +98,7 @@ def comparison(runs: Mapping[str, Values]) -> str:
     Args:
         runs: the summaries of the runs, by name.
     """
-    options = {name: dict(_listed(s.get("options"))) for name, s in runs.items()}
+    options = {name: dict(_setting_rows(s.get("options"))) for name, s in runs.items()}
     keys = list(dict.fromkeys(k for o in options.values() for k in o))
     differ = [k for k in keys if len({o.get(k) for o in options.values()}) > 1]
     shown = {
@@ -79,11 +107,11 @@ def comparison(runs: Mapping[str, Values]) -> str:
     }
     sides = [side for side in SIDES if any(side in r["metrics"] for r in shown.values())]
     listed = [(k, [o.get(k, "") for o in options.values()]) for k in differ]
-    return _rendered("compare.html", runs=shown, sides=sides, options=listed)
+    return _render_page("compare.html", runs=shown, sides=sides, options=listed)
 
 
-def _rendered(name: str, **values: Any) -> str:
-    return rendered(name, {"number": number, "share": share, "p": p_value}, css=template("report.css"), **values)
+def _render_page(name: str, **values: Any) -> str:
+    return render_template(name, {"number": number, "share": share, "p": p_value}, css=template("report.css"), **values)
 
 
 # Words ----------------------------------------------------------------------------------------------------------------
@@ -120,7 +148,7 @@ def headline(summary: Values) -> str:
     return said if p is None else f"{said}, {p_value(p)}"
 
 
-def affected(summary: Values) -> list[str]:
+def effect_sentences(summary: Values) -> list[str]:
     """Sentences on the predictions and slices that change."""
     out = []
     if (c := summary.get("compatibility")) is not None:
@@ -140,7 +168,7 @@ def affected(summary: Values) -> list[str]:
 # Tables ---------------------------------------------------------------------------------------------------------------
 
 
-def _compared(summary: Values, key: str) -> Any:
+def _compatibility_value(summary: Values, key: str) -> Any:
     return (summary.get("compatibility") or {}).get(key)
 
 
@@ -172,14 +200,14 @@ def _change(values: Values) -> float | None:
 
 
 def _others(summary: Values) -> list[tuple[str, Any, Any]]:
-    found = dict(_compared(summary, "others") or {})
+    found = dict(_compatibility_value(summary, "others") or {})
     found.pop(summary["metric"], None)
-    if (c := _compared(summary, "calibration")) is not None:
+    if (c := _compatibility_value(summary, "calibration")) is not None:
         found[c["measure"]] = c
     return [(name, v["before"], v["after"]) for name, v in found.items()]
 
 
-def _moved(summary: Values) -> list[tuple[str, str, float, float]]:
+def _parameter_changes(summary: Values) -> list[tuple[str, str, float, float]]:
     """(stage, parameter, largest change, root mean square) of the changed parameters, the most changed first."""
     found = summary.get("stages") or {}
     rows = [(*k.rsplit(".", 1), v["largest"], v["rootMeanSquare"]) for k, v in found.items()]
@@ -192,7 +220,7 @@ def _drawing(plan: Values | None) -> str:
         return ""
     trained = [t for t in plan["stages"] if t["trainable"]]
     total = f"trains {sum(t['numParameters'] for t in trained):,} parameters in {len(trained)} of {len(plan['stages'])} stages"
-    return Drawing(drawn(plan, total))._repr_html_()
+    return Drawing(plan_picture(plan, total))._repr_html_()
 
 
 def _ancestry(lineage: Values | None, summary: Values) -> str:
@@ -203,7 +231,7 @@ def _ancestry(lineage: Values | None, summary: Values) -> str:
     this = Ancestor(
         "this run", str((summary.get("model") or {}).get("hash", ""))[:SHORT], [summary["decision"]], "this", made=True
     )
-    return Drawing(drawn_ancestors([*known, this], f"{len(known)} models led to this run"))._repr_html_()
+    return Drawing(ancestor_picture([*known, this], f"{len(known)} models led to this run"))._repr_html_()
 
 
 def _slices(summary: Values) -> list[dict[str, Any]]:
@@ -222,10 +250,11 @@ def _charts(summary: Values, records: Sequence[Values], trials: Sequence[Values]
         whose = "held-out rows" if summary.get("folds") else "validation rows"
         curves = charts.curves(records, metric, direction, whose=whose)
     return {
-        "curves": curves, "changes": charts.changes(compared.get("changes"), what),
+        "curves": curves,
+        "changes": charts.changes(compared.get("changes"), what),
         "reliability": charts.reliability(compared.get("bins"), what),
         "slice_chart": charts.slices(summary.get("slices") or []),
-    }  # fmt: skip
+    }
 
 
 def _trials(trials: Sequence[Values], summary: Values) -> dict[str, Any]:
@@ -240,7 +269,7 @@ def _trials(trials: Sequence[Values], summary: Values) -> dict[str, Any]:
     }
 
 
-def _listed(values: Values | None) -> list[tuple[str, str]]:
+def _setting_rows(values: Values | None) -> list[tuple[str, str]]:
     return [(k, _text(v)) for k, v in (values or {}).items() if v is not None and v != [] and v != {}]
 
 

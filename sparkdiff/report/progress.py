@@ -41,7 +41,7 @@ class Screen(Protocol):
     def runs(self, name: str, detail: str) -> None:
         """Show that a phase has begun or progressed."""
 
-    def ended(self, name: str, seconds: float, detail: str) -> None:
+    def show_end(self, name: str, seconds: float, detail: str) -> None:
         """Show that a phase has ended, perhaps by an exception."""
 
 
@@ -83,7 +83,7 @@ class Log:
         elif not detail:
             self.last = now
 
-    def ended(self, name: str, seconds: float, detail: str) -> None:
+    def show_end(self, name: str, seconds: float, detail: str) -> None:
         print(line(name, seconds, detail), file=sys.stderr, flush=True)
 
 
@@ -106,12 +106,16 @@ class Terminal:
 
             # Output of a callback appears above the line, unless it goes elsewhere.
             self.live = Live(
-                get_renderable=self._line, console=self.console, refresh_per_second=1 / REFRESH, transient=True,
-                redirect_stdout=sys.stdout.isatty(), redirect_stderr=False,
-            )  # fmt: skip
+                get_renderable=self._line,
+                console=self.console,
+                refresh_per_second=1 / REFRESH,
+                transient=True,
+                redirect_stdout=sys.stdout.isatty(),
+                redirect_stderr=False,
+            )
             self.live.start(refresh=True)
 
-    def ended(self, name: str, seconds: float, detail: str) -> None:
+    def show_end(self, name: str, seconds: float, detail: str) -> None:
         if self.live is not None:
             self.live.stop()
         self.live, self.name = None, ""
@@ -139,7 +143,7 @@ class Notebook:
         self.last, self.name = now, name
         self._show(f"<b>{html.escape(name)}</b> {html.escape(detail) or '...'}")
 
-    def ended(self, name: str, seconds: float, detail: str) -> None:
+    def show_end(self, name: str, seconds: float, detail: str) -> None:
         self.done.append(f"{html.escape(name)} {seconds:.1f} s")
         self.name = ""
         self._show(html.escape(detail))
@@ -158,7 +162,7 @@ PROBE = 1.0
 """Seconds between two calls of the function that finds out the progress of a phase, see `Phase.watched`."""
 
 
-def shown(verbosity: int | None) -> bool:
+def is_progress_shown(verbosity: int | None) -> bool:
     """True if progress is to be shown. If the option is unset (None), it is shown in a terminal and a notebook only."""
     return someone_watches() if verbosity is None else verbosity > 0
 
@@ -199,7 +203,7 @@ class RemainingTime:
         self.clock, self.first = clock, (0, 0.0)
         self.begun = False
 
-    def left(self, done: int, most: int) -> float | None:
+    def seconds_left(self, done: int, most: int) -> float | None:
         """Expected seconds until `most` items are done; None if unknown.
 
         It is unknown at the first call, until an item was finished after the first call, and when all are done.
@@ -280,7 +284,7 @@ class Progress(Events):
         if seconds is None:
             self.screen.runs(name, detail)
         else:
-            self.screen.ended(name, seconds, detail)
+            self.screen.show_end(name, seconds, detail)
 
 
 class Phase:
@@ -310,7 +314,7 @@ class Phase:
                 listener.on_phase(self.name, None, f"{self.within}{text}")
 
     @contextmanager
-    def watched(self, probe: Callable[[], str]) -> Iterator[None]:
+    def show_periodically(self, probe: Callable[[], str]) -> Iterator[None]:
         """Show the text of `probe` once a second within this context; do nothing if no listener shows progress."""
         if not any(isinstance(listener, Progress) for listener in self.listeners):
             yield
@@ -358,7 +362,7 @@ class Phases:
         """Phases of a part of this run. The user sees them as progress of the running phase; other listeners get them,
         too.
         """
-        return Phases(False, [Inside(self), *(x for x in self.listeners if not isinstance(x, Progress))])
+        return Phases(False, [NestedPhaseListener(self), *(x for x in self.listeners if not isinstance(x, Progress))])
 
     @contextmanager
     def phase(self, name: str) -> Iterator[Phase]:
@@ -380,7 +384,7 @@ class Phases:
         tell(self.listeners, "on_decision", record)
 
 
-class Inside(Events):
+class NestedPhaseListener(Events):
     """A listener that shows the phases of a part of a run as the progress of the enclosing phase."""
 
     def __init__(self, phases: Phases):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sparkdiff.errors import InputError
-from sparkdiff.machine.whole import read_object
+from sparkdiff.machine.atomic_files import read_object
 from sparkdiff.report.page import by_side, comparison, headline, number, page
 from sparkdiff.report.sections import aligned
 
@@ -26,9 +26,13 @@ def report_of(folder: Path) -> str:
     history, trials = (_read_whole(folder / name, _rows) or [] for name in ("history.csv", "trials.csv"))
     try:
         return page(
-            summary, history, plan=_read_whole(folder / "plan.json", read_object),
-            lineage=_read_whole(folder / LINEAGE, read_object), trials=trials, command=summary.get("command"),
-        )  # fmt: skip
+            summary,
+            history,
+            plan=_read_whole(folder / "plan.json", read_object),
+            lineage=_read_whole(folder / LINEAGE, read_object),
+            trials=trials,
+            command=summary.get("command"),
+        )
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise InputError(
             f"the files in {folder} are not those of a run of this version ({type(e).__name__}: {e})"
@@ -51,17 +55,17 @@ def comparison_of(folders: Sequence[Path]) -> str:
     Raises:
         InputError: a folder holds no summary.json of a run.
     """
-    return comparison(_named(folders))
+    return comparison(_summaries_by_name(folders))
 
 
-def compared(folders: Sequence[Path]) -> str:
+def comparison_text(folders: Sequence[Path]) -> str:
     """A comparison of runs as text.
 
     Raises:
         InputError: a folder holds no summary.json of a run.
     """
     rows = [("run", "decision", "metric", "rows", "original", "new", "gain")]
-    for name, s in _named(folders).items():
+    for name, s in _summaries_by_name(folders).items():
         sides = dict(by_side(s))
         side = next((k for k in ("test", "validation", "train") if k in sides), "")
         values = sides.get(side, {"before": None, "after": None})
@@ -72,7 +76,7 @@ def compared(folders: Sequence[Path]) -> str:
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
-def _named(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
+def _summaries_by_name(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
     """The summaries of runs, by the names of their folders, or by the folders' paths if two folders have the same name."""
     names = [f.resolve().name for f in folders]
     shown = names if len(set(names)) == len(names) else [str(f) for f in folders]

@@ -30,7 +30,7 @@ class SectionTable:
     ruled: bool = False
 
 
-class Strong(str):
+class StrongLine(str):
     """A line to emphasise."""
 
     strong = True
@@ -68,12 +68,12 @@ def as_html(sections: Iterable[Section]) -> str | None:
     Without the extra `report` it is None, so that the notebook shows the text.
     """
     try:
-        return rendered("sections.html", {}, sections=list(sections), long=LONG)
+        return render_template("sections.html", {}, sections=list(sections), long=LONG)
     except InputError:
         return None
 
 
-class Shown:
+class Displayable:
     """Base of results that display themselves: one line as `repr`, all sections with `print`, and HTML in a notebook."""
 
     def _headline(self) -> str:
@@ -92,7 +92,7 @@ class Shown:
         return as_html(self._sections())
 
 
-class ShownFields(Shown):
+class DisplayableFields(Displayable):
     """Base of dataclasses that display themselves and return their fields as a dict, or as JSON with times in ISO 8601."""
 
     def toDict(self) -> dict[str, Any]:
@@ -102,7 +102,7 @@ class ShownFields(Shown):
         return json.dumps(self.toDict(), indent=2, default=datetime.isoformat)
 
 
-class ShownByStage(ShownFields):
+class DisplayableStages(DisplayableFields):
     """Base of dataclasses with an entry per stage in `stages`."""
 
     stages: tuple[Any, ...]
@@ -118,7 +118,7 @@ def template(file: str) -> str:
     return (resources.files("sparkdiff.report") / "templates" / file).read_text(encoding="utf-8")
 
 
-def rendered(name: str, filters: Mapping[str, Callable[..., str]], **values: Any) -> str:
+def render_template(name: str, filters: Mapping[str, Callable[..., str]], **values: Any) -> str:
     """The template of this name, filled with these values; all text is escaped."""
     with requires_extra("report", "HTML"):
         from jinja2 import Environment, FunctionLoader  # imported only if something is shown as HTML

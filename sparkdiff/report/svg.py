@@ -91,10 +91,17 @@ def wrapped(text: str, style: str, width: float) -> list[str]:
 
 
 def canvas(width: float, height: float, title: str) -> ElementTree.Element:
-    root = ElementTree.Element("svg", {
-        "xmlns": "http://www.w3.org/2000/svg", "class": "sparkdiff-plan", "role": "img",
-        "width": f"{width:g}", "height": f"{height:g}", "viewBox": f"0 0 {width:g} {height:g}",
-    })  # fmt: skip
+    root = ElementTree.Element(
+        "svg",
+        {
+            "xmlns": "http://www.w3.org/2000/svg",
+            "class": "sparkdiff-plan",
+            "role": "img",
+            "width": f"{width:g}",
+            "height": f"{height:g}",
+            "viewBox": f"0 0 {width:g} {height:g}",
+        },
+    )
     ElementTree.SubElement(root, "title").text = title
     return root
 

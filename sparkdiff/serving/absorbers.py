@@ -9,7 +9,7 @@ from sparkdiff import jvm
 from sparkdiff.jvm import trees
 from sparkdiff.jvm.coefficients import intercepts_of, matrix_of, stored_of, with_coefficients
 from sparkdiff.jvm.nodes import Nodes
-from sparkdiff.serving.maps import Array, Chosen, Entries, Map, RefusedError
+from sparkdiff.serving.affine_maps import Array, ElementwiseMap, Map, RefusedError, SelectionMap
 from sparkdiff.stages.base import REGISTRY, class_name
 from sparkdiff.stages.forest import Trees
 from sparkdiff.stages.linear import LinearMargin, LogisticRegression
@@ -51,7 +51,7 @@ class LinearAbsorber:
         """Number of features that the stage reads."""
         return int(self.matrix.shape[1])
 
-    def absorbed(self, change: Map, start: int, width_in: int | None) -> "LinearAbsorber":
+    def absorb(self, change: Map, start: int, width_in: int | None) -> "LinearAbsorber":
         """The stage changed so that it reads the input of the map `change` in place of the features that the map
         writes.
 
@@ -69,8 +69,8 @@ class LinearAbsorber:
         self._check_cost(change, part.shape[1], width_in)
         new, constants = change.slopes(part, width_in)
         self._check_numbers(change, part, new)
-        stored = self._stored(change, block, width_in)
-        if isinstance(change, Entries) and change.at_zero.any():
+        stored = self._stored_mask(change, block, width_in)
+        if isinstance(change, ElementwiseMap) and change.at_zero.any():
             self._check_shift(change, part)
         matrix = np.concatenate([self.matrix[:, : block.start], new, self.matrix[:, block.stop :]], 1)
         return dataclasses.replace(self, matrix=matrix, stored=stored, constants=self.constants + constants)
@@ -78,7 +78,7 @@ class LinearAbsorber:
     def _check_cost(self, change: Map, width_out: int, width_in: int) -> None:
         """Raise RefusedError if one wide matrix product would take longer than the map followed by the narrow product."""
         m = len(self.matrix)
-        if width_in > width_out and not isinstance(change, Chosen):
+        if width_in > width_out and not isinstance(change, SelectionMap):
             before, after = width_in * width_out + width_out * m, width_in * m
             if after > before + STAGE:
                 raise RefusedError(f"{after:,} products a row would take the place of {before:,}")
@@ -87,14 +87,14 @@ class LinearAbsorber:
         small = (np.abs(new) < 2.0**-960) & (new != 0)
         if not np.isfinite(new).all() or small.any():
             raise RefusedError("the products of its factors and the coefficients leave the range of doubles")
-        if isinstance(change, Entries) and ((new == 0) & (part != 0) & (change.factor != 0)).any():
+        if isinstance(change, ElementwiseMap) and ((new == 0) & (part != 0) & (change.factor != 0)).any():
             raise RefusedError("the products of its factors and the coefficients leave the range of doubles")
 
-    def _stored(self, change: Map, block: slice, width_in: int) -> Array | None:
+    def _stored_mask(self, change: Map, block: slice, width_in: int) -> Array | None:
         """Entries of the new matrix that are multiplied, (m, d) bool; None if all are."""
         was = np.ones(self.matrix.shape, np.bool_) if self.stored is None else self.stored
         met = was[:, block]
-        if isinstance(change, Entries) and (met & change.fixed).any():
+        if isinstance(change, ElementwiseMap) and (met & change.fixed).any():
             j = int(np.flatnonzero((met & change.fixed).any(0))[0])
             raise RefusedError(
                 f"entry {j} was constant when it was fitted: it makes one number of every input, also of an infinite one, which "
@@ -107,7 +107,7 @@ class LinearAbsorber:
             return None
         return np.concatenate([was[:, : block.start], new, was[:, block.stop :]], 1)
 
-    def _check_shift(self, change: Entries, part: Array) -> None:
+    def _check_shift(self, change: ElementwiseMap, part: Array) -> None:
         """Raise RefusedError if the stage has no intercepts, or if the map's shifts are so large that rounding could change
         the margin by more than TOLERANCE.
 
@@ -128,14 +128,14 @@ class LinearAbsorber:
                 f"more than {TOLERANCE:g} of its size"
             )
 
-    def built(self) -> Any:
+    def changed_stage(self) -> Any:
         """The changed stage, with the same class, uid and Params."""
         if self.intercepts is None:
             weights = {"pc": self.matrix.T.copy(), "explainedVariance": self.stage.explainedVariance.toArray()}
-            return jvm.widened(self.stage, weights, {})
+            return jvm.rebuild_resized(self.stage, weights, {})
         intercepts = np.asarray(self.intercepts + self.constants)
         if isinstance(self.stage, _Layers):
-            return self.stage.built(self.matrix, intercepts)
+            return self.stage.with_first_layer(self.matrix, intercepts)
         return with_coefficients(self.stage, self.matrix, intercepts, self.stored)
 
 
@@ -146,7 +146,7 @@ class _Layers:
     stage: Any
     module: MultilayerPerceptron
 
-    def built(self, matrix: Array, bias: Array) -> Any:
+    def with_first_layer(self, matrix: Array, bias: Array) -> Any:
         rest = [p.detach().numpy() for i in range(1, self.module.depth) for p in self.module.layer(i)]
         weights = np.concatenate([p.ravel("F") for p in (matrix, bias, *rest)])
         stage, layers = self.stage, list(self.stage.getOrDefault("layers"))
@@ -164,14 +164,14 @@ class Forest:
     width: int
     checks_width = False
 
-    def absorbed(self, change: Map, start: int, width_in: int | None) -> "Forest":
-        if isinstance(change, Entries):
-            return dataclasses.replace(self, nodes=self._moved(change, start))
-        if isinstance(change, Chosen):
+    def absorb(self, change: Map, start: int, width_in: int | None) -> "Forest":
+        if isinstance(change, ElementwiseMap):
+            return dataclasses.replace(self, nodes=self._nodes_for_input(change, start))
+        if isinstance(change, SelectionMap):
             return self._renumbered(change.places, start, width_in)
         raise RefusedError("a tree compares single features, and it mixes them")
 
-    def _moved(self, change: Entries, start: int) -> Nodes:
+    def _nodes_for_input(self, change: ElementwiseMap, start: int) -> Nodes:
         """Nodes with thresholds on the map's inputs that send every row to the same side as before, bit for bit."""
         feature = self.nodes.featureIndex - start
         inside = ~self.nodes.leaf & (feature >= 0) & (feature < len(change.factor))
@@ -203,7 +203,7 @@ class Forest:
             self, nodes=self.nodes.replace(featureIndex=feature), width=self.width + wide - len(places)
         )
 
-    def built(self) -> Any:
+    def changed_stage(self) -> Any:
         return trees.rebuild(self.stage, self.nodes, numFeatures=self.width)
 
 

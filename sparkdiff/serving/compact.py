@@ -7,14 +7,22 @@ from typing import Any
 from pyspark.sql.types import StructType
 
 from sparkdiff.errors import InputError, check_type, did_you_mean
+from sparkdiff.pipeline.column_names import unused_prefix
 from sparkdiff.pipeline.graph import Graph, Version
-from sparkdiff.pipeline.names import unused
-from sparkdiff.pipeline.nesting import Path, plain, replaced
-from sparkdiff.pipeline.translation import linked
-from sparkdiff.report import Section, SectionTable, Strong
-from sparkdiff.report.sections import ShownByStage
-from sparkdiff.serving.columns import StageFacts, State, left_out, pinned, reading, reads_of, reselected
-from sparkdiff.serving.folding import folded
+from sparkdiff.pipeline.nesting import Path, plain, with_leaves
+from sparkdiff.pipeline.translation import graph_of
+from sparkdiff.report import Section, SectionTable, StrongLine
+from sparkdiff.report.sections import DisplayableStages
+from sparkdiff.serving.folding import fold
+from sparkdiff.serving.folding_state import (
+    StageFacts,
+    State,
+    left_out,
+    reading,
+    reads_of,
+    selection_replacements,
+    unchangeable_stages,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +45,7 @@ class StageCompaction:
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class CompactPlan(ShownByStage):
+class CompactPlan(DisplayableStages):
     """Report of `compact_plan`: a StageCompaction per leaf stage, in the order of the pipeline, and the columns that
     stay.
     """
@@ -54,7 +62,7 @@ class CompactPlan(ShownByStage):
     def _sections(self) -> Iterator[Section]:
         rows = [(".".join(map(str, s.path)) or "0", s.stageClass, s.action, s.reason) for s in self.stages]
         yield SectionTable([("", "stage", "", "why"), *rows], left=range(4))
-        yield Strong(f"{self._headline()}; these columns stay: {', '.join(self.keepCols) or 'none'}")
+        yield StrongLine(f"{self._headline()}; these columns stay: {', '.join(self.keepCols) or 'none'}")
 
 
 def compact(model: Any, keepCols: Sequence[str] | None = None, *, schema: StructType | None = None) -> Any:
@@ -82,18 +90,19 @@ def compact(model: Any, keepCols: Sequence[str] | None = None, *, schema: Struct
         InputError: the pipeline is not fitted, or no stage writes one of `keepCols`.
     """
     given = plain(model)
-    state, _ = folded(_start(given, keepCols, schema))
+    state, _ = fold(_start(given, keepCols, schema))
     taken = [*state.facts.fields, *(c for v in state.graph.vertices for c in (*v.inputs, *v.outputs))]
     renamed = {
-        i: unused(f"{state.vertex(i).uid}_folded{i}", taken) for i in sorted(state.changed.intersection(state.reads))
+        i: unused_prefix(f"{state.vertex(i).uid}_folded{i}", taken)
+        for i in sorted(state.changed.intersection(state.reads))
     }
     new: dict[Path, Any] = {state.vertex(i).path: left_out(given, state.vertex(i).path) for i in state.gone}
     for i, reads in state.reads.items():
         vertex = state.vertex(i)
-        stage = state.absorbers[i].built() if i in state.absorbers else vertex.stage
+        stage = state.absorbers[i].changed_stage() if i in state.absorbers else vertex.stage
         stage = stage.copy({stage.outputCol: renamed[i]}) if i in renamed else stage
         new[vertex.path] = reading(stage, vertex, tuple(renamed.get(r.version[1], r.spelled) for r in reads))
-    return replaced(given, new | reselected(given, state.graph, state.gone, renamed))
+    return with_leaves(given, new | selection_replacements(given, state.graph, state.gone, renamed))
 
 
 def compact_plan(model: Any, keepCols: Sequence[str] | None = None, *, schema: StructType | None = None) -> CompactPlan:
@@ -103,16 +112,16 @@ def compact_plan(model: Any, keepCols: Sequence[str] | None = None, *, schema: S
         InputError: as in `compact`.
     """
     start = _start(plain(model), keepCols, schema)
-    state, why = folded(start)
+    state, why = fold(start)
     return CompactPlan(
-        tuple(_told(state, start, why, i) for i in range(len(state.graph.vertices))),
+        tuple(_stage_outcome(state, start, why, i) for i in range(len(state.graph.vertices))),
         tuple(
             c for v in state.graph.vertices for c in v.outputs if (state.graph.casefold(c), v.position) in state.keep
         ),
     )
 
 
-def _told(state: State, start: State, why: Mapping[int, str], i: int) -> StageCompaction:
+def _stage_outcome(state: State, start: State, why: Mapping[int, str], i: int) -> StageCompaction:
     vertex = state.vertex(i)
     changed = i in state.absorbers or i in state.changed or (i in state.reads and state.reads[i] != start.reads[i])
     action = "gone" if i in state.gone else "changed" if changed else "same"
@@ -122,9 +131,9 @@ def _told(state: State, start: State, why: Mapping[int, str], i: int) -> StageCo
 def _start(model: Any, keepCols: Sequence[str] | None, schema: StructType | None) -> State:
     if schema is not None:
         check_type("schema", schema, StructType, "a StructType such as df.schema")
-    graph = linked(model)
-    keep = _unread(graph) if keepCols is None else _named(graph, keepCols)
-    return State(StageFacts(graph, schema), keep, pinned(model, graph), reads_of(graph))
+    graph = graph_of(model)
+    keep = _unread(graph) if keepCols is None else _versions_of(graph, keepCols)
+    return State(StageFacts(graph, schema), keep, unchangeable_stages(model, graph), reads_of(graph))
 
 
 def _unread(graph: Graph) -> frozenset[Version]:
@@ -137,7 +146,7 @@ def _unread(graph: Graph) -> frozenset[Version]:
     )
 
 
-def _named(graph: Graph, keepCols: Sequence[str]) -> frozenset[Version]:
+def _versions_of(graph: Graph, keepCols: Sequence[str]) -> frozenset[Version]:
     given = [keepCols] if isinstance(keepCols, str) else list(keepCols)
     if not given:
         raise InputError("keepCols is empty, so that no stage would be left: name the columns that must stay")

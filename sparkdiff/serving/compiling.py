@@ -13,13 +13,13 @@ from pyspark.sql.types import StructType
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, check_dataframe, did_you_mean
+from sparkdiff.jvm.java_objects import schema_after
 from sparkdiff.jvm.number_text import java_release
-from sparkdiff.jvm.objects import schema_after
 from sparkdiff.pipeline.graph import Graph, Version, Vertex
-from sparkdiff.pipeline.nesting import Path, flatten, replaced
+from sparkdiff.pipeline.nesting import Path, flatten, with_leaves
 from sparkdiff.pipeline.null_vectors import note_readers
 from sparkdiff.pipeline.schema import SchemaOrRows, fields_by_name, known_fields
-from sparkdiff.pipeline.translation import linked, with_modules
+from sparkdiff.pipeline.translation import graph_of, with_modules
 from sparkdiff.serving.java_text import NotServedError
 from sparkdiff.serving.request_values import InputColumn
 from sparkdiff.serving.schedule import (
@@ -41,7 +41,7 @@ from sparkdiff.stages.clustering import Clusters
 from sparkdiff.stages.embedding import Word2Vec
 from sparkdiff.stages.forest import Trees
 from sparkdiff.stages.imputing import Imputer
-from sparkdiff.stages.prepared import Prepared
+from sparkdiff.stages.prepared_stage import PreparedStage
 from sparkdiff.stages.recommendation import ALS
 
 WAYS = {
@@ -77,12 +77,14 @@ NOT_SERVED = {
 """Classes of MLlib that are refused with any settings, and the reasons; all others are accepted, at least with some."""
 
 
-def refused(vertex: Vertex, why: str) -> InputError:
+def refusal_error(vertex: Vertex, why: str) -> InputError:
     way, why = WAYS.get(vertex.stageClass, OTHER_WAY), NOT_SERVED.get(vertex.stageClass, why)
     return InputError(f"{vertex.uid} ({vertex.stageClass}) cannot be computed without Spark: {why}; {way}")
 
 
-def scheduled(model: Any, schema: SchemaOrRows, outputCols: Iterable[str] | None, javaVersion: str | None) -> Schedule:
+def compile_schedule(
+    model: Any, schema: SchemaOrRows, outputCols: Iterable[str] | None, javaVersion: str | None
+) -> Schedule:
     """Schedule of a fitted pipeline.
 
     Raises:
@@ -94,12 +96,12 @@ def scheduled(model: Any, schema: SchemaOrRows, outputCols: Iterable[str] | None
     if schema is not None and not isinstance(schema, StructType):
         check_dataframe("schema, if not a StructType,", schema)
     refusing = _refusing(model)
-    graph = with_modules(linked(replaced(model, refusing), schema), schema)
+    graph = with_modules(graph_of(with_leaves(model, refusing), schema), schema)
     for vertex in graph.vertices:
         if vertex.opaque or vertex.drops_rows:
-            raise refused(vertex, SKIPS if _skips(vertex.stage) else vertex.why)
+            raise refusal_error(vertex, SKIPS if _skips(vertex.stage) else vertex.why)
     dropping = [v for v in graph.vertices if v.path in refusing]
-    return _Compiler(graph, schema, java_release(javaVersion)).compiled(_wanted(graph, outputCols), dropping)
+    return _Compiler(graph, schema, java_release(javaVersion)).compile(_output_versions(graph, outputCols), dropping)
 
 
 def _refusing(model: Any) -> dict[Path, Any]:
@@ -120,22 +122,22 @@ def _skips(stage: Any) -> bool:
     return "skip" in (stage.getOrDefault(p) for p in stage.params if p.name == "handleInvalid" and stage.isDefined(p))
 
 
-def _wanted(graph: Graph, outputCols: Iterable[str] | None) -> list[Version]:
+def _output_versions(graph: Graph, outputCols: Iterable[str] | None) -> list[Version]:
     names = {graph.casefold(c): i for c, i in graph.writers.items()}
     if outputCols is None:
         return _default(graph)
     wanted = []
     for c in [outputCols] if isinstance(outputCols, str) else outputCols:
         if not isinstance(c, str) or graph.casefold(c) not in names:
-            raise InputError(f"no stage writes column {c!r}. {did_you_mean(str(c), _spelled(graph))}")
+            raise InputError(f"no stage writes column {c!r}. {did_you_mean(str(c), _column_names(graph))}")
         version = (graph.casefold(c), names[graph.casefold(c)])
         wanted += [version] if version not in wanted else []
     if not wanted:
-        raise InputError(f"outputCols is empty. Known: {', '.join(_spelled(graph))}.")
+        raise InputError(f"outputCols is empty. Known: {', '.join(_column_names(graph))}.")
     return wanted
 
 
-def _spelled(graph: Graph) -> list[str]:
+def _column_names(graph: Graph) -> list[str]:
     return [graph.name(version) for version in graph.writers.items()]
 
 
@@ -166,10 +168,10 @@ class _Compiler:
     kinds: dict[Version, str] = field(default_factory=dict)
     exact: float = field(init=False)
 
-    def compiled(self, wanted: Sequence[Version], dropping: Sequence[Vertex] = ()) -> Schedule:
+    def compile(self, wanted: Sequence[Version], dropping: Sequence[Vertex] = ()) -> Schedule:
         """Schedule of the `wanted` columns, and of all that the `dropping` stages need to decide which rows they drop."""
         told = [(self.graph.casefold(c), v.position) for v in dropping for c in v.outputs]
-        units = self._needed([*wanted, *told])
+        units = self._needed_units([*wanted, *told])
         self.exact = note_readers(self.graph, dict.fromkeys(unit.vertex.position for unit in units))
         self._check_types({unit.vertex.position for unit in units})
         for unit in units:
@@ -203,7 +205,7 @@ class _Compiler:
 
     # Which ones -----------------------------------------------------------------------------------------------------
 
-    def _needed(self, wanted: Sequence[Version]) -> list[Unit]:
+    def _needed_units(self, wanted: Sequence[Version]) -> list[Unit]:
         """Units that these columns need, in order."""
         made: dict[int, dict[Version, Unit]] = {}
         found: dict[Version, Unit] = {}
@@ -224,21 +226,21 @@ class _Compiler:
 
     def _units(self, vertex: Vertex) -> list[Unit]:
         writes = tuple((self.graph.casefold(c), vertex.position) for c in vertex.outputs)
-        if isinstance(vertex.module, Prepared):
+        if isinstance(vertex.module, PreparedStage):
             if not isinstance(vertex.module, Word2Vec):
-                raise refused(vertex, f"Spark prepares its input ({vertex.module.preparation_note})")
+                raise refusal_error(vertex, f"Spark prepares its input ({vertex.module.preparation_note})")
             counting = StagePart(WordShares(vertex.module.words), (0,), (0, 1))
             return [Unit(vertex, vertex.sources, vertex.reads, counting), Unit(vertex, vertex.reads, writes)]
         if vertex.module is not None:
             return [Unit(vertex, vertex.reads, writes)]
         kind = SERVED.get(class_name(vertex.stage))
         if kind is None:
-            raise refused(vertex, vertex.why)
+            raise refusal_error(vertex, vertex.why)
         labels = tuple(map(self._labels, vertex.sources)) if vertex.stageClass == "IndexToString" else ()
         try:
             parts = kind.of(vertex.stage, TextInputs(vertex.inputs, labels, self.java))
         except NotServedError as e:
-            raise refused(vertex, str(e)) from e
+            raise refusal_error(vertex, str(e)) from e
         return [
             Unit(vertex, tuple(vertex.sources[i] for i in p.inputs), tuple(writes[i] for i in p.outputs), p)
             for p in parts
@@ -323,7 +325,7 @@ class _Compiler:
         if version[1] == -1:
             return self._entry(version, "numbers")
         if (version, "numbers") not in self.places:
-            raise refused(reader, f"column {self.graph.name(version)!r}, which it reads, holds text")
+            raise refusal_error(reader, f"column {self.graph.name(version)!r}, which it reads, holds text")
         return self._place(version, "numbers")
 
     def _null(self, version: Version) -> int:

@@ -10,35 +10,51 @@ from typing import Any
 from pyspark.ml import Model
 from pyspark.sql.types import StructType
 
-from sparkdiff.pipeline.nesting import Path, plain, replaced
-from sparkdiff.pipeline.translation import linked
-from sparkdiff.serving.columns import (
-    Read,
+from sparkdiff.pipeline.nesting import Path, plain, with_leaves
+from sparkdiff.pipeline.translation import graph_of
+from sparkdiff.serving.affine_maps import RefusedError
+from sparkdiff.serving.folding import check_input
+from sparkdiff.serving.folding_state import (
+    ReadColumn,
     StageFacts,
     State,
     is_assembler,
     left_out,
-    pinned,
     reading,
     reads_of,
-    reselected,
+    selection_replacements,
+    unchangeable_stages,
 )
-from sparkdiff.serving.folding import check_input
-from sparkdiff.serving.maps import RefusedError
 from sparkdiff.stages.base import class_name
 
 KINDS: Mapping[str, str] = {
-    "StandardScalerModel": "scaling", "RobustScalerModel": "scaling", "MinMaxScalerModel": "scaling",
-    "MaxAbsScalerModel": "scaling", "Normalizer": "scaling", "ElementwiseProduct": "weights", "IDFModel": "weights",
-    "PCAModel": "projection", "DCT": "projection", "PolynomialExpansion": "expansion", "VectorSlicer": "selection",
-    "ChiSqSelectorModel": "selection", "UnivariateFeatureSelectorModel": "selection",
-    "VarianceThresholdSelectorModel": "selection", "VectorIndexerModel": "categories",
-}  # fmt: skip
+    "StandardScalerModel": "scaling",
+    "RobustScalerModel": "scaling",
+    "MinMaxScalerModel": "scaling",
+    "MaxAbsScalerModel": "scaling",
+    "Normalizer": "scaling",
+    "ElementwiseProduct": "weights",
+    "IDFModel": "weights",
+    "PCAModel": "projection",
+    "DCT": "projection",
+    "PolynomialExpansion": "expansion",
+    "VectorSlicer": "selection",
+    "ChiSqSelectorModel": "selection",
+    "UnivariateFeatureSelectorModel": "selection",
+    "VarianceThresholdSelectorModel": "selection",
+    "VectorIndexerModel": "categories",
+}
 """Classes of `pyspark.ml.feature` that turn one vector into one vector, and the kind of their effect."""
 SAME_WIDTH = frozenset({"scaling", "weights", "categories"})
 BY_ENTRY = (
-    "scalingVec", "indices", "names", "size", "lowerBoundsOnCoefficients", "upperBoundsOnCoefficients", "initialWeights",
-)  # fmt: skip
+    "scalingVec",
+    "indices",
+    "names",
+    "size",
+    "lowerBoundsOnCoefficients",
+    "upperBoundsOnCoefficients",
+    "initialWeights",
+)
 """Params that refer to single entries of a vector, or to their number."""
 
 
@@ -75,8 +91,8 @@ def deletions(model: Any, schema: StructType | None = None) -> tuple[Deletion, .
         InputError: the pipeline is not fitted.
     """
     model = plain(model)
-    graph = linked(model)
-    state = State(StageFacts(graph, schema), frozenset(), pinned(model, graph), reads_of(graph))
+    graph = graph_of(model)
+    state = State(StageFacts(graph, schema), frozenset(), unchangeable_stages(model, graph), reads_of(graph))
     found = []
     for i in range(len(graph.vertices)):
         try:
@@ -100,7 +116,9 @@ def _without(model: Any, state: State, i: int) -> Deletion:
     if not readers:
         raise RefusedError("nobody reads it")
     [read] = state.reads[i]
-    new: dict[Path, Any] = {vertex.path: left_out(model, vertex.path)} | reselected(model, state.graph, [i], {})
+    new: dict[Path, Any] = {vertex.path: left_out(model, vertex.path)} | selection_replacements(
+        model, state.graph, [i], {}
+    )
     for j in readers:
         if j in state.pinned or ("." in read.spelled and state.vertex(j).stage.hasParam("featuresCol")):
             raise RefusedError("a reader cannot read its input")
@@ -112,16 +130,16 @@ def _without(model: Any, state: State, i: int) -> Deletion:
     behind = tuple(state.vertex(j).uid for j in _behind(state, i) if isinstance(state.vertex(j).stage, Model))
     must = () if KINDS[kind] in SAME_WIDTH or _same_width(state, i, read) else behind
     if must:
-        new |= _resized(state, i, read, new)
-    return Deletion(vertex.uid, vertex.stageClass, must, replaced(model, new))
+        new |= _width_replacements(state, i, read, new)
+    return Deletion(vertex.uid, vertex.stageClass, must, with_leaves(model, new))
 
 
-def _same_width(state: State, i: int, read: Read) -> bool:
+def _same_width(state: State, i: int, read: ReadColumn) -> bool:
     widths = state.facts.width(read.version), state.facts.width(state.versions(i)[0])
     return type(state.vertex(i).stage).__name__ == "DCT" or (None not in widths and widths[0] == widths[1])
 
 
-def _resized(state: State, i: int, read: Read, new: Mapping[Path, Any]) -> dict[Path, Any]:
+def _width_replacements(state: State, i: int, read: ReadColumn, new: Mapping[Path, Any]) -> dict[Path, Any]:
     """Stages whose Params hold the width of the vector, with the new width.
 
     Raises:

@@ -18,7 +18,7 @@ PAIRS = 4096
 Array = np.ndarray[Any, Any]
 
 
-class FewRows:
+class NumpyTrees:
     """Leaves of rows and sums of the leaves' values: the same decisions as `stages.routing.Router`."""
 
     def __init__(self, module: Trees):
@@ -71,7 +71,7 @@ class FewRows:
 class TreesStep(TorchStep):
     """A step with trees: many rows with torch, few with numpy."""
 
-    few: FewRows = field(kw_only=True)
+    few: NumpyTrees = field(kw_only=True)
 
     def run(self, values: Values) -> None:
         x: Rows = values[self.reads[0]]
@@ -81,12 +81,12 @@ class TreesStep(TorchStep):
             return
         if self.wanted:
             self.check(x)
-        outputs = self.few(x) if few and isinstance(x, Tensor) else voted(self.few.module, x)
+        outputs = self.few(x) if few and isinstance(x, Tensor) else forest_outputs(self.few.module, x)
         for i, column in zip(self.writes, outputs, strict=True):
             values[i] = column
 
 
-def voted(module: Trees, x: Rows) -> tuple[Tensor, ...]:
+def forest_outputs(module: Trees, x: Rows) -> tuple[Tensor, ...]:
     """Outputs of a forest for many rows. Votes are added tree by tree, as in Spark, because rounding can decide ties."""
     leaves, table = module.route(x), module.table()
     total = table.new_zeros(len(leaves), table.shape[1])
@@ -96,7 +96,7 @@ def voted(module: Trees, x: Rows) -> tuple[Tensor, ...]:
 
 
 @dataclass(frozen=True)
-class HotStep(TorchStep):
+class OneHotStep(TorchStep):
     """A step with a one-hot encoder: many rows with torch, a single one with Python."""
 
     encoder: OneHotEncoder = field(kw_only=True)
@@ -138,9 +138,9 @@ def fast(step: Step) -> Step:
     if not isinstance(step, TorchStep):
         return step
     if isinstance(step.module, Trees):
-        return TreesStep(**vars(step), few=FewRows(step.module))
+        return TreesStep(**vars(step), few=NumpyTrees(step.module))
     return (
-        HotStep(**vars(step), encoder=step.module)
+        OneHotStep(**vars(step), encoder=step.module)
         if type(step.module) is OneHotEncoder and step.module.exact_beyond > 0
         else step
     )

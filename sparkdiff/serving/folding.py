@@ -9,19 +9,26 @@ from collections.abc import Iterator, Mapping
 
 from sparkdiff.pipeline.schema import is_plain
 from sparkdiff.serving.absorbers import Absorber
-from sparkdiff.serving.columns import Read, State, is_assembler
-from sparkdiff.serving.maps import Map, RefusedError
+from sparkdiff.serving.affine_maps import Map, RefusedError
+from sparkdiff.serving.folding_state import ReadColumn, State, is_assembler
 
 UNSIZED = frozenset({"Binarizer", "DCT", "Normalizer", "OneVsRestModel", "PolynomialExpansion", "SQLTransformer"})
 """Classes of Spark that may write vectors without their width in the column's metadata."""
-NAMING = frozenset({
-    "ChiSqSelectorModel", "Interaction", "UnivariateFeatureSelectorModel", "VarianceThresholdSelectorModel", "VectorAssembler",
-    "VectorIndexerModel", "VectorSlicer",
-})  # fmt: skip
+NAMING = frozenset(
+    {
+        "ChiSqSelectorModel",
+        "Interaction",
+        "UnivariateFeatureSelectorModel",
+        "VarianceThresholdSelectorModel",
+        "VectorAssembler",
+        "VectorIndexerModel",
+        "VectorSlicer",
+    }
+)
 """Classes that name the entries of their vectors after their inputs, in the column's metadata."""
 
 
-def folded(state: State) -> tuple[State, dict[int, str]]:
+def fold(state: State) -> tuple[State, dict[int, str]]:
     """The pipeline after all possible steps, and the reason why each remaining stage cannot be removed."""
     while True:
         why: dict[int, str] = {}
@@ -57,14 +64,14 @@ def without(state: State, i: int) -> State:
     if not readers:
         if vertex.stage.hasParam("handleInvalid") and vertex.stage.getOrDefault("handleInvalid") != "keep":
             raise RefusedError("no stage reads its output, but it refuses rows with invalid values")
-        return _gone(state, i, "deleted: no stage reads its output", {}, {})
+        return _remove_stage(state, i, "deleted: no stage reads its output", {}, {})
     if is_assembler(vertex.stage):
-        return _merged(state, i, readers)
-    return _folded(state, i, readers)
+        return _merge_assembler(state, i, readers)
+    return _fold_map(state, i, readers)
 
 
-def _gone(
-    state: State, i: int, how: str, reads: Mapping[int, tuple[Read, ...]], absorbers: Mapping[int, Absorber]
+def _remove_stage(
+    state: State, i: int, how: str, reads: Mapping[int, tuple[ReadColumn, ...]], absorbers: Mapping[int, Absorber]
 ) -> State:
     left = {j: found for j, found in {**state.reads, **reads}.items() if j != i}
     return dataclasses.replace(
@@ -75,7 +82,7 @@ def _gone(
 # Assemblers -------------------------------------------------------------------------------------------------------------
 
 
-def _merged(state: State, i: int, readers: list[int]) -> State:
+def _merge_assembler(state: State, i: int, readers: list[int]) -> State:
     """The state in which the assemblers that read assembler i's output vector read assembler i's input columns instead."""
     mode = state.vertex(i).stage.getHandleInvalid()
     reads = {}
@@ -93,7 +100,7 @@ def _merged(state: State, i: int, readers: list[int]) -> State:
             state.check_visible(read.version, j, i)
         inner = state.reads[i]
         reads[j] = tuple(r for read in state.reads[j] for r in (inner if read.version[1] == i else (read,)))
-    return _gone(state, i, f"merged into {_uids(state, readers)}", reads, {})
+    return _remove_stage(state, i, f"merged into {_uids(state, readers)}", reads, {})
 
 
 def _check_names(state: State, j: int) -> None:
@@ -129,7 +136,7 @@ class Target:
     through: tuple[int, ...] = ()
 
 
-def _folded(state: State, i: int, readers: list[int]) -> State:
+def _fold_map(state: State, i: int, readers: list[int]) -> State:
     """The state in which all stages that read stage i's output vector, directly or through assemblers, have absorbed
     i's map.
     """
@@ -137,19 +144,19 @@ def _folded(state: State, i: int, readers: list[int]) -> State:
     [read] = state.reads[i]
     targets = [target for j in readers for target in _targets(state, i, j, change)]
     width_in = change.width_in if change.width_in is not None else state.width(read.version)
-    reads, absorbers = dict[int, tuple[Read, ...]](), dict[int, Absorber]()
+    reads, absorbers = dict[int, tuple[ReadColumn, ...]](), dict[int, Absorber]()
     # If a stage absorbs the map several times, the last entries come first, so that those in front keep their places.
     for target in sorted(targets, key=lambda target: -target.start):
         j = target.position
         state.check_visible(read.version, (target.through or (j,))[0], i)
         found = absorbers.get(j) or state.absorber(j)
         alone = change.width_out is None and not target.through  # it writes as many entries as it reads
-        absorbers[j] = found.absorbed(change, target.start, found.width if alone and width_in is None else width_in)
+        absorbers[j] = found.absorb(change, target.start, found.width if alone and width_in is None else width_in)
         first = (target.through or (j,))[0]
         reads[first] = tuple(read if r.version[1] == i else r for r in state.reads[first])
     into = _uids(state, [t.position for t in targets])
     changed = state.changed | {k for t in targets for k in t.through}
-    return _gone(dataclasses.replace(state, changed=changed), i, f"folded into {into}", reads, absorbers)
+    return _remove_stage(dataclasses.replace(state, changed=changed), i, f"folded into {into}", reads, absorbers)
 
 
 def _targets(state: State, i: int, j: int, change: Map) -> Iterator[Target]:

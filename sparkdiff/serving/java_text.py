@@ -23,19 +23,19 @@ class NotServedError(Exception):
 # Hashes -----------------------------------------------------------------------------------------------------------------
 
 
-def _scrambled(k: int) -> int:
+def _mix_k1(k: int) -> int:
     k = (k * 0xCC9E2D51) & _MASK
     k = ((k << 15) | (k >> 17)) & _MASK
     return (k * 0x1B873593) & _MASK
 
 
-def _mixed(h: int, k: int) -> int:
-    h ^= _scrambled(k)
+def _mix_h1(h: int, k: int) -> int:
+    h ^= _mix_k1(k)
     h = ((h << 13) | (h >> 19)) & _MASK
     return (h * 5 + 0xE6546B64) & _MASK
 
 
-def _finished(h: int, length: int) -> int:
+def _fmix(h: int, length: int) -> int:
     """The hash as a signed 32-bit number."""
     h ^= length
     h = ((h ^ (h >> 16)) * 0x85EBCA6B) & _MASK
@@ -44,7 +44,7 @@ def _finished(h: int, length: int) -> int:
     return h - (1 << 32) if h >> 31 else h
 
 
-def hashed_bytes(content: bytes, spark2: bool = False) -> int:
+def hash_of_bytes(content: bytes, spark2: bool = False) -> int:
     """Murmur3 (x86, 32 bits) of these bytes with the seed of HashingTF.
 
     Args:
@@ -54,33 +54,33 @@ def hashed_bytes(content: bytes, spark2: bool = False) -> int:
     """
     h, whole = SEED, len(content) // 4
     for k in struct.unpack_from(f"<{whole}I", content):
-        h = _mixed(h, k)
+        h = _mix_h1(h, k)
     rest = content[4 * whole :]
     if spark2:
         for byte in rest:
-            h = _mixed(h, byte if byte < 128 else byte - 256 + (1 << 32))
+            h = _mix_h1(h, byte if byte < 128 else byte - 256 + (1 << 32))
     elif rest:
-        h ^= _scrambled(int.from_bytes(rest, "little"))
-    return _finished(h, len(content))
+        h ^= _mix_k1(int.from_bytes(rest, "little"))
+    return _fmix(h, len(content))
 
 
-def hashed_words(content: int, words: int) -> int:
+def hash_of_words(content: int, words: int) -> int:
     """Murmur3 of a number of one or two 32-bit words, the lower word first.
 
     Source: Murmur3_x86_32.hashInt and hashLong.
     """
     h = SEED
     for i in range(words):
-        h = _mixed(h, (content >> 32 * i) & _MASK)
-    return _finished(h, 4 * words)
+        h = _mix_h1(h, (content >> 32 * i) & _MASK)
+    return _fmix(h, 4 * words)
 
 
-def hashed_double(x: float) -> int:
-    return hashed_words(0x7FF8000000000000 if math.isnan(x) else struct.unpack("<Q", struct.pack("<d", x))[0], 2)
+def hash_of_double(x: float) -> int:
+    return hash_of_words(0x7FF8000000000000 if math.isnan(x) else struct.unpack("<Q", struct.pack("<d", x))[0], 2)
 
 
-def hashed_float(x: float) -> int:
-    return hashed_words(0x7FC00000 if math.isnan(x) else struct.unpack("<I", struct.pack("<f", x))[0], 1)
+def hash_of_float(x: float) -> int:
+    return hash_of_words(0x7FC00000 if math.isnan(x) else struct.unpack("<I", struct.pack("<f", x))[0], 1)
 
 
 # Case and words ---------------------------------------------------------------------------------------------------------
@@ -113,13 +113,13 @@ def _lower(text: str) -> str:
     for before, after in itertools.pairwise(parts):
         at += len(before)
         # Source: java.lang.ConditionalSpecialCasing.isFinalCased.
-        ends_word = _cased(text, at, -1) and not _cased(text, at, 1)
+        ends_word = _has_cased_letter(text, at, -1) and not _has_cased_letter(text, at, 1)
         out += ["\u03c2" if ends_word else "\u03c3", after.lower()]
         at += 1
     return "".join(out)
 
 
-def _cased(text: str, at: int, step: int) -> bool:
+def _has_cased_letter(text: str, at: int, step: int) -> bool:
     """True if the word, as Java delimits words, has a cased letter on this side of the letter at `at`.
 
     Source: java.lang.ConditionalSpecialCasing.isCased.
@@ -192,10 +192,20 @@ _ENDS = "\\n\\r\\u0085\\u2028\\u2029"
 _DOLLAR = "(?=(?:\\r\\n|(?<!\\r)\\n|[\\r\\u0085\\u2028\\u2029])?\\Z)"
 _ESCAPES = {**{c: f"\\{c}" for c in "sSdDwWtnrfaA"}, "z": "\\Z", "e": "\\x1b"}
 _POSIX = {
-    "Lower": "a-z", "Upper": "A-Z", "Alpha": "a-zA-Z", "Digit": "0-9", "Alnum": "a-zA-Z0-9", "Punct": r"!-/:-@\[-`{-~",
-    "Graph": "!-~", "Print": " -~", "Blank": r" \t", "Cntrl": r"\x00-\x1f\x7f", "XDigit": "0-9a-fA-F", "ASCII": r"\x00-\x7f",
+    "Lower": "a-z",
+    "Upper": "A-Z",
+    "Alpha": "a-zA-Z",
+    "Digit": "0-9",
+    "Alnum": "a-zA-Z0-9",
+    "Punct": r"!-/:-@\[-`{-~",
+    "Graph": "!-~",
+    "Print": " -~",
+    "Blank": r" \t",
+    "Cntrl": r"\x00-\x1f\x7f",
+    "XDigit": "0-9a-fA-F",
+    "ASCII": r"\x00-\x7f",
     "Space": r" \t\n\x0b\f\r",
-}  # fmt: skip
+}
 
 
 class _Pattern:
@@ -215,7 +225,7 @@ class _Pattern:
     def starts(self, text: str) -> bool:
         return self.java.startswith(text, self.at)
 
-    def translated(self) -> str:
+    def translate(self) -> str:
         while self.at < len(self.java):
             c = self.next()
             if c == "\\":
@@ -291,6 +301,6 @@ def pattern(java: str) -> "re.Pattern[str]":
         NotServedError: the pattern uses a feature without an equivalent in Python.
     """
     try:
-        return re.compile(_Pattern(java).translated(), re.ASCII)
+        return re.compile(_Pattern(java).translate(), re.ASCII)
     except (re.error, OverflowError) as e:
         raise NotServedError(f"Python cannot read the pattern {java!r}: {e}") from e

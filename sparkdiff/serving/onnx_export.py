@@ -15,13 +15,13 @@ from sparkdiff.pipeline.graph import Version, Vertex, null_of
 from sparkdiff.pipeline.network import Network, translate
 from sparkdiff.pipeline.null_vectors import note_readers
 from sparkdiff.pipeline.schema import SchemaOrRows
-from sparkdiff.report import Section, SectionTable, ShownFields, Strong
+from sparkdiff.report import DisplayableFields, Section, SectionTable, StrongLine
 from sparkdiff.serving import onnx_predictors  # noqa: F401  # the writers of its stages, and of trees
 from sparkdiff.serving.onnx_graph import IR_VERSION, ML_OPSET, OPSET, GraphWriter, NotExportableError, Value
 from sparkdiff.serving.onnx_stages import WRITERS
 from sparkdiff.serving.onnx_widths import widths_of
 from sparkdiff.stages.base import NULL
-from sparkdiff.stages.formula import RewrittenAttributes
+from sparkdiff.stages.formula import VectorAttributeRewriter
 from sparkdiff.store import files
 
 RUNTIME = "onnxruntime>=1.20"
@@ -52,7 +52,7 @@ class ExportedColumn:
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class ExportedModel(ShownFields):
+class ExportedModel(DisplayableFields):
     """Description of an exported file. The file's metadata hold the same description, as JSON under the key
     `sparkdiff`, next to the versions of Spark and Java and the time zone of the session that wrote the file.
 
@@ -86,7 +86,7 @@ class ExportedModel(ShownFields):
             [("", "column", "kind", "entries"), *((k, c.name, c.kind, str(c.width)) for k, c in every)], left=[0, 1, 2]
         )
         before = f"; Spark runs before: {', '.join(self.sparkStages)}" if self.sparkStages else ""
-        yield Strong(f"{self.path}: {', '.join(self.stages)} for {self.runtime} (opset {self.opset}){before}")
+        yield StrongLine(f"{self.path}: {', '.join(self.stages)} for {self.runtime} (opset {self.opset}){before}")
 
 
 def export(
@@ -123,10 +123,10 @@ def export(
     wanted = wanted_of(network, outputCols)
     positions = network.schedule(wanted)
     reads = [v for v in network.reads if any(v in network.graph.vertices[i].reads for i in positions)]
-    written = Written(
+    written = OnnxGraph(
         network, wanted, widths_of(network, reads, schema, dict(widths or {})), formula_indexers(network, reads)
     )
-    described = dataclasses.replace(written.described, path=str(path))
+    described = dataclasses.replace(written.description, path=str(path))
     content = written.file(described)
     try:
         with files.room("the ONNX file", place, "free some space, or choose another folder"):
@@ -164,9 +164,10 @@ def wanted_of(network: Network, outputCols: Sequence[str] | None) -> list[Versio
         read = {v for i in network.positions for v in vertices[i].reads}
         # A formula drops all columns that it makes of its terms except the vector of features.
         dropped = {
-            i for i in network.positions
-            if network.graph.formula_of(vertices[i]) and not isinstance(network.module(i), RewrittenAttributes)
-        }  # fmt: skip
+            i
+            for i in network.positions
+            if network.graph.formula_of(vertices[i]) and not isinstance(network.module(i), VectorAttributeRewriter)
+        }
         return [v for v in network.writes.values() if v not in read and v[1] not in dropped]
     return network.versions_of(outputCols)
 
@@ -174,7 +175,7 @@ def wanted_of(network: Network, outputCols: Sequence[str] | None) -> list[Versio
 # The graph --------------------------------------------------------------------------------------------------------------
 
 
-class Written:
+class OnnxGraph:
     """The ONNX graph that computes some columns of a network.
 
     Args:
@@ -186,9 +187,12 @@ class Written:
     """
 
     def __init__(
-        self, network: Network, wanted: Sequence[Version], widths: Mapping[Version, int | None],
+        self,
+        network: Network,
+        wanted: Sequence[Version],
+        widths: Mapping[Version, int | None],
         indexers: Mapping[Version, Vertex] | None = None,
-    ):  # fmt: skip
+    ):
         self.network, self.wanted, self.widths, self.indexers = network, list(wanted), widths, indexers or {}
         with requires_extra("onnx", "writing ONNX"):
             self.writer = GraphWriter()
@@ -201,12 +205,12 @@ class Written:
         for i in self.positions:
             self._add(i)
         for version in self.wanted:
-            self.shown[version] = self._show(self._unused(version), self.values[version])
+            self.shown[version] = self._show(self._free_name(version), self.values[version])
         if self.writer.refused:
             marks = [value for value, _ in self.writer.refused]
             self._show(REFUSED, self.writer.beside(marks).any().number())
 
-    def _unused(self, version: Version) -> str:
+    def _free_name(self, version: Version) -> str:
         """Name of a column in the file; if another version of the column has the name already, with the uid of this one's
         writer, or "of the data".
         """
@@ -218,7 +222,7 @@ class Written:
         return f"{name} of {graph.vertices[writer].uid}" if writer >= 0 else f"{name} of the data"
 
     @property
-    def described(self) -> ExportedModel:
+    def description(self) -> ExportedModel:
         graph = self.network.graph
         reference = () if self.network.reference is None else tuple(s.uid for s in self.network.reference.stages)
         indexed = {vertex.position for vertex in self.indexers.values()}
@@ -226,10 +230,13 @@ class Written:
         formulas = {v.uid: uid for v in graph.vertices if (uid := graph.formula_of(v)) is not None}
         before = tuple(dict.fromkeys(formulas.get(uid, uid) for uid in reference if self._is_before(uid, made)))
         return ExportedModel(
-            "", tuple(self.columns["input"]), tuple(self.columns["output"]),
-            tuple(graph.vertices[i].uid for i in sorted({*self.positions, *indexed})), before,
+            "",
+            tuple(self.columns["input"]),
+            tuple(self.columns["output"]),
+            tuple(graph.vertices[i].uid for i in sorted({*self.positions, *indexed})),
+            before,
             tuple(dict.fromkeys(why for _, why in self.writer.refused)),
-        )  # fmt: skip
+        )
 
     def _is_before(self, uid: str, made: Collection[int]) -> bool:
         """True if the stage `uid` must run in Spark before the file: it is among `made`, the stages that the file
@@ -248,9 +255,12 @@ class Written:
         )
         opsets = [onnx.helper.make_opsetid("", OPSET), onnx.helper.make_opsetid("ai.onnx.ml", ML_OPSET)]
         made = onnx.helper.make_model(
-            graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="sparkdiff",
+            graph,
+            opset_imports=opsets,
+            ir_version=IR_VERSION,
+            producer_name="sparkdiff",
             producer_version=sparkdiff.__version__,
-        )  # fmt: skip
+        )
         onnx.helper.set_model_props(made, {"sparkdiff": described.toJSON(), **jvm.origin()})
         onnx.checker.check_model(made)
         return bytes(made.SerializeToString())
@@ -280,7 +290,7 @@ class Written:
         if version in self.indexers and version not in self.values:
             self.values[version] = self._index(self.indexers[version])
         if version not in self.values:
-            name, width = self._unused(version), self.widths[version]
+            name, width = self._free_name(version), self.widths[version]
             self.shown[version] = name
             self.values[version] = self._input(name, "vector" if width is not None else "number", width or 1)
         return self.values[version]
@@ -289,14 +299,20 @@ class Written:
         """Index that a StringIndexerModel assigns to a text; the text becomes an input of the file."""
         [text], g, labels = vertex.sources, self.writer, vertex.stage.labelsArray[0]
         if text not in self.values:
-            self.shown[text] = self._unused(text)
+            self.shown[text] = self._free_name(text)
             self.values[text] = self._input(self.shown[text], "text", 1)
         null, last = self._null(text), float(len(labels))
         assert null is not None
         index = g.node(
-            "LabelEncoder", [self.values[text]], 1, "int64", domain="ai.onnx.ml", keys_strings=labels,
-            values_int64s=range(len(labels)), default_int64=len(labels),
-        ).double()  # fmt: skip
+            "LabelEncoder",
+            [self.values[text]],
+            1,
+            "int64",
+            domain="ai.onnx.ml",
+            keys_strings=labels,
+            values_int64s=range(len(labels)),
+            default_int64=len(labels),
+        ).double()
         if vertex.stage.getHandleInvalid() != "keep":
             formula, name = self.network.graph.formula_of(vertex), self.network.graph.name(text)
             g.refuse(index.equals(last) | null, f"{formula}: null or a text in {name!r} that it was not fitted on")

@@ -19,20 +19,20 @@ class NotExportableError(Exception):
     """A stage cannot be exported to ONNX; the message is the reason. Never leaves the package."""
 
 
-def _paired(operator: str, kind: str = "") -> Callable[["Value", "Value | Number"], "Value"]:
+def _binary_operator(operator: str, kind: str = "") -> Callable[["Value", "Value | Number"], "Value"]:
     """Method that applies a binary operator to a value and another value or a constant.
 
     The result has type `kind`, or the type of the operands.
     """
-    return lambda self, other: self.graph.paired(operator, self, other, kind)
+    return lambda self, other: self.graph.binary_node(operator, self, other, kind)
 
 
-def _paired_from_right(operator: str) -> Callable[["Value", Number], "Value"]:
+def _reversed_operator(operator: str) -> Callable[["Value", Number], "Value"]:
     """Method that applies a binary operator to a constant and a value, in this order."""
-    return lambda self, other: self.graph.paired(operator, other, self)
+    return lambda self, other: self.graph.binary_node(operator, other, self)
 
 
-def _of_each(operator: str, kind: str = "") -> Callable[["Value"], "Value"]:
+def _elementwise_operator(operator: str, kind: str = "") -> Callable[["Value"], "Value"]:
     """Method that applies an elementwise operator to a value; the result has type `kind`, or the value's type."""
     return lambda self: self.graph.node(operator, [self], self.width, kind or self.kind)
 
@@ -64,28 +64,28 @@ class Value:
     def vector(self) -> "Value":
         return dataclasses.replace(self, scalar=False)
 
-    __add__ = _paired("Add")
-    __sub__ = _paired("Sub")
-    __rsub__ = _paired_from_right("Sub")
-    __mul__ = _paired("Mul")
-    __truediv__ = _paired("Div")
-    __rtruediv__ = _paired_from_right("Div")
-    __gt__ = _paired("Greater", "bool")
-    __ge__ = _paired("GreaterOrEqual", "bool")
-    __lt__ = _paired("Less", "bool")
-    __le__ = _paired("LessOrEqual", "bool")
-    equals = _paired("Equal", "bool")
-    __and__ = _paired("And", "bool")
-    __or__ = _paired("Or", "bool")
-    __invert__ = _of_each("Not", "bool")
-    __neg__ = _of_each("Neg")
-    abs = _of_each("Abs")
-    exp = _of_each("Exp")
-    log = _of_each("Log")
-    sqrt = _of_each("Sqrt")
-    floor = _of_each("Floor")
-    isnan = _of_each("IsNaN", "bool")
-    isinf = _of_each("IsInf", "bool")
+    __add__ = _binary_operator("Add")
+    __sub__ = _binary_operator("Sub")
+    __rsub__ = _reversed_operator("Sub")
+    __mul__ = _binary_operator("Mul")
+    __truediv__ = _binary_operator("Div")
+    __rtruediv__ = _reversed_operator("Div")
+    __gt__ = _binary_operator("Greater", "bool")
+    __ge__ = _binary_operator("GreaterOrEqual", "bool")
+    __lt__ = _binary_operator("Less", "bool")
+    __le__ = _binary_operator("LessOrEqual", "bool")
+    equals = _binary_operator("Equal", "bool")
+    __and__ = _binary_operator("And", "bool")
+    __or__ = _binary_operator("Or", "bool")
+    __invert__ = _elementwise_operator("Not", "bool")
+    __neg__ = _elementwise_operator("Neg")
+    abs = _elementwise_operator("Abs")
+    exp = _elementwise_operator("Exp")
+    log = _elementwise_operator("Log")
+    sqrt = _elementwise_operator("Sqrt")
+    floor = _elementwise_operator("Floor")
+    isnan = _elementwise_operator("IsNaN", "bool")
+    isinf = _elementwise_operator("IsInf", "bool")
 
     def isfinite(self) -> "Value":
         return ~(self.isnan() | self.isinf())
@@ -118,15 +118,15 @@ class Value:
         return self.to("float64")
 
     def power(self, exponent: float) -> "Value":
-        return self.graph.paired("Pow", self, exponent)
+        return self.graph.binary_node("Pow", self, exponent)
 
     def sum(self) -> "Value":
         """Sum of each row, (n, 1)."""
-        return self.reduced("ReduceSum")
+        return self.reduce_rows("ReduceSum")
 
     def max(self) -> "Value":
         """Maximum of each row, (n, 1)."""
-        return self.reduced("ReduceMax")
+        return self.reduce_rows("ReduceMax")
 
     def any(self) -> "Value":
         """True for rows with any True entry, (n, 1)."""
@@ -135,7 +135,7 @@ class Value:
     def all(self) -> "Value":
         return ~(~self).any()
 
-    def reduced(self, operator: str) -> "Value":
+    def reduce_rows(self, operator: str) -> "Value":
         return self.graph.node(operator, [self, self.graph.whole([1])], 1, self.kind, keepdims=1)
 
     def running_sum(self) -> "Value":
@@ -160,13 +160,13 @@ class Value:
     def column(self, index: int) -> "Value":
         return self.columns(np.array([index]))
 
-    def found_in(self, table: Number, width: int) -> "Value":
+    def gather_from(self, table: Number, width: int) -> "Value":
         """Rows of a constant table (m, width) at the indices that this value (n, 1) holds; (n, width)."""
         held, at = self.graph.constant(as_array(table).reshape(-1, width)), self.to("int64")
         flat = self.graph.node("Squeeze", [at, self.graph.whole([1])], 0, "int64")
         return self.graph.node("Gather", [held, flat], width, str(as_array(table).dtype), axis=0)
 
-    def mapped(self, keys: Number, values: Number, default: float) -> "Value":
+    def lookup(self, keys: Number, values: Number, default: float) -> "Value":
         """Each entry looked up in a constant map from `keys` to `values`; `default` for entries that are no key."""
         if not len(as_array(keys)):
             return self.graph.where(self.isnan(), default, default)
@@ -212,27 +212,34 @@ class GraphWriter:
         return self.constant(np.array(numbers, np.int64))
 
     def node(
-        self, operator: str, inputs: Sequence[Value], width: int, kind: str = "float64", *, domain: str = "", **settings: Any
-    ) -> Value:  # fmt: skip
+        self,
+        operator: str,
+        inputs: Sequence[Value],
+        width: int,
+        kind: str = "float64",
+        *,
+        domain: str = "",
+        **settings: Any,
+    ) -> Value:
         """Add an operator to the graph; return its output, which has this width."""
         name = self._name()
         names = [value.name for value in inputs]
         self.nodes.append(self.onnx.helper.make_node(operator, names, [name], domain=domain, **settings))
         return Value(self, name, width, kind)
 
-    def paired(self, operator: str, a: "Value | Number", b: "Value | Number", kind: str = "") -> Value:
+    def binary_node(self, operator: str, a: "Value | Number", b: "Value | Number", kind: str = "") -> Value:
         """Add an operator with two operands, of which one may be a constant, to the graph; return its output."""
         like = a if isinstance(a, Value) else b
         assert isinstance(like, Value)
-        x, y = (self.held(v, like.kind) for v in (a, b))
+        x, y = (self.as_value(v, like.kind) for v in (a, b))
         return self.node(operator, [x, y], max(x.width, y.width), kind or like.kind)
 
-    def held(self, value: "Value | Number", kind: str = "float64") -> Value:
+    def as_value(self, value: "Value | Number", kind: str = "float64") -> Value:
         return value if isinstance(value, Value) else self.constant(as_array(value).astype(kind))
 
     def where(self, condition: Value | Array, yes: "Value | Number", no: "Value | Number") -> Value:
         kind = next((v.kind for v in (yes, no) if isinstance(v, Value)), "float64")
-        parts = [self.held(condition, "bool"), self.held(yes, kind), self.held(no, kind)]
+        parts = [self.as_value(condition, "bool"), self.as_value(yes, kind), self.as_value(no, kind)]
         return self.node("Where", parts, max(p.width for p in parts), kind)
 
     def beside(self, parts: Sequence[Value]) -> Value:

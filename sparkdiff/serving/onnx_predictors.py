@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from sparkdiff.serving.onnx_graph import GraphWriter, NotExportableError, Value, as_array
-from sparkdiff.serving.onnx_stages import WRITERS, Nulls, ascending, class_of, first_largest, shown, writes
+from sparkdiff.serving.onnx_stages import WRITERS, Nulls, ascending, class_of, first_largest, output_columns, writes
 from sparkdiff.serving.onnx_trees import votes_for_one
 from sparkdiff.stages.bayes import Bernoulli, Complement, Gaussian, Multinomial
 from sparkdiff.stages.clustering import EPSILON, GaussianMixture, KMeans
@@ -57,7 +57,7 @@ def linear(x: Value, coefficients: Any, intercept: Any) -> Value:
 
 def logistic_margin(g: GraphWriter, m: LogisticRegression, x: Value) -> Value:
     """Margin, (n, 1), or (n, k) for k rows of coefficients. Coefficients that Spark doesn't store multiply nothing."""
-    skipped = m.skipped()
+    skipped = m.unstored_mask()
     if skipped is None or not bool(skipped.any()):
         return linear(x, m.coefficientMatrix, m.interceptVector)
     pairs = zip(skipped.numpy(), m.coefficientMatrix, strict=True)
@@ -87,20 +87,22 @@ def regression(g: GraphWriter, m: LinearRegression, xs: Sequence[Value], nulls: 
 
 
 @writes(GeneralizedLinearRegression)
-def generalized(g: GraphWriter, m: GeneralizedLinearRegression, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
+def generalized_linear(
+    g: GraphWriter, m: GeneralizedLinearRegression, xs: Sequence[Value], nulls: Nulls
+) -> tuple[Value, ...]:
     eta = linear(xs[0], m.coefficients, m.intercept)
     eta = eta + xs[1] if len(xs) > 1 else eta
     return (*((mean(g, m, eta).number(),) if m.shows_mean else ()), *((eta.number(),) if m.shows_link else ()))
 
 
 def mean(g: GraphWriter, m: GeneralizedLinearRegression, eta: Value) -> Value:
-    mu = unlinked(m, eta)
+    mu = inverse_link(m, eta)
     low = -LARGEST if m.family == "gaussian" else LEAST_MEAN
     high = 1 - LEAST_MEAN if m.family == "binomial" else LARGEST
     return g.where(mu < low, low, g.where(mu > high, high, mu))
 
 
-def unlinked(m: GeneralizedLinearRegression, eta: Value) -> Value:
+def inverse_link(m: GeneralizedLinearRegression, eta: Value) -> Value:
     if m.link == "probit":
         raise NotExportableError("onnxruntime has no error function of doubles, which link='probit' needs")
     if m.link == "power":
@@ -117,7 +119,7 @@ def logistic(g: GraphWriter, m: LogisticRegression, xs: Sequence[Value], nulls: 
     margin = logistic_margin(g, m, xs[0])
     if m.isMultinomial:
         probability = softmax(g, margin)
-        return shown(m, margin, probability, class_of(g, m, margin, probability))
+        return output_columns(m, margin, probability, class_of(g, m, margin, probability))
     zero = 1.0 / (margin.exp() + 1.0)
     raw, probability = g.beside([-margin, margin]), g.beside([zero, 1.0 - zero])
     threshold = m.weight("threshold")
@@ -127,13 +129,13 @@ def logistic(g: GraphWriter, m: LogisticRegression, xs: Sequence[Value], nulls: 
         positive = 1.0 - zero > threshold
     else:
         positive = 1.0 / ((-margin).exp() + 1.0) > threshold
-    return shown(m, raw, probability, positive.double())
+    return output_columns(m, raw, probability, positive.double())
 
 
 @writes(LinearSVC)
 def support_vectors(g: GraphWriter, m: LinearSVC, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
     margin = linear(xs[0], m.coefficients, m.intercept)
-    return shown(m, g.beside([-margin, margin]), (margin > m.threshold).double())
+    return output_columns(m, g.beside([-margin, margin]), (margin > m.threshold).double())
 
 
 @writes(AFTSurvivalRegression)
@@ -141,7 +143,7 @@ def survival(g: GraphWriter, m: AFTSurvivalRegression, xs: Sequence[Value], null
     time = linear(xs[0], m.coefficients, m.intercept).exp()
     scale = torch.log(m.scale.detach())
     exponents = torch.log(-torch.log(1 - m.quantiles)) / (1 / torch.exp(scale))  # by Spark's order of operations
-    return shown(m, time, time * torch.exp(exponents))
+    return output_columns(m, time, time * torch.exp(exponents))
 
 
 @writes(MultilayerPerceptron)
@@ -152,7 +154,7 @@ def perceptron(g: GraphWriter, m: MultilayerPerceptron, xs: Sequence[Value], nul
         x = 1.0 / ((-raw).exp() + 1.0)
     probability = plain_softmax(g, raw)
     label = first_largest(g, probability) if m.bare else class_of(g, m, raw, probability)
-    return shown(m, raw, probability, label)
+    return output_columns(m, raw, probability, label)
 
 
 # Counting, clusters and curves -------------------------------------------------------------------------------------------
@@ -166,7 +168,7 @@ def naive_bayes(g: GraphWriter, m: Any, xs: Sequence[Value], nulls: Nulls) -> tu
         g.refuse(~good, f"{m.uid}: an entry of {m.column!r} that is not {m.rule}")
     raw = bayes_margin(g, m, x)
     probability = softmax(g, raw)
-    return shown(m, raw, probability, class_of(g, m, raw, probability))
+    return output_columns(m, raw, probability, class_of(g, m, raw, probability))
 
 
 def bayes_margin(g: GraphWriter, m: Any, x: Value) -> Value:
@@ -195,7 +197,7 @@ def nearest(g: GraphWriter, m: KMeans, xs: Sequence[Value], nulls: Nulls) -> tup
     else:
         distance = squared_distances(g, x, centers)
     label = (-g.where(distance.isnan(), math.inf, distance)).first_largest()
-    return shown(m, label)
+    return output_columns(m, label)
 
 
 @writes(GaussianMixture)
@@ -207,7 +209,7 @@ def mixture(g: GraphWriter, m: GaussianMixture, xs: Sequence[Value], nulls: Null
     squares = g.node("ReduceSum", [off * off, g.whole([2])], k, keepdims=0)
     densities = (squares * -0.5 + constant + m.mixture.detach().log()).exp() + EPSILON
     probability = densities / densities.sum()
-    return shown(m, first_largest(g, probability), probability)
+    return output_columns(m, first_largest(g, probability), probability)
 
 
 @writes(IsotonicRegression)
@@ -221,15 +223,15 @@ def isotonic(g: GraphWriter, m: IsotonicRegression, xs: Sequence[Value], nulls: 
     at = g.where(x.isnan(), float(last + 1), below.double().sum())
     above = g.where(at > float(last), float(last), at)
     before = g.where(at < 1.0, 0.0, at - 1.0)
-    here, left = above.found_in(b, 1), before.found_in(b, 1)
+    here, left = above.gather_from(b, 1), before.gather_from(b, 1)
     on = same_as(x, b).any()
     inside = (at > 0.0) & (at <= float(last))
     between = inside & ~on
     width, step = g.where(between, here - left, 1.0), g.where(between, x - left, 0.0)
-    low, high = before.found_in(y, 1), above.found_in(y, 1)
+    low, high = before.gather_from(y, 1), above.gather_from(y, 1)
     end = g.where(at.equals(0.0), float(y[0]), float(y[last]))
     curve = g.where(inside, low + (high - low) * step / width, end)
-    found = g.where(on, above.found_in(y[m.met], 1), curve)
+    found = g.where(on, above.gather_from(y[m.met], 1), curve)
     [null] = nulls
     return ((found if null is None else g.where(null, math.nan, found)).number(),)
 
@@ -247,7 +249,7 @@ def same_as(x: Value, bounds: torch.Tensor) -> Value:
 # Products and combinations -----------------------------------------------------------------------------------------------
 
 
-def factorized(g: GraphWriter, m: Any, x: Value) -> Value:
+def fm_margin(g: GraphWriter, m: Any, x: Value) -> Value:
     """Margin of a factorization machine, factor by factor in Spark's order of operations.
 
     The order matters because the margin is a small difference of large squares.
@@ -263,15 +265,15 @@ def factorized(g: GraphWriter, m: Any, x: Value) -> Value:
 
 @writes(FMRegression)
 def fm_regression(g: GraphWriter, m: FMRegression, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
-    return (factorized(g, m, xs[0]).number(),)
+    return (fm_margin(g, m, xs[0]).number(),)
 
 
 @writes(FMClassification)
 def fm_classification(g: GraphWriter, m: FMClassification, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
-    margin = factorized(g, m, xs[0])
+    margin = fm_margin(g, m, xs[0])
     one = 1.0 / ((-margin).exp() + 1.0)
     raw, probability = g.beside([-margin, margin]), g.beside([1.0 - one, one])
-    return shown(m, raw, probability, class_of(g, m, raw, probability))
+    return output_columns(m, raw, probability, class_of(g, m, raw, probability))
 
 
 @writes(ALS)
@@ -283,9 +285,9 @@ def recommendation(g: GraphWriter, m: ALS, xs: Sequence[Value], nulls: Nulls) ->
     for x, ids, factors, name in zip(xs, (m.users, m.items), (m.userFactors, m.itemFactors), m.names, strict=True):
         whole = x.equals(x.floor()) & (x >= INTEGERS[0]) & (x <= INTEGERS[1])
         g.refuse(~whole, f"{m.uid}: an id in {name!r} that is no whole number in the range of integers")
-        place = x.mapped(ids.double(), torch.arange(len(ids)).double(), -1.0)
+        place = x.lookup(ids.double(), torch.arange(len(ids)).double(), -1.0)
         unknown.append(place < 0.0)
-        terms.append(g.where(place < 0.0, 0.0, place).found_in(as_array(factors).astype(np.float32), m.rank))
+        terms.append(g.where(place < 0.0, 0.0, place).gather_from(as_array(factors).astype(np.float32), m.rank))
     product = (terms[0] * terms[1]).running_sum().column(m.rank - 1).double()
     return (g.where(unknown[0] | unknown[1], math.nan, product).number(),)
 
@@ -295,9 +297,9 @@ def one_vs_rest(g: GraphWriter, m: OneVsRest, xs: Sequence[Value], nulls: Nulls)
     models: list[Any] = list(m.models)
     raw = g.beside([score_of_one(g, model, xs[0]) for model in models])
     if not m.by_array:
-        return shown(m, raw, first_largest(g, raw))
+        return output_columns(m, raw, first_largest(g, raw))
     known = g.where(raw.isnan(), -math.inf, raw)
-    return shown(m, raw, g.where(known.max() > -math.inf, known.first_largest(), -1.0))
+    return output_columns(m, raw, g.where(known.max() > -math.inf, known.first_largest(), -1.0))
 
 
 def score_of_one(g: GraphWriter, model: Predictor, x: Value) -> Value:
@@ -310,7 +312,7 @@ def score_of_one(g: GraphWriter, model: Predictor, x: Value) -> Value:
     if isinstance(model, LinearSVC):
         return linear(x, model.coefficients, model.intercept)
     if isinstance(model, FMClassification):
-        return factorized(g, model, x)
+        return fm_margin(g, model, x)
     if isinstance(model, (Multinomial, Complement, Bernoulli, Gaussian)):
         showing: Any = copy.copy(model)
         showing.shown = model.SHOWN  # its scores among them

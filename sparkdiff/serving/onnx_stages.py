@@ -14,14 +14,14 @@ from sparkdiff.stages.base import StageModule
 from sparkdiff.stages.binning import Binarizer, Bucketizer
 from sparkdiff.stages.embedding import Word2Vec
 from sparkdiff.stages.expanding import PolynomialExpansion, monomials
-from sparkdiff.stages.formula import PrunedColumns, RewrittenAttributes
+from sparkdiff.stages.formula import ColumnPruner, VectorAttributeRewriter
 from sparkdiff.stages.imputing import Imputer
 from sparkdiff.stages.indexing import OneHotEncoder, VectorIndexer
 from sparkdiff.stages.interaction import Interaction
 from sparkdiff.stages.projection import DCT, PCA
 from sparkdiff.stages.scaling import MaxAbsScaler, MinMaxScaler, RobustScaler, StandardScaler
 from sparkdiff.stages.selecting import Selector, VectorSizeHint, VectorSlicer
-from sparkdiff.stages.targets import TargetEncoder
+from sparkdiff.stages.target_encoding import TargetEncoder
 from sparkdiff.stages.weighing import IDF, ElementwiseProduct, Normalizer
 
 Nulls = Sequence[Value | None]
@@ -43,7 +43,7 @@ def writes(*modules: type[StageModule]) -> Callable[[_Function], _Function]:
     return decorate
 
 
-def shown(m: Any, *columns: Value) -> tuple[Value, ...]:
+def output_columns(m: Any, *columns: Value) -> tuple[Value, ...]:
     """The columns that a predictor has an output column for, out of `columns`, which are in the order of `m.SHOWN`.
 
     rawPrediction, probability, quantiles and the leaves of several trees are vectors; the other columns are numbers.
@@ -77,7 +77,7 @@ def class_of(g: GraphWriter, m: Any, raw: Value, probability: Value) -> Value:
 
 
 @writes(VectorAssembler)
-def assembled(g: GraphWriter, m: VectorAssembler, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
+def vector_assembler(g: GraphWriter, m: VectorAssembler, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
     for name, x in zip(m.names, xs, strict=True):
         if not m.keep and x.scalar:
             g.refuse(x.isnan(), f"{m.uid}: null or NaN in {name!r}")
@@ -85,7 +85,7 @@ def assembled(g: GraphWriter, m: VectorAssembler, xs: Sequence[Value], nulls: Nu
 
 
 @writes(Selector, VectorSlicer)
-def selected(g: GraphWriter, m: Any, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
+def selection(g: GraphWriter, m: Any, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
     [x] = xs
     if len(m.indices) and int(m.indices.max()) >= x.width:
         raise NotExportableError(f"it selects entry {int(m.indices.max())} of vectors of {x.width} entries")
@@ -99,12 +99,12 @@ def size_hint(g: GraphWriter, m: VectorSizeHint, xs: Sequence[Value], nulls: Nul
     return (xs[0],)
 
 
-@writes(RewrittenAttributes)
-def unchanged(g: GraphWriter, m: Any, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
+@writes(VectorAttributeRewriter)
+def rewritten_attributes(g: GraphWriter, m: Any, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
     return (xs[0],)
 
 
-@writes(PrunedColumns)
+@writes(ColumnPruner)
 def nothing(g: GraphWriter, m: Any, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
     return ()
 
@@ -113,7 +113,7 @@ def nothing(g: GraphWriter, m: Any, xs: Sequence[Value], nulls: Nulls) -> tuple[
 
 
 @writes(StandardScaler, RobustScaler)
-def standardized(g: GraphWriter, m: Any, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
+def scaling(g: GraphWriter, m: Any, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
     divisor, shift = (getattr(m, name).detach() for name in m.weights)
     x = xs[0] - shift if m.shifts else xs[0]
     out = x * m.factor(divisor) if m.divides else x
@@ -135,12 +135,12 @@ def into_range(g: GraphWriter, m: MinMaxScaler, xs: Sequence[Value], nulls: Null
 
 
 @writes(ElementwiseProduct, IDF)
-def weighed(g: GraphWriter, m: Any, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
+def weighting(g: GraphWriter, m: Any, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
     return ((xs[0] * getattr(m, m.weights[0])).as_in(xs[0]),)
 
 
 @writes(Normalizer)
-def normalized(g: GraphWriter, m: Normalizer, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
+def normalizer(g: GraphWriter, m: Normalizer, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
     [x] = xs
     size = x.abs()
     if math.isinf(m.p):
@@ -154,12 +154,12 @@ def normalized(g: GraphWriter, m: Normalizer, xs: Sequence[Value], nulls: Nulls)
 
 
 @writes(PCA)
-def projected(g: GraphWriter, m: PCA, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
+def pca(g: GraphWriter, m: PCA, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
     return (xs[0].matmul(m.pc),)
 
 
 @writes(DCT)
-def transformed(g: GraphWriter, m: DCT, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
+def dct(g: GraphWriter, m: DCT, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
     [x] = xs
     if not x.width:
         return (x,)
@@ -177,7 +177,7 @@ def mean_vector(g: GraphWriter, m: Word2Vec, xs: Sequence[Value], nulls: Nulls) 
 
 
 @writes(VectorIndexer)
-def indexed(g: GraphWriter, m: VectorIndexer, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
+def vector_indexer(g: GraphWriter, m: VectorIndexer, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
     [x], first, parts, start = xs, m.first.tolist(), [], 0
     if x.width != m.size:
         raise NotExportableError(f"its vectors have {x.width} entries, but it was fitted on {m.size}")
@@ -187,7 +187,7 @@ def indexed(g: GraphWriter, m: VectorIndexer, xs: Sequence[Value], nulls: Nulls)
         if j == m.size:
             break
         keys, values = m.values[first[j] : first[j + 1]], m.numbers[first[j] : first[j + 1]]
-        found = x.column(j).mapped(keys, values, -1.0)
+        found = x.column(j).lookup(keys, values, -1.0)
         unknown = found < 0.0
         if not m.keep:
             met = unknown if x.stored is None else unknown & x.stored.column(j)
@@ -215,10 +215,10 @@ def one_hot(g: GraphWriter, m: OneHotEncoder, xs: Sequence[Value], nulls: Nulls)
 
 
 @writes(TargetEncoder)
-def target_encoded(g: GraphWriter, m: TargetEncoder, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
+def target_encoder(g: GraphWriter, m: TargetEncoder, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
     encodings, out = m.encodings().detach(), []
     for x, null, table, name in zip(xs, nulls, m.tables, m.names, strict=True):
-        place = x.mapped(table.known, table.place.double(), -1.0)
+        place = x.lookup(table.known, table.place.double(), -1.0)
         unseen = place < 0.0
         refused = unseen if null is None else unseen & ~null
         place = g.where(unseen, float(table.unseen), place)
@@ -227,7 +227,7 @@ def target_encoded(g: GraphWriter, m: TargetEncoder, xs: Sequence[Value], nulls:
             refused = refused | null if table.missing is None else refused
         if not m.keep:
             g.refuse(refused, f"{m.uid}: a value of {name!r} that was not in the data that it was fitted on")
-        out.append(place.found_in(encodings, 1).number())
+        out.append(place.gather_from(encodings, 1).number())
     return tuple(out)
 
 
@@ -242,7 +242,7 @@ def binary(g: GraphWriter, m: Binarizer, xs: Sequence[Value], nulls: Nulls) -> t
 
 
 @writes(Bucketizer)
-def binned(g: GraphWriter, m: Bucketizer, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
+def bucketizer(g: GraphWriter, m: Bucketizer, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
     out = []
     for x, null, splits, name in zip(xs, nulls, m.splits_of(), m.names, strict=True):
         empty, low, high = x.isnan(), float(splits[0]), float(splits[-1])
@@ -267,9 +267,9 @@ def ascending(g: GraphWriter, x: Value, bounds: torch.Tensor) -> Value:
 
 
 @writes(Imputer)
-def imputed(g: GraphWriter, m: Imputer, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
+def imputer(g: GraphWriter, m: Imputer, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
     out = []
-    for x, null, surrogate in zip(xs, nulls, m.filled(), strict=True):
+    for x, null, surrogate in zip(xs, nulls, m.fill_values(), strict=True):
         absent = x.equals(m.missing) if m.takes_nulls else x.isnan()
         absent = absent | null if m.takes_nulls and null is not None else absent
         out.append(g.where(absent, float(surrogate), x).number())
@@ -280,7 +280,9 @@ def imputed(g: GraphWriter, m: Imputer, xs: Sequence[Value], nulls: Nulls) -> tu
 
 
 @writes(PolynomialExpansion)
-def expanded(g: GraphWriter, m: PolynomialExpansion, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
+def polynomial_expansion(
+    g: GraphWriter, m: PolynomialExpansion, xs: Sequence[Value], nulls: Nulls
+) -> tuple[Value, ...]:
     [x] = xs
     levels, place = monomials(x.width, m.degree)
     product, products = None, []
@@ -310,14 +312,14 @@ def interaction(g: GraphWriter, m: Interaction, xs: Sequence[Value], nulls: Null
             x = x.equals(place).double().stored_as("sparse")
         parts.append(x)
         counts.append(x.stored or x.equals(x) | x.isnan())
-    product = reduce(lambda fast, slow: crossed(g, "Mul", slow, fast), reversed(parts))
+    product = reduce(lambda fast, slow: pairwise(g, "Mul", slow, fast), reversed(parts))
     if all(x.stored is None for x in parts):
         return (product,)
-    kept = reduce(lambda fast, slow: crossed(g, "And", slow, fast), reversed(counts))
+    kept = reduce(lambda fast, slow: pairwise(g, "And", slow, fast), reversed(counts))
     return (g.where(kept, product, 0.0),)
 
 
-def crossed(g: GraphWriter, operator: str, slow: Value, fast: Value) -> Value:
+def pairwise(g: GraphWriter, operator: str, slow: Value, fast: Value) -> Value:
     """Operator applied to every pair of an entry of `slow` and an entry of `fast`; the index of `slow` varies slowest."""
     i, j = np.arange(slow.width).repeat(fast.width), np.tile(np.arange(fast.width), slow.width)
-    return g.paired(operator, slow.columns(i), fast.columns(j))
+    return g.binary_node(operator, slow.columns(i), fast.columns(j))

@@ -7,7 +7,7 @@ import numpy as np
 
 from sparkdiff.jvm.nodes import Array, Nodes
 from sparkdiff.serving.onnx_graph import GraphWriter, Value, as_array
-from sparkdiff.serving.onnx_stages import Nulls, class_of, first_largest, shown, writes
+from sparkdiff.serving.onnx_stages import Nulls, class_of, first_largest, output_columns, writes
 from sparkdiff.stages.forest import Trees
 from sparkdiff.stages.predictor import ProbabilisticClassifier
 from sparkdiff.stages.trees import (
@@ -45,18 +45,28 @@ def leaves_of(g: GraphWriter, m: Trees, x: Value) -> Value:
     roots[nodes.leaf[first]] = place_of_alone
     tree = np.repeat(np.arange(nodes.trees), np.diff(nodes.offsets))[nodes.leaf]
     settings: dict[str, Any] = {
-        "tree_roots": roots, "nodes_featureids": feature,
-        "nodes_truenodeids": place[sides[0]], "nodes_trueleafs": nodes.leaf[sides[0]],
-        "nodes_falsenodeids": place[sides[1]], "nodes_falseleafs": nodes.leaf[sides[1]], "leaf_targetids": tree,
-    }  # fmt: skip
+        "tree_roots": roots,
+        "nodes_featureids": feature,
+        "nodes_truenodeids": place[sides[0]],
+        "nodes_trueleafs": nodes.leaf[sides[0]],
+        "nodes_falsenodeids": place[sides[1]],
+        "nodes_falseleafs": nodes.leaf[sides[1]],
+        "leaf_targetids": tree,
+    }
     return g.node(
-        "TreeEnsemble", [x], nodes.trees, domain="ai.onnx.ml", n_targets=nodes.trees, aggregate_function=1, post_transform=0,
+        "TreeEnsemble",
+        [x],
+        nodes.trees,
+        domain="ai.onnx.ml",
+        n_targets=nodes.trees,
+        aggregate_function=1,
+        post_transform=0,
         nodes_splits=g.tensor("", split.astype(np.float64)),
         nodes_modes=h.make_tensor("", g.onnx.TensorProto.UINT8, [len(mode)], mode.astype(np.uint8).tolist()),
         leaf_weights=g.tensor("", np.arange(len(tree), dtype=np.float64)),
         **({"membership_values": g.tensor("", members)} if len(members) else {}),
         **{name: np.asarray(value).astype(np.int64).tolist() for name, value in settings.items()},
-    )  # fmt: skip
+    )
 
 
 def first_values(nodes: Nodes) -> Array:
@@ -122,15 +132,15 @@ def tree_regression(g: GraphWriter, m: Any, xs: Sequence[Value], nulls: Nulls) -
     total = total / float(m.nodes.trees) if isinstance(m, RandomForestRegression) else total
     out = {"predictionCol": total, "leafCol": leaf_column(m, leaves)}
     if "varianceCol" in m.shown:
-        out["varianceCol"] = leaves.found_in(m.variances(), 1)
-    return shown(m, *(out.get(name, total) for name in m.SHOWN))
+        out["varianceCol"] = leaves.gather_from(m.variances(), 1)
+    return output_columns(m, *(out.get(name, total) for name in m.SHOWN))
 
 
 @writes(GBTClassification, RandomForestClassification, DecisionTreeClassification)
 def tree_classification(g: GraphWriter, m: Any, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
     leaves = leaves_of(g, m, xs[0])
     raw, probability = scores(g, m, total_of(g, m, leaves))
-    return shown(m, raw, probability, label(g, m, raw, probability), leaf_column(m, leaves))
+    return output_columns(m, raw, probability, label(g, m, raw, probability), leaf_column(m, leaves))
 
 
 def label(g: GraphWriter, m: ProbabilisticClassifier, raw: Value, probability: Value) -> Value:

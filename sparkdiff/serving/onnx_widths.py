@@ -11,8 +11,8 @@ from pyspark.sql.types import ArrayType, StructField
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, did_you_mean
+from sparkdiff.pipeline.column_names import col_by_name
 from sparkdiff.pipeline.graph import Version
-from sparkdiff.pipeline.names import named
 from sparkdiff.pipeline.network import Network
 from sparkdiff.pipeline.schema import SchemaOrRows, known_fields, width_in
 from sparkdiff.stages.embedding import Word2Vec
@@ -53,7 +53,7 @@ def widths_of(
                 raise InputError(
                     f"widths={{{name!r}: {known}}}, but a stage that reads it was fitted on {fitted} entries: leave it out"
                 )
-            out[version] = known or fitted or width_in(fields.get(version)) or seen_width(network, version, data)
+            out[version] = known or fitted or width_in(fields.get(version)) or measure_width(network, version, data)
         else:
             out[version] = None
     return out
@@ -91,7 +91,7 @@ def prepared_width(network: Network, version: Version) -> int | None:
     return len(module.words) if isinstance(module, Word2Vec) and first else None
 
 
-def seen_width(network: Network, version: Version, data: SchemaOrRows) -> int:
+def measure_width(network: Network, version: Version, data: SchemaOrRows) -> int:
     """Number of entries of the column's first vector in the data that is not null; runs a Spark job.
 
     Raises:
@@ -100,8 +100,8 @@ def seen_width(network: Network, version: Version, data: SchemaOrRows) -> int:
     name = network.graph.name(version)
     if isinstance(data, DataFrame):
         frame = data if network.reference is None or version[1] == -1 else network.reference.transform(data)
-        column = named(name, in_struct=network.graph.in_struct(version))
-        with jvm.blamed(f"Spark failed while reading column {name!r}"):
+        column = col_by_name(name, in_struct=network.graph.in_struct(version))
+        with jvm.as_input_error(f"Spark failed while reading column {name!r}"):
             row = frame.select(column).where(column.isNotNull()).head()
         if row is not None:
             return len(np.asarray(row[0].toArray() if hasattr(row[0], "toArray") else row[0]))

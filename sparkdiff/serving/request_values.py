@@ -40,10 +40,10 @@ class InputColumn:
         return self.kind.startswith(("vector", "array<"))
 
     def bad(self, value: Any, why: str) -> InputError:
-        return InputError(f"column {self.name!r} holds {shown(value)}, {why}")
+        return InputError(f"column {self.name!r} holds {short_repr(value)}, {why}")
 
 
-def shown(value: Any) -> str:
+def short_repr(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
@@ -61,19 +61,19 @@ def plain(v: Any) -> Any:
     return None if type(v).__name__ in ("NAType", "NaTType") else v
 
 
-def typed(v: Any, source: InputColumn, kind: str) -> Any:
+def as_type(v: Any, source: InputColumn, kind: str) -> Any:
     """A plain value converted to the schema's type of its column."""
     if v is None:
         return None
     if kind.startswith("array<"):
         if not isinstance(v, list):
             raise source.bad(v, f"but the schema has {kind}")
-        return [typed(x, source, kind[6:-1]) for x in v]
+        return [as_type(x, source, kind[6:-1]) for x in v]
     if isinstance(v, (int, float, np.number, Decimal)) and not isinstance(v, bool):
         try:
             if v != v and nan_is_null(kind):
                 return None
-            found = _typed_number(v, kind)
+            found = _number_as_type(v, kind)
         except (OverflowError, ArithmeticError, ValueError):
             found = None
         rounded = isinstance(v, (float, np.floating)) and abs(float(v)) >= 2.0 ** (np.finfo(type(v)).nmant + 1)
@@ -92,7 +92,7 @@ def typed(v: Any, source: InputColumn, kind: str) -> Any:
     return v
 
 
-def _typed_number(v: Any, kind: str) -> Any:
+def _number_as_type(v: Any, kind: str) -> Any:
     """A number converted to this type; None if the type has no such number."""
     if kind in ("double", "float"):
         with np.errstate(over="ignore"):

@@ -14,23 +14,23 @@ from pyspark.sql import Row
 from torch import Tensor
 
 from sparkdiff.errors import InputError, did_you_mean, kind_of
-from sparkdiff.pipeline.columns import VECTOR, from_arrow
-from sparkdiff.serving.request_values import DECIMAL, WHOLE, InputColumn, nan_is_null, plain, typed
+from sparkdiff.pipeline.column_tensors import VECTOR, from_arrow
+from sparkdiff.serving.request_values import DECIMAL, WHOLE, InputColumn, as_type, nan_is_null, plain
 from sparkdiff.tensors.rows import Rows, SparseRows, beyond, offsets_of
 
 
 def objects(column: "Column", source: InputColumn) -> list[Any]:
     """Values of a column as Python objects, null as None."""
-    values = column.values if isinstance(column, Listed) else column.listed()
+    values = column.values if isinstance(column, ListColumn) else column.to_list()
     kind = source.kind
     if not kind or kind.startswith("vector"):
         found = [v if type(v) is str else plain(v) for v in values]
-        if isinstance(column, Listed):
-            return [typed(v, source, DECIMAL) if isinstance(v, Decimal) else v for v in found]
+        if isinstance(column, ListColumn):
+            return [as_type(v, source, DECIMAL) if isinstance(v, Decimal) else v for v in found]
         return found
     if kind == "string":
-        return [v if type(v) is str else typed(plain(v), source, kind) for v in values]
-    return [typed(plain(v), source, kind) for v in values]
+        return [v if type(v) is str else as_type(plain(v), source, kind) for v in values]
+    return [as_type(plain(v), source, kind) for v in values]
 
 
 # Numbers ----------------------------------------------------------------------------------------------------------------
@@ -38,7 +38,7 @@ def objects(column: "Column", source: InputColumn) -> list[Any]:
 
 def numbers(column: "Column", source: InputColumn) -> tuple[Rows, Tensor]:
     """A column as a tensor or sparse rows, and flags (n,) bool of its null rows, which are NaN in the tensor."""
-    if isinstance(column, Listed):
+    if isinstance(column, ListColumn):
         return listed_numbers(column.values, source)
     return column.numbers(source)
 
@@ -74,7 +74,7 @@ def _double(v: Any, source: InputColumn) -> float:
 
 
 def _of_type(x: Tensor, null: Tensor, source: InputColumn) -> tuple[Rows, Tensor]:
-    """Numbers (n,) and null flags, checked and rounded to the column's type; like `typed` for objects."""
+    """Numbers (n,) and null flags, checked and rounded to the column's type; like `as_type` for objects."""
     if nan_is_null(source.kind):
         null = x.isnan()
     if top := WHOLE.get(source.kind):
@@ -141,35 +141,35 @@ def _size(v: Any, source: InputColumn) -> int:
 
 
 @dataclass(frozen=True)
-class Listed:
+class ListColumn:
     """A column as a list of objects."""
 
     values: Sequence[Any]
 
 
 @dataclass(frozen=True)
-class Numpy:
+class NumpyColumn:
     """A column of plain numbers, whose only missing value is NaN."""
 
     array: "np.ndarray[Any, Any]"
 
-    def listed(self) -> list[Any]:
+    def to_list(self) -> list[Any]:
         return list(self.array if self.array.dtype in (np.float32, np.int32) else self.array.tolist())
 
     def numbers(self, source: InputColumn) -> tuple[Rows, Tensor]:
         if source.vectors:
-            return listed_numbers(self.listed(), source)
+            return listed_numbers(self.to_list(), source)
         out = torch.from_numpy(self.array.astype(np.float64))
         return _of_type(out, torch.zeros(len(out), dtype=torch.bool), source)
 
 
 @dataclass(frozen=True)
-class Arrow:
+class ArrowColumn:
     """A column from Arrow."""
 
     array: pa.Array
 
-    def listed(self) -> list[Any]:
+    def to_list(self) -> list[Any]:
         values: list[Any] = self.array.to_pylist()
         narrow = _NARROW.get(_element(self.array.type))
         return [_narrowed(v, narrow) for v in values] if narrow else values
@@ -202,10 +202,13 @@ class Arrow:
 
 
 _NARROW: dict[Any, Callable[[Any], Any]] = {
-    pa.float32(): np.float32, pa.int32(): np.int32, pa.int16(): np.int32, pa.int8(): np.int32,
-}  # fmt: skip
+    pa.float32(): np.float32,
+    pa.int32(): np.int32,
+    pa.int16(): np.int32,
+    pa.int8(): np.int32,
+}
 """Numpy types of the values of Arrow types, where Spark's text or hash differs from that of Python's own numbers."""
-Column = Listed | Numpy | Arrow
+Column = ListColumn | NumpyColumn | ArrowColumn
 
 
 def _element(kind: pa.DataType) -> pa.DataType:
@@ -231,19 +234,19 @@ class RequestTable:
         self.names, self.column, self.rows = list(names), column, rows
 
     def read(self, source: InputColumn, casefold: Callable[[str], str]) -> Column:
-        column = self.column(spelled(source.path[0], self.names, casefold))
+        column = self.column(spelling_of(source.path[0], self.names, casefold))
         for field in source.path[1:]:
-            if isinstance(column, Arrow) and pa.types.is_struct(column.array.type):
+            if isinstance(column, ArrowColumn) and pa.types.is_struct(column.array.type):
                 names = [inner.name for inner in column.array.type]
-                place = names.index(spelled(field, names, casefold))
+                place = names.index(spelling_of(field, names, casefold))
                 column = _arrow(column.array.flatten()[place])
                 continue
-            values = column.values if isinstance(column, Listed) else column.listed()
-            column = Listed([None if v is None else field_of(v, field, source, casefold) for v in values])
+            values = column.values if isinstance(column, ListColumn) else column.to_list()
+            column = ListColumn([None if v is None else field_of(v, field, source, casefold) for v in values])
         return column
 
 
-def spelled(name: str, names: Sequence[str], casefold: Callable[[str], str]) -> str:
+def spelling_of(name: str, names: Sequence[str], casefold: Callable[[str], str]) -> str:
     """The spelling of column `name` among `names`, equal up to case unless Spark is case-sensitive.
 
     Raises:
@@ -275,13 +278,13 @@ def field_of(value: Any, field: str, source: InputColumn, casefold: Callable[[st
     fields = fields_of(value)
     if not isinstance(fields, Mapping):
         raise source.bad(value, f"which has no field {field!r}")
-    return fields[spelled(field, list(fields), casefold)]
+    return fields[spelling_of(field, list(fields), casefold)]
 
 
 def value_of(row: Mapping[str, Any], source: InputColumn, casefold: Callable[[str], str]) -> Any:
     """Value of a column in a dict."""
     name = source.path[0]
-    value: Any = row[name if name in row else spelled(name, list(row), casefold)]
+    value: Any = row[name if name in row else spelling_of(name, list(row), casefold)]
     for name in source.path[1:]:
         if value is None:
             return None
@@ -301,7 +304,7 @@ class DictRows(RequestTable):
     """Rows given as dicts."""
 
     def __init__(self, rows: Sequence[Mapping[str, Any]], casefold: Callable[[str], str]):
-        super().__init__((), lambda name: Listed(()), len(rows))
+        super().__init__((), lambda name: ListColumn(()), len(rows))
         self.dicts, self.casefold = rows, casefold
 
     @cached_property
@@ -312,13 +315,13 @@ class DictRows(RequestTable):
     def read(self, source: InputColumn, casefold: Callable[[str], str]) -> Column:
         name = source.path[0]
         for names in self.twofold:
-            spelled(name, names, casefold)
+            spelling_of(name, names, casefold)
         if len(source.path) == 1:
             try:
-                return Listed([row[name] for row in self.dicts])
+                return ListColumn([row[name] for row in self.dicts])
             except KeyError:
                 pass
-        return Listed([value_of(row, source, casefold) for row in self.dicts])
+        return ListColumn([value_of(row, source, casefold) for row in self.dicts])
 
 
 def table_of_pandas(frame: Any) -> RequestTable:
@@ -331,8 +334,8 @@ def table_of_pandas(frame: Any) -> RequestTable:
         if type(series.dtype).__name__ == "SparseDtype":
             series = series.sparse.to_dense()
         if isinstance(series.dtype, np.dtype) and series.dtype.kind in "fiub":
-            return Numpy(series.to_numpy())
-        return Listed([None if v is None or _is_missing(v) else v for v in series.astype(object).tolist()])
+            return NumpyColumn(series.to_numpy())
+        return ListColumn([None if v is None or _is_missing(v) else v for v in series.astype(object).tolist()])
 
     return RequestTable([c for c in frame.columns if isinstance(c, str)], column, len(frame))
 
@@ -349,9 +352,9 @@ def table_of_arrow(table: "pa.Table | pa.RecordBatch") -> RequestTable:
     return RequestTable(table.schema.names, column, table.num_rows)
 
 
-def _arrow(found: "pa.Array | pa.ChunkedArray") -> Arrow:
+def _arrow(found: "pa.Array | pa.ChunkedArray") -> ArrowColumn:
     found = found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
-    return Arrow(found.dictionary_decode() if pa.types.is_dictionary(found.type) else found)
+    return ArrowColumn(found.dictionary_decode() if pa.types.is_dictionary(found.type) else found)
 
 
 def table_of(rows: Any, casefold: Callable[[str], str]) -> RequestTable:

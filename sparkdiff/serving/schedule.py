@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.serving.request_values import WHOLE, InputColumn, shown, typed
-from sparkdiff.serving.requests import DictRows, RequestTable, is_twofold, numbers, objects, spelled, value_of
+from sparkdiff.serving.request_values import WHOLE, InputColumn, as_type, short_repr
+from sparkdiff.serving.requests import DictRows, RequestTable, is_twofold, numbers, objects, spelling_of, value_of
 from sparkdiff.serving.text.base import BadValueError, TextStage, as_objects
 from sparkdiff.stages.base import StageModule
 from sparkdiff.tensors.rows import Rows, shape, width
@@ -116,7 +116,7 @@ class TextStep(ScheduledStage):
         except BadValueError as e:
             named = [c for c, column in zip(self.columns, given, strict=True) if any(v is e.value for v in column)]
             columns = " or ".join(map(repr, named or self.columns))
-            raise InputError(f"{self.uid}: column {columns} holds {shown(e.value)}, {e}") from None
+            raise InputError(f"{self.uid}: column {columns} holds {short_repr(e.value)}, {e}") from None
         for i, column in zip(self.writes, out, strict=True):
             values[i] = column
 
@@ -187,7 +187,7 @@ class Schedule:
         for where, place, least in named:
             if type(place) is not int or not least <= place < min(self.places, len(named)):
                 raise InputError(
-                    f"{where} is {shown(place)}, which is no index of the {min(self.places, len(named))} values in use"
+                    f"{where} is {short_repr(place)}, which is no index of the {min(self.places, len(named))} values in use"
                 )
 
     def of_table(self, table: RequestTable, steps: Iterable[Any]) -> Values:
@@ -205,7 +205,7 @@ class Schedule:
         places: list[int] = []
         if not self.sensitive and is_twofold(row, str.lower):
             for entry in self.entries:
-                spelled(entry.source.path[0], list(row), self.casefold)
+                spelling_of(entry.source.path[0], list(row), self.casefold)
         for entry in self.entries:
             source = entry.source
             try:
@@ -222,7 +222,7 @@ class Schedule:
             if (
                 own and entry.numbers == NOWHERE and not source.vectors and (plain or kind is str)
             ):  # the common case, without a table
-                values[entry.objects] = [typed(v, source, source.kind)]
+                values[entry.objects] = [as_type(v, source, source.kind)]
                 continue
             if (not plain and kind is not str) or own:
                 entry.put(DictRows([row], self.casefold).read(source, self.casefold), values)
@@ -263,9 +263,7 @@ def run(steps: Iterable[Any], values: Values, dropping: Collection[str] = ()) ->
             raise InputError(
                 f"{what}: Spark drops such a row (handleInvalid='skip'), and a request has an answer for each row; leave it out"
             ) from None
-        except (
-            RuntimeError, IndexError, ValueError, TypeError, AttributeError, AssertionError, OverflowError
-        ) as e:  # fmt: skip
+        except (RuntimeError, IndexError, ValueError, TypeError, AttributeError, AssertionError, OverflowError) as e:
             if isinstance(e, torch.OutOfMemoryError):
                 raise
             shapes = ", ".join(f"{c!r} {shape(values[i])}" for c, i in zip(step.columns, step.reads, strict=False))

@@ -11,11 +11,11 @@ import sparkdiff
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
 from sparkdiff.pipeline.schema import SchemaOrRows
-from sparkdiff.serving import stored
-from sparkdiff.serving.compiling import scheduled, warm
+from sparkdiff.serving import scorer_files
+from sparkdiff.serving.compiling import compile_schedule, warm
 from sparkdiff.serving.few_rows import steps
 from sparkdiff.serving.requests import fields_of, table_of
-from sparkdiff.serving.results import arrow_type, joined, result_arrow, result_objects
+from sparkdiff.serving.result_columns import arrow_type, concatenation, result_arrow, result_objects
 from sparkdiff.serving.schedule import NOWHERE, OutputColumn, Schedule, Values
 
 ROWS = 8192
@@ -55,11 +55,15 @@ class Scorer:
     __module__ = "sparkdiff"
 
     def __init__(
-        self, model: Any, schema: SchemaOrRows = None, outputCols: Iterable[str] | None = None,
-        *, javaVersion: str | None = None,
-    ):  # fmt: skip
+        self,
+        model: Any,
+        schema: SchemaOrRows = None,
+        outputCols: Iterable[str] | None = None,
+        *,
+        javaVersion: str | None = None,
+    ):
         self._origin = jvm.origin() | ({} if javaVersion is None else {"javaVersion": javaVersion})
-        self._take(scheduled(model, schema, outputCols, self._origin.get("javaVersion")))
+        self._take(compile_schedule(model, schema, outputCols, self._origin.get("javaVersion")))
 
     def _take(self, schedule: Schedule) -> None:
         schedule.check()
@@ -92,9 +96,9 @@ class Scorer:
             if isinstance(rows, Mapping):
                 values = self._schedule.of_row(rows, self._steps)
                 return {o.name: _objects(o, values)[0] for o in self._schedule.outputs}
-            return self._predicted(rows)
+            return self._predict_table(rows)
 
-    def _predicted(self, rows: Any) -> Any:
+    def _predict_table(self, rows: Any) -> Any:
         schedule = self._schedule
         table = table_of(rows, schedule.casefold)
         n = table.rows
@@ -135,7 +139,7 @@ class Scorer:
             SparkdiffError: the folder cannot be written, or a registered custom stage holds a value that cannot be
                 stored.
         """
-        stored.save(self._schedule, sparkdiff.__version__, self._origin, path)
+        scorer_files.save(self._schedule, sparkdiff.__version__, self._origin, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, maxBytes: int = 1 << 30) -> "Scorer":
@@ -150,7 +154,7 @@ class Scorer:
                 by a sparkdiff with another major or minor version.
         """
         made = cls.__new__(cls)
-        made._origin = stored.load(sparkdiff.__version__, path, maxBytes, made._take)
+        made._origin = scorer_files.load(sparkdiff.__version__, path, maxBytes, made._take)
         return made
 
     def __repr__(self) -> str:
@@ -170,5 +174,5 @@ def _null(output: OutputColumn, values: Values) -> Any:
 
 
 def _as_arrow(rows: Any, columns: Mapping[str, list[Any]]) -> Any:
-    arrays = {name: joined(parts) for name, parts in columns.items()}
+    arrays = {name: concatenation(parts) for name, parts in columns.items()}
     return type(rows).from_arrays(list(arrays.values()), names=list(arrays))

@@ -25,15 +25,15 @@ from pyspark.sql.types import DoubleType, StructField, StructType
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, check_dataframe
-from sparkdiff.jvm.stores import located
-from sparkdiff.machine import package, paths, whole
-from sparkdiff.pipeline.batches import ByTorch
-from sparkdiff.pipeline.columns import physical
+from sparkdiff.jvm.stores import store_url
+from sparkdiff.machine import atomic_files, package, paths
+from sparkdiff.pipeline.column_names import casefolding, col_by_name, unused_prefix
+from sparkdiff.pipeline.column_tensors import physical
 from sparkdiff.pipeline.graph import Version, in_front_of
-from sparkdiff.pipeline.names import casefolding, named, unused
 from sparkdiff.pipeline.nesting import Holder, flatten, plain
 from sparkdiff.pipeline.network import Network, translate
 from sparkdiff.pipeline.schema import check_columns, fields_by_name, width_in
+from sparkdiff.pipeline.spark_inference import BatchTransform
 
 LOG = logging.getLogger("sparkdiff.serving")
 DEVICES = ("auto", "cpu", "cuda", "spark")
@@ -71,10 +71,10 @@ def by_torch(model: Any, df: DataFrame, device: str) -> DataFrame:
         without = without.drop(*anew) if vertex.position in after else vertex.stage.transform(without)
     expected = fields_by_name(without.schema, network.graph.casefold)
     frame, held = in_front(df, network, before)
-    out = computed(frame, network, before, held, expected, device)
+    out = with_torch_columns(frame, network, before, held, expected, device)
     for i in after:
         out = network.graph.vertices[i].transform(out, is_last=True)
-    return out.select(*map(named, columns))
+    return out.select(*map(col_by_name, columns))
 
 
 def check_order(network: Network, before: Sequence[int], after: Sequence[int]) -> None:
@@ -98,7 +98,7 @@ def in_front(df: DataFrame, network: Network, before: Sequence[int]) -> tuple[Da
     neither double nor vector.
     """
     graph = network.graph
-    hidden = unused("__sparkdiff_v", (*df.columns, *(o for vertex in graph.vertices for o in vertex.outputs)))
+    hidden = unused_prefix("__sparkdiff_v", (*df.columns, *(o for vertex in graph.vertices for o in vertex.outputs)))
     held: dict[Version, str] = {}
 
     def hold(frame: DataFrame, producer: int) -> DataFrame:
@@ -111,7 +111,7 @@ def in_front(df: DataFrame, network: Network, before: Sequence[int]) -> tuple[Da
                 held[version] = field.name
             else:
                 held[version] = f"{hidden}{len(held)}"
-                column = physical(field, named(name, in_struct=inside)).alias(
+                column = physical(field, col_by_name(name, in_struct=inside)).alias(
                     held[version], metadata=field.metadata or {}
                 )
                 frame = frame.withColumn(held[version], column)
@@ -128,16 +128,21 @@ def in_front(df: DataFrame, network: Network, before: Sequence[int]) -> tuple[Da
     return frame, held
 
 
-def computed(
-    frame: DataFrame, network: Network, before: Sequence[int], held: dict[Version, str],
-    expected: dict[str, StructField], device: str,
-) -> DataFrame:  # fmt: skip
+def with_torch_columns(
+    frame: DataFrame,
+    network: Network,
+    before: Sequence[int],
+    held: dict[Version, str],
+    expected: dict[str, StructField],
+    device: str,
+) -> DataFrame:
     """The rows with the columns that torch computes, with Spark's types and metadata."""
     graph = network.graph
     made = [
-        v for v in network.writes.values()
+        v
+        for v in network.writes.values()
         if v[0] in expected and not any(j > v[1] and graph.writes(j, [v[0]]) for j in before)
-    ]  # fmt: skip
+    ]
     new = {v[0] for v in made}
     hidden = {name for name in held.values() if graph.casefold(name) not in expected}
     fields, places = frame.schema.fields, {graph.casefold(c): i for i, c in enumerate(frame.columns)}
@@ -145,21 +150,31 @@ def computed(
     kept = [i for i, f in enumerate(fields) if graph.casefold(f.name) not in new and f.name not in hidden]
     stays, comes = [fields[i] for i in kept], [(graph.name(v), expected[v[0]]) for v in made]
     # Under plain names: mapInArrow finds no column whose name has dots or backticks.
-    schema = StructType([
-        *(StructField(f"c{i}", f.dataType, f.nullable) for i, f in zip(kept, stays, strict=True)),
-        *(StructField(f"made{k}", field.dataType, field.nullable) for k, (_, field) in enumerate(comes)),
-    ])  # fmt: skip
-    task = ByTorch(
-        network.without_spark(), at, kept, made,
-        {v: arrow_name(expected[v[0]]) for v in made}, schema.names, device,
+    schema = StructType(
+        [
+            *(StructField(f"c{i}", f.dataType, f.nullable) for i, f in zip(kept, stays, strict=True)),
+            *(StructField(f"made{k}", field.dataType, field.nullable) for k, (_, field) in enumerate(comes)),
+        ]
+    )
+    task = BatchTransform(
+        network.without_spark(),
+        at,
+        kept,
+        made,
+        {v: arrow_name(expected[v[0]]) for v in made},
+        schema.names,
+        device,
         {v: width for v, i in at.items() if (width := width_in(fields[i])) is not None},
-    )  # fmt: skip
+    )
     ship(frame.sparkSession)
     out = frame.toDF(*(f"c{i}" for i in range(len(fields)))).mapInArrow(task, schema)
     names = [*((f.name, f.metadata) for f in stays), *((name, field.metadata) for name, field in comes)]
-    return out.select(*(
-        named(safe).alias(name, metadata=metadata or {}) for safe, (name, metadata) in zip(schema.names, names, strict=True)
-    ))  # fmt: skip
+    return out.select(
+        *(
+            col_by_name(safe).alias(name, metadata=metadata or {})
+            for safe, (name, metadata) in zip(schema.names, names, strict=True)
+        )
+    )
 
 
 def check_types(df: DataFrame) -> None:
@@ -236,9 +251,9 @@ class DeviceChoice:
     reason: str
 
 
-def chosen(model: Any, df: DataFrame) -> tuple[DeviceChoice, bool]:
+def choose_device(model: Any, df: DataFrame) -> tuple[DeviceChoice, bool]:
     """Fastest device on copies of some of the rows, and whether the choice may be kept for other data; runs jobs."""
-    with jvm.cached(df.limit(SAMPLE)) as rows:
+    with jvm.cache_rows(df.limit(SAMPLE)) as rows:
         if (number := rows.count()) < FEWEST:
             few = f"MLlib computes all stages this time: {number} rows are too few to measure"
             return DeviceChoice("spark", {}, 0, few), False
@@ -247,7 +262,7 @@ def chosen(model: Any, df: DataFrame) -> tuple[DeviceChoice, bool]:
             frames = {"spark": model.transform(many), "cpu": by_torch(model, many, "cpu")}
             if torch.cuda.is_available():
                 frames["cuda"] = by_torch(model, many, "cuda")
-            seconds = measured(frames)
+            seconds = measure_seconds(frames)
         except InputError as e:
             return DeviceChoice("spark", {}, 0, f"MLlib computes all stages: {e}"), True
         except jvm.SparkError as e:  # such as a type that Arrow does not support; if MLlib fails, it fails again later
@@ -259,7 +274,7 @@ def chosen(model: Any, df: DataFrame) -> tuple[DeviceChoice, bool]:
         return DeviceChoice(best, seconds, COPIES * number, f"{who} ({told})"), True
 
 
-def measured(frames: dict[str, DataFrame]) -> dict[str, float]:
+def measure_seconds(frames: dict[str, DataFrame]) -> dict[str, float]:
     """Shortest time in seconds to compute each frame; the frames are measured round-robin, after a warm-up round."""
     seconds: dict[str, float] = {}
     for turn in range(TURNS + 1):
@@ -290,11 +305,12 @@ class TorchTransformer(Holder, Transformer, jvm.Persistent):
     __module__ = "sparkdiff"
 
     device: Param[str] = Param(
-        Params._dummy(), "device",
+        Params._dummy(),
+        "device",
         "auto: the fastest, measured on a few thousand rows of the first DataFrame; cpu or cuda: torch there; "
         "spark: MLlib's own transform",
         typeConverter=TypeConverters.toString,
-    )  # fmt: skip
+    )
 
     def __init__(self, model: Any, *, device: str = "auto"):
         """
@@ -330,7 +346,7 @@ class TorchTransformer(Holder, Transformer, jvm.Persistent):
             raise InputError(
                 "a stream cannot be measured: set device to 'cpu', 'cuda' or 'spark', or call measure() on a table"
             )
-        choice, lasting = chosen(self.pipelineModel, dataset)
+        choice, lasting = choose_device(self.pipelineModel, dataset)
         self.choice = choice if lasting else self.choice
         LOG.info("TorchTransformer: %s", choice.reason)
         return choice
@@ -371,14 +387,14 @@ class _Writer(jvm.Writer):
         """
         place = paths.local(path)
         # Spark writes the path here if it names local files, or if Spark's default file system is the local one.
-        here = path.lower().startswith("file:") or located("path", "model") is None
+        here = path.lower().startswith("file:") or store_url("path", "model") is None
         if place is None or not jvm.in_process(self.sparkSession) or not here:
             super().save(path)
             return
         final = Path(os.path.abspath(str(place)))
         if os.path.lexists(final) and not self.shouldOverwrite:
             raise InputError(f"{path!r} exists already: use write().overwrite(), or choose another folder")
-        with whole.new_folder(final) as part:
+        with atomic_files.new_folder(final) as part:
             self.saveImpl(f"file://{part}")
             if final.is_dir() and not final.is_symlink():
                 shutil.rmtree(final)

@@ -93,7 +93,7 @@ class Columnwise(Affine):
         return self, columns[0]
 
 
-class Unchanged(Columnwise):
+class Identity(Columnwise):
     """A stage whose output is its input."""
 
     def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:

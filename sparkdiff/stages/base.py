@@ -38,7 +38,7 @@ from typing_extensions import Self
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, check_type, kind_of
-from sparkdiff.stages.constraints import Constraint, Positive, Rounded
+from sparkdiff.stages.constraints import Constraint, Float32Values, PositiveValues
 from sparkdiff.tensors.rows import NEVER, Nulls, Rows, beyond, stored_as
 
 SUPPORT = 5
@@ -69,7 +69,7 @@ class LabelStats:
     high: float
     classes: Tensor  # (k,) int64 rows per class, empty if labels are not small whole numbers
 
-    def seen(self, classes: int) -> Tensor:
+    def supported_classes(self, classes: int) -> Tensor:
         """Mask of the classes, out of `classes`, that at least SUPPORT rows have, (classes,) bool."""
         return F.pad(self.classes, (0, classes - len(self.classes))) >= SUPPORT
 
@@ -174,8 +174,8 @@ class Trainable(nn.Module):
         """Constraints that keep parameters inside their domain while they train, by name. A parameter without a
         constraint is p0 + unit * u, with its fitted value p0 and an unbounded u.
         """
-        rounded = {name: Rounded() for name, _ in self.named_parameters()} if self.float32 else {}
-        return {**rounded, **dict.fromkeys(self.positive, Positive())}
+        rounded = {name: Float32Values() for name, _ in self.named_parameters()} if self.float32 else {}
+        return {**rounded, **dict.fromkeys(self.positive, PositiveValues())}
 
     def fitted_width(self) -> int:
         """Number of features that the stage was fitted on; 0 if no parameter shows it."""
@@ -205,7 +205,7 @@ class Trainable(nn.Module):
 
 
 REGISTRY: "dict[str, type[StageModule]]" = {}
-UNTRANSLATED: "dict[str, Untranslated]" = {}
+UNTRANSLATED: "dict[str, UntranslatedStage]" = {}
 SKIPS = "handleInvalid='skip' drops rows, and a torch module cannot drop rows; use 'error' or 'keep'"
 NULL = " is null"
 """Suffix of the name of a boolean column that says in which rows another column is null."""
@@ -234,14 +234,14 @@ def register(class_name: str) -> Callable[[_Module], _Module]:
 
 
 @dataclass(frozen=True)
-class Untranslated:
+class UntranslatedStage:
     """The facts about stages without a translation to torch.
 
     Attributes:
         reason: the reason why they have none; the plan shows it.
         passed_over: whether Spark skips such a stage if the data lack its input, such as a label that prediction does
             not need.
-        own_attributes: as in `Facts`.
+        own_attributes: as in `ColumnFacts`.
         makes_sparse: whether they write sparse vectors, which may be very wide.
     """
 
@@ -253,7 +253,7 @@ class Untranslated:
 
 def leave_in_spark(class_name: str, reason: str, **facts: bool) -> None:
     """Register that fitted stages of this class stay in Spark, and why; `facts` are fields of Untranslated."""
-    UNTRANSLATED[class_name] = Untranslated(reason, **facts)
+    UNTRANSLATED[class_name] = UntranslatedStage(reason, **facts)
 
 
 def class_name(stage: Any) -> str:
@@ -261,7 +261,7 @@ def class_name(stage: Any) -> str:
     return f"{type(stage).__module__}.{type(stage).__qualname__}"
 
 
-class Facts:
+class ColumnFacts:
     """Facts about a stage's columns, for other modules. The defaults fit most stages; a stage overrides the others."""
 
     differentiable: ClassVar[bool] = True
@@ -320,7 +320,7 @@ class Facts:
         return row[:0]
 
 
-class StageModule(Facts, Trainable):
+class StageModule(ColumnFacts, Trainable):
     """A lens on a fitted stage: a torch module whose parameters are Spark's own values, in float64.
 
     A subclass names its `weights`, reads them in `from_spark` and computes in `forward`. `forward` takes the input
@@ -332,7 +332,7 @@ class StageModule(Facts, Trainable):
     or from an earlier stage that passes null on (`writes_null`); other stages' outputs hold none. If an input has no
     such column, its NaN is NaN, unless the stage refuses NaN and accepts null.
 
-    Everything else has defaults that a subclass may override: about its columns in `Facts`, about its parameters in
+    Everything else has defaults that a subclass may override: about its columns in `ColumnFacts`, about its parameters in
     `Trainable`. Some stages have a more special base class: `Affine`, `Prepared`, `FieldReader`, `Predictor`.
 
     Four laws hold, and `sparkdiff.testing.check_stage` checks them: parity with `stage.transform`; writing back what

@@ -10,10 +10,10 @@ from torch import Tensor
 from sparkdiff.errors import InputError
 from sparkdiff.stages.affine import Affine, AffineForm, MatrixProduct, Parameters
 from sparkdiff.stages.base import SUPPORT, FeatureStats, LabelStats, parameter, register, tensor
-from sparkdiff.stages.constraints import Constraint, LogProbabilities, Positive
+from sparkdiff.stages.constraints import Constraint, LogProbabilities, PositiveValues
 from sparkdiff.stages.linear import coefficient_units, product
 from sparkdiff.stages.predictor import ProbabilisticClassifier, softmax
-from sparkdiff.tensors.rows import Rows, SparseRows, dense, known_any, sum_in_order, taken
+from sparkdiff.tensors.rows import Rows, SparseRows, dense, known_any, rows_at, sum_in_order
 
 ENTRIES = 1 << 22
 """Largest number of entries of a block of sparse rows that is made dense (32 MiB of doubles)."""
@@ -36,9 +36,16 @@ class NaiveBayes(ProbabilisticClassifier):
     margin_link = "softmax"
 
     def __init__(
-        self, pi: Tensor, theta: Tensor, sigma: Tensor, *, shown: tuple[str, ...], thresholds: Tensor | None, uid: str,
+        self,
+        pi: Tensor,
+        theta: Tensor,
+        sigma: Tensor,
+        *,
+        shown: tuple[str, ...],
+        thresholds: Tensor | None,
+        uid: str,
         column: str,
-    ):  # fmt: skip
+    ):
         super().__init__()
         self.classes, self.shown, self.cuts = len(pi), shown, thresholds
         self.pi = parameter(pi, not isinstance(self, Complement))  # (k,)
@@ -78,7 +85,7 @@ class NaiveBayes(ProbabilisticClassifier):
         return margin, softmax(margin)
 
     def supported(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
-        seen = y.seen(self.classes)
+        seen = y.supported_classes(self.classes)
         both = seen[:, None] & (x.support >= SUPPORT)
         return {"pi": seen, "theta": both, "sigma": both}
 
@@ -111,7 +118,7 @@ class NaiveBayes(ProbabilisticClassifier):
                     )
 
 
-class Counting(NaiveBayes):
+class DiscreteNaiveBayes(NaiveBayes):
     """The model types for which Spark refuses features outside a domain.
 
     Training an earlier stage could move features out of the domain, so no gradient flows to the inputs.
@@ -134,7 +141,7 @@ class Counting(NaiveBayes):
             )
 
 
-class Multinomial(MatrixProduct, Counting):
+class Multinomial(MatrixProduct, DiscreteNaiveBayes):
     """rawPrediction = pi + x @ theta.T; theta holds logarithms of the features' probabilities in each class."""
 
     def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # one input column; (n, k)
@@ -154,14 +161,14 @@ class Multinomial(MatrixProduct, Counting):
         return AffineForm([p["theta"].mT], p["pi"][..., None, :], back)
 
 
-class Negated(LogProbabilities):
+class NegativeLogProbabilities(LogProbabilities):
     """Minus the logarithms of shares."""
 
     def value(self, start: Tensor, move: Tensor) -> Tensor:
         return -super().value(-start, -move)
 
 
-class Complement(Counting):
+class Complement(DiscreteNaiveBayes):
     """rawPrediction = log-softmax of x @ theta.T, independent of pi; theta holds minus the logarithms of the
     probabilities of the other classes.
     """
@@ -175,7 +182,7 @@ class Complement(Counting):
         return scores - (torch.log(torch.exp(scores - top).sum(1, keepdim=True)) + top)
 
     def constraints(self) -> dict[str, Constraint]:
-        return {"theta": Negated()}
+        return {"theta": NegativeLogProbabilities()}
 
 
 class LogOdds(Constraint):
@@ -189,7 +196,7 @@ class LogOdds(Constraint):
         new = F.logsigmoid(known - torch.log(-torch.expm1(known)) + move)
         return torch.where(inner & (move != 0), new, start + torch.where(inner, new - new.detach(), 0.0))
 
-    def moved(self, start: Tensor, value: Tensor) -> Tensor:
+    def move_between(self, start: Tensor, value: Tensor) -> Tensor:
         def odds(log: Tensor) -> Tensor:
             return log - torch.log(-torch.expm1(log))
 
@@ -197,7 +204,7 @@ class LogOdds(Constraint):
         return torch.where(inner, odds(value) - odds(start), 0.0)
 
 
-class Bernoulli(Affine, Counting):
+class Bernoulli(Affine, DiscreteNaiveBayes):
     """rawPrediction = pi + sum of theta for entries x = 1, and of log(1 - exp(theta)) for entries x = 0."""
 
     rule = "0 or 1"
@@ -250,7 +257,7 @@ class Gaussian(NaiveBayes):
     def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # one input column; (n, k)
         logs = sum_in_order(torch.log(self.sigma))
         at_once = max(1, ENTRIES // max(1, self.theta.shape[1]))
-        parts = [taken(x, rows) for rows in torch.arange(len(x), device=x.device).split(at_once)]
+        parts = [rows_at(x, rows) for rows in torch.arange(len(x), device=x.device).split(at_once)]
         squares = torch.cat([self._squares(dense(part)) for part in parts])
         return self.pi - (squares + logs) / 2
 
@@ -259,13 +266,16 @@ class Gaussian(NaiveBayes):
         return torch.stack([sum_in_order((x - mean) ** 2 / variance) for mean, variance in pairs], 1)
 
     def constraints(self) -> dict[str, Constraint]:
-        return {"pi": LogProbabilities(), "sigma": Positive()}
+        return {"pi": LogProbabilities(), "sigma": PositiveValues()}
 
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
         return {"theta": self.sigma.detach().clamp_min(0).sqrt()}
 
 
 KINDS: dict[str, type[NaiveBayes]] = {
-    "multinomial": Multinomial, "complement": Complement, "bernoulli": Bernoulli, "gaussian": Gaussian,
-}  # fmt: skip
+    "multinomial": Multinomial,
+    "complement": Complement,
+    "bernoulli": Bernoulli,
+    "gaussian": Gaussian,
+}
 register("pyspark.ml.classification.NaiveBayesModel")(NaiveBayes)

@@ -11,16 +11,16 @@ from sparkdiff import jvm
 from sparkdiff.errors import InputError
 from sparkdiff.jvm import encoders as spark
 from sparkdiff.stages.base import FeatureStats, LabelStats, StageModule, deviation, each_column, register, tensor
-from sparkdiff.stages.constraints import Constraint, Ordered
+from sparkdiff.stages.constraints import Constraint, OrderedValues
 from sparkdiff.tensors.rows import Nulls, Rows, SparseRows, dense, known_any, on_gpu
 
 SHARPNESS = 0.3
-"""Temperature tau of the soft step (see `Steps`), and also the unit of a threshold, in standard deviations of the
+"""Temperature tau of the soft step (see `StepFunction`), and also the unit of a threshold, in standard deviations of the
 column that is compared with the threshold.
 """
 
 
-class Steps(torch.autograd.Function):
+class StepFunction(torch.autograd.Function):
     """The bin of each x (n,), which the caller passes as `found` (n,). The thresholds (m,) between the bins get a
     gradient, x gets none.
 
@@ -42,7 +42,7 @@ class Steps(torch.autograd.Function):
         return None, None, -(gradient @ slope), None
 
 
-class Comparing(StageModule):
+class ThresholdStage(StageModule):
     """The common part of Binarizer and Bucketizer: thresholds that train only on request and are written back as
     Params.
 
@@ -73,7 +73,7 @@ class Comparing(StageModule):
 
 
 @register("pyspark.ml.feature.Binarizer")
-class Binarizer(Comparing):
+class Binarizer(ThresholdStage):
     """1 where x > threshold, else 0; x is a number or an entry of a vector.
 
     NaN gives 0, but 1 in a vector with a threshold below 0, where Spark tests x <= threshold. Null stays null in Spark
@@ -130,7 +130,7 @@ class Binarizer(Comparing):
         found = above.to(x.dtype)
         if not threshold.requires_grad:
             return found
-        applied: Tensor = Steps.apply(found, x.detach(), threshold[None], tau[None])
+        applied: Tensor = StepFunction.apply(found, x.detach(), threshold[None], tau[None])
         return applied
 
     def critical_values(self) -> tuple[tuple[float, ...], ...]:
@@ -150,7 +150,7 @@ class Binarizer(Comparing):
         return jvm.with_params(stage, {self.name: value if isinstance(value, float) else value.tolist()})
 
 
-class SortedSplits(Ordered):
+class SortedSplits(OrderedValues):
     """Splits that increase along the last axis between fixed outer splits; infinite entries after the last are
     padding.
     """
@@ -162,7 +162,7 @@ class SortedSplits(Ordered):
         low, high = self._ends(start)
         # Built up from the first split, or down from the last one if only that is finite.
         upwards = self._stretched(start, super().value(start, torch.where(self.outer, 0.0, move)))
-        mirrored = Ordered().value(-start.flip(-1), torch.where(self.outer, 0.0, -move).flip(-1))
+        mirrored = OrderedValues().value(-start.flip(-1), torch.where(self.outer, 0.0, -move).flip(-1))
         out = torch.where(low.isinf() & high.isfinite(), -mirrored.flip(-1), upwards)
         out = torch.where(self.outer | ~start.isfinite(), start, out)
         # Rounding can make two splits equal, which is invalid: then all splits keep their start values.
@@ -193,7 +193,7 @@ class SortedSplits(Ordered):
 
 
 @register("pyspark.ml.feature.Bucketizer")
-class Bucketizer(Comparing):
+class Bucketizer(ThresholdStage):
     """The index of the bin [a, b) of a number; the last bin is [a, b]. Numbers outside are refused.
 
     NaN gives the number of bins with handleInvalid='keep' and is refused with 'error'; null stays null. -0.0 lies
@@ -256,7 +256,7 @@ class Bucketizer(Comparing):
         found = torch.where(null, torch.nan, torch.where(empty, float(len(splits) - 1), found))
         if not splits.requires_grad:
             return found
-        applied: Tensor = Steps.apply(found, x.detach(), splits[1:-1], tau)
+        applied: Tensor = StepFunction.apply(found, x.detach(), splits[1:-1], tau)
         return applied
 
     def critical_values(self) -> tuple[tuple[float, ...], ...]:

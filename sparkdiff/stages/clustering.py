@@ -191,10 +191,12 @@ class GaussianMixture(Clusters):
     def from_spark(cls, stage: Any) -> "GaussianMixture":
         gaussians = stage.gaussians
         return cls(
-            tensor(stage.weights), torch.stack([tensor(g.mean) for g in gaussians]),
-            torch.stack([tensor(g.cov) for g in gaussians]), stage.uid,
+            tensor(stage.weights),
+            torch.stack([tensor(g.mean) for g in gaussians]),
+            torch.stack([tensor(g.cov) for g in gaussians]),
+            stage.uid,
             cls.shown_by(stage),
-        )  # fmt: skip
+        )
 
     def roots(self) -> tuple[Tensor, Tensor]:
         """Root R (k, d, d) of each covariance's pseudo-inverse R'R, and the constant (k,) of the log-density; without
@@ -258,9 +260,10 @@ class GaussianMixture(Clusters):
     def supported(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
         rows = x.sums["rows"] >= SUPPORT
         return {
-            "mixture": rows, "mus": super().supported(x, y)["mus"] & rows[:, None],
+            "mixture": rows,
+            "mus": super().supported(x, y)["mus"] & rows[:, None],
             "sigmas": rows[:, None, None].expand_as(self.sigmas),
-        }  # fmt: skip
+        }
 
     def constraints(self) -> dict[str, Constraint]:
         return {"mixture": Probabilities(), "sigmas": Covariance()}

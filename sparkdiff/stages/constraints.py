@@ -5,7 +5,7 @@ valid Spark stage.
 import torch
 from torch import Tensor
 
-from sparkdiff.tensors.products import dot
+from sparkdiff.tensors.backward import dot
 from sparkdiff.tensors.rows import running_sum
 
 
@@ -31,12 +31,12 @@ class Constraint:
             [out] = torch.autograd.grad(dot(self.value(start, free), gradient), [free])
         return out
 
-    def moved(self, start: Tensor, value: Tensor) -> Tensor:
+    def move_between(self, start: Tensor, value: Tensor) -> Tensor:
         """Moves that lead from the start to these parameters, (*shape), (*shape) -> (*shape); for reports."""
         return value - start
 
 
-class Positive(Constraint):
+class PositiveValues(Constraint):
     """start * exp(move): positive values stay positive, zeros stay zero."""
 
     elementwise = True
@@ -47,7 +47,7 @@ class Positive(Constraint):
     def gradient(self, start: Tensor, move: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
         return gradient * value
 
-    def moved(self, start: Tensor, value: Tensor) -> Tensor:
+    def move_between(self, start: Tensor, value: Tensor) -> Tensor:
         return torch.where(start > 0, torch.log(value / start), 0.0)
 
 
@@ -63,11 +63,11 @@ class Odds(Constraint):
     def gradient(self, start: Tensor, move: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
         return gradient * value * (1 - value)
 
-    def moved(self, start: Tensor, value: Tensor) -> Tensor:
+    def move_between(self, start: Tensor, value: Tensor) -> Tensor:
         return torch.logit(value) - torch.logit(start)
 
 
-class Rounded(Constraint):
+class Float32Values(Constraint):
     """start + move, rounded to float32."""
 
     elementwise = True
@@ -79,7 +79,7 @@ class Rounded(Constraint):
         return gradient
 
 
-class Ordered(Constraint):
+class OrderedValues(Constraint):
     """Entries that ascend along the last axis: the first finite one moves freely; for each further one, the step from
     its predecessor is multiplied by exp(move).
 
@@ -92,7 +92,7 @@ class Ordered(Constraint):
         grown = torch.where(inner, step * torch.expm1(move), torch.where(finite, move, 0.0))
         return torch.where(finite, start + running_sum(grown), start)
 
-    def moved(self, start: Tensor, value: Tensor) -> Tensor:
+    def move_between(self, start: Tensor, value: Tensor) -> Tensor:
         (before, inner), (after, _) = self._steps(start), self._steps(value)
         ratio = torch.where(before > 0, after / torch.where(before > 0, before, 1.0), 1.0)
         return torch.where(inner, torch.log(ratio), torch.where(start.isfinite(), value - start, 0.0))
@@ -132,7 +132,7 @@ class LogProbabilities(Constraint):
         free = move - (torch.logsumexp(start + move, -1, True) - torch.logsumexp(start, -1, True))
         return torch.where(start.isfinite(), start + free, start)
 
-    def moved(self, start: Tensor, value: Tensor) -> Tensor:
+    def move_between(self, start: Tensor, value: Tensor) -> Tensor:
         return torch.where(start.isfinite(), value - start, 0.0)
 
 
@@ -143,7 +143,7 @@ class Probabilities(Constraint):
         total = start.sum(-1, keepdim=True)
         return start * torch.exp(move - torch.log((start * torch.exp(move)).sum(-1, keepdim=True) / total))
 
-    def moved(self, start: Tensor, value: Tensor) -> Tensor:
+    def move_between(self, start: Tensor, value: Tensor) -> Tensor:
         return torch.where(start > 0, torch.log(value / start), 0.0)
 
 
@@ -161,7 +161,7 @@ class Covariance(Constraint):
         change = turned @ turned.mT - root @ root.mT
         return torch.where(found, start + (change + change.mT) / 2, start)
 
-    def moved(self, start: Tensor, value: Tensor) -> Tensor:
+    def move_between(self, start: Tensor, value: Tensor) -> Tensor:
         (before, found), (after, still) = self._root(start), self._root(value)
         turn = torch.linalg.solve_triangular(before, after, upper=False)
         logarithms = torch.diag_embed(turn.diagonal(dim1=-2, dim2=-1).log())

@@ -11,12 +11,12 @@ from torch import Tensor
 from sparkdiff.jvm import word2vec as vocabularies
 from sparkdiff.stages.affine import AffineForm, MatrixProduct, Parameters
 from sparkdiff.stages.base import FeatureStats, LabelStats, parameter, register
-from sparkdiff.stages.prepared import Prepared
+from sparkdiff.stages.prepared_stage import PreparedStage
 from sparkdiff.tensors.rows import Rows, SparseRows
 
 
 @register("pyspark.ml.feature.Word2VecModel")
-class Word2Vec(Prepared, MatrixProduct):
+class Word2Vec(PreparedStage, MatrixProduct):
     """The mean of the words' vectors; unknown words count as 0, a row without words is 0. The vectors are float32.
 
     Strings cannot enter torch, so Spark first computes, for each row, the share of each known word among all words of

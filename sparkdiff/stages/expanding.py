@@ -35,17 +35,17 @@ class PolynomialExpansion(StageModule):
         return cls(int(stage.getDegree()))
 
     def forward(self, x: Rows) -> Rows:  # (n, d) -> (n, C(d + degree, degree) - 1)
-        out = self.expanded_sparse(x) if isinstance(x, SparseRows) else self.expanded(x)
+        out = self.sparse_products(x) if isinstance(x, SparseRows) else self.dense_products(x)
         return without_zeros(out, x) if self.exact_beyond < NEVER else out
 
-    def expanded(self, x: Tensor) -> Tensor:
+    def dense_products(self, x: Tensor) -> Tensor:
         levels, place = monomials(x.shape[1], self.degree, x.device)
         products = [x.new_ones(len(x), 1)]
         for shorter, feature in levels:
             products.append(times(products[-1][:, shorter], x[:, feature]))
         return torch.cat(products[1:], 1)[:, place]
 
-    def expanded_sparse(self, x: SparseRows) -> SparseRows:
+    def sparse_products(self, x: SparseRows) -> SparseRows:
         # For each product: the row's first entry, and the last entry that may be its next factor.
         begin, last = x.offsets[:-1], x.offsets[1:] - 1
         of, product = torch.arange(len(x), device=x.device), x.values.new_ones(len(x))
@@ -57,7 +57,7 @@ class PolynomialExpansion(StageModule):
             entry = begin[of][longer] + torch.arange(len(longer), device=x.device) - (number.cumsum(0) - number)[longer]
             of, last = of[longer], entry
             product = times(product[longer], x.values[entry])
-            place = place[longer] + skipped(x.width, self.degree - level, x.device)[x.indices[entry]]
+            place = place[longer] + monomial_offsets(x.width, self.degree - level, x.device)[x.indices[entry]]
             kept = product != 0
             of, last, product, place = of[kept], last[kept], product[kept], place[kept]
             found.append((of, place, product))
@@ -76,7 +76,7 @@ def times(product: Tensor, factor: Tensor) -> Tensor:
 
 
 @cache
-def skipped(width: int, degree: int, device: torch.device = CPU) -> Tensor:
+def monomial_offsets(width: int, degree: int, device: torch.device = CPU) -> Tensor:
     """Number of monomials up to this degree, the constant 1 included, of the features before each feature; (width,)."""
     return torch.tensor([math.comb(j + degree, degree) for j in range(width)], dtype=torch.int64, device=device)
 
@@ -99,7 +99,7 @@ def monomials(width: int, degree: int, device: torch.device = CPU) -> tuple[list
         number = last + 1
         shorter = torch.repeat_interleave(torch.arange(len(last)), number)
         last = torch.arange(len(shorter)) - (number.cumsum(0) - number)[shorter]
-        place = place[shorter] + skipped(width, degree - level)[last]
+        place = place[shorter] + monomial_offsets(width, degree - level)[last]
         levels.append((shorter, last))
         places.append(place)
     return levels, torch.argsort(torch.cat(places)) if places else torch.empty(0, dtype=torch.int64)

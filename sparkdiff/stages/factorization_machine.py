@@ -12,7 +12,7 @@ from sparkdiff.stages.predictor import LeastSquares, Predictor, ProbabilisticCla
 from sparkdiff.tensors.rows import Rows, SparseRows, on_gpu, squared, sum_in_order
 
 
-class Factorized(Predictor):
+class FactorizationMachine(Predictor):
     """intercept + x @ linear + sum over i < j of <factors_i, factors_j> x_i x_j.
 
     Source: org.apache.spark.ml.regression.FactorizationMachines.getRawPrediction.
@@ -64,12 +64,12 @@ class Factorized(Predictor):
 
 
 @register("pyspark.ml.regression.FMRegressionModel")
-class FMRegression(Factorized, LeastSquares):
+class FMRegression(FactorizationMachine, LeastSquares):
     """prediction = the combination of linear terms and products."""
 
 
 @register("pyspark.ml.classification.FMClassificationModel")
-class FMClassification(Factorized, ProbabilisticClassifier):
+class FMClassification(FactorizationMachine, ProbabilisticClassifier):
     """rawPrediction = [-m, m], probability of class 1 = sigmoid(m)."""
 
     classes = 2

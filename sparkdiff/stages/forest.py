@@ -14,7 +14,7 @@ from sparkdiff.stages.base import SUPPORT, FeatureStats, LabelStats, deviation, 
 from sparkdiff.stages.gates import SHARPNESS, Gates, StraightThrough
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.routing import Router
-from sparkdiff.tensors.device import moved
+from sparkdiff.tensors.device import copy_to
 from sparkdiff.tensors.rows import Rows, SparseRows, on_gpu
 
 MANY = 20
@@ -96,16 +96,18 @@ class Trees(Predictor):
         """Contribution of each leaf to the sum over the trees, (L,) or (L, k)."""
         return self.leaves * self.share()[self.tree]
 
-    def combined(self, total: Tensor) -> Tensor:
+    def margin_from_sums(self, total: Tensor) -> Tensor:
         """Margin, given the sums over all trees (n,) or (n, k) of the leaves' `table`."""
         return total
 
     def total(self, x: Rows) -> Tensor:
         table = self.table()
         if not (torch.is_grad_enabled() and (self.thresholds.requires_grad or _wants_gradient(x))):
-            return self.gathered(self.route(x)) if table.requires_grad else self.router.total(x, self.thresholds, table)
+            return (
+                self.leaf_sums(self.route(x)) if table.requires_grad else self.router.total(x, self.thresholds, table)
+            )
         if self._gates is None:
-            self._gates = Gates(self.nodes) if not on_gpu(table) else moved(Gates(self.nodes), table.device)
+            self._gates = Gates(self.nodes) if not on_gpu(table) else copy_to(Gates(self.nodes), table.device)
         rows = self._gates.read(x)
         wide = table if table.ndim == 2 else table[:, None]
         parts = []
@@ -115,13 +117,13 @@ class Trees(Predictor):
         total = torch.cat(parts) if parts else wide.new_zeros(0, wide.shape[1])
         return total if table.ndim == 2 else total[:, 0]
 
-    def gathered(self, leaves: Tensor) -> Tensor:
+    def leaf_sums(self, leaves: Tensor) -> Tensor:
         """Sums of the table's entries of these leaves, (n, T) -> (n,) or (n, k)."""
         table = self.table()
         return table.index_select(0, leaves.reshape(-1)).view(*leaves.shape, *table.shape[1:]).sum(1)
 
     def margin(self, x: Rows) -> Tensor:  # type: ignore[override]
-        return self.combined(self.total(x))
+        return self.margin_from_sums(self.total(x))
 
     def forward(self, x: Rows) -> tuple[Tensor, ...]:  # type: ignore[override]
         leaves = self.route(x) if "leafCol" in self.shown or "varianceCol" in self.shown else None
@@ -131,7 +133,7 @@ class Trees(Predictor):
 
     def routed_outputs(self, leaves: Tensor) -> tuple[Tensor, ...]:
         """Outputs of rows that fall into these leaves (n, T)."""
-        return self.shows(self.gathered(leaves), leaves)
+        return self.shows(self.leaf_sums(leaves), leaves)
 
     def shows(self, total: Tensor, leaves: Tensor | None) -> tuple[Tensor, ...]:
         """Output columns, given the sums over all trees and, if needed, the leaves (n, T)."""
@@ -250,6 +252,8 @@ def _spreads(thresholds: Tensor, feature: Tensor) -> Tensor:
     thresholds of its feature, which counts as 1 if they are equal; 1 if this is not finite.
     """
     size = int(feature.max()) + 1 if len(feature) else 0
-    count, total, square = (torch.zeros(size, dtype=torch.float64).index_add_(0, feature, v) for v in (
-        torch.ones_like(thresholds), thresholds, thresholds**2))  # fmt: skip
+    count, total, square = (
+        torch.zeros(size, dtype=torch.float64).index_add_(0, feature, v)
+        for v in (torch.ones_like(thresholds), thresholds, thresholds**2)
+    )
     return SHARPNESS * deviation(count, total, square)[feature].nan_to_num(1.0, 1.0, 1.0)

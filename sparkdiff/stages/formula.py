@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sparkdiff.stages.affine import Unchanged
+from sparkdiff.stages.affine import Identity
 from sparkdiff.stages.base import StageModule, leave_in_spark, register
 from sparkdiff.tensors.rows import Rows
 
@@ -14,7 +14,7 @@ leave_in_spark("sparkdiff.jvm.rformula.FormulaLabel", "it makes the label, which
 
 
 @register("sparkdiff.jvm.rformula.VectorAttributeRewriter")
-class RewrittenAttributes(Unchanged):
+class VectorAttributeRewriter(Identity):
     """The vector itself. Spark only renames its slots from temporary columns to the terms of the formula."""
 
     storage = "compressed"  # that of the assembler before it
@@ -26,7 +26,7 @@ class RewrittenAttributes(Unchanged):
     outputs = inputs
 
     @classmethod
-    def from_spark(cls, stage: Any) -> "RewrittenAttributes":
+    def from_spark(cls, stage: Any) -> "VectorAttributeRewriter":
         return cls()
 
     def forward(self, x: Rows) -> Rows:  # (n, d) -> (n, d)
@@ -34,7 +34,7 @@ class RewrittenAttributes(Unchanged):
 
 
 @register("sparkdiff.jvm.rformula.ColumnPruner")
-class PrunedColumns(StageModule):
+class ColumnPruner(StageModule):
     """A stage without computation: Spark drops temporary columns here, which the network never has."""
 
     @classmethod
@@ -44,7 +44,7 @@ class PrunedColumns(StageModule):
     outputs = inputs
 
     @classmethod
-    def from_spark(cls, stage: Any) -> "PrunedColumns":
+    def from_spark(cls, stage: Any) -> "ColumnPruner":
         return cls()
 
     def forward(self) -> tuple[Rows, ...]:

@@ -81,7 +81,7 @@ class Gates:
             begin, size = (
                 t[:, None].expand(value.shape).reshape(-1) for t in (self.subsets.begins, self.subsets.sizes)
             )
-            left = self.subsets.left(begin, size, categories(value).view(-1)).view(value.shape)
+            left = self.subsets.goes_left(begin, size, categories(value).view(-1)).view(value.shape)
             out[self.categorical] = ~left
         return out
 
@@ -94,7 +94,7 @@ class Gates:
             value[inner] = torch.where(right, value[self.right[inner]], value[self.left[inner]])
         return value
 
-    def reached(self, goes: Tensor) -> Tensor:
+    def reach_mask(self, goes: Tensor) -> Tensor:
         """Mask (N, n) bool, True where a row reaches a node."""
         on = torch.zeros_like(goes)
         on.index_fill_(0, self.roots, True)  # not `on[roots] = True`, which would wait for a GPU
@@ -128,7 +128,7 @@ class StraightThrough(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, thresholds, table, tau, goes = ctx.saved_tensors
         gates: Gates = ctx.gates
-        on = gates.reached(goes)
+        on = gates.reach_mask(goes)
         to_table = on[gates.leaves].to(gradient.dtype) @ gradient
         to_x = to_thresholds = None
         if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparkdiff.jvm import encoders as spark
 from sparkdiff.stages.base import SUPPORT, FeatureStats, LabelStats, deviation, parameter, register, tensor
-from sparkdiff.stages.fields import Field, FieldReader, StaysInSparkError
+from sparkdiff.stages.input_fields import Field, FieldReader, StaysInSparkError
 from sparkdiff.tensors.rows import Nulls
 
 WHOLE = ("tinyint", "smallint", "int", "bigint")
@@ -48,14 +48,14 @@ class Imputer(FieldReader):
                 )
         return cls(tensor(spark.surrogates(stage, columns)), stage.getMissingValue(), kinds)
 
-    def filled(self) -> list[Tensor]:
+    def fill_values(self) -> list[Tensor]:
         """Replacement of missing values per column, ()."""
         parts = zip(self.surrogates.unbind(), self.whole, self.floats, strict=True)
         return [s.trunc() if whole else s.float().to(s.dtype) if narrow else s for s, whole, narrow in parts]
 
     def forward(self, *columns: Tensor, nulls: Nulls | None = None) -> tuple[Tensor, ...]:  # (n,) each
         absent = self.absent(columns, nulls)
-        return tuple(torch.where(a, s, x) for a, s, x in zip(absent, self.filled(), columns, strict=True))
+        return tuple(torch.where(a, s, x) for a, s, x in zip(absent, self.fill_values(), columns, strict=True))
 
     def absent(self, columns: tuple[Tensor, ...], nulls: Nulls | None) -> list[Tensor]:
         """Masks of the rows (n,) that are filled, per column."""

@@ -75,23 +75,23 @@ class VectorIndexer(StageModule):
                 "vectors of that length"
             )
         if isinstance(x, SparseRows):
-            out = x.with_values(self.indexed(x.values, x.indices))
+            out = x.with_values(self.index_values(x.values, x.indices))
             # Dense again if no later stage depends on the storage: the form must not change from batch to batch.
             return dense(out) if self.tells_zeros < self.exact_beyond == NEVER and self.size < SPARSE_FROM else out
         features = torch.arange(self.size, device=x.device).expand(len(x), -1)
-        return self.indexed(x.reshape(-1), features.reshape(-1)).view_as(x)
+        return self.index_values(x.reshape(-1), features.reshape(-1)).view_as(x)
 
-    def indexed(self, x: Tensor, feature: Tensor) -> Tensor:
+    def index_values(self, x: Tensor, feature: Tensor) -> Tensor:
         """Values x (m,) of these features (m,), with the index of the category in place of each value of a categorical
         feature.
         """
         begin, end, unknown = self.first[feature], self.first[feature + 1], self.unknown[feature]
         nominal = unknown >= 0
         if on_gpu(x):  # for all values, to avoid waiting for the number of categorical ones
-            at, known = self.found(x.detach(), begin, end)
+            at, known = self.binary_search(x.detach(), begin, end)
             return torch.where(nominal, torch.where(known, self.numbers[at], unknown), x)
         x_nominal, low, high = x[nominal].detach(), begin[nominal], end[nominal]
-        at, known = self.found(x_nominal, low, high)
+        at, known = self.binary_search(x_nominal, low, high)
         if not self.keep and not bool(known.all()):
             k = int((~known).nonzero()[0])
             raise InputError(
@@ -101,7 +101,7 @@ class VectorIndexer(StageModule):
         number = torch.where(known, self.numbers[at], unknown[nominal])
         return x.masked_scatter(nominal, number)
 
-    def found(self, x: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    def binary_search(self, x: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """Binary search: for each x, the place of the first category from `low` to `high` that isn't less than x, and
         whether that category equals x; all (m,).
         """

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.stages.base import register
-from sparkdiff.stages.fields import UNDECIDED, Field, FieldReader, StaysInSparkError, values_of
+from sparkdiff.stages.input_fields import UNDECIDED, Field, FieldReader, StaysInSparkError, values_of
 from sparkdiff.tensors.rows import (
     ORDINARY,
     SPARSE_FROM,
@@ -91,10 +91,10 @@ class Interaction(FieldReader):
         if sparse or (math.prod(sizes) >= SPARSE_FROM and max(self.values) > 1):
             # With finite numbers, zeros may be left out.
             storage = ["sparse" if s == "compressed" and finite else s for s in self.storage_of]
-            parts = [self._stored(*of) for of in zip(columns, self.names, self.values, storage, strict=True)]
-            return reduce(lambda fast, slow: _crossed(slow, fast), reversed(parts))
+            parts = [self._as_sparse_rows(*of) for of in zip(columns, self.names, self.values, storage, strict=True)]
+            return reduce(lambda fast, slow: _row_products(slow, fast), reversed(parts))
         strided = [
-            self._encoded(dense(c), name, k) for c, name, k in zip(columns, self.names, self.values, strict=True)
+            self._as_matrix(dense(c), name, k) for c, name, k in zip(columns, self.names, self.values, strict=True)
         ]
         product = reduce(lambda fast, slow: (slow[:, :, None] * fast[:, None, :]).flatten(1), reversed(strided))
         if finite and not on_gpu(product):
@@ -114,12 +114,12 @@ class Interaction(FieldReader):
             )
         return x.long()
 
-    def _encoded(self, column: Tensor, name: str, values: int) -> Tensor:  # (n,) or (n, d) -> (n, d or values)
+    def _as_matrix(self, column: Tensor, name: str, values: int) -> Tensor:  # (n,) or (n, d) -> (n, d or values)
         if values > 1:
             return torch.nn.functional.one_hot(self._index(column, name, values), values).to(column.dtype)
         return column[:, None] if column.ndim == 1 else column
 
-    def _stored(self, column: Rows, name: str, values: int, storage: str) -> SparseRows:
+    def _as_sparse_rows(self, column: Rows, name: str, values: int, storage: str) -> SparseRows:
         """The column as sparse rows with the entries that Spark stores, given its `storage`; only these form products."""
         if isinstance(column, Tensor) and column.ndim == 1:
             index = self._index(column, name, values) if values > 1 else torch.zeros_like(column, dtype=torch.int64)
@@ -155,7 +155,7 @@ def _categories(name: str, field: Field) -> int:
     return 1
 
 
-def _crossed(slow: SparseRows, fast: SparseRows) -> SparseRows:
+def _row_products(slow: SparseRows, fast: SparseRows) -> SparseRows:
     """Products of every stored entry of `slow` with every stored entry of `fast`, row by row; `fast`'s index varies
     fastest.
     """

@@ -9,7 +9,7 @@ from torch import Tensor
 from sparkdiff.errors import InputError
 from sparkdiff.jvm import mllib
 from sparkdiff.stages.base import FeatureStats, LabelStats, parameter, register, tensor
-from sparkdiff.stages.constraints import Constraint, Ordered
+from sparkdiff.stages.constraints import Constraint, OrderedValues
 from sparkdiff.stages.predictor import LeastSquares
 from sparkdiff.tensors.rows import Nulls, Rows, SparseRows, on_gpu
 
@@ -17,21 +17,21 @@ EDGES = 1000
 """Largest number of rows with the feature at a boundary on which parity with Spark is checked."""
 
 
-class Rising(Ordered):
+class RisingValues(OrderedValues):
     """Entries that ascend along the last axis, even if rounding would swap neighbours."""
 
     def value(self, start: Tensor, move: Tensor) -> Tensor:
         return super().value(start, move).cummax(-1).values
 
 
-class Falling(Rising):
+class FallingValues(RisingValues):
     """Entries that descend along the last axis, even if rounding would swap neighbours."""
 
     def value(self, start: Tensor, move: Tensor) -> Tensor:
         return -super().value(-start, move)
 
-    def moved(self, start: Tensor, value: Tensor) -> Tensor:
-        return super().moved(-start, -value)
+    def move_between(self, start: Tensor, value: Tensor) -> Tensor:
+        return super().move_between(-start, -value)
 
 
 @register("pyspark.ml.regression.IsotonicRegressionModel")
@@ -55,7 +55,9 @@ class IsotonicRegression(LeastSquares):
         self.register_buffer("boundaries", boundaries, persistent=False)  # (m,) ascending
         self.predictions = parameter(predictions)  # (m,)
         self.isotonic, self.index, self.uid = isotonic, index, uid
-        self.register_buffer("met", torch.from_numpy(_met(boundaries.numpy())), persistent=False)  # (m,) int64
+        self.register_buffer(
+            "met", torch.from_numpy(_binary_search_index(boundaries.numpy())), persistent=False
+        )  # (m,) int64
 
     boundaries: Tensor
     met: Tensor
@@ -124,7 +126,7 @@ class IsotonicRegression(LeastSquares):
         return {"predictions": unit}
 
     def constraints(self) -> dict[str, Constraint]:
-        return {"predictions": Rising() if self.isotonic else Falling()}
+        return {"predictions": RisingValues() if self.isotonic else FallingValues()}
 
     def critical_rows(self, row: Tensor) -> Tensor:
         """At most EDGES variants of `row`, (1,) or (1, d), with the feature at a boundary."""
@@ -152,7 +154,7 @@ class IsotonicRegression(LeastSquares):
         return mllib.isotonic(stage, self.weight("boundaries"), self.weight("predictions") + 0.0, self.isotonic)
 
 
-def _met(boundaries: np.ndarray) -> np.ndarray:
+def _binary_search_index(boundaries: np.ndarray) -> np.ndarray:
     """Index that java.util.Arrays.binarySearch finds for the value of each boundary, (m,)."""
     out = np.arange(len(boundaries))
     for value in np.unique(boundaries[1:][boundaries[1:] == boundaries[:-1]]):

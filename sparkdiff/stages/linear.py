@@ -130,9 +130,18 @@ class GeneralizedLinearRegression(LinearMargin):
     SHOWN = ("predictionCol", "linkPredictionCol")
 
     def __init__(
-        self, coefficients: Tensor, intercept: Tensor, fit_intercept: bool, *, family: str, link: str, link_power: float,
-        variance_power: float, shows_link: bool, shows_mean: bool = True,
-    ):  # fmt: skip
+        self,
+        coefficients: Tensor,
+        intercept: Tensor,
+        fit_intercept: bool,
+        *,
+        family: str,
+        link: str,
+        link_power: float,
+        variance_power: float,
+        shows_link: bool,
+        shows_mean: bool = True,
+    ):
         super().__init__(coefficients, intercept, fit_intercept)
         self.family, self.link, self.link_power = family, link, link_power
         self.variance_power, self.shows_link, self.shows_mean = variance_power, shows_link, shows_mean
@@ -150,10 +159,16 @@ class GeneralizedLinearRegression(LinearMargin):
         else:
             link = stage.getLink().lower() if stage.isDefined("link") else CANONICAL[family]
         return cls(
-            tensor(stage.coefficients), tensor(stage.intercept), stage.getFitIntercept(), family=family, link=link,
-            link_power=link_power, variance_power=variance_power,
-            shows_link=bool(columns_of(stage, ("linkPredictionCol",))), shows_mean=bool(columns_of(stage, ("predictionCol",))),
-        )  # fmt: skip
+            tensor(stage.coefficients),
+            tensor(stage.intercept),
+            stage.getFitIntercept(),
+            family=family,
+            link=link,
+            link_power=link_power,
+            variance_power=variance_power,
+            shows_link=bool(columns_of(stage, ("linkPredictionCol",))),
+            shows_mean=bool(columns_of(stage, ("predictionCol",))),
+        )
 
     @classmethod
     def inputs(cls, stage: Any) -> tuple[str, ...]:
@@ -224,10 +239,20 @@ class LogisticRegression(MatrixProduct, ProbabilisticClassifier):
     threshold: Tensor
 
     def __init__(
-        self, coefficientMatrix: Tensor, interceptVector: Tensor, fit_intercept: bool, *, num_classes: int,
-        thresholds: Tensor | None, threshold: float, bounds: dict[str, Tensor], shown: tuple[str, ...], uid: str,
-        movable: bool = True, unstored: Tensor | None = None,
-    ):  # fmt: skip
+        self,
+        coefficientMatrix: Tensor,
+        interceptVector: Tensor,
+        fit_intercept: bool,
+        *,
+        num_classes: int,
+        thresholds: Tensor | None,
+        threshold: float,
+        bounds: dict[str, Tensor],
+        shown: tuple[str, ...],
+        uid: str,
+        movable: bool = True,
+        unstored: Tensor | None = None,
+    ):
         super().__init__()
         self.coefficientMatrix = parameter(coefficientMatrix)  # (1, d) or (k, d)
         self.interceptVector = parameter(interceptVector, fit_intercept)  # (1,) or (k,)
@@ -248,15 +273,21 @@ class LogisticRegression(MatrixProduct, ProbabilisticClassifier):
                 if stage.hasParam(name) and stage.isDefined(name) and stage.getOrDefault(name) is not None:
                     bounds[f"{side} {weight}"] = tensor(stage.getOrDefault(name))
         return cls(
-            matrix, tensor(stage.interceptVector), stage.getFitIntercept(), num_classes=stage.numClasses,
+            matrix,
+            tensor(stage.interceptVector),
+            stage.getFitIntercept(),
+            num_classes=stage.numClasses,
             **(cls.settings(stage) | ({} if len(matrix) > 1 else {"thresholds": None})),
-            threshold=binary_threshold(stage) if len(matrix) == 1 else 0.5, bounds=bounds, uid=stage.uid,
-            movable=not stage.isSet("thresholds"), unstored=None if bool(stored.all()) else ~stored,
-        )  # fmt: skip
+            threshold=binary_threshold(stage) if len(matrix) == 1 else 0.5,
+            bounds=bounds,
+            uid=stage.uid,
+            movable=not stage.isSet("thresholds"),
+            unstored=None if bool(stored.all()) else ~stored,
+        )
 
     def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # (n,) or (n, k)
         out = self.scores(x)
-        return out - self.moved(self.threshold) if self.unfrozen else out
+        return out - self.log_odds_change(self.threshold) if self.unfrozen else out
 
     def scores(self, x: Rows) -> Tensor:
         """Linear predictor without the shift for a moved threshold, from which Spark's columns are computed; (n,) or
@@ -264,13 +295,13 @@ class LogisticRegression(MatrixProduct, ProbabilisticClassifier):
         """
         weight, intercept = self.coefficientMatrix, self.interceptVector
         out = product(x, weight) + intercept if self.isMultinomial else product(x, weight[0]) + intercept[0]
-        skipped = self.skipped()
+        skipped = self.unstored_mask()
         if skipped is None or not (on_gpu(out) or bool((~out.isfinite()).any())):
             return out
         each = torch.stack([product(without(x, s), w) for s, w in zip(skipped, weight, strict=True)], 1) + intercept
         return each if self.isMultinomial else each[:, 0]
 
-    def skipped(self) -> Tensor | None:
+    def unstored_mask(self) -> Tensor | None:
         """Mask of the coefficients that Spark doesn't store, like `coefficientMatrix`; None if it stores all."""
         unstored = self._buffers["unstored"]
         return None if unstored is None else unstored & (self.coefficientMatrix == 0)
@@ -284,7 +315,7 @@ class LogisticRegression(MatrixProduct, ProbabilisticClassifier):
     def decides_only(self) -> bool:
         return self.unfrozen and self.threshold.requires_grad
 
-    def moved(self, threshold: Tensor) -> Tensor:
+    def log_odds_change(self, threshold: Tensor) -> Tensor:
         """Change of thresholds' log-odds from the original ones; 0 at the start."""
         return torch.logit(threshold) - torch.logit(threshold.new_full((), self.decides_at))
 
@@ -307,11 +338,11 @@ class LogisticRegression(MatrixProduct, ProbabilisticClassifier):
 
         constant = p["interceptVector"][..., None, :]
         if "threshold" in p:
-            constant = constant - self.moved(p["threshold"])[..., None, None]
+            constant = constant - self.log_odds_change(p["threshold"])[..., None, None]
         return AffineForm([p["coefficientMatrix"].mT], constant, back)
 
     def columns(self, margin: Tensor) -> tuple[Tensor, ...]:
-        return super().columns(margin + self.moved(self.threshold) if self.unfrozen else margin)
+        return super().columns(margin + self.log_odds_change(self.threshold) if self.unfrozen else margin)
 
     def raw_and_probability(self, margin: Tensor) -> tuple[Tensor, Tensor]:
         if self.isMultinomial:
@@ -343,7 +374,7 @@ class LogisticRegression(MatrixProduct, ProbabilisticClassifier):
     def supported(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
         out = super().supported(x, y)
         if self.isMultinomial:
-            seen = y.seen(self.classes)
+            seen = y.supported_classes(self.classes)
             out |= {"coefficientMatrix": out["coefficientMatrix"] & seen[:, None], "interceptVector": seen}
         return out
 
@@ -368,7 +399,7 @@ class LogisticRegression(MatrixProduct, ProbabilisticClassifier):
         return {"threshold": why, "thresholds": why}
 
     def to_spark(self, stage: Any) -> Any:
-        skipped = self.skipped()
+        skipped = self.unstored_mask()
         if skipped is not None and bool(skipped.any()):
             stored = ~skipped.cpu().numpy()
             new = with_coefficients(stage, self.weight("coefficientMatrix"), self.weight("interceptVector"), stored)

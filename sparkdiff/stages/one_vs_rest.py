@@ -145,17 +145,21 @@ class OneVsRest(MatrixProduct, Predictor):
 
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
         found = [dict(m.units(x, _two(y, j))) for j, m in enumerate(self._models())]
-        return self._each([
-            of | dict.fromkeys(m.positive, torch.ones((), dtype=torch.float64))
-            for of, m in zip(found, self._models(), strict=True)
-        ])  # fmt: skip
+        return self._each(
+            [
+                of | dict.fromkeys(m.positive, torch.ones((), dtype=torch.float64))
+                for of, m in zip(found, self._models(), strict=True)
+            ]
+        )
 
     def supported(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
-        return self._each([
-            # The training rows in a leaf aren't known here; the number of rows that it was fitted on replaces them.
-            {"leaves": _fitted_on(m) >= SUPPORT} if isinstance(m, Trees) else m.supported(x, _two(y, j))
-            for j, m in enumerate(self._models())
-        ])  # fmt: skip
+        return self._each(
+            [
+                # The training rows in a leaf aren't known here; the number of rows that it was fitted on replaces them.
+                {"leaves": _fitted_on(m) >= SUPPORT} if isinstance(m, Trees) else m.supported(x, _two(y, j))
+                for j, m in enumerate(self._models())
+            ]
+        )
 
     def has_bounds(self) -> bool:
         return any(m.has_bounds() for m in self._models())
@@ -195,7 +199,7 @@ def _raw_and_margin(model: Predictor, x: Rows) -> tuple[Tensor, Tensor]:
     """rawPrediction of class 1 and log-odds (for a LinearSVC its margin) of a model, (n,) each."""
     if isinstance(model, ClassifyingTrees):
         total = model.total(x)
-        raw, margin = model.scores(total)[0][:, 1], model.combined(total)
+        raw, margin = model.scores(total)[0][:, 1], model.margin_from_sums(total)
     else:
         margin = model.margin(x)
         raw = margin if not model.wide else margin[:, 1]

@@ -73,7 +73,7 @@ class Subsets:
         flags[np.repeat(begins, given) + nodes.values[entries].astype(np.int64)] = True
         return Subsets(torch.from_numpy(begins).int(), torch.from_numpy(sizes).int(), torch.from_numpy(flags))
 
-    def left(self, begin: Tensor, size: Tensor, category: Tensor) -> Tensor:
+    def goes_left(self, begin: Tensor, size: Tensor, category: Tensor) -> Tensor:
         """True where `category` (p,) goes left, given the begin and size of its set (p,); always False for begin 0,
         which stands for a value without a set.
         """
@@ -86,7 +86,7 @@ def categories(x: Tensor) -> Tensor:
     return torch.where(some, x, 0).int().masked_fill_(~some, NONE)
 
 
-class Room:
+class LevelBuffers:
     """Buffers for one level of n pairs (row, tree). They are reused, because new memory pages from the system take more
     time than the computation.
     """
@@ -99,9 +99,9 @@ class Room:
         self.value, self.threshold = memory(torch.float64), memory(torch.float64)
         self.left = memory(torch.bool)
 
-    def first(self, n: int) -> "Room":
+    def first(self, n: int) -> "LevelBuffers":
         """Views of the first n entries of these buffers."""
-        out = object.__new__(Room)
+        out = object.__new__(LevelBuffers)
         out.__dict__ = {name: memory[:n] for name, memory in vars(self).items()}
         return out
 
@@ -221,7 +221,7 @@ class Router:
             limit = GPU_CELLS // max(1, self.width) if on_gpu(x) else (2**31 - 1) // max(1, x.shape[1])
         return max(1, min(pairs // self.trees, limit, len(x)))
 
-    def _room(self, x: Tensor | SparseRows) -> Room:
+    def _room(self, x: Tensor | SparseRows) -> LevelBuffers:
         """Memory for a part of the rows.
 
         Raises:
@@ -230,7 +230,7 @@ class Router:
         """
         if len(x) and width(x) < self.width:
             raise IndexError(f"the trees need {self.width} entries per row, got {width(x)}")
-        return Room(self._rows(x) * self.trees, x.device)
+        return LevelBuffers(self._rows(x) * self.trees, x.device)
 
     def _parts(self, x: Tensor | SparseRows) -> Iterator[tuple[int, Tensor]]:
         """Yield, for each part of the rows, the number of its first row and its values in the columns that the trees
@@ -255,7 +255,7 @@ class Router:
         part = SparseRows(x.indices[entries], x.values[entries].detach(), offsets - offsets[0], x.width)
         return part.dense_columns(self.columns)
 
-    def _places(self, x: Tensor, room: Room) -> Tensor:
+    def _places(self, x: Tensor, room: LevelBuffers) -> Tensor:
         """Place below the levels of each row in each tree, (T, m) int32, from the columns that are read (m, u)."""
         shape = (self.trees, len(x))
         room = room.first(self.trees * len(x))
@@ -281,7 +281,7 @@ class Router:
                     torch.add(_times(splits.column, step)[:, None], row, out=room.index.view(shape))
                 begin, size = splits.begin.index_select(0, room.place), splits.size.index_select(0, room.place)
                 found = categories(room.value) if category is None else category.index_select(0, room.index)
-                room.left.logical_or_(self.subsets.left(begin, size, found))
+                room.left.logical_or_(self.subsets.goes_left(begin, size, found))
             torch.add(left, place, alpha=2, out=place)
         return place
 
@@ -327,7 +327,7 @@ class Router:
         left = value <= splits.threshold.index_select(0, node)
         if splits.begin is not None and splits.size is not None:
             begin, size = splits.begin.index_select(0, node), splits.size.index_select(0, node)
-            left.logical_or_(self.subsets.left(begin, size, categories(value)))
+            left.logical_or_(self.subsets.goes_left(begin, size, categories(value)))
         return self.children.index_select(0, torch.add(left, node, alpha=2))
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.stages.affine import Affine, AffineForm, Parameters, Unchanged, with_buffers
+from sparkdiff.stages.affine import Affine, AffineForm, Identity, Parameters, with_buffers
 from sparkdiff.stages.base import register
-from sparkdiff.stages.fields import UNDECIDED, UNKNOWN_SLOT, Field, FieldReader, StaysInSparkError, slots_of
+from sparkdiff.stages.input_fields import UNDECIDED, UNKNOWN_SLOT, Field, FieldReader, StaysInSparkError, slots_of
 from sparkdiff.tensors.rows import NEVER, Rows, SparseRows, on_gpu, width, without_zeros
 
 
@@ -104,7 +104,7 @@ class VectorSlicer(FieldReader, Selection):
 
 
 @register("pyspark.ml.feature.VectorSizeHint")
-class VectorSizeHint(Unchanged):
+class VectorSizeHint(Identity):
     """The column unchanged. With handleInvalid='error' vectors of another size raise an error, as in Spark;
     'optimistic' does not check them.
     """

@@ -31,9 +31,12 @@ class LinearSVC(LinearMargin):
     @classmethod
     def from_spark(cls, stage: Any) -> "LinearSVC":
         return cls(
-            tensor(stage.coefficients), tensor(stage.intercept), stage.getFitIntercept(), threshold=stage.getThreshold(),
+            tensor(stage.coefficients),
+            tensor(stage.intercept),
+            stage.getFitIntercept(),
+            threshold=stage.getThreshold(),
             shown=cls.shown_by(stage),
-        )  # fmt: skip
+        )
 
     def columns(self, margin: Tensor) -> tuple[Tensor, ...]:
         return self.only_shown(torch.stack([-margin, margin], 1), self.decision(margin))

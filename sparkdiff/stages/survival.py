@@ -30,9 +30,17 @@ class AFTSurvivalRegression(LinearMargin):
     positive_mean = True
 
     def __init__(
-        self, coefficients: Tensor, intercept: Tensor, scale: Tensor, fit_intercept: bool, *, quantiles: Tensor,
-        shown: tuple[str, ...], uid: str, censor: str,
-    ):  # fmt: skip
+        self,
+        coefficients: Tensor,
+        intercept: Tensor,
+        scale: Tensor,
+        fit_intercept: bool,
+        *,
+        quantiles: Tensor,
+        shown: tuple[str, ...],
+        uid: str,
+        censor: str,
+    ):
         super().__init__(coefficients, intercept, fit_intercept)
         self.scale = parameter(scale)  # ()
         self.quantiles, self.shown, self.uid, self.censor = quantiles, shown, uid, censor  # (q,) probabilities
@@ -40,10 +48,15 @@ class AFTSurvivalRegression(LinearMargin):
     @classmethod
     def from_spark(cls, stage: Any) -> "AFTSurvivalRegression":
         return cls(
-            tensor(stage.coefficients), tensor(stage.intercept), tensor(stage.scale), stage.getFitIntercept(),
-            quantiles=tensor(stage.getQuantileProbabilities()), uid=stage.uid, censor=stage.getCensorCol(),
+            tensor(stage.coefficients),
+            tensor(stage.intercept),
+            tensor(stage.scale),
+            stage.getFitIntercept(),
+            quantiles=tensor(stage.getQuantileProbabilities()),
+            uid=stage.uid,
+            censor=stage.getCensorCol(),
             shown=cls.shown_by(stage),
-        )  # fmt: skip
+        )
 
     @classmethod
     def loss_inputs(cls, stage: Any) -> tuple[str, ...]:

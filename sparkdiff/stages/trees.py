@@ -30,7 +30,7 @@ class RegressionTrees(Affine, Trees, LeastSquares):
         return (margin,) if "predictionCol" in self.shown else ()
 
     def shows(self, total: Tensor, leaves: Tensor | None) -> tuple[Tensor, ...]:
-        return (*self.columns(self.combined(total)), *self.more(leaves))
+        return (*self.columns(self.margin_from_sums(total)), *self.more(leaves))
 
     def more(self, leaves: Tensor | None) -> tuple[Tensor, ...]:
         return () if leaves is None or "leafCol" not in self.shown else (self.leaf_column(leaves),)
@@ -85,7 +85,7 @@ class GBTRegression(RegressionTrees):
 class RandomForestRegression(RegressionTrees):
     """prediction = mean over trees of the leaf; a forest has no tree weights to write."""
 
-    def combined(self, total: Tensor) -> Tensor:
+    def margin_from_sums(self, total: Tensor) -> Tensor:
         return total / self.nodes.trees  # after the sum, like Spark: 1 / T isn't exact
 
     def share_of(self, p: Parameters) -> Tensor:
@@ -185,7 +185,7 @@ class VotingTrees(ClassifyingTrees):
     LEAF = "impurityStats"
     margin_link = "softmax"
 
-    def combined(self, total: Tensor) -> Tensor:
+    def margin_from_sums(self, total: Tensor) -> Tensor:
         return _SafeLog.apply(normalised(total))
 
     def raw_and_probability(self, margin: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from sparkdiff.jvm import mllib
 from sparkdiff.stages.affine import Factors
 from sparkdiff.stages.base import FeatureStats, LabelStats, StageModule, register, tensor
-from sparkdiff.stages.constraints import Constraint, Positive
+from sparkdiff.stages.constraints import Constraint, PositiveValues
 from sparkdiff.tensors.rows import ORDINARY, Rows, SparseRows
 
 
@@ -111,7 +111,7 @@ class IDF(Factors):
         return cls(tensor(stage.idf))
 
     def constraints(self) -> dict[str, Constraint]:
-        return {"idf": Positive()}
+        return {"idf": PositiveValues()}
 
     def to_spark(self, stage: Any) -> Any:
         return mllib.idf(stage, self.weight("idf"))

@@ -20,7 +20,11 @@ import torch
 from sparkdiff.errors import FullDiskError, InputError, SparkdiffError, StoreError, WriteError
 from sparkdiff.jvm import SparkError, cause, stores
 from sparkdiff.machine import paths
-from sparkdiff.machine.whole import read_object as read_object, write_bytes as write_bytes, written as written
+from sparkdiff.machine.atomic_files import (
+    open_atomic as open_atomic,
+    read_object as read_object,
+    write_bytes as write_bytes,
+)
 
 T = TypeVar("T")
 HEAD = b"sparkdiff checkpoint 1 "
@@ -36,7 +40,7 @@ class DamagedCheckpoint(DamagedFile):
     """The warning that a checkpoint is damaged, so that an older checkpoint, or none, is used."""
 
 
-class _Hashed:
+class _HashingFile:
     """A target of torch.save that hashes while writing, which avoids a second copy of the state in memory."""
 
     def __init__(self, file: BinaryIO):
@@ -61,9 +65,9 @@ def save(path: Path, state: dict[str, Any]) -> None:
     Raises:
         OSError: the checkpoint cannot be written; the last complete one stays.
     """
-    with written(path) as file:
+    with open_atomic(path) as file:
         file.write(_head(hashlib.sha256()))  # reserves the space of the head
-        hashed = _saved(state, file)
+        hashed = _torch_save(state, file)
         file.seek(0)
         file.write(_head(hashed.digest))
         _keep_previous(path, file)
@@ -71,7 +75,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 def replace(path: Path, content: bytes) -> None:
     """Write the bytes of a checkpoint that another process saved; the previous checkpoint is kept, as in `save`."""
-    with written(path) as file:
+    with open_atomic(path) as file:
         file.write(content)
         _keep_previous(path, file)
 
@@ -91,13 +95,13 @@ def save_mappable(path: Path, content: Any) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    with written(path) as file:
-        _saved(content, file)
+    with open_atomic(path) as file:
+        _torch_save(content, file)
 
 
-def _saved(content: Any, file: BinaryIO) -> _Hashed:
+def _torch_save(content: Any, file: BinaryIO) -> _HashingFile:
     """Run torch.save, but raise the system's error instead of torch's."""
-    hashed = _Hashed(file)
+    hashed = _HashingFile(file)
     try:
         torch.save(content, hashed)  # type: ignore[arg-type]  # it asks for no more than it uses
     except RuntimeError as e:
@@ -146,7 +150,9 @@ def read_undamaged(path: Path, read: Callable[[], T]) -> T | None:
     except Exception as e:  # damaged content may raise anything
         if stores.exists(path):
             warnings.warn(
-                f"{stores.named(path)} is damaged and made again: {type(e).__name__}: {e}", DamagedFile, stacklevel=2
+                f"{stores.path_or_url(path)} is damaged and made again: {type(e).__name__}: {e}",
+                DamagedFile,
+                stacklevel=2,
             )
             stores.remove(path)
         return None
@@ -179,7 +185,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def not_writable(path: Path, error: OSError) -> InputError:
     return InputError(
-        f"checkpointDir: {stores.named(path)} cannot be written ({error.strerror}); choose a folder that can be written"
+        f"checkpointDir: {stores.path_or_url(path)} cannot be written ({error.strerror}); choose a folder that can be written"
     )
 
 
@@ -206,7 +212,7 @@ def new_path(option: str, given: str) -> Path:
     return path
 
 
-def moved(temporary: Path, folder: Path) -> bool:
+def move_into_place(temporary: Path, folder: Path) -> bool:
     """Rename a folder to its final name; return False if another process has created that folder meanwhile, which then
     stays.
     """
@@ -233,7 +239,7 @@ def full(error: BaseException | None) -> str:
     return ""
 
 
-def denied(error: BaseException) -> str:
+def write_refusal(error: BaseException) -> str:
     """The reason if a remote store refuses to write, or a file system is read-only; else empty.
 
     Other refusals don't count, because a single file may be refused for reasons of its own.
@@ -273,12 +279,12 @@ def room(what: str, path: Path, way_out: str, needed: Callable[[], str] = lambda
     except (OSError, SparkdiffError, *SparkError) as e:
         why = "" if isinstance(e, WriteError) else full(e)
         if not why:
-            if refused := denied(e):
+            if refused := write_refusal(e):
                 again = "make it writable and repeat the command, or choose another folder"
-                raise WriteError(f"{what} cannot be written to {stores.named(path)}: {refused}; {again}") from e
+                raise WriteError(f"{what} cannot be written to {stores.path_or_url(path)}: {refused}; {again}") from e
             raise
         size = f"it needs {amount}, and " if (amount := needed()) else ""
         said = why[0].lower() + why[1:]
         raise FullDiskError(
-            f"{what} cannot be written to {stores.named(path)}: {said} ({size}{free(path):,} bytes are free); {way_out}"
+            f"{what} cannot be written to {stores.path_or_url(path)}: {said} ({size}{free(path):,} bytes are free); {way_out}"
         ) from e

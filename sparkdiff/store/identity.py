@@ -2,7 +2,7 @@
 
 A name does not identify a callable: every lambda is `<lambda>`, every partial is `functools:partial`. Two callables
 have the same hash, in this process or in different ones, only if everything that determines their result is equal. For
-a callable that cannot be identified, `UntoldError` is raised.
+a callable that cannot be identified, `UnidentifiableError` is raised.
 """
 
 import contextlib
@@ -29,9 +29,18 @@ DEEPEST = 120
 """Largest depth of nested values; deeper nesting raises UntoldError."""
 ATOMS = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis), type(NotImplemented))
 UNSPOKEN = frozenset(
-    {"__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "__annotations__", "__annotate__", "__annotate_func__"}
+    {
+        "__dict__",
+        "__weakref__",
+        "__doc__",
+        "__module__",
+        "__qualname__",
+        "__annotations__",
+        "__annotate__",
+        "__annotate_func__",
+    }
     | {"__annotations_cache__", "__firstlineno__", "__static_attributes__", "__slotnames__", "_abc_impl"}
-)  # fmt: skip
+)
 """Attributes of a class that have no effect on results, or that Python adds later; they are not hashed."""
 
 UNINSTALLED = ("sparkdiff", "pyspark")
@@ -43,7 +52,7 @@ skipped.
 """
 
 
-class UntoldError(Exception):
+class UnidentifiableError(Exception):
     """The error that a value cannot be identified by a hash of its content. It never leaves the package."""
 
 
@@ -56,12 +65,12 @@ def identity(value: Any, *, bare: Callable[[str], str] = str) -> str:
     Raises:
         UntoldError: a part of the value cannot be identified (a lock, a session, an open file); the message names it.
     """
-    teller = _Teller(bare)
+    teller = _ValueDigest(bare)
     teller.tell(value)
     return teller.digest.hexdigest()
 
 
-class _Teller:
+class _ValueDigest:
     """A digest to which all parts of a value are fed, recursively; an object that was fed before is fed as its number."""
 
     def __init__(self, bare: Callable[[str], str]) -> None:
@@ -82,7 +91,7 @@ class _Teller:
             return
         self.depth += 1
         if self.depth > DEEPEST:
-            raise UntoldError("values nested too deeply")
+            raise UnidentifiableError("values nested too deeply")
         if type(value) is tuple:
             self.all("tuple", value)
         elif type(value) is frozenset:
@@ -137,10 +146,10 @@ class _Teller:
         processes.
         """
         if self.depth > DEEPEST // 4:  # separate hashes of entries start again
-            raise UntoldError("sets nested too deeply")
+            raise UnidentifiableError("sets nested too deeply")
         found = []
         for value in values:
-            other = _Teller(self.bare)
+            other = _ValueDigest(self.bare)
             other.depth = self.depth * 4
             other.tell(value)
             found.append(other.digest.hexdigest())
@@ -148,7 +157,7 @@ class _Teller:
 
     def tensor(self, value: torch.Tensor) -> None:
         if value.layout is not torch.strided or value.is_meta:
-            raise UntoldError(f"a tensor of layout {value.layout} on {value.device}")
+            raise UnidentifiableError(f"a tensor of layout {value.layout} on {value.device}")
         self.feed(
             "tensor", f"{type(value).__name__} {value.dtype} {tuple(value.shape)} {value.device} {value.requires_grad}"
         )
@@ -180,12 +189,12 @@ class _Teller:
         for code in _codes(value.__code__):
             names |= {i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
             attributes |= {*code.co_names}
-            for module in _imported(code, value.__globals__.get("__package__")):
-                self.reached(module, frozenset(code.co_names))
+            for module in _imported_modules(code, value.__globals__.get("__package__")):
+                self.feed_module(module, frozenset(code.co_names))
         for name in sorted(names):
             self.feed("global", name)
             if isinstance(found := value.__globals__.get(name), types.ModuleType):
-                self.reached(found, frozenset(attributes))
+                self.feed_module(found, frozenset(attributes))
             elif name in value.__globals__:
                 self.tell(found)
 
@@ -195,7 +204,7 @@ class _Teller:
         self.all("names", (counts, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars))
         self.all("constants", (code.co_consts, getattr(code, "co_exceptiontable", b"")))
 
-    def reached(self, module: types.ModuleType | None, attributes: frozenset[str]) -> None:
+    def feed_module(self, module: types.ModuleType | None, attributes: frozenset[str]) -> None:
         """Feed a module that a function reaches, with the module's `attributes` that the function may use."""
         if module is None:
             self.feed("missing")
@@ -205,13 +214,13 @@ class _Teller:
 
     def module(self, module: types.ModuleType, attributes: frozenset[str]) -> None:
         self.feed("module", _facts(module.__name__))
-        if _installed(module.__name__):
+        if _is_installed(module.__name__):
             return
         for name in sorted(attributes & vars(module).keys()):
             self.feed("attribute", name)
             found = vars(module)[name]
             if isinstance(found, types.ModuleType):
-                self.reached(found, attributes)
+                self.feed_module(found, attributes)
             else:
                 self.tell(found)
 
@@ -229,7 +238,7 @@ class _Teller:
         nothing for any other value, and return False.
         """
         module, name = value.__module__, value.__qualname__
-        if module is None or not _installed(module) or _named(module, name) is not value:
+        if module is None or not _is_installed(module) or _object_at(module, name) is not value:
             return False
         self.feed("library", f"{_facts(module)}:{name}")
         return True
@@ -243,13 +252,13 @@ class _Teller:
                 reduced if isinstance(reduced, str) else [list(p) if isinstance(p, Iterator) else p for p in reduced]
             )
         except (TypeError, ValueError, AttributeError, RuntimeError, pickle.PickleError) as e:
-            raise UntoldError(f"an object of {type(value).__module__}.{type(value).__qualname__}") from e
+            raise UnidentifiableError(f"an object of {type(value).__module__}.{type(value).__qualname__}") from e
         if not isinstance(parts, str):
             self.all("object", parts)
             return
         module, own = _home(value, parts), getattr(value, "__dict__", None)
-        if not own and _named(module, parts) is not value:
-            raise UntoldError(f"an object that is known as {module}:{parts} only")
+        if not own and _object_at(module, parts) is not value:
+            raise UnidentifiableError(f"an object that is known as {module}:{parts} only")
         self.feed("named", f"{_facts(module)}:{parts}")
         self.tell(own or None)  # for a cached function, its attributes contain the function itself
 
@@ -262,7 +271,7 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
             yield from _codes(constant)
 
 
-def _imported(code: types.CodeType, package: str | None) -> Iterator[types.ModuleType | None]:
+def _imported_modules(code: types.CodeType, package: str | None) -> Iterator[types.ModuleType | None]:
     """The modules that a function imports in its body; None for a module that cannot be imported."""
     # An operand above 255 is preceded by an instruction with its upper bits.
     steps = [step for step in dis.get_instructions(code) if step.opname != "EXTENDED_ARG"]
@@ -276,7 +285,7 @@ def _imported(code: types.CodeType, package: str | None) -> Iterator[types.Modul
                 yield None
 
 
-def _named(module: str, name: str) -> Any:
+def _object_at(module: str, name: str) -> Any:
     try:
         return functools.reduce(getattr, name.split("."), sys.modules[module])
     except (KeyError, AttributeError):
@@ -286,7 +295,7 @@ def _named(module: str, name: str) -> Any:
 def _home(value: Any, name: str) -> str:
     """Name of the module that contains a value implemented in C under this name; if several do, the shortest name."""
     own = getattr(value, "__module__", None)
-    if own is not None and _named(own, name) is value:
+    if own is not None and _object_at(own, name) is value:
         return str(own)
     has = [m for m, found in list(sys.modules.items()) if getattr(found, "__dict__", {}).get(name) is value]
     return min(has, key=lambda m: (len(m), m), default=str(own))
@@ -302,7 +311,7 @@ def _libraries() -> tuple[str, ...]:
     return tuple({f"{Path(p).resolve()}/" for p in [*paths, *site.getsitepackages(), site.getusersitepackages()] if p})
 
 
-def _installed(module: str) -> bool:
+def _is_installed(module: str) -> bool:
     """True if a module belongs to Python, an installed package or this package, so that a version identifies its code.
 
     A package in editable mode does not count, because its code can change without its version; it is in another folder.

@@ -39,7 +39,7 @@ _ENDED: set[str] = set()
 """Owners in this process whose leases have ended; their files may still exist in a store that was unreachable then."""
 
 
-class HeldError(SparkdiffError):
+class LeaseHeldError(SparkdiffError):
     """The error that another process holds the lease, or has taken over this process's lease. Commands exit with code
     1.
     """
@@ -61,7 +61,7 @@ class Lease:
     file: int | None  # open file: renewing it can't affect another owner's lease that has replaced it; None in a store
     lasts: float
 
-    def lost(self) -> bool:
+    def is_lost(self) -> bool:
         """Renew the lease; return True if another process has taken it, or its file is gone, although this owner did
         not end it.
         """
@@ -82,14 +82,14 @@ class Lease:
 
     def check(self) -> None:
         """Raise HeldError if this process has lost the lease, so that it writes nothing more; see `lost`."""
-        if self.lost():
-            seen, where = _look(self.path), stores.named(self.path)
+        if self.is_lost():
+            seen, where = _look(self.path), stores.path_or_url(self.path)
             if seen is None:
-                raise HeldError(
+                raise LeaseHeldError(
                     f"{self.what}: its lease {where} is gone, because another process took over and has ended, or its folder is "
                     "no longer there (a lost mount?). Nothing more was written; the same command goes on from the last checkpoint"
                 )
-            raise HeldError(
+            raise LeaseHeldError(
                 f"{self.what} no longer belongs to this process: it did not renew its lease {where} for "
                 f"{self.lasts:g} s (was it suspended?), and {seen.who()} took over. Nothing was written; that process continues"
             )
@@ -119,11 +119,11 @@ def check_passed_on(attempt: Path) -> None:
     if not owner.exists():  # the run's id was drawn at random, so that it needs no lease
         return
     if (seen := _look(path)) is not None and seen.owner not in (None, owner.read_text()):
-        raise HeldError(f"{attempt.parent} now belongs to another process, {seen.who()}: nothing more is written")
+        raise LeaseHeldError(f"{attempt.parent} now belongs to another process, {seen.who()}: nothing more is written")
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _LeaseFile:
     """A lease file as a process reads it; `content` is empty if the file is incomplete."""
 
     content: dict[str, Any]
@@ -146,7 +146,9 @@ class _Seen:
 
 
 @contextlib.contextmanager
-def held(path: Path, what: str, *, wait: float = 0.0, beat: float = BEAT, lasts: float = LASTS) -> Iterator[Lease]:
+def hold_lease(
+    path: Path, what: str, *, wait: float = 0.0, beat: float = BEAT, lasts: float = LASTS
+) -> Iterator[Lease]:
     """Hold a lease within this context.
 
     Args:
@@ -158,7 +160,7 @@ def held(path: Path, what: str, *, wait: float = 0.0, beat: float = BEAT, lasts:
         HeldError: another process still holds the lease after `wait` seconds; the message names the process.
         OSError: the lease file cannot be written.
     """
-    lease = _taken(path, what, wait, beat, lasts)
+    lease = _take_lease(path, what, wait, beat, lasts)
     try:
         with threads.beside(partial(lease._beat, beat), f"lease {path.name}"):
             yield lease
@@ -170,16 +172,21 @@ def held(path: Path, what: str, *, wait: float = 0.0, beat: float = BEAT, lasts:
             os.close(lease.file)
 
 
-def _taken(path: Path, what: str, wait: float, beat: float, lasts: float) -> Lease:
+def _take_lease(path: Path, what: str, wait: float, beat: float, lasts: float) -> Lease:
     owner, end = uuid.uuid4().hex, time.monotonic() + wait
     lease = Lease(path, what, owner, None, lasts)
     watched, since = None, 0.0  # the lease that is watched, and since when it hasn't changed
     while True:
         content = {
-            "owner": owner, "what": what, "host": socket.gethostname(), **processes.identity(os.getpid()),
-            "begun": time.strftime("%Y-%m-%d %H:%M:%S %z"), "beat": beat, "lasts": lasts,
-        }  # fmt: skip
-        if _begun(lease, json.dumps(content).encode()):
+            "owner": owner,
+            "what": what,
+            "host": socket.gethostname(),
+            **processes.identity(os.getpid()),
+            "begun": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+            "beat": beat,
+            "lasts": lasts,
+        }
+        if _create_file(lease, json.dumps(content).encode()):
             return lease
         seen, now = _look(path), time.monotonic()
         if seen is None:
@@ -194,15 +201,15 @@ def _taken(path: Path, what: str, wait: float, beat: float, lasts: float) -> Lea
             _remove(path, seen.owner)
             continue
         if now >= end and not old:
-            raise HeldError(
+            raise LeaseHeldError(
                 f"{what} is in use by {seen.who()}: wait for its end, choose another name, or set waitForRun "
-                f"to the number of seconds to wait. The lease of a killed process ({stores.named(path)}) expires after "
+                f"to the number of seconds to wait. The lease of a killed process ({stores.path_or_url(path)}) expires after "
                 f"{its_lasts:g} s"
             )
         time.sleep(min(its_beat / 2, max(end - now, its_beat / 10)))
 
 
-def _begun(lease: Lease, content: bytes) -> bool:
+def _create_file(lease: Lease, content: bytes) -> bool:
     """Create the file of a lease, which on this machine stays open; return False if the file already exists."""
     path = lease.path
     if stores.url_of(path) is not None:
@@ -226,10 +233,10 @@ def _begun(lease: Lease, content: bytes) -> bool:
     raise FileNotFoundError(f"{path.parent} is removed repeatedly")
 
 
-def _look(path: Path) -> _Seen | None:
+def _look(path: Path) -> _LeaseFile | None:
     """The lease file at this path as it is now; None if there is none."""
     if stores.url_of(path) is not None:
-        milliseconds, content, node = stores.modified(path), stores.read(path), 0
+        milliseconds, content, node = stores.modification_time(path), stores.read(path), 0
         if milliseconds is None or content is None:
             return None
         changed = milliseconds * 1_000_000
@@ -244,15 +251,15 @@ def _look(path: Path) -> _Seen | None:
         told = {k: v for k, v in dict(json.loads(content)).items() if isinstance(v, TYPES.get(k, object))}
     except (ValueError, TypeError):  # not written yet, or by another program
         told = {}
-    return _Seen(told if told.keys() >= {"owner", "pid", "host", "begun"} else {}, node, changed)
+    return _LeaseFile(told if told.keys() >= {"owner", "pid", "host", "begun"} else {}, node, changed)
 
 
-def _age(path: Path, seen: _Seen) -> float:
+def _age(path: Path, seen: _LeaseFile) -> float:
     """Seconds since a lease was renewed, by the clock of the file system."""
     probe = path.with_name(f"{path.name}-{uuid.uuid4().hex[:8]}")
     if stores.url_of(path) is not None:
         stores.write(probe, b"")
-        now = stores.modified(probe)
+        now = stores.modification_time(probe)
         stores.remove(probe)
         return 0.0 if now is None else now / 1e3 - seen.time / 1e9
     try:

@@ -44,7 +44,7 @@ class Mirror:
         self._thread = threading.Thread(target=self._watch, name=f"mirror of {folder.name}", daemon=True)
 
     def __enter__(self) -> "Mirror":
-        self._sent = self._found()  # they were just fetched from the store
+        self._sent = self._file_states()  # they were just fetched from the store
         _ROOTS.add(self.folder)
         return self
 
@@ -89,7 +89,7 @@ class Mirror:
             StoreError: the store refuses a file.
         """
         with self._lock:
-            found = self._found()
+            found = self._file_states()
             changed = [path for path, state in found.items() if self._sent.get(path) != state]
             gone = [path for path in self._sent if path not in found]
             if (changed or gone) and self.folder.exists() and not self.lost():
@@ -110,7 +110,7 @@ class Mirror:
         try:
             stores.send(path)
         except OSError:
-            if self._found_at(path) == state:
+            if self._file_state(path) == state:
                 raise
             return False
         return True
@@ -121,12 +121,12 @@ class Mirror:
             path = path.parent
         return path
 
-    def _found(self) -> dict[Path, tuple[int, int, int]]:
+    def _file_states(self) -> dict[Path, tuple[int, int, int]]:
         """The files to mirror, each with attributes that change when its content does: modification time, size, inode."""
-        seen = ((path, self._found_at(path)) for path in self.folder.rglob("*"))
+        seen = ((path, self._file_state(path)) for path in self.folder.rglob("*"))
         return {path: state for path, state in seen if state is not None}
 
-    def _found_at(self, path: Path) -> tuple[int, int, int] | None:
+    def _file_state(self, path: Path) -> tuple[int, int, int] | None:
         # Temporary files, and files for starting the processes of an attempt, are useless to a later process. Previous
         # checkpoints are mirrored, because some stores delete a file before they replace it.
         parts = path.relative_to(self.folder).parts

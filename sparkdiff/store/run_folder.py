@@ -18,11 +18,11 @@ from typing_extensions import Self
 
 from sparkdiff.errors import InputError
 from sparkdiff.jvm import stores
-from sparkdiff.machine import whole
-from sparkdiff.store import marker
+from sparkdiff.machine import atomic_files
+from sparkdiff.store import folder_marker
 from sparkdiff.store.files import check_types, not_writable, previous, read_object, read_undamaged, write_bytes
-from sparkdiff.store.identity import UntoldError
-from sparkdiff.store.lease import Lease, held, lease_of
+from sparkdiff.store.identity import UnidentifiableError
+from sparkdiff.store.lease import Lease, hold_lease, lease_of
 from sparkdiff.store.mirror import Mirror, is_mirrored
 
 LONGEST = 100
@@ -63,13 +63,13 @@ def untold(why: str) -> str:
     return f"{UNTOLD}: {why} {uuid.uuid4().hex[:12]}"
 
 
-def told(tell: Callable[[], str]) -> str:
+def text_or_reason(tell: Callable[[], str]) -> str:
     """The result of `tell()`; if that raises UntoldError, a text with the reason that equals no other value (see
     `untold`).
     """
     try:
         return tell()
-    except UntoldError as e:
+    except UnidentifiableError as e:
         return untold(f"({e})")
 
 
@@ -77,7 +77,7 @@ def _untold(value: Any) -> bool:
     return isinstance(value, str) and value.startswith(UNTOLD)
 
 
-def _changed(begun: Any, now: Any, name: str = "") -> dict[str, tuple[Any, Any]]:
+def _differences(begun: Any, now: Any, name: str = "") -> dict[str, tuple[Any, Any]]:
     """The parts that differ between the old and the new request, as {name: (old, new)}; parts of mappings as
     `mapping.name`.
     """
@@ -86,7 +86,7 @@ def _changed(begun: Any, now: Any, name: str = "") -> dict[str, tuple[Any, Any]]
     if not isinstance(begun, dict) or not isinstance(now, dict):
         return {name: (begun, now)}
     names = sorted({*begun, *now})
-    parts = [_changed(begun.get(k), now.get(k), f"{name}.{k}" if name else k) for k in names]
+    parts = [_differences(begun.get(k), now.get(k), f"{name}.{k}" if name else k) for k in names]
     return {k: v for part in parts for k, v in part.items()}
 
 
@@ -130,9 +130,15 @@ class RunFolder:
 
     @staticmethod
     def open(
-        where: Path, runId: str, request: dict[str, Any], *, replace: bool, own: bool = False, lease: Lease | None = None,
+        where: Path,
+        runId: str,
+        request: dict[str, Any],
+        *,
+        replace: bool,
+        own: bool = False,
+        lease: Lease | None = None,
         mirror: Mirror | None = None,
-    ) -> "RunFolder":  # fmt: skip
+    ) -> "RunFolder":
         """Open the folder of a run; create it if missing.
 
         Args:
@@ -149,25 +155,25 @@ class RunFolder:
         """
         path = where / folder_name(runId)
         request = json.loads(json.dumps(request, sort_keys=True))
-        marker.check_owner(
-            path, marker.RUN, f"runId={runId!r}: the folder {stores.named(path)}", "runId or checkpointDir"
+        folder_marker.check_owner(
+            path, folder_marker.RUN, f"runId={runId!r}: the folder {stores.path_or_url(path)}", "runId or checkpointDir"
         )
         begun = read_undamaged(path / "run.json", lambda: read_object(path / "run.json"))
-        if begun is not None and (changed := _changed(begun, request)):
+        if begun is not None and (changed := _differences(begun, request)):
             if not replace and not all(_untold(was) and _untold(now) for was, now in changed.values()):
                 raise InputError(
                     f"runId={runId!r} was started with other {', '.join(changed)} "
                     f"({'; '.join(f'{k}: {was!r}, now {now!r}' for k, (was, now) in changed.items())}); choose "
-                    f"another runId, or delete {stores.named(path)} to start again"
+                    f"another runId, or delete {stores.path_or_url(path)} to start again"
                 )
             begun = None
         if not replace and (why := [f"its {k} {v.rpartition(' ')[0]}" for k, v in request.items() if _untold(v)]):
             warnings.warn(f"runId={runId!r} starts again each time: {'; '.join(why)}", NotResumable, stacklevel=2)
         try:
             if begun is None:
-                whole.remove(path)
+                atomic_files.remove(path)
                 path.mkdir(parents=True, exist_ok=True, mode=0o700)
-                marker.mark(path, marker.RUN)
+                folder_marker.mark(path, folder_marker.RUN)
                 write_bytes(path / "run.json", json.dumps(request, sort_keys=True).encode())
             if mirror is not None:
                 mirror.begin()
@@ -181,7 +187,7 @@ class RunFolder:
             self.lease.check()
 
     @property
-    def unsaved(self) -> str:
+    def send_failure(self) -> str:
         """The reason why files of this working copy could not be sent to the store; empty if all were sent."""
         return "" if self.mirror is None else self.mirror.failed
 
@@ -198,7 +204,7 @@ class RunFolder:
         return folder
 
     @contextlib.contextmanager
-    def kept(self, *, always: bool) -> Iterator[None]:
+    def keep_for_resume(self, *, always: bool) -> Iterator[None]:
         """Remove the folder when this context, in which training runs, ends; with `always`, keep it after a success.
 
         After a failure, the folder is kept only if it has a checkpoint or a finished step, and the user knows the id
@@ -216,7 +222,7 @@ class RunFolder:
             self.remove()
 
     def remove(self) -> None:
-        if self.lease is not None and self.lease.lost():
+        if self.lease is not None and self.lease.is_lost():
             return
         if self.mirror is not None:
             self.mirror.stop()  # otherwise it could send files that are removed here
@@ -226,9 +232,9 @@ class RunFolder:
 
 
 @contextlib.contextmanager
-def opened(
+def open_run_folder(
     where: Path, runId: str | None, request: dict[str, Any], *, replace: bool, own: bool, wait: float
-) -> Iterator[RunFolder]:  # fmt: skip
+) -> Iterator[RunFolder]:
     """Open the folder of a training run, see `RunFolder.open`; no other process can use the folder while the context
     lasts.
 
@@ -242,9 +248,9 @@ def opened(
             lease = mirror = None
             try:
                 if runId is not None:  # no other process has a name that was just drawn
-                    lease = stack.enter_context(held(lease_of(where / name), f"runId={name!r}", wait=wait))
+                    lease = stack.enter_context(hold_lease(lease_of(where / name), f"runId={name!r}", wait=wait))
                 if stores.url_of(where) is not None and not is_mirrored(where):
-                    mirror = stack.enter_context(_mirrored(where / name, lease))
+                    mirror = stack.enter_context(_open_mirror(where / name, lease))
             except OSError as e:
                 raise not_writable(where / name, e) from e
             yield RunFolder.open(where, name, request, replace=replace, own=own, lease=lease, mirror=mirror)
@@ -253,12 +259,12 @@ def opened(
             stores.remove_empty(where)  # unless there are other runs in it
 
 
-def _mirrored(path: Path, lease: Lease | None) -> Mirror:
+def _open_mirror(path: Path, lease: Lease | None) -> Mirror:
     """The mirror of a run folder in a remote store; the store's files are first fetched into the local working copy."""
     stores.make(path.parent)
     if stores.exists(path):
         stores.fetch(path)
     else:
-        whole.remove(path)
+        atomic_files.remove(path)
         stores.make(path)
-    return Mirror(path, lambda: lease is not None and lease.lost())
+    return Mirror(path, lambda: lease is not None and lease.is_lost())

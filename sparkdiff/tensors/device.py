@@ -152,7 +152,7 @@ def place(device: str, precision: str, local: int = 0) -> Place:
     return Place(torch.device("cuda", number), dtype)
 
 
-def moved(value: T, device: torch.device, dtype: torch.dtype | None = None) -> T:
+def copy_to(value: T, device: torch.device, dtype: torch.dtype | None = None) -> T:
     """A deep copy of a value with all its tensors on this device; what is shared within the value stays shared in the
     copy.
 
@@ -165,7 +165,7 @@ def moved(value: T, device: torch.device, dtype: torch.dtype | None = None) -> T
     kept: list[Any] = []
     there: dict[int, Tensor] = {}
 
-    class Taken(pickle.Pickler):
+    class TensorPickler(pickle.Pickler):
         def persistent_id(self, x: Any) -> int | None:
             # Classes and functions that were passed by value, as those of a notebook, have no name by which pickle finds them.
             if not isinstance(x, (Tensor, type)) and not (isinstance(x, FunctionType) and x.__closure__ is None):
@@ -173,7 +173,7 @@ def moved(value: T, device: torch.device, dtype: torch.dtype | None = None) -> T
             kept.append(x)
             return len(kept) - 1
 
-    class Given(pickle.Unpickler):
+    class TensorUnpickler(pickle.Unpickler):
         def persistent_load(self, number: int) -> Any:
             x = kept[number]
             if not isinstance(x, Tensor):
@@ -185,16 +185,16 @@ def moved(value: T, device: torch.device, dtype: torch.dtype | None = None) -> T
 
     room = io.BytesIO()
     try:
-        Taken(room, pickle.HIGHEST_PROTOCOL).dump(value)
+        TensorPickler(room, pickle.HIGHEST_PROTOCOL).dump(value)
     except (TypeError, pickle.PicklingError, AttributeError) as e:
         raise InputError(
             f"the network can't be copied to {device} ({e}): use device='cpu' and precision='float64', or stages that hold only "
             "numbers and tensors"
         ) from e
-    return Given(io.BytesIO(room.getvalue())).load()  # type: ignore[no-any-return]
+    return TensorUnpickler(io.BytesIO(room.getvalue())).load()  # type: ignore[no-any-return]
 
 
-class _Repeatable:
+class _RepeatableState:
     """State of `repeatable`: the number of contexts that are active in all threads, and torch's settings before the
     first.
     """
@@ -215,25 +215,25 @@ def repeatable(at: Place) -> Iterator[None]:
         yield
         return
     settings: Any = torch.utils.deterministic  # a module with properties
-    with _Repeatable.lock:
-        if not _Repeatable.asking:
+    with _RepeatableState.lock:
+        if not _RepeatableState.asking:
             strict, warns = (
                 torch.are_deterministic_algorithms_enabled(),
                 torch.is_deterministic_algorithms_warn_only_enabled(),
             )
-            _Repeatable.before = strict, warns, settings.fill_uninitialized_memory, _matmul_precision()
+            _RepeatableState.before = strict, warns, settings.fill_uninitialized_memory, _matmul_precision()
             torch.use_deterministic_algorithms(not at.on_cpu)
             settings.fill_uninitialized_memory = False  # no memory is read before it is written
             torch.set_float32_matmul_precision("highest")
-        _Repeatable.asking += 1
+        _RepeatableState.asking += 1
     try:
         _try_product(at)
         yield
     finally:
-        with _Repeatable.lock:
-            _Repeatable.asking -= 1
-            if not _Repeatable.asking:
-                strict, warns, settings.fill_uninitialized_memory, products = _Repeatable.before
+        with _RepeatableState.lock:
+            _RepeatableState.asking -= 1
+            if not _RepeatableState.asking:
+                strict, warns, settings.fill_uninitialized_memory, products = _RepeatableState.before
                 torch.use_deterministic_algorithms(strict, warn_only=warns)
                 torch.set_float32_matmul_precision(products)
 

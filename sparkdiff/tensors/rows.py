@@ -196,7 +196,7 @@ def stored_as(x: Rows, storage: str) -> Rows:
     """
     if isinstance(x, SparseRows):
         nonzero = torch.bincount(x.rows()[x.values != 0], minlength=len(x))
-        return filled(x, is_dense(nonzero, x.width) & (storage == "compressed"))
+        return with_stored_zeros(x, is_dense(nonzero, x.width) & (storage == "compressed"))
     return x if x.ndim == 1 or bool((stored := is_stored(x, storage)).all()) else sparse_where(x, stored)
 
 
@@ -220,7 +220,7 @@ def sparse_where(x: Tensor, stored: Tensor) -> SparseRows:
     return SparseRows(stored.nonzero()[:, 1], x[stored], offsets_of(stored.sum(1)), x.shape[1])
 
 
-def filled(x: SparseRows, whole: Tensor) -> SparseRows:
+def with_stored_zeros(x: SparseRows, whole: Tensor) -> SparseRows:
     """The same rows, except that rows for which `whole` (n,) is True store all their zeros, and the other rows none."""
     kept = x.values != 0
     lengths = torch.bincount(x.rows()[kept], minlength=len(x))
@@ -234,7 +234,11 @@ def without_zeros(x: Rows, of: Rows) -> Rows:
 
     `x` is returned unchanged unless both are SparseRows.
     """
-    return filled(x, of.lengths() == of.width) if isinstance(x, SparseRows) and isinstance(of, SparseRows) else x
+    return (
+        with_stored_zeros(x, of.lengths() == of.width)
+        if isinstance(x, SparseRows) and isinstance(of, SparseRows)
+        else x
+    )
 
 
 BLOCK = 256
@@ -307,7 +311,7 @@ def squared(x: Rows) -> Rows:
     return x.with_values(x.values * x.values) if isinstance(x, SparseRows) else x * x
 
 
-def taken(x: Rows, rows: Tensor) -> Rows:
+def rows_at(x: Rows, rows: Tensor) -> Rows:
     """The rows with these indices (m,)."""
     return x.take(rows) if isinstance(x, SparseRows) else x.index_select(0, rows)
 

@@ -12,7 +12,7 @@ from sparkdiff.errors import requires_extra
 from sparkdiff.machine import secrets
 from sparkdiff.machine.secrets import hidden
 from sparkdiff.report import Events
-from sparkdiff.tracking.values import metrics, params, plain, points
+from sparkdiff.tracking.plain_values import metrics, params, plain, points
 
 
 class JSONLines(Events):

@@ -18,14 +18,14 @@ from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, check_dataframe, kind_of
-from sparkdiff.pipeline.names import named
+from sparkdiff.pipeline.column_names import col_by_name
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.pipeline.plan import plan as plan_of
-from sparkdiff.pipeline.translation import translated
+from sparkdiff.pipeline.translation import translated_graph
 from sparkdiff.report import Events
-from sparkdiff.report.observing import Observer, observe
-from sparkdiff.store.digests import hash_of
-from sparkdiff.store.registry import ALIAS, check_version
+from sparkdiff.report.fit_observer import Observer, observe
+from sparkdiff.store.model_digests import hash_of
+from sparkdiff.store.model_registry import ALIAS, check_version
 from sparkdiff.tracking.mlflow_values import (
     TOLD,
     digest_of,
@@ -37,7 +37,7 @@ from sparkdiff.tracking.mlflow_values import (
     mlflow,
     tags_of,
 )
-from sparkdiff.tracking.values import CurvePoint, points, text
+from sparkdiff.tracking.plain_values import CurvePoint, points, text
 
 ARTIFACT = "model"
 """Folder of the model among the artifacts of a run."""
@@ -168,9 +168,16 @@ def _new_run(package: Any, name: str | None, parent: str | None = None) -> str:
 
 
 def log(
-    tuned: Any, data: DataFrame | None = None, *, runId: str | None = None, registeredModelName: str | None = None,
-    alias: str = ALIAS, registerOriginal: bool = False, dfsTmpdir: str | None = None, parentRunId: str | None = None,
-) -> str:  # fmt: skip
+    tuned: Any,
+    data: DataFrame | None = None,
+    *,
+    runId: str | None = None,
+    registeredModelName: str | None = None,
+    alias: str = ALIAS,
+    registerOriginal: bool = False,
+    dfsTmpdir: str | None = None,
+    parentRunId: str | None = None,
+) -> str:
     """Log the result of a fit to MLflow: parameters, curves, figures, report, plan, and the plain model in the flavour `spark`.
 
     The result is logged to the run `runId`, to the active run, or else to a new run. If the run to log to already has
@@ -322,17 +329,21 @@ class _Autolog(Observer):
     def __init__(self, options: Mapping[str, Any]):
         self.options = options
 
-    def begun(self, estimator: Any) -> Events:
+    def on_fit_begin(self, estimator: Any) -> Events:
         return Callback(runName=type(estimator).__name__)
 
-    def ended(self, listener: Any, model: Any) -> None:
+    def on_fit_end(self, listener: Any, model: Any) -> None:
         log(model, runId=listener.runId, **self.options)
 
 
 def autolog(
-    disable: bool = False, *, registeredModelName: str | None = None, alias: str = ALIAS, registerOriginal: bool = False,
+    disable: bool = False,
+    *,
+    registeredModelName: str | None = None,
+    alias: str = ALIAS,
+    registerOriginal: bool = False,
     dfsTmpdir: str | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Log each later fit of FineTuner, Grower, Improver and Search in this process, as `Callback` and `log` do.
 
     Of nested fits, only the outermost is logged; fits that a CrossValidator or `fit(df, [map, ...])` makes for its
@@ -347,8 +358,11 @@ def autolog(
         InputError: MLflow is not installed.
     """
     options = {
-        "registeredModelName": registeredModelName, "alias": alias, "registerOriginal": registerOriginal, "dfsTmpdir": dfsTmpdir,
-    }  # fmt: skip
+        "registeredModelName": registeredModelName,
+        "alias": alias,
+        "registerOriginal": registerOriginal,
+        "dfsTmpdir": dfsTmpdir,
+    }
     if not disable:
         mlflow()
         check_version(registeredModelName, alias)
@@ -367,24 +381,31 @@ def log_model(
                 raise
             warnings.warn(f"the model has no signature in MLflow: {e}", RuntimeWarning, stacklevel=3)
     return package.spark.log_model(
-        model, ARTIFACT, signature=signature, input_example=example, dfs_tmpdir=tmpdir, registered_model_name=name,
+        model,
+        ARTIFACT,
+        signature=signature,
+        input_example=example,
+        dfs_tmpdir=tmpdir,
+        registered_model_name=name,
         # Passed explicitly, because to infer them MLflow would start another Spark.
         pip_requirements=package.spark.get_default_pip_requirements(),
         metadata={f"sparkdiff.{key}": value for key, value in metadata.items()},
-    )  # fmt: skip
+    )
 
 
 def _signature(model: Any, rows: DataFrame) -> tuple[Any, Any]:
     """The signature of a model for MLflow, from the columns that the model reads and its prediction column (if it has
     none, all outputs); and a few rows as the input example, or None if vectors are too wide or there are no rows.
     """
-    inputs = rows.select(*map(named, _inputs(model, rows))).limit(ROWS)
+    inputs = rows.select(*map(col_by_name, _inputs(model, rows))).limit(ROWS)
     last = next((s for _, s in reversed(flatten(model)) if s.hasParam("predictionCol")), None)
     outputs = model.transform(inputs)
-    outputs = outputs.select(named(last.getPredictionCol())) if last is not None else outputs
+    outputs = outputs.select(col_by_name(last.getPredictionCol())) if last is not None else outputs
     signature = importlib.import_module("mlflow.models").infer_signature(inputs, outputs)
     vectors = [f.name for f in inputs.schema if isinstance(f.dataType, VectorUDT)]
-    shown = inputs.select(*[vector_to_array(named(c)).alias(c) if c in vectors else named(c) for c in inputs.columns])
+    shown = inputs.select(
+        *[vector_to_array(col_by_name(c)).alias(c) if c in vectors else col_by_name(c) for c in inputs.columns]
+    )
     found = shown.toPandas()
     wide = any(len(value) > WIDEST for c in vectors for value in found[c] if value is not None)
     return signature, None if wide or found.empty else found
@@ -392,7 +413,7 @@ def _signature(model: Any, rows: DataFrame) -> tuple[Any, Any]:
 
 def _inputs(model: Any, rows: DataFrame) -> list[str]:
     """The columns of the rows that a model reads; all columns if a stage may read any."""
-    graph = translated(model, rows)
+    graph = translated_graph(model, rows)
     if any(v.opaque for v in graph.vertices):
         return rows.columns
     read = {name for v in graph.vertices for name, _ in v.sources}

@@ -10,7 +10,7 @@ from typing import Any
 from sparkdiff.errors import requires_extra
 from sparkdiff.machine.secrets import hidden
 from sparkdiff.report.page import page
-from sparkdiff.tracking.values import CurvePoint, metrics, params, plain, text
+from sparkdiff.tracking.plain_values import CurvePoint, metrics, params, plain, text
 
 TOGETHER = {"metrics": 1000, "params": 100, "tags": 100}
 """Largest number of values of each kind that MLflow's server takes in one request."""
@@ -72,7 +72,7 @@ def log_figures(client: Any, run_id: str, summary: Any) -> None:
 
 def log_pages(
     client: Any, run_id: str, summary: Any, plan: Any = None, trials: Sequence[Mapping[str, Any]] = ()
-) -> None:  # fmt: skip
+) -> None:
     """Log files: summary.json, the report and, if known, the plan."""
     told, history = plain(summary), getattr(summary, "records", [])
     client.log_text(run_id, json.dumps(told, indent=2), "summary.json")

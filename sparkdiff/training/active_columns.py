@@ -16,7 +16,14 @@ from sparkdiff.stages.affine import NotSparseError
 from sparkdiff.tensors.rows import Rows, SparseRows, as_sparse
 from sparkdiff.tensors.team import ALONE, Team
 from sparkdiff.training.affine import AffineNetwork
-from sparkdiff.training.parameters import NaturalUnits, ParameterMatrix, Piece, flattened, named_parameters, trained
+from sparkdiff.training.parameters import (
+    NaturalUnits,
+    ParameterMatrix,
+    Piece,
+    named_parameters,
+    parameter_vector,
+    trainable_parameters,
+)
 
 DENSE_FROM = 0.25
 """Share of all parameters that belong to active columns, from which on training all parameters is as cheap."""
@@ -45,7 +52,7 @@ class ActiveColumns:
         self, network: Network, affine: AffineNetwork, start: Tensor, units: NaturalUnits, widths: Mapping[Version, int]
     ):
         self.network, self.affine, self.whole, self.widths = network, affine, start, dict(widths)
-        self.parts = [part for part, _ in trained(network)]
+        self.parts = [part for part, _ in trainable_parameters(network)]
         self.constrained = {part.first: constraint for part, constraint in units.constrained}
         self.device = start.device
         self._there = {v: torch.zeros(width, dtype=torch.bool, device=self.device) for v, width in widths.items()}
@@ -141,9 +148,9 @@ class ActiveColumns:
         changed = (number < len(self.moving)).nonzero()[:, 0]
         at, values = number.index_select(0, changed), self.whole.index_select(0, torch.cat(entries))
         units = NaturalUnits(self.units.unit.index_select(0, at), tuple(constrained), self.units.rate)
-        return ParameterMatrix(self._given(active), parts, values, units, count, changed=changed), at, affine
+        return ParameterMatrix(self._stage_parameters(active), parts, values, units, count, changed=changed), at, affine
 
-    def _given(self, active: Mapping[int, Tensor]) -> dict[int, dict[str, Tensor]]:
+    def _stage_parameters(self, active: Mapping[int, Tensor]) -> dict[int, dict[str, Tensor]]:
         """The parameters of each stage; if it has active features (c,), only its frozen ones, at these features."""
         out = named_parameters(self.network)
         for i, at in active.items():
@@ -181,7 +188,7 @@ def choose_active_columns(
     for v, width in wide.items():
         expected = max(1, int((1 - (1 - share[v]) ** rows).sum()))
         columns[v] = torch.arange(expected) * width // expected
-    start = flattened(network)
+    start = parameter_vector(network)
     columns = {v: own.to(start.device) for v, own in columns.items()}
     try:
         active = ActiveColumns(network, affine, start, units, wide)

@@ -175,7 +175,7 @@ class AffineNetwork:
 
 def _product(x: Rows, slope: Tensor) -> Tensor:  # (n,) or (n, d), (K, d, m) -> (K, n, m)
     if isinstance(x, Tensor) and not x.is_floating_point():
-        return _picked(x, slope)
+        return _leaf_sums(x, slope)
     narrow = (x.values if isinstance(x, SparseRows) else x).dtype
     return _product_of(x, slope) if narrow == slope.dtype else _product_of(x, slope.to(narrow)).to(slope.dtype)
 
@@ -224,7 +224,7 @@ def places(leaves: Sequence[Rows], number: int, width: int) -> Tensor:
     return own.repeat_interleave(number, 0).add_(first[:, None, None])
 
 
-def _picked(leaves: Tensor, slope: Tensor) -> Tensor:  # (K, L, m) -> (K, n, m)
+def _leaf_sums(leaves: Tensor, slope: Tensor) -> Tensor:  # (K, L, m) -> (K, n, m)
     candidates, width, number = slope.shape
     table = slope.transpose(1, 2).reshape(-1)
     found = table.index_select(0, _places(leaves, candidates * number, width))

@@ -16,7 +16,7 @@ from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network, routed_versions
 from sparkdiff.stages.base import FeatureStats
 from sparkdiff.tensors.device import Place, home
-from sparkdiff.tensors.rows import Rows, SparseRows, below, taken
+from sparkdiff.tensors.rows import Rows, SparseRows, below, rows_at
 from sparkdiff.training.recipes import Recipe
 
 Target = tuple[Tensor, Tensor]
@@ -60,7 +60,7 @@ class Augmenter:
 
     def __init__(
         self, network: Network, recipes: Sequence[Recipe], device: torch.device, among: Sequence[Recipe] | None = None
-    ):  # fmt: skip
+    ):
         self.network, self.recipes, self.routed = network, recipes, routed_versions(network)
         groups: dict[tuple[float, ...], list[int]] = {}
         for k, r in enumerate(recipes):
@@ -82,9 +82,9 @@ class Augmenter:
             given, labels = draw.whole or (values, target)
             beside = [*self.network.graph.head.lossReads, *(v for v in self.network.flags if v in values)]
             inputs = {v: given[v] for v in draw.stats}
-            seen, targets = augmented(recipe, inputs, labels, draw.stats, draw.shards, (*draw.key, key))
+            seen, targets = augment(recipe, inputs, labels, draw.stats, draw.shards, (*draw.key, key))
             if (own := draw.own) is not None:
-                seen = {v: taken(x, own) for v, x in seen.items()}
+                seen = {v: rows_at(x, own) for v, x in seen.items()}
                 targets = [(label[own], weight[own]) for label, weight in targets]
             out.append((rows, seen | {v: values[v] for v in beside}, targets))
             drawn.append(out[-1][1])
@@ -97,10 +97,14 @@ class Augmenter:
         return out
 
 
-def augmented(
-    recipe: Recipe, values: Mapping[Version, Rows], target: Target, stats: Mapping[Version, FeatureStats],
-    shards: Sequence[tuple[int, int]], key: tuple[int, ...],
-) -> tuple[dict[Version, Rows], list[Target]]:  # fmt: skip
+def augment(
+    recipe: Recipe,
+    values: Mapping[Version, Rows],
+    target: Target,
+    stats: Mapping[Version, FeatureStats],
+    shards: Sequence[tuple[int, int]],
+    key: tuple[int, ...],
+) -> tuple[dict[Version, Rows], list[Target]]:
     """The values augmented for this recipe, and the targets over which the loss of a row is summed.
 
     Args:
@@ -113,7 +117,7 @@ def augmented(
     sizes = [rows for _, rows in shards]
     out = dict(values)
 
-    def drawn(draw: Callable[[np.random.Generator, int], Any], counts: Sequence[int]) -> Tensor:
+    def random_tensor(draw: Callable[[np.random.Generator, int], Any], counts: Sequence[int]) -> Tensor:
         found = torch.from_numpy(np.concatenate([draw(rng, n) for rng, n in zip(rngs, counts, strict=True)]))
         # Drawn on the CPU, so that the draws are the same for all devices.
         return Place(target[0].device).numbers(found, wait=False)
@@ -124,18 +128,18 @@ def augmented(
             ends = home(x.offsets)[np.cumsum(sizes)].tolist()
             entries = np.diff([0, *ends]).tolist()
             if recipe.noise:
-                noise = drawn(lambda rng, n: rng.standard_normal(n), entries)
+                noise = random_tensor(lambda rng, n: rng.standard_normal(n), entries)
                 x = x.with_values(x.values + (recipe.noise * s.std[x.indices] * noise).to(x.values.dtype))
             if recipe.mask:
-                x = x.with_values(x.values * (drawn(lambda rng, n: rng.random(n), entries) >= recipe.mask))
+                x = x.with_values(x.values * (random_tensor(lambda rng, n: rng.random(n), entries) >= recipe.mask))
         else:
             width = x.shape[1] if x.ndim == 2 else 1
             std, mean = (s.std, s.mean) if x.ndim == 2 else (s.std[0], s.mean[0])
             if recipe.noise:
-                noise = drawn(lambda rng, n, w=width: rng.standard_normal((n, w)), sizes)  # type: ignore[misc]
+                noise = random_tensor(lambda rng, n, w=width: rng.standard_normal((n, w)), sizes)  # type: ignore[misc]
                 x = x + (recipe.noise * std * noise.view_as(x)).to(x.dtype)
             if recipe.mask:
-                kept = drawn(lambda rng, n, w=width: rng.random((n, w)), sizes) >= recipe.mask  # type: ignore[misc]
+                kept = random_tensor(lambda rng, n, w=width: rng.random((n, w)), sizes) >= recipe.mask  # type: ignore[misc]
                 x = torch.where(
                     kept.view_as(x) | (std == 0), x, mean.to(x.dtype)
                 )  # std 0: constant, or a category's number
@@ -143,10 +147,10 @@ def augmented(
     if not recipe.mixup:
         return out, [target]
     assert not any(isinstance(x, SparseRows) for x in out.values())  # see recipes.recipes_for
-    partner = drawn(lambda rng, n: rng.permutation(n), sizes)  # within the same virtual shard
+    partner = random_tensor(lambda rng, n: rng.permutation(n), sizes)  # within the same virtual shard
     first = torch.from_numpy(np.repeat(np.cumsum([0, *sizes[:-1]]), sizes))
     partner += Place(partner.device).numbers(first, wait=False)
-    share = drawn(lambda rng, n: rng.beta(recipe.mixup, recipe.mixup, n), sizes)
+    share = random_tensor(lambda rng, n: rng.beta(recipe.mixup, recipe.mixup, n), sizes)
     for v, x in out.items():
         if isinstance(x, Tensor):
             own = share.view(-1, *[1] * (x.ndim - 1)).to(x.dtype)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.evaluation.data import Data
 from sparkdiff.evaluation.scores import Score, Tallies
+from sparkdiff.evaluation.split_batches import Data
 from sparkdiff.objectives.metric import Metric
 from sparkdiff.objectives.objective import Batch as BatchLoss, Objective, Rows as RowLosses
 from sparkdiff.options import Options
@@ -19,12 +19,12 @@ from sparkdiff.stages.base import StageModule
 from sparkdiff.stages.forest import Trees
 from sparkdiff.tensors.rows import Rows, SparseRows, as_sparse
 from sparkdiff.tensors.team import ALONE, Team
-from sparkdiff.training import states
+from sparkdiff.training import candidate_states
 from sparkdiff.training.affine import AffineMargin, places
 from sparkdiff.training.augmentation import Augmenter, Draw, Target, View
 from sparkdiff.training.local_steps import LocalSteps
-from sparkdiff.training.monotone import Monotone
-from sparkdiff.training.optimizers import EpochSteps, FirstOrder
+from sparkdiff.training.monotone import MonotonePenalty
+from sparkdiff.training.optimizers import EpochSteps, FirstOrderSteps
 from sparkdiff.training.recipes import ONCE_AN_EPOCH, Recipe
 from sparkdiff.training.updates import DenseUpdates, LazyUpdates
 
@@ -44,9 +44,15 @@ class Candidates:
     """
 
     def __init__(
-        self, recipes: Sequence[Recipe], options: Options, updates: DenseUpdates, monotone: Monotone | None = None,
-        *, counts: bool = False, among: Sequence[Recipe] | None = None,
-    ):  # fmt: skip
+        self,
+        recipes: Sequence[Recipe],
+        options: Options,
+        updates: DenseUpdates,
+        monotone: MonotonePenalty | None = None,
+        *,
+        counts: bool = False,
+        among: Sequence[Recipe] | None = None,
+    ):
         self.recipes, self.options, self.updates, self.monotone = list(recipes), options, updates, monotone
         self.among = list(among or recipes)
         self.network, self.lazy, self.counts = updates.network, isinstance(updates, LazyUpdates), counts
@@ -68,7 +74,7 @@ class Candidates:
         kinds = sorted({r.optimizer for r in recipes} - set(ONCE_AN_EPOCH))
         if len(kinds) > 1:
             raise InputError(f"candidates that train together share one first-order optimizer, not {', '.join(kinds)}")
-        self.optimizer = FirstOrder(kinds[0], self.u, None if bool((rate == 1).all()) else rate) if kinds else None
+        self.optimizer = FirstOrderSteps(kinds[0], self.u, None if bool((rate == 1).all()) else rate) if kinds else None
         self.epoch_steps = EpochSteps(recipes, updates.start)
         self.rate, self._factor = self.u.new_tensor(self.base), 1.0
         self.vectors = {"u": self.u}
@@ -88,9 +94,15 @@ class Candidates:
         self.updates.choose(self.vectors, batches, team)
 
     def add(
-        self, values: dict[Version, Rows], target: Target, objective: Objective, draw: Draw,
-        *, groups: Mapping[str, Tensor] | None = None, team: Team = ALONE,
-    ) -> None:  # fmt: skip
+        self,
+        values: dict[Version, Rows],
+        target: Target,
+        objective: Objective,
+        draw: Draw,
+        *,
+        groups: Mapping[str, Tensor] | None = None,
+        team: Team = ALONE,
+    ) -> None:
         """Add weight * loss of these rows (there may be none), and its gradient, to the sums.
 
         Args:
@@ -104,9 +116,14 @@ class Candidates:
         self.add_views(views, self.updates.inputs(values), objective, groups=groups, team=team)
 
     def add_views(
-        self, views: Sequence[View], inputs: Mapping[Version, SparseRows], objective: Objective,
-        *, groups: Mapping[str, Tensor] | None = None, team: Team = ALONE,
-    ) -> None:  # fmt: skip
+        self,
+        views: Sequence[View],
+        inputs: Mapping[Version, SparseRows],
+        objective: Objective,
+        *,
+        groups: Mapping[str, Tensor] | None = None,
+        team: Team = ALONE,
+    ) -> None:
         """Do the work of `add` for rows that are already augmented for each candidate; nothing here waits for a GPU.
 
         Args:
@@ -167,8 +184,13 @@ class Candidates:
         updates.back(slopes, *updates.affine.slope_gradients(slopes, leaves, gradient))
 
     def _add_curvature(
-        self, rows: list[int], margin: Tensor, values: Mapping[Version, Rows], objective: Objective, targets: Sequence[Target]
-    ) -> None:  # fmt: skip
+        self,
+        rows: list[int],
+        margin: Tensor,
+        values: Mapping[Version, Rows],
+        objective: Objective,
+        targets: Sequence[Target],
+    ) -> None:
         """Add weight * second derivative of the loss with respect to the head's leaves, for candidates that take Newton
         steps.
         """
@@ -250,11 +272,11 @@ class Candidates:
         self.updates.load(self.u)
         if self.ema_weight is not None:  # candidates without an average over steps are measured at u
             self.average.copy_(torch.where(self.ema_weight == 1, self.u, self.average))
-        local.met()
+        local.record_start()
         team.sum_(self.total, self.total_weight)
         local.begun = last  # else the first process continues with the sums, and the others from 0
 
-    def _penalise(self, monotone: Monotone, factor: float | Tensor) -> None:
+    def _penalise(self, monotone: MonotonePenalty, factor: float | Tensor) -> None:
         """Add the penalty's gradient, times a factor, to the sums; every process does the same."""
         slopes = self.updates.slopes()
         assert slopes is not None
@@ -286,7 +308,7 @@ class Candidates:
         """
         every = list(range(len(self.recipes)))
         tallies = Tallies(metric, self.network.head, len(every))
-        measured = self.updates.measured(self.vectors)
+        measured = self.updates.prepare_measurement(self.vectors)
         for batch, label, weight, block in data.batches(split):
             slopes, values = measured(data.values(batch))
             tallies.add_all(self.updates.margins(every, slopes, values), label, weight, block)
@@ -297,11 +319,15 @@ class Candidates:
     def state(self) -> dict[str, Any]:
         self.updates.store(self.vectors)
         return {
-            "flat": None if self.lazy else self.updates.matrix.flat, "u": self.u, "average": self.average,
-            "total": self.total, "totalWeight": self.total_weight,
-            "optimizer": self.optimizer.state() if self.optimizer else None, **self.epoch_steps.state(),
+            "flat": None if self.lazy else self.updates.matrix.flat,
+            "u": self.u,
+            "average": self.average,
+            "total": self.total,
+            "totalWeight": self.total_weight,
+            "optimizer": self.optimizer.state() if self.optimizer else None,
+            **self.epoch_steps.state(),
             **({"momentum": self.local.momentum} if self.local is not None else {}),
-        }  # fmt: skip
+        }
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Any]) -> None:
@@ -318,18 +344,18 @@ class Candidates:
         if self.local is not None and "momentum" in state:
             self.local.load(state["momentum"])
 
-    def kept(self, rows: list[int]) -> "Candidates":
+    def subset(self, rows: list[int]) -> "Candidates":
         """These candidates alone, in their current state."""
         recipes = [self.recipes[k] for k in rows]
         updates = self.updates.for_candidates(recipes)
         kept = Candidates(recipes, self.options, updates, self.monotone, counts=self.counts, among=self.among)
-        kept.load(states.of(self.state(), rows, self.epoch_steps.newton))
+        kept.load(candidate_states.of(self.state(), rows, self.epoch_steps.newton))
         return kept
 
 
 def can_be_lazy(
-    modules: Iterable[StageModule], recipes: Iterable[Recipe], options: Options, monotone: Monotone | None
-) -> bool:  # fmt: skip
+    modules: Iterable[StageModule], recipes: Iterable[Recipe], options: Options, monotone: MonotonePenalty | None
+) -> bool:
     """True if no step needs all parameters, so that a step may change those of its active columns only. A clipped norm,
     bounds, settling thresholds of trees, a penalty, Newton's curvature and local steps need all parameters.
     """
@@ -348,14 +374,14 @@ def row_losses(objective: Objective, margin: Tensor, targets: Sequence[Target]) 
         return margin.new_zeros(len(margin)), torch.zeros_like(margin)
     if objective.exact is None:
         return _by_autograd(objective.rows, margin, targets, elementwise=objective.elementwise)
-    loss, gradient = _weighted(*objective.exact(margin, targets[0][0]), targets[0][1])
+    loss, gradient = _apply_weights(*objective.exact(margin, targets[0][0]), targets[0][1])
     for label, weight in targets[1:]:
-        more, slope = _weighted(*objective.exact(margin, label), weight)
+        more, slope = _apply_weights(*objective.exact(margin, label), weight)
         loss, gradient = loss + more, gradient + slope
     return loss, gradient
 
 
-def _weighted(loss: Tensor, slope: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def _apply_weights(loss: Tensor, slope: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return loss @ weight, slope.mul_(weight if slope.ndim == 2 else weight[:, None])
 
 

@@ -62,7 +62,7 @@ class LocalSteps:
         self.momentum.mul_(self.decay).add_(self.start - self.u, alpha=1 / factor)
         torch.sub(self.start, self.momentum, alpha=factor, out=self.u)
 
-    def met(self) -> None:
+    def record_start(self) -> None:
         """Record u as the new start, after it was put within its bounds."""
         self.start.copy_(self.u)
         self.alone = 0

@@ -11,21 +11,24 @@ from collections.abc import Callable
 
 import torch
 
-from sparkdiff.evaluation.data import Data
+from sparkdiff.evaluation.split_batches import Data
 from sparkdiff.objectives.metric import Metric
 from sparkdiff.objectives.objective import Objective
 from sparkdiff.tensors.device import is_short_of_memory, repeatable, torch_threads
 from sparkdiff.training.active_columns import group_size
-from sparkdiff.training.ongoing import Training
+from sparkdiff.training.training_run import Training
 
 SMALL_STEP = 10_000_000
 """Number of parameters times number of rows of a step below which one thread is faster than several."""
 
 
 def train(
-    training: Training, data: Data, objective: Objective, metric: Metric,
+    training: Training,
+    data: Data,
+    objective: Objective,
+    metric: Metric,
     on_step: Callable[[Training], None] = lambda training: None,
-) -> None:  # fmt: skip
+) -> None:
     """Train on the train split until the end, and measure on the validation split after every epoch.
 
     All candidates see the same batches. A candidate stops when its validation metric hasn't improved (by `options.minDelta`)
@@ -41,8 +44,8 @@ def train(
             short = ""
             try:
                 if ready is None:
-                    data = training.settled(data)
-                    ready = data.prepared(training.here.of_rows)
+                    data = training.place_rows(data)
+                    ready = data.with_fixed_columns(training.here.of_rows)
                     training.begin(ready)
                 _epoch(training, ready, objective, metric, on_step)
             except RuntimeError as e:
@@ -62,9 +65,15 @@ def _epoch(
         group = group_size(options.batchSize) if candidates.lazy else 1
         first = training.step // group * group  # the start of the group that contains the next step
         steps = data.stream.batches(
-            "train", batchSize=options.batchSize, epoch=training.epoch, first=first, rank=data.team.rank,
-            world=data.team.world, prepare=data.prepare, whole=candidates.augments,
-        )  # fmt: skip
+            "train",
+            batchSize=options.batchSize,
+            epoch=training.epoch,
+            first=first,
+            rank=data.team.rank,
+            world=data.team.world,
+            prepare=data.prepare,
+            whole=candidates.augments,
+        )
         while some := list(itertools.islice(steps, group)):
             candidates.enter([data.values(batch) for batch in some], data.team)
             for batch in some[training.step - first :]:

@@ -19,7 +19,7 @@ from sparkdiff.training.parameters import named_parameters
 
 
 @dataclass(frozen=True)
-class Monotone:
+class MonotonePenalty:
     """The penalty: sum over features of strength * (slope of the margin, in natural units, if of the wrong sign)^2.
 
     Attributes:
@@ -40,7 +40,7 @@ class Monotone:
         return found
 
 
-class Wishes:
+class SlopeSigns:
     """The requested signs of slopes, {feature: strength}; the sign of the strength is the sign of the slope.
 
     Args:
@@ -52,7 +52,7 @@ class Wishes:
         # There are no slopes that show where predictions of trees rise.
         self.affine = None if network.trees() else affine_network(network, names.widths)
 
-    def penalty(self, stats: Mapping[Version, FeatureStats], y: LabelStats) -> Monotone:
+    def penalty(self, stats: Mapping[Version, FeatureStats], y: LabelStats) -> MonotonePenalty:
         """The penalty for these requests.
 
         Args:
@@ -86,9 +86,9 @@ class Wishes:
             v, j = places[name]
             signs[v][j] = 1.0 if strength > 0 else -1.0
             weights[v][j] = abs(strength) * (stats[v].std[j] / unit) ** 2
-        return Monotone({v: s for v, s in signs.items() if bool((s != 0).any())}, weights)
+        return MonotonePenalty({v: s for v, s in signs.items() if bool((s != 0).any())}, weights)
 
-    def broken(self, network: Network) -> list[str]:
+    def violations(self, network: Network) -> list[str]:
         """One sentence for each requested sign that this trained network does not have."""
         assert self.affine is not None
         slopes = self.affine.slopes(named_parameters(network), 1)

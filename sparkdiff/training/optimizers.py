@@ -19,7 +19,7 @@ DECAY = 1e-2  # of torch.optim.AdamW
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # of torch.optim.Adam
 
 
-class FirstOrder:
+class FirstOrderSteps:
     """Steps of `adam`, `adamw` (with torch's defaults) or `sgd` on u (K, p) along a gradient.
 
     Args:
@@ -34,8 +34,13 @@ class FirstOrder:
         )  # float32 because torch's kernels read that, whatever the default is
 
     def step(
-        self, u: Tensor, gradient: Tensor, learningRate: float | Tensor, moments: tuple[Tensor, Tensor], rate: Tensor | None
-    ) -> None:  # fmt: skip
+        self,
+        u: Tensor,
+        gradient: Tensor,
+        learningRate: float | Tensor,
+        moments: tuple[Tensor, Tensor],
+        rate: Tensor | None,
+    ) -> None:
         """Take a step of some entries or all, in place; `u`, `moments` and `rate` hold these entries only.
 
         Args:
@@ -55,9 +60,20 @@ class FirstOrder:
             # CUDA's kernel takes float32 tensors only: take a step of 1, and then the share of it.
             start = u.clone() if isinstance(learningRate, Tensor) else None
             torch._fused_adam_(
-                [u], [gradient], [moments[0]], [moments[1]], [], [self.steps], amsgrad=False, maximize=False,
-                lr=learningRate if start is None else 1.0, beta1=BETA1, beta2=BETA2, eps=EPSILON, weight_decay=0.0,
-            )  # fmt: skip
+                [u],
+                [gradient],
+                [moments[0]],
+                [moments[1]],
+                [],
+                [self.steps],
+                amsgrad=False,
+                maximize=False,
+                lr=learningRate if start is None else 1.0,
+                beta1=BETA1,
+                beta2=BETA2,
+                eps=EPSILON,
+                weight_decay=0.0,
+            )
             if start is not None:
                 torch.lerp(start, u, learningRate, out=u)
         if before is not None and rate is not None:

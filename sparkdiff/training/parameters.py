@@ -34,7 +34,7 @@ class Piece(NamedTuple):
         return entries if len(self.shape) == 1 else entries.view(matrix.shape[:-1] + self.shape)
 
 
-def trained(network: Network) -> list[tuple[Piece, nn.Parameter]]:
+def trainable_parameters(network: Network) -> list[tuple[Piece, nn.Parameter]]:
     """The trainable parameters, in the order of the flat vector."""
     out, first = [], 0
     for i in network.positions:
@@ -45,14 +45,14 @@ def trained(network: Network) -> list[tuple[Piece, nn.Parameter]]:
     return out
 
 
-def flattened(network: Network) -> Tensor:
+def parameter_vector(network: Network) -> Tensor:
     """All trainable parameters, (p,)."""
-    return torch.cat([p.detach().flatten() for _, p in trained(network)])
+    return torch.cat([p.detach().flatten() for _, p in trainable_parameters(network)])
 
 
 def load(network: Network, flat: Tensor) -> None:
     """Set all trainable parameters from (p,)."""
-    vector_to_parameters(flat.clone(), [p for _, p in trained(network)])
+    vector_to_parameters(flat.clone(), [p for _, p in trainable_parameters(network)])
 
 
 def named_parameters(network: Network) -> dict[int, dict[str, Tensor]]:
@@ -70,9 +70,12 @@ class NaturalUnits:
 
     @staticmethod
     def of(
-        network: Network, x: Mapping[int, FeatureStats], y: LabelStats, options: Options,
+        network: Network,
+        x: Mapping[int, FeatureStats],
+        y: LabelStats,
+        options: Options,
         others: Mapping[int, LabelStats] | None = None,
-    ) -> "tuple[NaturalUnits, dict[str, int]]":  # fmt: skip
+    ) -> "tuple[NaturalUnits, dict[str, int]]":
         """The units, and per parameter the number of entries that are frozen because too few rows support them.
 
         Args:
@@ -86,7 +89,7 @@ class NaturalUnits:
             for i in network.graph.select([n], "learningRates")
         }
         unit, constrained, rate, frozen = [], [], [], {}
-        for part, p in trained(network):
+        for part, p in trainable_parameters(network):
             i, name, module = part.position, part.name, network.module(part.position)
             label = (others or {}).get(i, y)
             mask = module.entry_mask().get(name, torch.ones_like(p, dtype=torch.bool))
@@ -121,13 +124,13 @@ class NaturalUnits:
             move = part.of(u) * unit
             part.of(out).copy_(constraint.gradient(part.of(start), move, value, part.of(gradient)) * unit)
 
-    def moved(self, network: Network, flat: Tensor) -> dict[str, tuple[float, float]]:
+    def distances(self, network: Network, flat: Tensor) -> dict[str, tuple[float, float]]:
         """Distance of each parameter from `flat` (p,), in its units: {uid.parameter: (largest, root mean square)}."""
-        start, out = flattened(network), {}
+        start, out = parameter_vector(network), {}
         change = flat - start
         for part, constraint in self.constrained:
-            part.of(change).copy_(constraint.moved(part.of(start), part.of(flat)))
-        for part, _ in trained(network):
+            part.of(change).copy_(constraint.move_between(part.of(start), part.of(flat)))
+        for part, _ in trainable_parameters(network):
             unit = part.of(self.unit)
             own = (part.of(change) / unit)[unit != 0].abs()
             if len(own):
@@ -152,9 +155,15 @@ class ParameterMatrix:
     """
 
     def __init__(
-        self, given: Mapping[int, Mapping[str, Tensor]], parts: Sequence[Piece], values: Tensor, units: NaturalUnits, count: int,
-        newton: int = 0, changed: Tensor | None = None,
-    ):  # fmt: skip
+        self,
+        given: Mapping[int, Mapping[str, Tensor]],
+        parts: Sequence[Piece],
+        values: Tensor,
+        units: NaturalUnits,
+        count: int,
+        newton: int = 0,
+        changed: Tensor | None = None,
+    ):
         self.parts, self.units, self.changed, size = parts, units, changed, len(values)
         self.start = self.changing(values[None])[0]
         sizes = [count * size, count, newton * size, 1]

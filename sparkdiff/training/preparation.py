@@ -11,26 +11,43 @@ from typing import Any
 
 import torch
 
-from sparkdiff.evaluation.data import Data
-from sparkdiff.evaluation.inputs import all_dense, distinct_values, features, leaf_counts, tallies
+from sparkdiff.evaluation.input_statistics import all_dense, distinct_values, features, leaf_counts, tallies
+from sparkdiff.evaluation.split_batches import Data
 from sparkdiff.options import Options, callable_name
 from sparkdiff.pipeline.graph import LEAVES, Version
 from sparkdiff.pipeline.network import Network, fixed_versions, routed_versions
 from sparkdiff.stages.base import FeatureStats, LabelStats
 from sparkdiff.stages.forest import Trees
 from sparkdiff.stages.predictor import Predictor
-from sparkdiff.store.digests import all_params, without_uids
 from sparkdiff.store.identity import identity
-from sparkdiff.store.run_folder import told
-from sparkdiff.training.ongoing import STATE
+from sparkdiff.store.model_digests import all_params, without_uids
+from sparkdiff.store.run_folder import text_or_reason
 from sparkdiff.training.parameters import NaturalUnits
 from sparkdiff.training.recipes import Recipe, recipes_for
+from sparkdiff.training.training_run import STATE
 
 # Options that affect where and how training runs, but not its result.
 _OUTSIDE = (
-    "verbosity", "numProcesses", "localMode", "timeout", "stream", "cacheInMemory", "cacheDir", "reuseStages", "checkpointDir",
-    "runId", "guard", "maxFlipRate", "fleetSize", "waitForRun", "device", "localCacheLimit", "storeDir", "tags", "redact",
-)  # fmt: skip
+    "verbosity",
+    "numProcesses",
+    "localMode",
+    "timeout",
+    "stream",
+    "cacheInMemory",
+    "cacheDir",
+    "reuseStages",
+    "checkpointDir",
+    "runId",
+    "guard",
+    "maxFlipRate",
+    "fleetSize",
+    "waitForRun",
+    "device",
+    "localCacheLimit",
+    "storeDir",
+    "tags",
+    "redact",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +71,14 @@ class Start:
 
 
 def start_of(
-    network: Network, data: Data, label: LabelStats, options: Options, validationRows: int,
-    recipes: Sequence[Recipe] | None = None, settings: Sequence[Options] = (),
-) -> Start:  # fmt: skip
+    network: Network,
+    data: Data,
+    label: LabelStats,
+    options: Options,
+    validationRows: int,
+    recipes: Sequence[Recipe] | None = None,
+    settings: Sequence[Options] = (),
+) -> Start:
     """Compute the start in passes over the training rows; the stages of the network observe their inputs.
 
     Args:
@@ -107,7 +129,7 @@ def start_of(
     return Start(units, frozen, kept, tuple(recipes), tuple(map(tuple, each)))
 
 
-def computed_by(network: Network) -> dict[str, Any]:
+def network_identity(network: Network) -> dict[str, Any]:
     """An identity of the untrained network without uids: the same in every process that gets the same pipeline.
 
     It consists of the Params of all stages, in clear text, and a hash of the translated stages: their content, and the
@@ -118,19 +140,22 @@ def computed_by(network: Network) -> dict[str, Any]:
     modules = [(i, network.module(i)) for i in network.positions]
     return {
         "stages": {f"{i} {s.stageClass}": p for i, (s, p) in enumerate(zip(vertices, all_params(stages), strict=True))},
-        "pipeline": told(lambda: identity(modules, bare=without_uids([s.uid for s in stages]))),
+        "pipeline": text_or_reason(lambda: identity(modules, bare=without_uids([s.uid for s in stages]))),
     }
 
 
 def request_of(
-    options: Options, rows: str, computed: Mapping[str, Any], recipes: Sequence[Recipe] | None = None,
+    options: Options,
+    rows: str,
+    computed: Mapping[str, Any],
+    recipes: Sequence[Recipe] | None = None,
     epochs: int | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Everything that determines the result of a training run, by name.
 
     Args:
         rows: the cache's fingerprint.
-        computed: see `computed_by`.
+        computed: see `network_identity`.
         recipes: the candidates, if the caller chose them.
         epochs: the number of epochs, if the caller chose it.
     """
@@ -139,7 +164,7 @@ def request_of(
     if o.localSteps > 1:
         request["numProcesses"] = o.numProcesses
     if callable(o.loss) and o.runId is not None:
-        request["loss"] = told(lambda: f"{callable_name(o.loss)} {identity(o.loss)[:16]}")  # type: ignore[arg-type]
+        request["loss"] = text_or_reason(lambda: f"{callable_name(o.loss)} {identity(o.loss)[:16]}")  # type: ignore[arg-type]
     handed_in: dict[str, Any] = {} if recipes is None else {"recipes": [dataclasses.asdict(r) for r in recipes]}
     handed_in |= {} if epochs is None else {"epochs": epochs}
     return request | {"rows": rows, "stateVersion": STATE, **computed, **handed_in}

@@ -12,17 +12,23 @@ from torch import Tensor
 
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network, fixed_versions, routed_versions
-from sparkdiff.tensors.products import dot
+from sparkdiff.tensors.backward import dot
 from sparkdiff.tensors.rows import Rows, SparseRows
 from sparkdiff.tensors.team import Team
 from sparkdiff.training.active_columns import ActiveColumns
 from sparkdiff.training.affine import AffineMargin, AffineNetwork
-from sparkdiff.training.parameters import NaturalUnits, ParameterMatrix, flattened, named_parameters, trained
+from sparkdiff.training.parameters import (
+    NaturalUnits,
+    ParameterMatrix,
+    named_parameters,
+    parameter_vector,
+    trainable_parameters,
+)
 from sparkdiff.training.recipes import Recipe, by_newton
 
 Values = Mapping[Version, Rows]
 Vectors = Mapping[str, Tensor]
-Measured = Callable[[Values], tuple[AffineMargin | None, Values]]
+MarginInputs = Callable[[Values], tuple[AffineMargin | None, Values]]
 """Function of some rows that returns the slopes with which their margins are computed, and their inputs."""
 
 
@@ -41,13 +47,17 @@ class DenseUpdates:
     narrow: tuple[Tensor, Tensor] | None  # parameters and gradients in the dtype of the rows, if it is narrower
 
     def __init__(
-        self, network: Network, recipes: Sequence[Recipe], units: NaturalUnits, affine: AffineNetwork | None,
+        self,
+        network: Network,
+        recipes: Sequence[Recipe],
+        units: NaturalUnits,
+        affine: AffineNetwork | None,
         rows: Network | None = None,
-    ):  # fmt: skip
+    ):
         self.network, self.recipes, self.units, self.affine, self.rows = network, recipes, units, affine, rows
-        self.start, self._numbers = flattened(network), {}
+        self.start, self._numbers = parameter_vector(network), {}
         count, newton = len(recipes), len(by_newton(recipes))
-        parts = [part for part, _ in trained(network)]
+        parts = [part for part, _ in trainable_parameters(network)]
         self.matrix = ParameterMatrix(named_parameters(network), parts, self.start, units, count, newton)
         self.projects = any(network.module(i).has_bounds() for i in network.positions)
         self.settles = any(m.settles() for m in network.trees().values())
@@ -56,7 +66,7 @@ class DenseUpdates:
         self.narrow = None
         self.of_rows = self.clones
         if rows is not None and affine is None:
-            first = next(p for _, p in trained(rows))
+            first = next(p for _, p in trainable_parameters(rows))
             self.narrow = self.matrix.flat.to(first.dtype), torch.zeros_like(self.matrix.gradient, dtype=first.dtype)
             self.of_rows = self._clones(rows, *self.narrow)
 
@@ -67,7 +77,7 @@ class DenseUpdates:
         """Networks whose trainable parameters are those of the candidates, in the memory of these matrices (K, p)."""
         clones = [network.clone() for _ in self.recipes]
         for k, clone in enumerate(clones):
-            for part, p in trained(clone):
+            for part, p in trainable_parameters(clone):
                 p.data, p.grad = part.of(flat[k]), part.of(gradient[k])
         return clones
 
@@ -162,7 +172,7 @@ class DenseUpdates:
         assert self.affine is not None
         self.affine.back(slopes, gradients, constant, self.matrix.gradients)
 
-    def measured(self, vectors: Vectors) -> Measured:
+    def prepare_measurement(self, vectors: Vectors) -> MarginInputs:
         """Prepare to measure the candidates, with their averages over steps if there are any, and with settled trees;
         return a function of rows that gives what their margins are computed from.
         """
@@ -205,13 +215,13 @@ class LazyUpdates(DenseUpdates):
         rows = torch.arange(len(self.recipes), device=self.entries.device)
         self.places = (self.entries + len(self.start) * rows[:, None]).view(-1)
 
-    def _taken(self, matrix: Tensor) -> Tensor:  # (K, p) -> (K, m)
+    def _active_entries(self, matrix: Tensor) -> Tensor:  # (K, p) -> (K, m)
         return matrix.view(-1).index_select(0, self.places).view(len(self.recipes), -1)
 
     def choose(self, vectors: Vectors, batches: Sequence[Values], team: Team) -> None:
         self.finish(vectors)
         self._choose(self.active.columns(batches, team))
-        self._current = {name: self._taken(matrix) for name, matrix in vectors.items()}
+        self._current = {name: self._active_entries(matrix) for name, matrix in vectors.items()}
         self.matrix.load(self._current["u"])
 
     def store(self, vectors: Vectors) -> None:
@@ -237,10 +247,10 @@ class LazyUpdates(DenseUpdates):
     def load_all(self, u: Tensor) -> None:
         """Do nothing: `choose` computes the parameters of the next group of batches from u."""
 
-    def measured(self, vectors: Vectors) -> Measured:
+    def prepare_measurement(self, vectors: Vectors) -> MarginInputs:
         def of(values: Values) -> tuple[AffineMargin | None, Values]:
             self._choose(self.active.columns([values]))
-            self.matrix.load(self._taken(vectors.get("average", vectors["u"])))
+            self.matrix.load(self._active_entries(vectors.get("average", vectors["u"])))
             return self.slopes(), {**values, **self.inputs(values)}
 
         return of

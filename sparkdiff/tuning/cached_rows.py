@@ -17,12 +17,12 @@ from pyspark.sql.types import NumericType, StructType
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.pipeline.columns import read_plain, write_plain
-from sparkdiff.pipeline.names import named
-from sparkdiff.stages.fields import values_of
-from sparkdiff.tensors.rows import Rows, SparseRows, dense, extremes, taken, width
-from sparkdiff.tuning.scores import Judge
-from sparkdiff.tuning.solvers import Chunk, Setting, Whole, gather
+from sparkdiff.pipeline.column_names import col_by_name
+from sparkdiff.pipeline.column_tensors import read_plain, write_plain
+from sparkdiff.stages.input_fields import values_of
+from sparkdiff.tensors.rows import Rows, SparseRows, dense, extremes, rows_at, width
+from sparkdiff.tuning.evaluator_metrics import Judge
+from sparkdiff.tuning.solvers import Chunk, RowsInMemory, Setting, gather
 
 MEMORY = 2**30
 """Largest number of bytes that rows may take in memory, in any form."""
@@ -42,7 +42,7 @@ Parts = Sequence[tuple[DataFrame, Column]]
 
 
 @dataclass(frozen=True)
-class Reads:
+class InputColumns:
     """The columns of the rows that a fit and its evaluator read; "" for a column that isn't used."""
 
     features: str
@@ -69,7 +69,7 @@ class RowsPiece:
         """Chunks of at most `rows` dense rows; kept small because sparse rows take far more memory when made dense."""
         for first in range(0, len(self.label), rows):
             part = slice(first, first + rows)
-            x = self.x[part] if isinstance(self.x, Tensor) else taken(self.x, torch.arange(len(self.label))[part])
+            x = self.x[part] if isinstance(self.x, Tensor) else rows_at(self.x, torch.arange(len(self.label))[part])
             offset = None if self.offset is None else self.offset[part]
             yield Chunk(dense(x), self.label[part], self.weight[part], offset, self.fold[part])
 
@@ -112,8 +112,8 @@ class CachedRows:
         """
         return (64 * self.stored if self.sparse else 16 * self.count * self.width) <= MEMORY
 
-    def whole(self) -> Whole:
-        return gather((Whole(p.x, p.label, p.weight, p.fold) for p in self.pieces()), self.count)
+    def whole(self) -> RowsInMemory:
+        return gather((RowsInMemory(p.x, p.label, p.weight, p.fold) for p in self.pieces()), self.count)
 
     def pieces(self) -> Iterator[RowsPiece]:
         if self.held is None and self.size <= HELD:
@@ -141,23 +141,29 @@ class CachedRows:
                 x = dense(x)
             shift = dense(offset) if self.offset else None
             yield RowsPiece(
-                x, dense(label), dense(weight), shift, dense(fold).nan_to_num(-1).long(), dense(own_label), dense(own_weight)
-            )  # fmt: skip
+                x,
+                dense(label),
+                dense(weight),
+                shift,
+                dense(fold).nan_to_num(-1).long(),
+                dense(own_label),
+                dense(own_weight),
+            )
 
 
-def written(parts: Parts, reads: Reads, judge: Judge | None, folder: Path) -> CachedRows:
+def write_rows(parts: Parts, reads: InputColumns, judge: Judge | None, folder: Path) -> CachedRows:
     """Write to `folder`, with one Spark job, the columns that the fit and the evaluator read, and each row's fold."""
     one = F.lit(1.0)
 
     def plain(rows: DataFrame, fold: Column) -> DataFrame:
         return rows.select(
-            named(reads.features).alias("x"),
-            named(reads.label).cast("double").alias("label"),
-            (named(reads.weight).cast("double") if reads.weight else one).alias("weight"),
+            col_by_name(reads.features).alias("x"),
+            col_by_name(reads.label).cast("double").alias("label"),
+            (col_by_name(reads.weight).cast("double") if reads.weight else one).alias("weight"),
             fold.cast("double").alias("fold"),
-            (named(judge.label).cast("double") if judge else one).alias("own_label"),
-            (named(judge.weight).cast("double") if judge and judge.weight else one).alias("own_weight"),
-            (named(reads.offset).cast("double") if reads.offset else F.lit(0.0)).alias("offset"),
+            (col_by_name(judge.label).cast("double") if judge else one).alias("own_label"),
+            (col_by_name(judge.weight).cast("double") if judge and judge.weight else one).alias("own_weight"),
+            (col_by_name(reads.offset).cast("double") if reads.offset else F.lit(0.0)).alias("offset"),
         )
 
     rows = functools.reduce(DataFrame.union, [plain(*part) for part in parts])
@@ -166,7 +172,7 @@ def written(parts: Parts, reads: Reads, judge: Judge | None, folder: Path) -> Ca
 
 
 @dataclass
-class Kept:
+class RowsStore:
     """Written rows whose files are kept for the next settings of a search over the same rows.
 
     Attributes:
@@ -185,7 +191,7 @@ class Kept:
         return self.caches[key]
 
 
-def cannot_read(schema: StructType, reads: Reads, outputs: Sequence[str] = ()) -> str:
+def cannot_read(schema: StructType, reads: InputColumns, outputs: Sequence[str] = ()) -> str:
     """The reason why rows of this schema must be left to Spark, such as an output column that exists; empty if none."""
     fields = {field.name: field.dataType for field in schema.fields}
     if taken := [name for name in outputs if name in fields]:
@@ -213,57 +219,65 @@ def classes_told(schema: StructType, label: str) -> int | None:
 
 
 @dataclass(frozen=True)
-class Seen:
+class RowFindings:
     """Findings of a first pass: a problem that leaves the rows to Spark ("" for none), and the number of classes."""
 
     problem: str
     classes: int = 0
 
 
-def look(cache: CachedRows, kind: str, settings: Sequence[Setting], folds: int, known_classes: int | None) -> Seen:
+def look(
+    cache: CachedRows, kind: str, settings: Sequence[Setting], folds: int, known_classes: int | None
+) -> RowFindings:
     """Check the rows, in one or more passes, for anything that Spark refuses or treats specially."""
     try:
         return _look(cache, kind, settings, folds, known_classes)
     except InputError as e:  # vectors of different widths
-        return Seen(f"{e}, so Spark decides what to do")
+        return RowFindings(f"{e}, so Spark decides what to do")
 
 
-def _look(cache: CachedRows, kind: str, settings: Sequence[Setting], folds: int, known_classes: int | None) -> Seen:
+def _look(
+    cache: CachedRows, kind: str, settings: Sequence[Setting], folds: int, known_classes: int | None
+) -> RowFindings:
     if not cache.count:
-        return Seen("there are no rows")
+        return RowFindings("there are no rows")
     tops, lowest, whole, held = -1.0, math.inf, True, torch.zeros(folds + 1, dtype=torch.long)
     for p in cache.pieces():
         x = p.x.values if isinstance(p.x, SparseRows) else p.x
         parts = [x, p.label, p.weight, *([p.offset] if p.offset is not None else [])]
         if not all(bool(part.isfinite().all()) for part in parts) or bool((p.weight < 0).any()):
-            return Seen("rows hold nulls, numbers that aren't finite or negative weights, so Spark decides what to do")
+            return RowFindings(
+                "rows hold nulls, numbers that aren't finite or negative weights, so Spark decides what to do"
+            )
         tops, lowest = max(tops, float(p.label.max())), min(lowest, float(p.label.min()))
         whole = whole and bool((p.label == p.label.floor()).all())
         held += torch.bincount(p.fold + 1, minlength=folds + 1)
     if bool((held[1:] == 0).any()) or bool((held.sum() - held[1:] == 0).any()):
-        return Seen("a fold has no rows")
+        return RowFindings("a fold has no rows")
     if far := _far(cache, folds, labels=kind != "LogisticRegression"):
-        return Seen(far)
+        return RowFindings(far)
     if kind == "GeneralizedLinearRegression":
         families = {setting.family for setting in settings}
         if ("poisson" in families and lowest < 0) or ("gamma" in families and lowest <= 0):
-            return Seen("labels lie outside the family's range")
-        return Seen(
+            return RowFindings("labels lie outside the family's range")
+        return RowFindings(
             "labels lie outside the family's range" if "binomial" in families and not 0 <= lowest <= tops <= 1 else ""
         )
     if kind != "LogisticRegression":
-        return Seen("")
+        return RowFindings("")
     if not whole or lowest < 0 or tops > 1000:
-        return Seen("labels are no classes")
+        return RowFindings("labels are no classes")
     if known_classes is not None and tops >= known_classes:
-        return Seen(f"the label's metadata name {known_classes} classes, but there is a label {tops:g}: Spark decides")
+        return RowFindings(
+            f"the label's metadata name {known_classes} classes, but there is a label {tops:g}: Spark decides"
+        )
     classes = known_classes or int(tops) + 1
     counts = torch.zeros(folds + 1, classes)
     for p in cache.pieces():
         counts.index_put_((p.fold + 1, p.label.long()), (p.weight > 0).to(counts.dtype), accumulate=True)
     if classes < 2 or bool((counts.sum(0) - counts[1:] == 0).any()):
-        return Seen("a class is missing where a fold trains")
-    return Seen("", classes)
+        return RowFindings("a class is missing where a fold trains")
+    return RowFindings("", classes)
 
 
 def _far(cache: CachedRows, folds: int, *, labels: bool) -> str:
@@ -279,7 +293,7 @@ def _far(cache: CachedRows, folds: int, *, labels: bool) -> str:
         for group in (p.fold + 1).unique().tolist():
             rows = p.fold + 1 == group
             y = p.label[rows] if labels else p.label.new_zeros(1)
-            least, most = extremes(taken(p.x, rows.nonzero()[:, 0]))
+            least, most = extremes(rows_at(p.x, rows.nonzero()[:, 0]))
             low[group] = torch.minimum(low[group], torch.cat([least, y.amin()[None]]))
             high[group] = torch.maximum(high[group], torch.cat([most, y.amax()[None]]))
     whole = high.amax(0) - low.amin(0)

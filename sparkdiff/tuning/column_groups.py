@@ -129,7 +129,7 @@ def groups_of(asked: Any, column: str, stages: Sequence[Any], rows: DataFrame, w
             "groups={name: [numbers of slots], ...}"
         )
     if asked == "columns":
-        return _numbered([f"{column}[{i}]" for i in range(width)] if len(parts) == 1 else slots)
+        return _groups_from_names([f"{column}[{i}]" for i in range(width)] if len(parts) == 1 else slots)
     if not isinstance(asked, Mapping) or not asked:
         raise InputError(f"groups must be 'columns' or a dict of name -> columns or numbers of slots, got {asked!r}")
     names, taken = list(slots), dict[int, str]()
@@ -146,7 +146,7 @@ def groups_of(asked: Any, column: str, stages: Sequence[Any], rows: DataFrame, w
             )
     if len({*map(str, asked)}) < len(asked):
         raise InputError(f"groups: two names are the same text: {', '.join(map(repr, asked))}")
-    return _numbered(names)
+    return _groups_from_names(names)
 
 
 def _slots(name: str, member: Any, slots: Sequence[str]) -> list[int]:
@@ -163,6 +163,6 @@ def _slots(name: str, member: Any, slots: Sequence[str]) -> list[int]:
     return [int(member)]
 
 
-def _numbered(names: Sequence[str]) -> Groups:
+def _groups_from_names(names: Sequence[str]) -> Groups:
     order = {name: i for i, name in enumerate(dict.fromkeys(names))}
     return Groups(tuple(order), torch.tensor([order[name] for name in names]))

@@ -22,14 +22,14 @@ from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, check_dataframe, kind_of
-from sparkdiff.machine.autologging import paused
-from sparkdiff.pipeline.names import refuse_stream
-from sparkdiff.report import Section, ShownFields, Strong
-from sparkdiff.tuning import folds, shared_fits, tails
-from sparkdiff.tuning.checks import check_evaluator, check_values
+from sparkdiff.machine.autologging import pause_autologging
+from sparkdiff.pipeline.column_names import refuse_stream
+from sparkdiff.report import DisplayableFields, Section, StrongLine
+from sparkdiff.tuning import folds, linear_last_stages, shared_fits
+from sparkdiff.tuning.evaluator_metrics import judge_of
 from sparkdiff.tuning.fits import Branch, FoldFits, FoldMetrics, GridTask, for_threads
 from sparkdiff.tuning.folds import Folds
-from sparkdiff.tuning.scores import judge_of
+from sparkdiff.tuning.param_checks import check_evaluator, check_values
 from sparkdiff.tuning.trie import Fit
 
 
@@ -38,13 +38,13 @@ def outcomes(task: GridTask, folds: Folds, parallelism: int, keeps: bool) -> lis
     if why_not_at_once(task):
         return _by_spark(task, folds, parallelism, keeps)
     with ThreadPool(min(parallelism, len(task.maps))) as threads:
-        if not tails.one_for_all(task):
-            wanted = tails.asked(task)
+        if not linear_last_stages.one_for_all(task):
+            wanted = linear_last_stages.settings_by_fit(task)
             return [FoldFits(task, threads, keeps, partial(_after, wanted)).run(*pair) for pair in folds.pairs]
         if folds.drawn:  # as Spark does: without a cache, another plan may draw other random numbers for the rows
             folds.rows.cache()
         try:
-            found = tails.across(task, folds.rows, folds.held_out, folds.count, folds.kept)
+            found = linear_last_stages.across(task, folds.rows, folds.held_out, folds.count, folds.kept)
         finally:
             if folds.drawn:
                 folds.rows.unpersist()
@@ -80,9 +80,9 @@ def _by_spark(task: GridTask, folds: Folds, parallelism: int, keeps: bool) -> li
 def why_not_at_once(task: GridTask) -> str:
     """The reason why no setting can be solved at once; empty if at least one can."""
     kind = type(task.stages[-1]).__name__
-    if type(task.stages[-1]) not in tails.KINDS:
+    if type(task.stages[-1]) not in linear_last_stages.KINDS:
         return f"{kind} is fitted by Spark"
-    reasons = [asked.why for asked in tails.asked(task).values()]
+    reasons = [asked.why for asked in linear_last_stages.settings_by_fit(task).values()]
     if all(reasons):
         return reasons[0]
     try:
@@ -92,12 +92,17 @@ def why_not_at_once(task: GridTask) -> str:
     return ""
 
 
-def _of_fold(found: tails.Results, fold: int) -> dict[Fit, tails.Result]:
+def _of_fold(found: linear_last_stages.Results, fold: int) -> dict[Fit, linear_last_stages.Result]:
     return {fit: result for (fit, number), result in found.items() if number == fold}
 
 
 def _outcome(
-    task: GridTask, threads: ThreadPool, keeps: bool, found: Mapping[Fit, tails.Result], folds: Folds, fold: int
+    task: GridTask,
+    threads: ThreadPool,
+    keeps: bool,
+    found: Mapping[Fit, linear_last_stages.Result],
+    folds: Folds,
+    fold: int,
 ) -> FoldMetrics:
     if keeps or any(math.isnan(result.metric) for result in found.values()):
         return FoldFits(task, threads, keeps, partial(_ends, found)).run(*folds.pairs[fold])
@@ -108,12 +113,16 @@ def _outcome(
     return out
 
 
-def _after(wanted: Mapping[Fit, tails.AskedFit], fold: FoldFits, branch: Branch) -> Iterator[tuple[Fit, float, Any]]:
+def _after(
+    wanted: Mapping[Fit, linear_last_stages.SolverSetting], fold: FoldFits, branch: Branch
+) -> Iterator[tuple[Fit, float, Any]]:
     """Each last fit after `branch`, its metric and its fitted last stage; the earlier stages of the fold are fitted."""
-    return _ends(_of_fold(tails.within(fold.task, wanted, branch), 0), fold, branch)
+    return _ends(_of_fold(linear_last_stages.within(fold.task, wanted, branch), 0), fold, branch)
 
 
-def _ends(found: Mapping[Fit, tails.Result], fold: FoldFits, branch: Branch) -> Iterator[tuple[Fit, float, Any]]:
+def _ends(
+    found: Mapping[Fit, linear_last_stages.Result], fold: FoldFits, branch: Branch
+) -> Iterator[tuple[Fit, float, Any]]:
     """Each last fit after `branch`, its metric, and its fitted last stage (None if that isn't needed).
 
     Spark fits the settings without a solution and computes the metrics that are NaN.
@@ -122,8 +131,8 @@ def _ends(found: Mapping[Fit, tails.Result], fold: FoldFits, branch: Branch) -> 
     unsolved = [fit for fit in branch.fit.after if found[fit].solution is None]
     fitted = dict(shared_fits.models(stage, unsolved, branch.train))
 
-    def step(fit: Fit, result: tails.Result) -> tuple[Fit, float, Any]:
-        model = fitted[fit]() if result.solution is None else tails.model_of(stage, fit, result.solution)
+    def step(fit: Fit, result: linear_last_stages.Result) -> tuple[Fit, float, Any]:
+        model = fitted[fit]() if result.solution is None else linear_last_stages.model_of(stage, fit, result.solution)
         if math.isnan(result.metric):
             return fit, task.evaluator.evaluate(model.transform(branch.validation, fit.params)), model
         return fit, result.metric, model
@@ -142,7 +151,7 @@ TIE = 1e-12
 
 
 @dataclass(frozen=True, repr=False)
-class Explanation(ShownFields):
+class Explanation(DisplayableFields):
     """The plan of a search; `str` and `print` show it as text.
 
     Attributes:
@@ -168,7 +177,7 @@ class Explanation(ShownFields):
         return f"{self.settings} settings x {on}: Spark makes {self.sparkFits:,} fits, here they are {self.fits:,}{at_once}"
 
     def _sections(self) -> Iterator[Section]:
-        yield Strong(self._headline())
+        yield StrongLine(self._headline())
         for s in self.stages:
             if s["sparkFits"]:
                 solved = f" and {s['solvedAtOnce']} solved at once" if s["solvedAtOnce"] else ""
@@ -176,7 +185,7 @@ class Explanation(ShownFields):
         yield from (f"  {r}" for r in self.reasons)
 
 
-def explained(task: GridTask, folds: int, own: bool = True) -> Explanation:
+def explanation(task: GridTask, folds: int, own: bool = True) -> Explanation:
     """The plan of a search of this task on `folds` folds; `own` is False if pyspark's class does the whole search."""
     if not own:
         fits = task.sparks_fits * folds
@@ -184,7 +193,7 @@ def explained(task: GridTask, folds: int, own: bool = True) -> Explanation:
             len(task.maps), folds, fits, fits, 0, (), ("Spark Connect: pyspark's own class makes all fits",)
         )
     why, last = why_not_at_once(task), len(task.stages) - 1
-    asked = {} if why else tails.asked(task)
+    asked = {} if why else linear_last_stages.settings_by_fit(task)
     reasons = [*dict.fromkeys(one.why for one in asked.values() if one.why)] if asked else [why]
     at_once = {fit for fit, one in asked.items() if not one.why}
     counts, shared = _fits(task, at_once)
@@ -201,7 +210,7 @@ def explained(task: GridTask, folds: int, own: bool = True) -> Explanation:
     )
     told = []
     if solved:
-        where = "of all folds" if tails.one_for_all(task) else "of a fold"
+        where = "of all folds" if linear_last_stages.one_for_all(task) else "of a fold"
         told.append(
             f"all settings {where} are solved at once, if no rows are invalid and no class is missing in a fold"
         )
@@ -210,7 +219,7 @@ def explained(task: GridTask, folds: int, own: bool = True) -> Explanation:
             if judge_of(task.evaluator) is not None
             else f"{type(task.evaluator).__name__} is computed by Spark"
         )
-        told += tails.notes(task)
+        told += linear_last_stages.notes(task)
     fits = sum(s["fits"] for s in stages)
     return Explanation(
         len(task.maps),
@@ -233,7 +242,7 @@ def _fits(task: GridTask, at_once: set[Fit]) -> tuple[Counter[int], list[str]]:
         stage = task.stages[place.after[0].position]
         fits = [fit for fit in place.after if fit not in at_once]
         counts[place.after[0].position] += len(shared_fits.groups(stage, fits))
-        shared += shared_fits.told(stage, fits)
+        shared += shared_fits.remarks(stage, fits)
     return counts, [*dict.fromkeys(shared)]
 
 
@@ -261,7 +270,7 @@ class _Search(Params):
         """
         own = jvm.in_process(dataset.sparkSession)
         folds = int(self.getOrDefault("numFolds")) if self.hasParam("numFolds") else 1
-        return explained(self._task(dataset), folds, own)
+        return explanation(self._task(dataset), folds, own)
 
     def _task(self, dataset: DataFrame) -> GridTask:
         """The task of the search, checked before anything runs.
@@ -319,7 +328,7 @@ class CrossValidator(_Search, tuning.CrossValidator):
 
     PLAIN = tuning.CrossValidator
 
-    @paused()
+    @pause_autologging()
     def _fit(self, dataset: DataFrame) -> Any:
         if not jvm.in_process(dataset.sparkSession):
             return super()._fit(dataset)
@@ -332,7 +341,7 @@ class CrossValidator(_Search, tuning.CrossValidator):
     def _folds(self, dataset: DataFrame) -> Folds:
         count, column = self.getNumFolds(), self.getFoldCol()
         if column:
-            return folds.given_folds(dataset, column, count)
+            return folds.folds_from_column(dataset, column, count)
         return folds.random_folds(dataset, f"{self.uid}_rand", self.getSeed(), count, self._kFold)
 
     def _task(self, dataset: DataFrame) -> GridTask:
@@ -356,7 +365,7 @@ class TrainValidationSplit(_Search, tuning.TrainValidationSplit):
 
     PLAIN = tuning.TrainValidationSplit
 
-    @paused()
+    @pause_autologging()
     def _fit(self, dataset: DataFrame) -> Any:
         if not jvm.in_process(dataset.sparkSession):
             return super()._fit(dataset)

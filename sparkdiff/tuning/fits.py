@@ -31,12 +31,12 @@ def leaves_of(estimator: Any, whole: Callable[[Any], bool]) -> list[Any]:
     """
     if not isinstance(estimator, (Estimator, Transformer)):
         raise InputError(f"{kind_of(estimator)} is not a pipeline stage: it is neither an Estimator nor a Transformer")
-    if not opened(estimator) or whole(estimator):
+    if not is_plain_pipeline(estimator) or whole(estimator):
         return [estimator]
     return [leaf for stage in estimator.getOrDefault("stages") for leaf in leaves_of(stage, whole)]
 
 
-def opened(stage: Any) -> bool:
+def is_plain_pipeline(stage: Any) -> bool:
     """True if a stage is equivalent to the stages it holds: a Pipeline, but no subclass, which may do more."""
     return type(stage) is Pipeline and stage.isDefined("stages")
 
@@ -106,12 +106,12 @@ class GridTask:
         """Number of fits that Spark's own class makes of these stages in a fold."""
         return len(self.maps) * sum(map(self.estimates, range(len(self.stages))))
 
-    def assembled(self, fitted: Sequence[Any]) -> Any:
+    def model_from_stages(self, fitted: Sequence[Any]) -> Any:
         """The model that the estimator's `fit` would return, made from these fitted leaf stages."""
         rest = iter(fitted)
 
         def of(stage: Any) -> Any:
-            whole = not opened(stage) or any(stage is leaf for leaf in self.stages)
+            whole = not is_plain_pipeline(stage) or any(stage is leaf for leaf in self.stages)
             return next(rest) if whole else PipelineModel([of(part) for part in stage.getOrDefault("stages")])
 
         return of(self.estimator)
@@ -166,7 +166,7 @@ class FoldFits:
         """The metrics of all settings on the rows of `validation`, with models fitted to `train`."""
         out = FoldMetrics([0.0] * len(self.task.maps), [None] * len(self.task.maps) if self.keeps else [])
         try:
-            branches = [Branch(self.task.root, self.cached(train), self.cached(validation))]
+            branches = [Branch(self.task.root, self.cache(train), self.cache(validation))]
             for position in range(len(self.task.stages) - 1):
                 steps = [step for branch in branches for step in self.steps(branch, position)]
                 branches = [*self.at_once(steps, train)]
@@ -185,17 +185,17 @@ class FoldFits:
         if self.tails is not None:
             for branch in branches:
                 for fit, metric, stage in self.tails(self, branch):
-                    yield fit, metric, self.task.assembled([*branch.models, stage]) if self.keeps else None
+                    yield fit, metric, self.task.model_from_stages([*branch.models, stage]) if self.keeps else None
             return
         position = len(self.task.stages) - 1
 
-        def ended(step: Callable[[], Branch]) -> tuple[trie.Fit, float, Any]:
+        def fit_and_evaluate(step: Callable[[], Branch]) -> tuple[trie.Fit, float, Any]:
             branch = step()
             metric = self.task.evaluator.evaluate(branch.validation)
-            return branch.fit, metric, self.task.assembled(branch.models) if self.keeps else None
+            return branch.fit, metric, self.task.model_from_stages(branch.models) if self.keeps else None
 
         steps = [step for branch in branches for step in self.steps(branch, position)]
-        ends = [lambda step=step: ended(step) for step in steps]  # type: ignore[misc]
+        ends = [lambda step=step: fit_and_evaluate(step) for step in steps]  # type: ignore[misc]
         yield from self.at_once(ends, branches[0].train)
 
     def at_once(self, steps: Sequence[Callable[[], Any]], rows: DataFrame) -> Iterator[Any]:
@@ -213,11 +213,11 @@ class FoldFits:
             return [lambda fit=fit, model=model: self.beyond(branch, fit, model()) for fit, model in found]  # type: ignore[misc]
         models = stage.fitMultiple(branch.train, [fit.params for fit in children])
 
-        def fitted() -> Branch:
+        def fit_next() -> Branch:
             index, model = next(models)
             return self.beyond(branch, children[index], model)
 
-        return [fitted] * len(children)
+        return [fit_next] * len(children)
 
     def beyond(self, branch: Branch, fit: trie.Fit, model: Any) -> Branch:
         """The branch extended by `model`, its next fitted stage.
@@ -229,10 +229,10 @@ class FoldFits:
             train = model.transform(train)
             written_once = self.tails is not None and fit.position == len(self.task.stages) - 2
             if fit.readers(self.task.estimates) > 1 and not written_once:
-                train, validation = self.cached(train), self.cached(validation)
+                train, validation = self.cache(train), self.cache(validation)
         return Branch(fit, train, validation, (*branch.models, model))
 
-    def cached(self, rows: DataFrame) -> DataFrame:
+    def cache(self, rows: DataFrame) -> DataFrame:
         """The rows, cached until the fold ends; rows that the caller has already cached stay so."""
         if rows.storageLevel.useMemory or rows.storageLevel.useDisk:
             return rows

@@ -11,9 +11,9 @@ from pyspark.sql import Column, DataFrame, functions as F
 
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.jvm import SparkError, cause
-from sparkdiff.pipeline.names import casefolding, named, read_by_name
+from sparkdiff.pipeline.column_names import casefolding, col_by_name, read_by_name
 from sparkdiff.stages.base import columns_of
-from sparkdiff.tuning.cached_rows import Kept
+from sparkdiff.tuning.cached_rows import RowsStore
 
 Pairs = Sequence[tuple[DataFrame, DataFrame]]
 
@@ -35,7 +35,7 @@ class Folds:
     count: int
     split: Callable[[], Pairs]
     drawn: bool = True
-    kept: Kept | None = None
+    kept: RowsStore | None = None
 
     @cached_property
     def pairs(self) -> Pairs:
@@ -51,7 +51,7 @@ def random_folds(dataset: DataFrame, column: str, seed: int, folds: int, split: 
     return Folds(rows, fold, folds, lambda: split(dataset))
 
 
-def given_folds(dataset: DataFrame, column: str, folds: int) -> Folds:
+def folds_from_column(dataset: DataFrame, column: str, folds: int) -> Folds:
     """The folds given by a column. One job checks its values; Spark's own class checks them row by row, in Python.
 
     Raises:
@@ -102,7 +102,7 @@ def check_classes(folds: Folds, stages: Sequence[Any], error: Exception) -> None
     columns = read_by_name(folds.rows)
     for column in (name for name in (made.get(label, label) for label in sorted(labels)) if name in columns):
         for i, (train, _) in enumerate(folds.pairs):
-            if len(found := train.select(named(column)).distinct().limit(2).collect()) == 1:
+            if len(found := train.select(col_by_name(column)).distinct().limit(2).collect()) == 1:
                 raise InputError(
                     f"fold {i} is trained on rows of one class, {column}={found[0][0]!r}, which Spark fails on "
                     f"({cause(error)}): take fewer folds, or spread the classes over the folds of a foldCol"

@@ -20,11 +20,11 @@ from pyspark.sql import DataFrame, functions as F
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, check_dataframe
-from sparkdiff.pipeline.names import refuse_stream
-from sparkdiff.tuning import cached_rows, solvers, tails
+from sparkdiff.pipeline.column_names import refuse_stream
+from sparkdiff.tuning import cached_rows, linear_last_stages, solvers
 from sparkdiff.tuning.column_groups import Groups, groups_of
 from sparkdiff.tuning.fits import leaves_of
-from sparkdiff.tuning.hypergradients import Linear, Tuned, linear_model, tuned
+from sparkdiff.tuning.hypergradients import LinearModel, TunedPenalties, linear_model, tune_penalties
 from sparkdiff.tuning.hypergradients.penalties import STEPS
 
 SINGLES = tuple(float(p) for p in np.logspace(-6, 1, 15))
@@ -91,34 +91,34 @@ def group_penalties(
         raise InputError(f"method='hypergradient': {plain(why)}")
     with TemporaryDirectory(prefix=".search-", dir=jvm.scratch_folder()) as folder:
         rows = [(parts[0], F.lit(-1)), (parts[1], F.lit(0))]
-        cache = cached_rows.written(rows, asked.reads, None, Path(folder) / "rows")
+        cache = cached_rows.write_rows(rows, asked.reads, None, Path(folder) / "rows")
         chosen = groups_of(groups, asked.reads.features, fitted.stages, parts[0], cache.width)
         model = model_on(cache, type(last).__name__, asked.setting, chosen, parts[0], asked.reads.label)
-        found = tuned(model, singles, steps)
+        found = tune_penalties(model, singles, steps)
     if found is None:
         raise InputError(f"no fit of {last.uid} converges for any regParam of {list(singles)}")
     return outcome(model, found, chosen, fitted.stages, last)
 
 
-def linear_estimator(last: Any) -> tails.AskedFit:
+def linear_estimator(last: Any) -> linear_last_stages.SolverSetting:
     """The last stage's setting in the form that sparkdiff's solvers read.
 
     Raises:
         InputError: the last stage isn't a linear estimator with an L2 penalty on each coefficient that a solver knows.
     """
-    if type(last) not in tails.KINDS:
-        kinds = ", ".join(kind.__name__ for kind in tails.KINDS)
+    if type(last) not in linear_last_stages.KINDS:
+        kinds = ", ".join(kind.__name__ for kind in linear_last_stages.KINDS)
         raise InputError(
             f"method='hypergradient' takes one of {kinds} as the last stage, but it is {type(last).__name__}"
         )
-    given = tails.asked_of(last, {})
+    given = linear_last_stages.solver_setting(last, {})
     share = last.getElasticNetParam() if last.hasParam("elasticNetParam") else 0.0
     if share > 0:
         raise InputError(
             f"method='hypergradient' finds L2 penalties, but elasticNetParam of {last.uid} is {share}: set it to 0"
         )
     kind = type(last).__name__
-    why = solvers.unsolved(kind, given.setting, solvers.RowFacts(1, 0))
+    why = solvers.why_left_to_spark(kind, given.setting, solvers.RowFacts(1, 0))
     link = given.setting.link or "identity"
     if kind == "GeneralizedLinearRegression" and (given.setting.family, link) == ("gaussian", "identity"):
         why = "Spark standardises its features whatever they are multiplied by: take LinearRegression, which has the same fits"
@@ -129,7 +129,7 @@ def linear_estimator(last: Any) -> tails.AskedFit:
 
 def model_on(
     cache: cached_rows.CachedRows, kind: str, setting: solvers.Setting, groups: Groups, rows: DataFrame, label: str
-) -> Linear:
+) -> LinearModel:
     """The linear model with a penalty for each group, on these rows.
 
     Raises:
@@ -137,7 +137,7 @@ def model_on(
     """
     seen = cached_rows.look(cache, kind, [setting], 1, cached_rows.classes_told(rows.schema, label))
     sets = seen.classes if seen.classes > 2 or setting.family == "multinomial" else 1
-    why = seen.problem or solvers.unsolved(kind, setting, solvers.RowFacts(1, seen.classes))
+    why = seen.problem or solvers.why_left_to_spark(kind, setting, solvers.RowFacts(1, seen.classes))
     if not why and sets * cache.width > MOST:
         why = f"{sets * cache.width:,} coefficients are more than {MOST:,}: make fewer features, or set regParam alone"
     if not why and cache.count * cache.width > LARGEST:
@@ -153,7 +153,9 @@ def plain(why: str) -> str:
     return why.partition(", so Spark")[0]
 
 
-def outcome(model: Linear, found: Tuned, groups: Groups, fitted: Sequence[Any], last: Any) -> GroupPenalties:
+def outcome(
+    model: LinearModel, found: TunedPenalties, groups: Groups, fitted: Sequence[Any], last: Any
+) -> GroupPenalties:
     logs = found.best.logs
     penalties = dict(zip(groups.names, logs.exp().tolist(), strict=True))
     one = math.exp(float(logs.mean()))

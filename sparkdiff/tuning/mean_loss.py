@@ -20,8 +20,8 @@ from sparkdiff.objectives.loss_params import cost_matrix, number
 from sparkdiff.objectives.losses import PARAMS as LOSS_PARAMS
 from sparkdiff.objectives.metric import Metric
 from sparkdiff.objectives.metrics import BINARY, MULTICLASS, REGRESSION
-from sparkdiff.pipeline.columns import fetched
-from sparkdiff.pipeline.names import named
+from sparkdiff.pipeline.column_names import col_by_name
+from sparkdiff.pipeline.column_tensors import fetch_columns
 
 DEVIANCES = ("poisson", "gamma", "tweedie")
 OF_PROBABILITIES = ("logLoss", "focal", "brier")
@@ -75,15 +75,15 @@ class MeanLoss(Evaluator):
         return loss if weights is None else loss * torch.tensor(weights, dtype=torch.float64)[y.long()]
 
     def _evaluate(self, dataset: DataFrame) -> float:
-        weight = named(self.getOrDefault("weightCol")) if self.getOrDefault("weightCol") else F.lit(1.0)
+        weight = col_by_name(self.getOrDefault("weightCol")) if self.getOrDefault("weightCol") else F.lit(1.0)
         read = [
-            named(self.getOrDefault("column")),
-            named(self.getOrDefault("labelCol")).cast("double"),
+            col_by_name(self.getOrDefault("column")),
+            col_by_name(self.getOrDefault("labelCol")).cast("double"),
             weight.cast("double"),
         ]
         names = ["found", "label", "weight"]
         rows = dataset.select(*(c.alias(name) for c, name in zip(read, names, strict=True)))
-        columns = fetched(rows, names)
+        columns = fetch_columns(rows, names)
         return self.value(*columns) if columns else float("nan")
 
 

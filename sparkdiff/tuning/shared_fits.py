@@ -16,12 +16,10 @@ from pyspark.sql import DataFrame, functions as F
 
 from sparkdiff import jvm
 from sparkdiff.jvm import mllib, trees
-from sparkdiff.machine.threads import MadeOnce
+from sparkdiff.machine.threads import SharedResults
 from sparkdiff.tuning import trie
 
-OUTPUTS = frozenset(
-    ("outputCol", "outputCols", "predictionCol", "rawPredictionCol", "probabilityCol", "leafCol")
-)  # fmt: skip
+OUTPUTS = frozenset(("outputCol", "outputCols", "predictionCol", "rawPredictionCol", "probabilityCol", "leafCol"))
 Get = Callable[[str], Any]
 """Function of a Param's name that returns the Param's value in a setting."""
 Models = Callable[[Any], Any]
@@ -29,7 +27,7 @@ Models = Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
-class Derived:
+class DerivedParam:
     """A Param of which one value is fitted, and the models of all other values are derived from that fit.
 
     Attributes:
@@ -57,7 +55,7 @@ class SharedParams:
     """
 
     unread: frozenset[str]
-    derived: Derived | None = None
+    derived: DerivedParam | None = None
 
 
 def _boosts(get: Get) -> bool:
@@ -111,7 +109,7 @@ def varying(model: Any, rows: DataFrame) -> Models:
     return lambda least: mllib.selector(model, np.flatnonzero(variance > least))
 
 
-def smoothed(model: Any, rows: DataFrame) -> Models:
+def smoothed_models(model: Any, rows: DataFrame) -> Models:
     """Models by `smoothing`, from Spark's closed forms in the counts of the classes.
 
     Source: org.apache.spark.ml.classification.NaiveBayes.trainDiscreteImpl. A Gaussian model is not smoothed.
@@ -146,7 +144,7 @@ def _by_class(model: Any, rows: DataFrame) -> tuple[np.ndarray, np.ndarray]:
     return np.array([row[1] for row in sums]), np.array([row[2][0].toArray() for row in sums])
 
 
-TREES = Derived("maxIter", max, first_trees, "the first trees", _boosts)
+TREES = DerivedParam("maxIter", max, first_trees, "the first trees", _boosts)
 CUTS = OUTPUTS | {"thresholds"}
 SHARED: dict[Any, SharedParams] = {
     classification.LogisticRegression: SharedParams(CUTS | {"threshold"}),
@@ -154,7 +152,7 @@ SHARED: dict[Any, SharedParams] = {
     classification.DecisionTreeClassifier: SharedParams(CUTS),
     classification.RandomForestClassifier: SharedParams(CUTS),
     classification.GBTClassifier: SharedParams(CUTS, TREES),
-    classification.NaiveBayes: SharedParams(CUTS, Derived("smoothing", min, smoothed, "the counts")),
+    classification.NaiveBayes: SharedParams(CUTS, DerivedParam("smoothing", min, smoothed_models, "the counts")),
     classification.MultilayerPerceptronClassifier: SharedParams(CUTS),
     classification.FMClassifier: SharedParams(CUTS),
     GBTRegressor: SharedParams(OUTPUTS, TREES),
@@ -167,14 +165,14 @@ SHARED: dict[Any, SharedParams] = {
     feature.RobustScaler: SharedParams(OUTPUTS | {"withCentering", "withScaling"}),
     feature.CountVectorizer: SharedParams(OUTPUTS | {"binary", "minTF"}),
     feature.PCA: SharedParams(
-        OUTPUTS, Derived("k", max, components, "the first components", lambda get: get("k") is not None)
+        OUTPUTS, DerivedParam("k", max, components, "the first components", lambda get: get("k") is not None)
     ),
-    feature.IDF: SharedParams(OUTPUTS, Derived("minDocFreq", min, frequent, "the counts")),
+    feature.IDF: SharedParams(OUTPUTS, DerivedParam("minDocFreq", min, frequent, "the counts")),
     feature.UnivariateFeatureSelector: SharedParams(
-        OUTPUTS, Derived("selectionThreshold", max, top_features, "the best features", _counts_features)
+        OUTPUTS, DerivedParam("selectionThreshold", max, top_features, "the best features", _counts_features)
     ),
     feature.VarianceThresholdSelector: SharedParams(
-        OUTPUTS, Derived("varianceThreshold", min, varying, "the variances")
+        OUTPUTS, DerivedParam("varianceThreshold", min, varying, "the variances")
     ),
 }
 """Shared Params by class. Subclasses are excluded, because their `fit` may read any Param."""
@@ -199,7 +197,7 @@ def groups(stage: Any, fits: Sequence[trie.Fit]) -> list[list[trie.Fit]]:
     return [_best_first(stage, shared.derived if able else None, group) for (able, _), group in found.items()]
 
 
-def _best_first(stage: Any, derived: Derived | None, group: list[trie.Fit]) -> list[trie.Fit]:
+def _best_first(stage: Any, derived: DerivedParam | None, group: list[trie.Fit]) -> list[trie.Fit]:
     if derived is None:
         return group
     values = [_values(stage, fit)(derived.param) for fit in group]
@@ -216,7 +214,7 @@ def models(stage: Any, fits: Sequence[trie.Fit], rows: DataFrame) -> list[tuple[
 def _answers(stage: Any, group: Sequence[trie.Fit], rows: DataFrame) -> list[tuple[trie.Fit, Callable[[], Any]]]:
     """Each setting of a group with a function that returns its model; the group shares the fit of its first setting."""
     one, *rest = group
-    made = MadeOnce()
+    made = SharedResults()
     # A copy of the stage, because several folds may fit it at the same time.
     fitted = partial(made.once, "fitted", lambda: stage.copy(one.params).fit(rows))
     if not rest:
@@ -247,7 +245,7 @@ def _with_params(model: Any, estimator: Any, names: Iterable[str]) -> Any:
     return new.copy({new.getParam(name): estimator.getOrDefault(name) for name in held if estimator.isSet(name)})
 
 
-def told(stage: Any, fits: Sequence[trie.Fit]) -> list[str]:
+def remarks(stage: Any, fits: Sequence[trie.Fit]) -> list[str]:
     """Remarks for `explain` about settings of a stage that share a fit on the same rows."""
     out, kind = [], type(stage).__name__
     for one, *rest in groups(stage, fits):

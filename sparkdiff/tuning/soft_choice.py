@@ -16,13 +16,13 @@ from pyspark.sql import DataFrame, functions as F
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.pipeline.columns import fetched
-from sparkdiff.pipeline.names import named
-from sparkdiff.tuning.cached_rows import Reads, classes_told
+from sparkdiff.pipeline.column_names import col_by_name
+from sparkdiff.pipeline.column_tensors import fetch_columns
+from sparkdiff.tuning.cached_rows import InputColumns, classes_told
 from sparkdiff.tuning.column_groups import ColumnPart, parts_of, widths_of
 from sparkdiff.tuning.fits import leaves_of
 from sparkdiff.tuning.group_penalties import LARGEST, MOST, SINGLES, linear_estimator
-from sparkdiff.tuning.hypergradients import ChosenAlternatives, chosen, linear_model
+from sparkdiff.tuning.hypergradients import ChosenAlternatives, choose_alternatives, linear_model
 from sparkdiff.tuning.hypergradients.gates import STEPS
 from sparkdiff.tuning.solvers import Chunk
 
@@ -78,7 +78,7 @@ def soft_choice(
     estimators = [some[0][0], *(one for place in some for one in place[1:])]
     last = leaves_of(estimators[0], lambda pipeline: False)[-1]
     asked = linear_estimator(last)
-    fitted = [_fitted(estimator, train) for estimator in estimators]
+    fitted = [_fit_before_last(estimator, train) for estimator in estimators]
     both = train.withColumn(HELD, F.lit(-1.0)).unionByName(validation.withColumn(HELD, F.lit(0.0)))
     known = [_variant(k, model, asked.reads.features, train) for k, model in enumerate(fitted)]
     rest = iter(known[1:])
@@ -94,7 +94,7 @@ def soft_choice(
     kind = type(last).__name__
     classes = _classes(chunk.label, classes, asked.reads.label) if kind == "LogisticRegression" else 0
     model = linear_model(kind, lambda: iter([chunk]), asked.setting, 1, group, classes)
-    found = chosen(model, numbers, singles, steps, fits=fits) if model is not None else None
+    found = choose_alternatives(model, numbers, singles, steps, fits=fits) if model is not None else None
     if found is None:
         raise InputError(
             f"method='hypergradient': no fit of {last.uid} on the features of all alternatives converges; are all "
@@ -148,7 +148,7 @@ def _classes(label: Tensor, told: int, name: str) -> int:
     return max(told, int(label.max()) + 1)
 
 
-def _fitted(estimator: Any, train: DataFrame) -> Any:
+def _fit_before_last(estimator: Any, train: DataFrame) -> Any:
     *before, _ = leaves_of(estimator, lambda pipeline: False)
     return Pipeline(stages=before).fit(train) if before else PipelineModel([])
 
@@ -183,27 +183,27 @@ def _blocks(
     return [i for i in range(len(base.parts)) if i not in taken], blocks
 
 
-def _read(rows: DataFrame, fitted: Sequence[Any], reads: Reads) -> tuple[Chunk, list[Tensor], int]:
+def _read(rows: DataFrame, fitted: Sequence[Any], reads: InputColumns) -> tuple[Chunk, list[Tensor], int]:
     """All rows with the first variant's features, the features of each variant, and the number of classes in the
     metadata (0 if unknown); takes one job.
     """
     # A stage may overwrite a column that it reads, so each variant gets the original columns.
     base, kept, classes = rows.columns, ["__sd_label", "__sd_weight", "__sd_offset"], 0
-    rows = rows.withColumn(DATA, F.struct(*map(named, base)))
+    rows = rows.withColumn(DATA, F.struct(*map(col_by_name, base)))
     for k, model in enumerate(fitted):
         out = model.transform(rows)
-        new = [named(reads.features).alias(f"__sd_x{k}")]
+        new = [col_by_name(reads.features).alias(f"__sd_x{k}")]
         if k == 0:
             classes = classes_told(out.schema, reads.label) or 0
             new += [
-                named(reads.label).cast("double").alias("__sd_label"),
-                (named(reads.weight).cast("double") if reads.weight else F.lit(1.0)).alias("__sd_weight"),
-                (named(reads.offset).cast("double") if reads.offset else F.lit(0.0)).alias("__sd_offset"),
+                col_by_name(reads.label).cast("double").alias("__sd_label"),
+                (col_by_name(reads.weight).cast("double") if reads.weight else F.lit(1.0)).alias("__sd_weight"),
+                (col_by_name(reads.offset).cast("double") if reads.offset else F.lit(0.0)).alias("__sd_offset"),
             ]
         old = [*(kept if k else []), *(f"__sd_x{j}" for j in range(k))]
         rows = out.select(*(F.col(DATA).getField(c).alias(c) for c in base), DATA, *old, *new)
     names = [*kept, HELD, *(f"__sd_x{k}" for k in range(len(fitted)))]
-    columns = fetched(rows.select(*names), names)
+    columns = fetch_columns(rows.select(*names), names)
     if not columns:
         raise InputError("method='hypergradient': there are no rows")
     label, weight, offset, fold = columns[:4]

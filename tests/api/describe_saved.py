@@ -28,11 +28,14 @@ def described(thing: Any, df: DataFrame, fitted: Any = None) -> dict[str, Any]:
     while last and isinstance(last[-1], list):
         last = last[-1]  # a loaded CrossValidatorModel has the last fold's models in every fold: Spark's error
     return out | {
-        "sum": total(thing, df), "metrics": metrics_of(thing), "sub": [total(m, df) for m in last],
-        "tuned": params_of(best.stages[1]), "summary": best.stages[1].summary.asdict(),
+        "sum": total(thing, df),
+        "metrics": metrics_of(thing),
+        "sub": [total(m, df) for m in last],
+        "tuned": params_of(best.stages[1]),
+        "summary": best.stages[1].summary.asdict(),
         "history": best.stages[1].summary.history.fillna(-1).to_dict("list"),
         "original": total(best.stages[1].originalModel, best.stages[0].transform(df)),
-    }  # fmt: skip
+    }
 
 
 def params_of(thing: Any) -> dict[str, Any]:
@@ -79,9 +82,11 @@ def refused(model: Any, df: DataFrame) -> dict[str, str]:
 
     tuner = sparkdiff.FineTuner(pipeline=model)
     calls = {
-        "plan": lambda: sparkdiff.plan(model), "translate": lambda: sparkdiff.translate(model),
-        "verify": lambda: sparkdiff.verify(model, df), "fit": lambda: tuner.fit(df),
-    }  # fmt: skip
+        "plan": lambda: sparkdiff.plan(model),
+        "translate": lambda: sparkdiff.translate(model),
+        "verify": lambda: sparkdiff.verify(model, df),
+        "fit": lambda: tuner.fit(df),
+    }
     found = {}
     for name, call in calls.items():
         try:

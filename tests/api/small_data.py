@@ -113,7 +113,7 @@ def tune(model: Any, df: DataFrame, folder: Path | None, **options: Any) -> Fine
 WEIGHTS = (
     *("std", "mean", "pc", "originalMin", "originalMax", "coefficients", "intercept"),
     *("coefficientMatrix", "interceptVector"),
-)  # fmt: skip
+)
 
 
 def weights(model: Any) -> dict[str, np.ndarray[Any, Any]]:

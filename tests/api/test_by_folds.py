@@ -19,7 +19,7 @@ from sparkdiff import Events, FineTuner, FineTunerModel, InputError, job
 from sparkdiff.data.splits import TEST, TRAIN, VALIDATION, Source
 from sparkdiff.errors import ParityError
 from sparkdiff.fine_tuning.task import prepare
-from sparkdiff.improvement import procedure, proving
+from sparkdiff.improvement import exploration_and_proof, proving
 from sparkdiff.improvement.origin import by_number
 from sparkdiff.options import Options
 from sparkdiff.pipeline.class_numbers import check_same_classes, classes_of
@@ -75,8 +75,14 @@ def told() -> Told:
 
 def by_user(df: DataFrame, folder: Path, told: Told) -> FineTunerModel:
     return FineTuner(
-        unfitted(), cacheDir=str(folder), runId="by-user", referenceData=df.limit(600), callbacks=[told], **BY_USER, **TRAINS
-    ).fit(df)  # fmt: skip
+        unfitted(),
+        cacheDir=str(folder),
+        runId="by-user",
+        referenceData=df.limit(600),
+        callbacks=[told],
+        **BY_USER,
+        **TRAINS,
+    ).fit(df)
 
 
 @pytest.fixture(scope="module")
@@ -305,7 +311,7 @@ def test_reference_rows_judge_what_ships_and_labels_that_change_count_out_of_fol
     shuffled = df.withColumn("riders", F.lit(30.0) / (1 + F.col("riders")))
     found = FineTuner(
         fitted, cacheDir=str(folder), referenceData=shuffled, **QUICK | NEW | {"guard": 0.025, "runId": None}
-    ).fit(df)  # fmt: skip
+    ).fit(df)
     assert found.pipelineModel is fitted
     assert "but poisson gets worse on the reference rows" in found.summary.reason
 
@@ -382,7 +388,7 @@ def test_a_label_that_is_another_class_in_another_fold_is_refused(
     def trains(*arguments: Any, **options: Any) -> None:
         raise AssertionError("trained")
 
-    monkeypatch.setattr(procedure, "_explored", trains)
+    monkeypatch.setattr(exploration_and_proof, "_explore", trains)
     with pytest.raises(InputError, match=r"class 0 of labelCol='label' is '(yes|no)' in .*, but '(yes|no)' in fold 1"):
         FineTuner(frequent, numFolds=2, **by_class).fit(rows)
 

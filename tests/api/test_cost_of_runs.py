@@ -132,10 +132,12 @@ def test_the_bytes_of_many_rows_follow_from_the_first_ones(
 
 def test_what_has_no_cost_is_said(model: PipelineModel, df: DataFrame, folder: Path) -> None:
     for tuner, why in (
-        (FineTuner(), "has no pipeline"), (FineTuner(Pipeline(stages=[])), "isn't fitted"),
-        (FineTuner(model, numFolds=3), "numFolds"), (FineTuner(model, numFolds="auto"), "numFolds"),
+        (FineTuner(), "has no pipeline"),
+        (FineTuner(Pipeline(stages=[])), "isn't fitted"),
+        (FineTuner(model, numFolds=3), "numFolds"),
+        (FineTuner(model, numFolds="auto"), "numFolds"),
         (FineTuner(model, labelCol="rider"), "Did you mean"),
         (sparkdiff.Grower(model), "depends on what it finds"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(InputError, match=why):
             tuner.cost(df)

@@ -126,8 +126,13 @@ def test_a_loss_may_be_given_by_its_name(df: DataFrame, numeric: PipelineModel, 
 
 def test_a_tuner_can_be_saved_and_loaded(df: DataFrame, numeric: PipelineModel, shared: Path, tmp_path: Path) -> None:
     tuner = FineTuner(
-        pipeline=numeric, cacheDir=str(shared), freeze=("scaled",), lossParams={}, learningRates={"PCAModel": 0.02}, **QUICK
-    )  # fmt: skip
+        pipeline=numeric,
+        cacheDir=str(shared),
+        freeze=("scaled",),
+        lossParams={},
+        learningRates={"PCAModel": 0.02},
+        **QUICK,
+    )
     tuner.write().save(f"file://{tmp_path}/tuner")
     loaded = FineTuner.load(f"file://{tmp_path}/tuner")
     assert loaded.uid == tuner.uid

@@ -226,9 +226,15 @@ def test_a_divergence_in_finite_steps_is_told_from_nothing_to_gain(df: DataFrame
 @pytest.mark.parametrize("folds", [0, 2])
 def test_options_without_effect_are_told(df: DataFrame, model: PipelineModel, shared: Path, folds: int) -> None:
     given: dict[str, Any] = {
-        "recipe": "fast", "fleetSize": 3, "guard": 1.0, "tags": {"team": "risk"}, "timeout": 30.0, "patience": 19,
-        "freeze": ["StringIndexerModel"], "learningRates": {"hour_onehot": 0.1},
-    }  # fmt: skip
+        "recipe": "fast",
+        "fleetSize": 3,
+        "guard": 1.0,
+        "tags": {"team": "risk"},
+        "timeout": 30.0,
+        "patience": 19,
+        "freeze": ["StringIndexerModel"],
+        "learningRates": {"hour_onehot": 0.1},
+    }
     s = tune(model, df, shared, **given, numFolds=folds, rowsAreNew=bool(folds), maxEpochs=1).summary
     assert s.candidates == 1
     for name in ("recipe='fast'", "fleetSize=3", "tags={'team': 'risk'}", "timeout=30.0", "patience=19"):
@@ -271,10 +277,11 @@ def test_an_unfitted_pipeline_is_fitted_on_the_training_rows_only(df: DataFrame,
     odd = df.withColumn("temp", F.when(F.col("held"), 1e6).otherwise(F.col("temp")))
     pipeline = Pipeline(
         stages=[
-            VectorAssembler(inputCols=NUMBERS, outputCol="x"), StandardScaler(inputCol="x", outputCol="s", withMean=True),
+            VectorAssembler(inputCols=NUMBERS, outputCol="x"),
+            StandardScaler(inputCol="x", outputCol="s", withMean=True),
             LinearRegression(featuresCol="s", labelCol="riders", regParam=5.0),
         ]
-    )  # fmt: skip
+    )
     found = tune(pipeline, odd, shared, validationIndicatorCol="held", maxEpochs=1)
     scaler = found.originalModel.stages[1]
     expected = pipeline.fit(df.where("NOT held"))
@@ -503,11 +510,12 @@ def test_a_rare_level_stays_as_it_was(df: DataFrame, shared: Path) -> None:
     rare = df.withColumn("hour", F.when(F.col("number") % 500 == 7, "storm").otherwise(F.col("hour")))  # 3 rows
     common = df.withColumn("hour", F.when(F.col("number") % 50 == 7, "storm").otherwise(F.col("hour")))  # 30 rows
     stages = [
-        StringIndexer(inputCol="hour", outputCol="index"), OneHotEncoder(inputCol="index", outputCol="onehot", dropLast=False),
+        StringIndexer(inputCol="hour", outputCol="index"),
+        OneHotEncoder(inputCol="index", outputCol="onehot", dropLast=False),
         VectorAssembler(inputCols=["onehot", *NUMBERS], outputCol="x"),
         StandardScaler(inputCol="x", outputCol="s", withMean=True),
         GeneralizedLinearRegression(featuresCol="s", labelCol="riders", family="poisson", regParam=0.5),
-    ]  # fmt: skip
+    ]
     fitted = Pipeline(stages=stages).fit(rare)
     at = fitted.stages[0].labels.index("storm")
     for data, frozen in ((rare, True), (common, False)):

@@ -42,9 +42,11 @@ def test_the_file_runs_as_it_is(
     assert "next: sparkdiff finetune --config churn.yaml" in capsys.readouterr().out
     text = (here / "churn.yaml").read_text()
     assert yaml.safe_load(text) == {
-        "pipeline": "churn", "data": {"train": {"path": "rows.parquet", "format": "parquet"}},
-        "fineTuner": {"labelCol": "churned", "seed": 0}, "output": "runs/churn",
-    }  # fmt: skip
+        "pipeline": "churn",
+        "data": {"train": {"path": "rows.parquet", "format": "parquet"}},
+        "fineTuner": {"labelCol": "churned", "seed": 0},
+        "output": "runs/churn",
+    }
     assert "LogisticRegressionModel would train, 3 parameters." in text
     assert "# groupCol: user_id " in text
     assert "reads the columns a, b: #1." in text

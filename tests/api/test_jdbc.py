@@ -18,9 +18,11 @@ def database(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> d
     log = str(tmp_path_factory.mktemp("derby") / "derby.log")
     spark.sparkContext._jvm.java.lang.System.setProperty("derby.stream.error.file", log)
     options = {
-        "url": "jdbc:derby:memory:rows;create=true", "driver": "org.apache.derby.jdbc.EmbeddedDriver", "user": "app",
+        "url": "jdbc:derby:memory:rows;create=true",
+        "driver": "org.apache.derby.jdbc.EmbeddedDriver",
+        "user": "app",
         "password": PASSWORD,
-    }  # fmt: skip
+    }
     rows = spark.createDataFrame([(1, 0.5), (2, 1.5), (3, 2.5)], "id int, label double")
     rows.write.format("jdbc").options(**options, dbtable="trips").save()
     return options
@@ -40,11 +42,12 @@ def test_a_table_and_a_query_are_read(spark: SparkSession, database: dict[str, A
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"dbtable": "nowhere"}, {"dbtable": "trips", "url": f"jdbc:derby:memory:none;password={PASSWORD}"},
+        {"dbtable": "nowhere"},
+        {"dbtable": "trips", "url": f"jdbc:derby:memory:none;password={PASSWORD}"},
         {"dbtable": "trips", "url": f"jdbc:none://h/d?password={PASSWORD}", "driver": "none.Driver"},
     ],
     ids=["table", "database", "driver"],
-)  # fmt: skip
+)
 def test_an_error_of_the_database_names_the_split_and_no_secret(
     spark: SparkSession, database: dict[str, Any], wrong: dict[str, str]
 ) -> None:

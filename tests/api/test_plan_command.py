@@ -44,9 +44,20 @@ def test_as_json(saved: dict[str, str], spark: SparkSession, capsys: pytest.Capt
     assert main(["plan", saved["all"], "--json", "--schema", schema.json()]) == DONE
     found = json.loads(capsys.readouterr().out)
     assert set(found) == {"stages", "cacheCols", "edges", "head"}
-    assert [set(s) for s in found["stages"]] == [{
-        "path", "uid", "stageClass", "role", "cached", "trainable", "numParameters", "inputCols", "outputCols", "reason",
-    }] * 3  # fmt: skip
+    assert [set(s) for s in found["stages"]] == [
+        {
+            "path",
+            "uid",
+            "stageClass",
+            "role",
+            "cached",
+            "trainable",
+            "numParameters",
+            "inputCols",
+            "outputCols",
+            "reason",
+        }
+    ] * 3
     page = (Path(__file__).parents[2] / "docs" / "plan.md").read_text()
     assert all(f"`{key}`" in page or f".{key}`" in page for key in found["stages"][0])
 
@@ -56,8 +67,10 @@ def test_exit_codes(saved: dict[str, str], capsys: pytest.CaptureFixture[str]) -
     assert main(["plan", saved["torch"], "--strict"]) == DONE
     capsys.readouterr()
     for schema, message in (
-        ("kind string, a double", "reads column 'b', which is not in the data"), ("a dubble", "--schema must be DDL"),
-        ("{}", "--schema must be DDL"), ('{"type": "struct"}', "--schema must be DDL"),
-    ):  # fmt: skip
+        ("kind string, a double", "reads column 'b', which is not in the data"),
+        ("a dubble", "--schema must be DDL"),
+        ("{}", "--schema must be DDL"),
+        ('{"type": "struct"}', "--schema must be DDL"),
+    ):
         assert main(["plan", saved["all"], "--schema", schema]) == WRONG_INPUT
         assert message in capsys.readouterr().err

@@ -72,7 +72,7 @@ def test_from_a_file_to_a_folder(job: Path, capsys: pytest.CaptureFixture[str]) 
         (["data.test=rows.parquet"], "data.test is not used by a search"),
         (["search.current=nothing"], "nothing"),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_is_one_line(job: Path, overrides: list[str], said: str, capsys: Any) -> None:
     assert main(["search", "--config", "job.yaml", *overrides]) == WRONG_INPUT
     error = capsys.readouterr().err

@@ -79,9 +79,15 @@ def tuner_of(model: Any, folder: Path, **options: Any) -> FineTuner:
 @pytest.mark.once
 @pytest.mark.parametrize("kind", ["files", "memory"])
 def test_the_maps_of_one_fit_share_all_but_the_training(
-    spark: SparkSession, df: DataFrame, short: PipelineModel, table: pa.Table, folder: Path, counted: dict[str, int],
-    jobs: Callable[[], int], kind: str,
-) -> None:  # fmt: skip
+    spark: SparkSession,
+    df: DataFrame,
+    short: PipelineModel,
+    table: pa.Table,
+    folder: Path,
+    counted: dict[str, int],
+    jobs: Callable[[], int],
+    kind: str,
+) -> None:
     rows = df if kind == "files" else spark.createDataFrame(table.select([*NUMBERS, "riders"]).to_pandas())
     tuner = tuner_of(short, folder, guard=1e-12)  # nothing is accepted, so that no model is written back and verified
     jobs()
@@ -403,9 +409,11 @@ def spark_search(request: pytest.FixtureRequest, df: DataFrame, absolute: Regres
     head = GeneralizedLinearRegression(featuresCol="scaled", labelCol="riders", family="poisson")
     stages = [VectorAssembler(inputCols=NUMBERS, outputCol="x"), StandardScaler(inputCol="x", outputCol="scaled"), head]
     setting: dict[str, Any] = {
-        "estimator": Pipeline(stages=stages), "evaluator": absolute, "seed": 1,
+        "estimator": Pipeline(stages=stages),
+        "evaluator": absolute,
+        "seed": 1,
         "estimatorParamMaps": ParamGridBuilder().addGrid(head.regParam, [0.5]).build(),
-    }  # fmt: skip
+    }
     if request.param == "CrossValidator":
         return CrossValidator(numFolds=2, collectSubModels=True, **setting).fit(df)
     return TrainValidationSplit(**setting).fit(df)
@@ -506,8 +514,11 @@ def test_all_of_it_can_be_loaded_in_a_new_session(
     paths = [str(p) for p in (Path(sparkdiff.__file__).parents[1], Path(__file__).parent)]
     done = subprocess.run(
         [sys.executable, Path(__file__).with_name("describe_saved.py"), tmp_path, files(df)[0]],
-        capture_output=True, text=True, timeout=300, env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+    )
     assert done.returncode == 0, done.stderr
     loaded = json.loads(done.stdout)
     refused = loaded.pop("stopped")

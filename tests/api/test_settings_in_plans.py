@@ -13,17 +13,23 @@ from pyspark.sql import DataFrame, SparkSession, functions as F
 
 import sparkdiff
 from sparkdiff import Grower, Improver
-from sparkdiff.growth.settings import GrowthSettings
-from sparkdiff.improvement.settings import ImprovementSettings
-from sparkdiff.tuning.search.settings import Settings
+from sparkdiff.growth.growth_options import GrowthSettings
+from sparkdiff.improvement.improvement_options import ImprovementSettings
+from sparkdiff.tuning.search.search_options import Settings
 
 PACKAGE = Path(sparkdiff.__file__).parent
 # In the plan: a value other than the default.
 SHOWN: dict[Any, dict[str, Any]] = {
     Grower: {"parts": ["units"], "rounds": 2, "entityCols": ["shop"], "maxServingCost": 9.0, "dropColumns": True},
-    Improver: {"budget": "10m", "arms": ["refit"], "keepForm": True, "keepStages": ["StandardScalerModel"], "baseline": False,
-               "maxServingCost": 1.0},
-}  # fmt: skip
+    Improver: {
+        "budget": "10m",
+        "arms": ["refit"],
+        "keepForm": True,
+        "keepStages": ["StandardScalerModel"],
+        "baseline": False,
+        "maxServingCost": 1.0,
+    },
+}
 # In what runs: the folder whose code reads it.
 READ = {
     GrowthSettings: ("growth", {"complexity", "maxLoss"}),
@@ -34,16 +40,25 @@ READ = {
 
 @pytest.fixture(scope="module")
 def rows(spark: SparkSession) -> DataFrame:
-    return spark.range(200).select((F.col("id") % 7).cast("double").alias("x"), (F.col("id") % 5).alias("shop"),
-                                   F.rand(1).alias("z"), F.rand(2).alias("y")).cache()  # fmt: skip
+    return (
+        spark.range(200)
+        .select(
+            (F.col("id") % 7).cast("double").alias("x"),
+            (F.col("id") % 5).alias("shop"),
+            F.rand(1).alias("z"),
+            F.rand(2).alias("y"),
+        )
+        .cache()
+    )
 
 
 @pytest.fixture(scope="module")
 def model(rows: DataFrame) -> PipelineModel:
     stages = [
-        VectorAssembler(inputCols=["x", "z"], outputCol="both"), StandardScaler(inputCol="both", outputCol="features"),
+        VectorAssembler(inputCols=["x", "z"], outputCol="both"),
+        StandardScaler(inputCol="both", outputCol="features"),
         LinearRegression(labelCol="y"),
-    ]  # fmt: skip
+    ]
     return Pipeline(stages=stages).fit(rows)
 
 

@@ -67,10 +67,14 @@ def test_it_ends_where_mllib_does_on_weighted_rows(write: Write, folder: Path, c
     rows, chances = np.concatenate([x, x[own]]), np.concatenate([counts / COPIES, np.eye(classes)[true]])
     weight = np.concatenate([random.integers(1, 3, len(x)), np.zeros(len(own))])
     weight[len(x) :] = weight[own]
-    table = pa.table({
-        **{name: rows[:, j] for j, name in enumerate(NUMBERS)}, "chances": [list(c) for c in chances],
-        "held": np.arange(len(rows)) >= len(x), "weight": weight,
-    })  # fmt: skip
+    table = pa.table(
+        {
+            **{name: rows[:, j] for j, name in enumerate(NUMBERS)},
+            "chances": [list(c) for c in chances],
+            "held": np.arange(len(rows)) >= len(x),
+            "weight": weight,
+        }
+    )
     df = write(table).withColumn("soft", array_to_vector("chances"))
     each = df.where("NOT held").select("*", F.posexplode("chances").alias("label", "chance"))
     each = each.withColumn("share", F.col("weight") * F.col("chance"))
@@ -78,9 +82,19 @@ def test_it_ends_where_mllib_does_on_weighted_rows(write: Write, folder: Path, c
     wanted = pipeline(each, LogisticRegression(**fit, maxIter=500))
     start = pipeline(each, LogisticRegression(**fit, maxIter=1))
     found = tune(
-        start, df, folder, labelCol="soft", weightCol="weight", validationIndicatorCol="held", recipe="fast", optimizer="lbfgs",
-        regAnchor=0.0, maxEpochs=60, guard=1.0, learningRate=1.0,
-    )  # fmt: skip
+        start,
+        df,
+        folder,
+        labelCol="soft",
+        weightCol="weight",
+        validationIndicatorCol="held",
+        recipe="fast",
+        optimizer="lbfgs",
+        regAnchor=0.0,
+        maxEpochs=60,
+        guard=1.0,
+        learningRate=1.0,
+    )
     ours, theirs = weights(found.pipelineModel), weights(wanted)
     assert found.summary.decision == "tuned" and found.summary.options["weightCol"] == "weight"
     for (name, value), other in zip(ours.items(), theirs.values(), strict=True):

@@ -24,7 +24,7 @@ from small_data import NUMBERS, pinball, tune, unfitted
 import sparkdiff
 from sparkdiff import FineTuner, InputError, SparkdiffError
 from sparkdiff.data.label_stats import label_stats, weight_range
-from sparkdiff.evaluation.checks import all_labels, check_varies
+from sparkdiff.evaluation.row_checks import all_labels, check_varies
 from sparkdiff.objectives import losses
 from sparkdiff.objectives.label_checks import check_label
 from sparkdiff.options import Options
@@ -70,13 +70,15 @@ def test_what_isnt_fitted(spark: SparkSession, call: Callable[[Any], Any]) -> No
     from sklearn.pipeline import Pipeline as Other
 
     for nothing, told in (
-        (None, "NoneType$"), (3, "int$"), (PipelineModel, "the class PipelineModel itself$"),
+        (None, "NoneType$"),
+        (3, "int$"),
+        (PipelineModel, "the class PipelineModel itself$"),
         ("models/churn", "str: load it with PipelineModel.load.path.$"),
         (Path("models"), "pathlib.PosixPath: load it with PipelineModel.load.path.$"),
         ([scaler], "list: create one from fitted stages with PipelineModel.stages.$"),
         (Other([]), "sklearn.Pipeline: import a fitted tree model with sparkdiff.from_sklearn.model.$"),
         (pd.DataFrame(), "pandas.DataFrame$"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(InputError, match=f"expected a fitted PipelineModel or stage, got {told}"):
             call(nothing)
 
@@ -192,8 +194,10 @@ def test_null_in_a_column_that_splits(
 
 
 def test_no_number_in_a_time(df: DataFrame, numeric: PipelineModel, folder: Path) -> None:
-    wrong = F.expr("CASE WHEN number = 7 THEN CAST('NaN' AS DOUBLE) WHEN number < 10 THEN number WHEN number < 14 THEN null "
-                   "WHEN number = 20 THEN CAST('Infinity' AS DOUBLE) ELSE number END")  # fmt: skip
+    wrong = F.expr(
+        "CASE WHEN number = 7 THEN CAST('NaN' AS DOUBLE) WHEN number < 10 THEN number WHEN number < 14 THEN null "
+        "WHEN number = 20 THEN CAST('Infinity' AS DOUBLE) ELSE number END"
+    )
     sentence = "timeCol='number' holds null or NaN or an infinite value in 6 rows.*fill the column or drop these rows"
     refused(sentence, numeric, df.withColumn("number", wrong), folder, timeCol="number")
 
@@ -226,8 +230,10 @@ def stats_of(folder: Path, **columns: list[Any]) -> dict[str, Any]:
     """The statistics of labels and weights, as of a cache with one file of these columns."""
     rows = len(columns["label"])
     given = {"weight": [1.0] * rows, "block": list(range(rows)), **columns}
-    pq.write_table(pa.table({k: pa.array(v, pa.int64() if k == "block" else pa.float64()) for k, v in given.items()}),
-                   folder / "rows.parquet")  # fmt: skip
+    pq.write_table(
+        pa.table({k: pa.array(v, pa.int64() if k == "block" else pa.float64()) for k, v in given.items()}),
+        folder / "rows.parquet",
+    )
     request: Any = SimpleNamespace(
         options=Options(), cut=SimpleNamespace(columns=()), labelCol="riders", weightCol="weight"
     )
@@ -374,8 +380,9 @@ def test_one_label_and_what_compares_with_it(
     refused(sentence.format("train"), heads["linear"], only("riders", 2.0)(df), shared, loss="quantile", metric="mae")
     found = tune(heads["linear"], only("riders", 2.0)(df), shared, **own)
     assert [re.match(sentence.format("(train|validation)"), w).group(1) for w in found.summary.warnings[-2:]] == [
-        "train", "validation",
-    ]  # fmt: skip
+        "train",
+        "validation",
+    ]
 
 
 def test_classes_that_are_named_otherwise(df: DataFrame, heads: dict[str, PipelineModel], shared: Path) -> None:
@@ -401,11 +408,13 @@ def test_an_entry_of_a_vector_that_is_no_number(
 def test_a_scalar_that_reaches_pca(df: DataFrame, folder: Path) -> None:
     fitted = Pipeline(
         stages=[
-            StringIndexer(inputCol="hour", outputCol="index"), OneHotEncoder(inputCol="index", outputCol="onehot"),
+            StringIndexer(inputCol="hour", outputCol="index"),
+            OneHotEncoder(inputCol="index", outputCol="onehot"),
             VectorAssembler(inputCols=["onehot", *NUMBERS], outputCol="v", handleInvalid="keep"),
-            PCA(inputCol="v", outputCol="x", k=2), LinearRegression(featuresCol="x", labelCol="riders", maxIter=1),
+            PCA(inputCol="v", outputCol="x", k=2),
+            LinearRegression(featuresCol="x", labelCol="riders", maxIter=1),
         ]
-    ).fit(df)  # fmt: skip
+    ).fit(df)
     sentence = f"{fitted.stages[3].uid}: column 'wind' holds nan .or null.*linear stage.*impute"
     for value in (None, NAN):
         refused(sentence, fitted, row_7("wind", value)(df), folder)
@@ -512,9 +521,10 @@ def test_a_stream(spark: SparkSession, numeric: PipelineModel, folder: Path) -> 
 @pytest.mark.parametrize("data", [None, pd.DataFrame({"temp": [1.0]}), "data.parquet"], ids=lambda d: type(d).__name__)
 def test_no_dataframe_of_sparks(numeric: PipelineModel, folder: Path, data: Any) -> None:
     kind, way = {
-        "NoneType": ("NoneType", "create one with spark.createDataFrame"), "str": ("str", "load one with spark.read"),
+        "NoneType": ("NoneType", "create one with spark.createDataFrame"),
+        "str": ("str", "load one with spark.read"),
         "DataFrame": ("pandas.DataFrame", "create one with spark.createDataFrame"),
-    }[type(data).__name__]  # fmt: skip
+    }[type(data).__name__]
     refused(f"the dataset of fit.. must be a Spark DataFrame, got {kind}: {way}", numeric, data, folder)
     with pytest.raises(InputError, match=f"the rows of verify.. must be a Spark DataFrame, got {kind}: {way}"):
         sparkdiff.verify(numeric, data)

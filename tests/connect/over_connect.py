@@ -45,8 +45,10 @@ from sparkdiff.testing import check_stage
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = {
-    "spark.sql.shuffle.partitions": "2", "spark.sql.codegen.wholeStage": "false", "spark.sql.codegen.factoryMode": "NO_CODEGEN"
-}  # fmt: skip
+    "spark.sql.shuffle.partitions": "2",
+    "spark.sql.codegen.wholeStage": "false",
+    "spark.sql.codegen.factoryMode": "NO_CODEGEN",
+}
 """As in the session of the other tests: few rows are read faster than their plans are compiled."""
 sys.path.insert(0, str(ROOT / "conf"))
 
@@ -185,7 +187,7 @@ def all_else(
         np.testing.assert_allclose(predictions(transformer, df), served, rtol=1e-9)
 
     # A fitted stage of which there is none to copy from: its files are written.
-    plane = jvm.fitted(
+    plane = jvm.model_with_weights(
         LinearRegression(featuresCol="v"), {"coefficients": np.arange(2.0), "intercept": 1.0, "scale": 1.0}
     )
     assert predictions(plane, numbers)[:9] == [r.hum + 1 for r in numbers.orderBy("id").select("hum").head(9)]

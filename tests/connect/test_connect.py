@@ -32,8 +32,12 @@ def ran(folder: Path, *arguments: str) -> dict[str, Any]:
     environment = {**os.environ, "PYSPARK_PYTHON": sys.executable, "PYTHONPATH": str(HERE.parents[1])}
     done = subprocess.run(
         [sys.executable, str(HERE / "over_connect.py"), str(folder), *arguments],
-        env=environment, capture_output=True, text=True, timeout=900, cwd=folder,
-    )  # fmt: skip
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        cwd=folder,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads((folder / "facts.json").read_text())  # type: ignore[no-any-return]
 

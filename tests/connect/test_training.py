@@ -23,8 +23,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]
     environment = {**os.environ, "PYSPARK_PYTHON": sys.executable, "PYTHONPATH": str(HERE.parents[1])}
     done = subprocess.run(
         [sys.executable, str(HERE / "training_over_connect.py"), str(folder)],
-        env=environment, capture_output=True, text=True, timeout=900, cwd=folder,
-    )  # fmt: skip
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        cwd=folder,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return folder, json.loads((folder / "facts.json").read_text())
 

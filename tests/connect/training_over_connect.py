@@ -28,10 +28,14 @@ def rows_of(spark: SparkSession, folder: Path) -> DataFrame:
     hours = spark.read.option("header", True).option("inferSchema", True).csv(f"file://{ROOT}/data/bikeshare.csv")
     said = [F.concat(F.lit(letter), F.col(name).cast("string")) for letter, name in (("h", "hr"), ("d", "day"))]
     made = hours.limit(2000).select(
-        F.concat_ws("-", "day", "hr").alias("id"), "temp", "hum", F.col("bikers").cast("double"),
+        F.concat_ws("-", "day", "hr").alias("id"),
+        "temp",
+        "hum",
+        F.col("bikers").cast("double"),
         F.concat_ws(" ", *said, F.concat(F.lit("t"), F.round("temp", 1).cast("string"))).alias("words"),
-        (F.col("bikers") > 100).cast("double").alias("busy"), (F.col("bikers") * 1.5).alias("more"),
-    )  # fmt: skip
+        (F.col("bikers") > 100).cast("double").alias("busy"),
+        (F.col("bikers") * 1.5).alias("more"),
+    )
     made.coalesce(2).write.parquet(f"file://{folder}/rows")
     return spark.read.parquet(f"file://{folder}/rows")
 

@@ -77,10 +77,16 @@ def test_saved_and_loaded_it_is_the_same(spark: Any, tmp_path: Path) -> None:
 
 def test_columns_and_params(spark: Any) -> None:
     home = sparkdiff.from_sklearn(
-        HistGradientBoostingClassifier(max_iter=5, max_depth=3).fit(X, np.array(["no", "yes"])[(COUNTS > 1).astype(int)]),
-        featuresCol="features", predictionCol="p", probabilityCol="q", rawPredictionCol="r",
-        predictedLabelCol="label", missing="absent",
-    )  # fmt: skip
+        HistGradientBoostingClassifier(max_iter=5, max_depth=3).fit(
+            X, np.array(["no", "yes"])[(COUNTS > 1).astype(int)]
+        ),
+        featuresCol="features",
+        predictionCol="p",
+        probabilityCol="q",
+        rawPredictionCol="r",
+        predictedLabelCol="label",
+        missing="absent",
+    )
     clean = np.nan_to_num(X)
     number, probability, raw, label = rows_on_thresholds.served(spark, home, clean, "p", "q", "r", "label")
     np.testing.assert_array_equal(number, probability.argmax(1))
@@ -97,11 +103,13 @@ FOREIGN: dict[str, tuple[str, Any]] = {
     "DecisionTreeClassificationModel": ("sklearn", lambda: DecisionTreeClassifier(max_depth=4).fit(X, COUNTS)),
     "RandomForestRegressionModel": ("sklearn", lambda: RandomForestRegressor(2, max_depth=4).fit(X, Y)),
     "RandomForestClassificationModel": (
-        "sklearn", lambda: RandomForestClassifier(2, max_depth=4, criterion="entropy").fit(X, COUNTS)),
+        "sklearn",
+        lambda: RandomForestClassifier(2, max_depth=4, criterion="entropy").fit(X, COUNTS),
+    ),
     "GBTClassificationModel": ("xgboost", lambda: xgb.XGBClassifier(n_estimators=3, max_depth=4).fit(X, COUNTS > 1)),
     "GeneralizedLinearRegressionModel": ("sklearn", poisson),
     "LogisticRegressionModel": ("sklearn", lambda: HistGradientBoostingClassifier(max_iter=2).fit(X, COUNTS)),
-}  # fmt: skip
+}
 
 
 LIKE_A_FOREST = {"DecisionTreeRegressionModel", "DecisionTreeClassificationModel", "RandomForestRegressionModel"}
@@ -174,7 +182,11 @@ class Doubled(GradientBoostingRegressor):
 
 
 REFUSED: dict[str, tuple[str, Any, str]] = {
-    "no trees": ("sklearn", lambda: LinearRegression(), r"from_sklearn reads DecisionTreeRegressor, .*got sklearn\.linear_model"),
+    "no trees": (
+        "sklearn",
+        lambda: LinearRegression(),
+        r"from_sklearn reads DecisionTreeRegressor, .*got sklearn\.linear_model",
+    ),
     "a subclass": ("sklearn", lambda: Doubled(), r"got test_home\.Doubled"),
     "unfitted": ("sklearn", lambda: RandomForestRegressor(), "RandomForestRegressor isn't fitted"),
     "unfitted lightgbm": ("lightgbm", lambda: lgb.LGBMRegressor(), "LGBMRegressor isn't fitted"),
@@ -182,51 +194,98 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
     "another library": ("lightgbm", lambda: RandomForestRegressor(), "from_lightgbm reads a Booster .*got sklearn"),
     "yet another": ("xgboost", lambda: RandomForestRegressor(), "from_xgboost reads a Booster .*got sklearn"),
     "outputs": ("sklearn", lambda: RandomForestRegressor(3).fit(X, np.stack([Y, Y], 1)), "has 2 outputs"),
-    "init": ("sklearn", lambda: GradientBoostingRegressor(init=LinearRegression()).fit(CLEAN, Y), "init is LinearRegression"),
+    "init": (
+        "sklearn",
+        lambda: GradientBoostingRegressor(init=LinearRegression()).fit(CLEAN, Y),
+        "init is LinearRegression",
+    ),
     "drawn init": (
-        "sklearn", lambda: GradientBoostingClassifier(n_estimators=2, init=DummyClassifier(strategy="stratified")).fit(
-            CLEAN, COUNTS), r"init is DummyClassifier\(strategy='stratified'\), which draws"),
-    "classes": ("sklearn", lambda: RandomForestClassifier(3).fit(X, COUNTS + 1), "the classes are 1, 2, 3, .*predictedLabelCol"),
+        "sklearn",
+        lambda: GradientBoostingClassifier(n_estimators=2, init=DummyClassifier(strategy="stratified")).fit(
+            CLEAN, COUNTS
+        ),
+        r"init is DummyClassifier\(strategy='stratified'\), which draws",
+    ),
+    "classes": (
+        "sklearn",
+        lambda: RandomForestClassifier(3).fit(X, COUNTS + 1),
+        "the classes are 1, 2, 3, .*predictedLabelCol",
+    ),
     "texts": (
-        "sklearn", lambda: HistGradientBoostingRegressor(categorical_features=[0], max_iter=2).fit(
-            np.array([["a"], ["b"]] * 50, dtype=object), np.arange(100) % 2), "feature 0 has the categories 'a', 'b'"),
+        "sklearn",
+        lambda: HistGradientBoostingRegressor(categorical_features=[0], max_iter=2).fit(
+            np.array([["a"], ["b"]] * 50, dtype=object), np.arange(100) % 2
+        ),
+        "feature 0 has the categories 'a', 'b'",
+    ),
     "fractions": (
-        "sklearn", lambda: HistGradientBoostingRegressor(categorical_features=[0], max_iter=2).fit(
-            np.array([[0.5], [1.5]] * 50), np.arange(100) % 2), r"feature 0: [01]\.5 is a category"),
+        "sklearn",
+        lambda: HistGradientBoostingRegressor(categorical_features=[0], max_iter=2).fit(
+            np.array([[0.5], [1.5]] * 50), np.arange(100) % 2
+        ),
+        r"feature 0: [01]\.5 is a category",
+    ),
     "linear trees": ("lightgbm", lambda: lgb.LGBMRegressor(**SMALL, linear_tree=True).fit(X, Y), "linear_tree"),
-    "square root": ("lightgbm", lambda: lgb.LGBMRegressor(**SMALL, reg_sqrt=True).fit(X, Y), "objective 'regression sqrt'"),
+    "square root": (
+        "lightgbm",
+        lambda: lgb.LGBMRegressor(**SMALL, reg_sqrt=True).fit(X, Y),
+        "objective 'regression sqrt'",
+    ),
     "one versus all": (
-        "lightgbm", lambda: lgb.LGBMClassifier(**SMALL, objective="multiclassova").fit(X, COUNTS), "'multiclassova num_class:3"),
+        "lightgbm",
+        lambda: lgb.LGBMClassifier(**SMALL, objective="multiclassova").fit(X, COUNTS),
+        "'multiclassova num_class:3",
+    ),
     "own objective": (
-        "lightgbm", lambda: lgb.LGBMRegressor(**SMALL, objective=lambda y, p: (p - y, np.ones(len(y)))).fit(X, Y),
-        "objective 'of your own'"),
+        "lightgbm",
+        lambda: lgb.LGBMRegressor(**SMALL, objective=lambda y, p: (p - y, np.ones(len(y)))).fit(X, Y),
+        "objective 'of your own'",
+    ),
     "targets": ("xgboost", lambda: xgb.XGBRegressor(n_estimators=2).fit(X, np.stack([Y, Y], 1)), "has 2 targets"),
     "vector leaves": (
-        "xgboost", lambda: xgb.XGBRegressor(n_estimators=2, multi_strategy="multi_output_tree").fit(X, np.stack([Y, Y], 1)),
-        "has 2 targets"),
+        "xgboost",
+        lambda: xgb.XGBRegressor(n_estimators=2, multi_strategy="multi_output_tree").fit(X, np.stack([Y, Y], 1)),
+        "has 2 targets",
+    ),
     "vector leaves of classes": (
-        "xgboost", lambda: xgb.XGBClassifier(n_estimators=2, multi_strategy="multi_output_tree").fit(X, COUNTS),
-        "multi_strategy='multi_output_tree' has a value per class"),
+        "xgboost",
+        lambda: xgb.XGBClassifier(n_estimators=2, multi_strategy="multi_output_tree").fit(X, COUNTS),
+        "multi_strategy='multi_output_tree' has a value per class",
+    ),
     "classes of a regressor": (
-        "xgboost", lambda: xgb.XGBRegressor(n_estimators=2, objective="multi:softprob", num_class=3).fit(X, COUNTS),
-        "XGBRegressor with objective='multi:softprob' has 3 classes"),
+        "xgboost",
+        lambda: xgb.XGBRegressor(n_estimators=2, objective="multi:softprob", num_class=3).fit(X, COUNTS),
+        "XGBRegressor with objective='multi:softprob' has 3 classes",
+    ),
     "classes of another": (
-        "lightgbm", lambda: lgb.LGBMRegressor(**SMALL, objective="multiclass", num_class=3).fit(X, COUNTS),
-        "LGBMRegressor with objective='multiclass' has 3 classes"),
+        "lightgbm",
+        lambda: lgb.LGBMRegressor(**SMALL, objective="multiclass", num_class=3).fit(X, COUNTS),
+        "LGBMRegressor with objective='multiclass' has 3 classes",
+    ),
     "numbers of a classifier": (
-        "xgboost", lambda: xgb.XGBClassifier(n_estimators=2, objective="reg:squarederror").fit(X, COUNTS > 1),
-        r"XGBClassifier with objective='reg:squarederror' .*over 0\.5.* train with objective='binary:logistic'"),
+        "xgboost",
+        lambda: xgb.XGBClassifier(n_estimators=2, objective="reg:squarederror").fit(X, COUNTS > 1),
+        r"XGBClassifier with objective='reg:squarederror' .*over 0\.5.* train with objective='binary:logistic'",
+    ),
     "numbers of another": (
-        "lightgbm", lambda: lgb.LGBMClassifier(**SMALL, objective="poisson").fit(X, COUNTS > 1),
-        r"LGBMClassifier with objective='poisson' .*over 0\.5.* train with objective='binary'"),
+        "lightgbm",
+        lambda: lgb.LGBMClassifier(**SMALL, objective="poisson").fit(X, COUNTS > 1),
+        r"LGBMClassifier with objective='poisson' .*over 0\.5.* train with objective='binary'",
+    ),
     "several quantiles": (
-        "xgboost", lambda: xgb.XGBRegressor(n_estimators=2, objective="reg:quantileerror", quantile_alpha=[0.1, 0.9]).fit(X, Y),
-        "has 2 targets"),
+        "xgboost",
+        lambda: xgb.XGBRegressor(n_estimators=2, objective="reg:quantileerror", quantile_alpha=[0.1, 0.9]).fit(X, Y),
+        "has 2 targets",
+    ),
     "no trees either": ("xgboost", lambda: xgb.XGBRegressor(booster="gblinear").fit(CLEAN, Y), "booster=gblinear"),
-    "hinge": ("xgboost", lambda: xgb.XGBClassifier(objective="binary:hinge").fit(X, COUNTS > 1), "objective binary:hinge"),
+    "hinge": (
+        "xgboost",
+        lambda: xgb.XGBClassifier(objective="binary:hinge").fit(X, COUNTS > 1),
+        "objective binary:hinge",
+    ),
     "survival": ("xgboost", lambda: xgb.XGBRegressor(objective="survival:cox").fit(X, Y + 1), "objective survival:cox"),
     "zero is missing": ("xgboost", lambda: xgb.XGBRegressor(n_estimators=2, missing=0.0).fit(CLEAN, Y), "missing=0.0"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)

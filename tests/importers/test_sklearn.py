@@ -49,7 +49,7 @@ REGRESSORS: dict[str, tuple[Any, bool]] = {
     "hist": (HistGradientBoostingRegressor(max_iter=20), True),
     "hist poisson": (HistGradientBoostingRegressor(loss="poisson", max_iter=20), True),
     "hist quantile": (HistGradientBoostingRegressor(loss="quantile", quantile=0.9, max_iter=10), True),
-}  # fmt: skip
+}
 
 
 ALIKE = {"tree by absolute error", "extra trees", "hist quantile"}
@@ -89,7 +89,7 @@ CLASSIFIERS: dict[str, tuple[Any, bool]] = {
     "extra trees": (ExtraTreesClassifier(10, max_depth=6, random_state=0), True),
     "boosting": (GradientBoostingClassifier(n_estimators=15, random_state=0), False),
     "hist": (HistGradientBoostingClassifier(max_iter=15), True),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(

@@ -101,8 +101,9 @@ def test_the_best_iteration(spark: Any) -> None:
     booster = model.get_booster()
     assert model.best_iteration + 1 < booster.num_boosted_rounds() < 100
     for each, trees, rows in (
-        (model, model.best_iteration + 1, X), (booster, booster.num_boosted_rounds(), xgb.DMatrix(X)),
-    ):  # fmt: skip
+        (model, model.best_iteration + 1, X),
+        (booster, booster.num_boosted_rounds(), xgb.DMatrix(X)),
+    ):
         home = sparkdiff.from_xgboost(each, missing="absent")
         assert home.getNumTrees == trees + 1  # and one leaf, the base score
         (found,) = rows_on_thresholds.served(spark, home, X, "prediction")

@@ -47,9 +47,14 @@ def people(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Dat
         return [gap if hole else float(v) for v, hole in zip(x, lost, strict=True)]
 
     columns = [
-        holes(age, None), holes(hours, NAN), holes(gain, -1.0), school.astype(float).tolist(), [str(j) for j in job],
-        label.tolist(), range(ROWS),
-    ]  # fmt: skip
+        holes(age, None),
+        holes(hours, NAN),
+        holes(gain, -1.0),
+        school.astype(float).tolist(),
+        [str(j) for j in job],
+        label.tolist(),
+        range(ROWS),
+    ]
     schema = "age double, hours double, gain double, school double, job string, label double, id long"
     folder = tmp_path_factory.mktemp("census")
     made = spark.createDataFrame(list(zip(*columns, strict=True)), schema)
@@ -61,20 +66,24 @@ def people(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Dat
 def searched(people: DataFrame) -> CrossValidatorModel:
     """Fitted long ago, on a quarter of the rows, with fewer components than the label wants."""
     linear = LogisticRegression(featuresCol="components")
-    pipeline = Pipeline(stages=[
-        Imputer(inputCols=["age", "hours"], outputCols=["age", "hours"], strategy="median"),
-        Imputer(inputCols=["gain"], outputCols=["gains"], missingValue=-1.0),
-        StringIndexer(inputCol="job", outputCol="job index", handleInvalid="keep"),
-        Bucketizer(splits=[-INF, 25.0, 45.0, 65.0, INF], inputCol="age", outputCol="period"),
-        OneHotEncoder(inputCols=["job index", "period"], outputCols=["job hot", "period hot"]),
-        VectorAssembler(inputCols=["age", "hours", "gains", "school"], outputCol="numbers"),
-        RobustScaler(inputCol="numbers", outputCol="scaled", withCentering=True),
-        VectorAssembler(inputCols=["scaled", "job hot", "period hot"], outputCol="assembled"),
-        UnivariateFeatureSelector(featuresCol="assembled", outputCol="selected").setFeatureType("continuous")
-        .setLabelType("categorical").setSelectionThreshold(9),
-        PCA(inputCol="selected", outputCol="components", k=4),
-        linear,
-    ])  # fmt: skip
+    pipeline = Pipeline(
+        stages=[
+            Imputer(inputCols=["age", "hours"], outputCols=["age", "hours"], strategy="median"),
+            Imputer(inputCols=["gain"], outputCols=["gains"], missingValue=-1.0),
+            StringIndexer(inputCol="job", outputCol="job index", handleInvalid="keep"),
+            Bucketizer(splits=[-INF, 25.0, 45.0, 65.0, INF], inputCol="age", outputCol="period"),
+            OneHotEncoder(inputCols=["job index", "period"], outputCols=["job hot", "period hot"]),
+            VectorAssembler(inputCols=["age", "hours", "gains", "school"], outputCol="numbers"),
+            RobustScaler(inputCol="numbers", outputCol="scaled", withCentering=True),
+            VectorAssembler(inputCols=["scaled", "job hot", "period hot"], outputCol="assembled"),
+            UnivariateFeatureSelector(featuresCol="assembled", outputCol="selected")
+            .setFeatureType("continuous")
+            .setLabelType("categorical")
+            .setSelectionThreshold(9),
+            PCA(inputCol="selected", outputCol="components", k=4),
+            linear,
+        ]
+    )
     grid = ParamGridBuilder().addGrid(linear.regParam, [0.01, 0.1]).build()
     search = CrossValidator(
         estimator=pipeline, estimatorParamMaps=grid, evaluator=BinaryClassificationEvaluator(), numFolds=2, seed=1

@@ -40,12 +40,20 @@ def rows(classes: bool) -> pd.DataFrame:
     rides = np.maximum(np.round(20 + 4 * x[:, 0] * x[:, 1]), 0.0)
     days = np.arange(600)
     return pd.DataFrame(x, columns=NUMBERS).assign(
-        **dict.fromkeys(("label", "churned", "default", "sold"), label), checked=np.where(days % 3, np.nan, label),
-        rides=rides, bikers=rides, plan=random.choice(["basic", "pro"], 600), gender=random.choice(["f", "m"], 600),
-        station=random.choice(["a", "b", "c", "d"], 600), customer=days // 3, day=days // 3,
-        amount=2_500 * (margin + random.standard_normal(600)) + 2_500, device_new=margin > 0,
-        years=np.round(4 - 2 * (margin + random.standard_normal(600))), hour=random.integers(0, 24, 600),
-    )  # fmt: skip
+        **dict.fromkeys(("label", "churned", "default", "sold"), label),
+        checked=np.where(days % 3, np.nan, label),
+        rides=rides,
+        bikers=rides,
+        plan=random.choice(["basic", "pro"], 600),
+        gender=random.choice(["f", "m"], 600),
+        station=random.choice(["a", "b", "c", "d"], 600),
+        customer=days // 3,
+        day=days // 3,
+        amount=2_500 * (margin + random.standard_normal(600)) + 2_500,
+        device_new=margin > 0,
+        years=np.round(4 - 2 * (margin + random.standard_normal(600))),
+        hour=random.integers(0, 24, 600),
+    )
 
 
 Make = Callable[[str], Pipeline]
@@ -64,26 +72,34 @@ def boosted(label: str) -> Pipeline:
 
 
 def ending_in(last: Any) -> Pipeline:
-    return Pipeline(stages=[
-        VectorAssembler(inputCols=NUMBERS, outputCol="numbers"), StandardScaler(inputCol="numbers", outputCol="scaled"),
-        PCA(k=2, inputCol="scaled", outputCol="features"), last,
-    ])  # fmt: skip
+    return Pipeline(
+        stages=[
+            VectorAssembler(inputCols=NUMBERS, outputCol="numbers"),
+            StandardScaler(inputCol="numbers", outputCol="scaled"),
+            PCA(k=2, inputCol="scaled", outputCol="features"),
+            last,
+        ]
+    )
 
 
 def with_text(label: str) -> Pipeline:
-    return Pipeline(stages=[
-        StringIndexer(inputCol="plan", outputCol="plan_index", handleInvalid="keep"),
-        Imputer(inputCols=["visits"], outputCols=["visits_known"]),
-        VectorAssembler(inputCols=["age", "plan_index", "visits_known"], outputCol="features"),
-        LogisticRegression(labelCol=label),
-    ])  # fmt: skip
+    return Pipeline(
+        stages=[
+            StringIndexer(inputCol="plan", outputCol="plan_index", handleInvalid="keep"),
+            Imputer(inputCols=["visits"], outputCols=["visits_known"]),
+            VectorAssembler(inputCols=["age", "plan_index", "visits_known"], outputCol="features"),
+            LogisticRegression(labelCol=label),
+        ]
+    )
 
 
 def forest(label: str) -> Pipeline:
-    return Pipeline(stages=[
-        VectorAssembler(inputCols=NUMBERS, outputCol="numbers"),
-        RandomForestClassifier(numTrees=5, featuresCol="numbers", labelCol=label, seed=1),
-    ])  # fmt: skip
+    return Pipeline(
+        stages=[
+            VectorAssembler(inputCols=NUMBERS, outputCol="numbers"),
+            RandomForestClassifier(numTrees=5, featuresCol="numbers", labelCol=label, seed=1),
+        ]
+    )
 
 
 class Page(NamedTuple):
@@ -105,7 +121,9 @@ CLASSES = Page({"churn": (binary, "label")}, classes=True, unfitted={"pipeline":
 RIDES: dict[str, tuple[Make, str]] = {"rides": (numeric, "rides")}
 WORLDS = {
     "README.md": Page(CHURN),
-    "cache.md": Page(fitted={"first": (numeric, "sold"), "edited": (boosted, "sold"), "edited_again": (numeric, "sold")}),
+    "cache.md": Page(
+        fitted={"first": (numeric, "sold"), "edited": (boosted, "sold"), "edited_again": (numeric, "sold")}
+    ),
     "compact.md": Page(CHURN),
     "export.md": CLASSES,
     "growing.md": Page(RIDES),
@@ -123,8 +141,10 @@ WORLDS = {
     "serving.md": Page({"churn": (with_text, "label")}, classes=True),
     "torch_transformer.md": Page(CHURN),
     "trees.md": Page({"demand": (boosted, "bikers")}),
-    "triage.md": Page({"churn": (binary, "churned"), "risk": (binary, "default"), "price": (numeric, "sold")}, classes=True),
-}  # fmt: skip
+    "triage.md": Page(
+        {"churn": (binary, "churned"), "risk": (binary, "default"), "price": (numeric, "sold")}, classes=True
+    ),
+}
 """The pages that are run."""
 SHORTER = {"--budget 30m": "--budget 20s", 'budget="30m"': 'budget="20s"', "4 core-hours": "3 core-minutes"}
 """What would take long, and what it is replaced by."""
@@ -167,10 +187,16 @@ def begin(world: Page, spark: SparkSession, folder: Path) -> dict[str, Any]:
         table.to_parquet(folder / "data" / f"{name}.parquet")
     df = spark.read.parquet(f"file://{folder}/data/churn.parquet")
     names: dict[str, Any] = {
-        "spark": spark, "df": df, "rows": df, "sparkdiff": sparkdiff, "FineTuner": sparkdiff.FineTuner,
-        "PipelineModel": PipelineModel, "RobustScaler": RobustScaler, "judge": BinaryClassificationEvaluator(),
+        "spark": spark,
+        "df": df,
+        "rows": df,
+        "sparkdiff": sparkdiff,
+        "FineTuner": sparkdiff.FineTuner,
+        "PipelineModel": PipelineModel,
+        "RobustScaler": RobustScaler,
+        "judge": BinaryClassificationEvaluator(),
         **{name: make(label) for name, (make, label) in world.unfitted.items()},
-    }  # fmt: skip
+    }
     for name, (make, label) in world.fitted.items():
         names[name] = make(label).fit(df)
     for name, (make, label) in world.models.items():

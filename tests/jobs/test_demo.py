@@ -15,7 +15,7 @@ import plain_spark
 import pytest
 
 from sparkdiff.cli import main
-from sparkdiff.store.digests import hash_of_folder
+from sparkdiff.store.model_digests import hash_of_folder
 
 ROOT = Path(__file__).parents[2]
 FEW = "fineTuner.maxEpochs=12"
@@ -61,10 +61,14 @@ def submit(
         variables: of the environment.
     """
     environment = {
-        **os.environ, "PYSPARK_PYTHON": sys.executable, "PYSPARK_DRIVER_PYTHON": sys.executable, "PYTHONPATH": str(ROOT),
-        "SPARK_CONF_DIR": str(ROOT / "conf"), "SPARK_HOME": spark_home(),
+        **os.environ,
+        "PYSPARK_PYTHON": sys.executable,
+        "PYSPARK_DRIVER_PYTHON": sys.executable,
+        "PYTHONPATH": str(ROOT),
+        "SPARK_CONF_DIR": str(ROOT / "conf"),
+        "SPARK_HOME": spark_home(),
         **variables,
-    }  # fmt: skip
+    }
     command = [str(Path(spark_home()) / "bin" / "spark-submit"), "--master", "local[2]"]
     if bare is not None:
         environment.pop("SPARK_CONF_DIR")
@@ -128,8 +132,10 @@ def first(demo: tuple[Path, subprocess.CompletedProcess[str]]) -> dict[str, Any]
     """What it left, before a second run."""
     run = demo[0]
     return {
-        "summary": summary(run), "history": (run / "history.csv").read_text(), "cached": modified(run.parent / ".cache"),
-    }  # fmt: skip
+        "summary": summary(run),
+        "history": (run / "history.csv").read_text(),
+        "cached": modified(run.parent / ".cache"),
+    }
 
 
 def summary(run: Path) -> dict[str, Any]:

@@ -69,9 +69,16 @@ def test_peak_memory_does_not_grow_with_the_epochs(where: str, tmp_path: Path) -
     done = subprocess.run(
         [sys.executable, str(script), str(tmp_path), backend, where],
         # The resident memory of newer Arrows' own allocator wavers by more than is looked for here.
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PYSPARK_PYTHON": sys.executable, "ARROW_DEFAULT_MEMORY_POOL": "system"},
-        capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "PYSPARK_PYTHON": sys.executable,
+            "ARROW_DEFAULT_MEMORY_POOL": "system",
+        },
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(
         next(line for line in done.stdout.splitlines() if line.startswith("SEEN ")).removeprefix("SEEN ")

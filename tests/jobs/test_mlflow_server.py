@@ -75,9 +75,21 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder, port = tmp_path_factory.mktemp("server"), free_port()
     uri = f"http://127.0.0.1:{port}"
     command = [
-        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-        "--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "artifacts"),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+        "--backend-store-uri",
+        f"sqlite:///{folder}/mlflow.db",
+        "--artifacts-destination",
+        str(folder / "artifacts"),
+    ]
     with open(folder / "log", "w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, start_new_session=True)
     try:
@@ -111,11 +123,27 @@ def test_a_job_logs_one_run_whose_model_loads_without_sparkdiff(server: str, tmp
     pq.write_table(riders(), tmp_path / "rows.parquet", coerce_timestamps="us")
     (tmp_path / "rides.py").write_text(PIPELINES)
     out = run(
-        "-c", AUTOLOGGING, server, "finetune", "--json", "pipeline=rides:rides", "--data", "rows.parquet", "--label", "riders",
-        "--output", "run", "fineTuner.maxEpochs=4", "fineTuner.recipe=fast", "fineTuner.stream=arrow",
-        f"tracking.mlflow.uri={server}", "tracking.mlflow.experiment=rides", "tracking.mlflow.registeredModelName=rides",
-        "tracking.jsonLines=events.jsonl", cwd=tmp_path,
-    )  # fmt: skip
+        "-c",
+        AUTOLOGGING,
+        server,
+        "finetune",
+        "--json",
+        "pipeline=rides:rides",
+        "--data",
+        "rows.parquet",
+        "--label",
+        "riders",
+        "--output",
+        "run",
+        "fineTuner.maxEpochs=4",
+        "fineTuner.recipe=fast",
+        "fineTuner.stream=arrow",
+        f"tracking.mlflow.uri={server}",
+        "tracking.mlflow.experiment=rides",
+        "tracking.mlflow.registeredModelName=rides",
+        "tracking.jsonLines=events.jsonl",
+        cwd=tmp_path,
+    )
     result = json.loads(out)
     assert result["accepted"] and result["model"] == str(tmp_path / "run" / "model")
     events = [json.loads(line)["event"] for line in (tmp_path / "events.jsonl").read_text().splitlines()]

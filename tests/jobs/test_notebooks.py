@@ -29,8 +29,12 @@ def run(name: str, **environment: str) -> str:
         pytest.skip("the extra `notebooks` is not installed")
     done = subprocess.run(
         [sys.executable, str(ROOT / "tools" / "notebooks.py"), "--check", name],
-        env=os.environ | environment, capture_output=True, text=True, timeout=1800, check=False,
-    )  # fmt: skip
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=1800,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -87,9 +91,9 @@ def test_all_that_it_calls_is_there(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [
-    p.stem if p.stem == QUICK else pytest.param(p.stem, marks=pytest.mark.nightly) for p in NOTEBOOKS
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name", [p.stem if p.stem == QUICK else pytest.param(p.stem, marks=pytest.mark.nightly) for p in NOTEBOOKS]
+)
 def test_it_runs(name: str) -> None:
     assert run(name).startswith(f"{name}.ipynb: ")
 

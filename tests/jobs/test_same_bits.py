@@ -21,8 +21,11 @@ def test_another_step_size_is_told(tmp_path: Path) -> None:
     options.write_text(text)
     done = subprocess.run(
         [sys.executable, str(ROOT / "tools" / "same_bits.py"), str(tmp_path)],
-        capture_output=True, text=True, timeout=3600, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=3600,
+        check=False,
+    )
     assert done.returncode == 1, done.stderr
     for name in ("counts", "classes", "trees"):
         assert re.search(rf"^{name}: .* this checkout differ in .*history", done.stdout, re.MULTILINE), done.stdout

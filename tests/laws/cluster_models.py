@@ -38,9 +38,10 @@ def rows_of(spark: SparkSession) -> dict[tuple[str, int], DataFrame]:
         with np.errstate(over="ignore", under="ignore"):
             turned = [v for v in known if (v * v).sum() > 0]
         out |= {
-            ("mixture", width): framed(spark, every), ("euclidean", width): framed(spark, known),
+            ("mixture", width): framed(spark, every),
+            ("euclidean", width): framed(spark, known),
             ("cosine", width): framed(spark, turned),
-        }  # fmt: skip
+        }
     return out
 
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from sparkdiff import testing
 from sparkdiff.stages.base import StageModule
 from sparkdiff.stages.clustering import GaussianMixture
-from sparkdiff.stages.factorization_machine import Factorized
+from sparkdiff.stages.factorization_machine import FactorizationMachine
 from sparkdiff.stages.forest import Trees
-from sparkdiff.tensors.device import CPU, Place, moved
+from sparkdiff.tensors.device import CPU, Place, copy_to
 from sparkdiff.tensors.rows import Nulls, Rows, SparseRows, dense
 
 import fake_gpu  # isort: skip
@@ -53,10 +53,10 @@ def placed(given: Given, at: Place) -> Given:
 
 def same_on_a_gpu(module: StageModule, given: Given) -> None:
     if any(
-        isinstance(m, Factorized) for m in module.modules()
+        isinstance(m, FactorizationMachine) for m in module.modules()
     ):  # a GPU has an order of its own for their large squares
         return
-    there = outputs(moved(module, GPU.device), placed(given, GPU))
+    there = outputs(copy_to(module, GPU.device), placed(given, GPU))
     for one, other in zip(there, outputs(module, given), strict=True):
         assert isinstance(one, SparseRows) == isinstance(other, SparseRows)
         assert one.device == GPU.device
@@ -76,8 +76,8 @@ def near_in_float32(module: StageModule, labels: Sequence[str], columns: Sequenc
     kept = torch.stack([_moderate(x).view(len(x), -1).all(1) for x in plain]).all(0)
     rounded = [x[kept].float().double() for x in plain]
     nulls = [None if x is None else x[kept] for x in given[1]]
-    of_double = moved(moved(module, CPU.device, torch.float32), CPU.device, torch.float64)
-    of_single = moved(module, CPU.device, torch.float32)
+    of_double = copy_to(copy_to(module, CPU.device, torch.float32), CPU.device, torch.float64)
+    of_single = copy_to(module, CPU.device, torch.float32)
     found = outputs(of_single, placed((rounded, nulls), SINGLE))
     size = max([1.0, *(float(x.abs().max()) for x in (*held, *rounded) if x.numel())])
     for name, one, other in zip(columns, found, outputs(of_double, (rounded, nulls)), strict=True):

@@ -49,7 +49,14 @@ def pairs(spark: SparkSession) -> DataFrame:
 
 def documents(spark: SparkSession) -> DataFrame:
     rows: list[list[str | None]] = [
-        [], ["a"], ["nobody knows"], ["a", "b", "a", "naïve"], ["two words", "two", "words"], ["'quoted'\n", "", None],
-        ["b"] * 40 + ["x"] * 9, [None, None], ["A", "b "],
-    ]  # fmt: skip
+        [],
+        ["a"],
+        ["nobody knows"],
+        ["a", "b", "a", "naïve"],
+        ["two words", "two", "words"],
+        ["'quoted'\n", "", None],
+        ["b"] * 40 + ["x"] * 9,
+        [None, None],
+        ["A", "b "],
+    ]
     return spark.createDataFrame([(r,) for r in rows], "words array<string>").repartition(3).cache()

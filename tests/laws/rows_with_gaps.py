@@ -19,11 +19,18 @@ def numbers(spark: SparkSession) -> DataFrame:
     inside = [None if v is None or v != v else min(max(v, -1.0), 3.0) for v in VALUES]
     rows = [
         (
-            VALUES[k % size], VALUES[(k + 5) % size], VALUES[(7 * k) % size], inside[k % size], INDICES[k % len(INDICES)],
-            VALID[k % len(VALID)], None if k % 3 == 0 else k - 5, [None, NAN, 0.1, 1.5, -3.25][k % 5], VECTORS[k % len(VECTORS)],
+            VALUES[k % size],
+            VALUES[(k + 5) % size],
+            VALUES[(7 * k) % size],
+            inside[k % size],
+            INDICES[k % len(INDICES)],
+            VALID[k % len(VALID)],
+            None if k % 3 == 0 else k - 5,
+            [None, NAN, 0.1, 1.5, -3.25][k % 5],
+            VECTORS[k % len(VECTORS)],
         )
         for k in range(2 * size)
-    ]  # fmt: skip
+    ]
     empty = spark.createDataFrame([], SCHEMA)
     schema = empty.schema.add("v", VectorUDT())
     return spark.createDataFrame(rows, schema).coalesce(2).union(spark.createDataFrame([], schema)).cache()

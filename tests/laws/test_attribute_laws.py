@@ -24,9 +24,10 @@ SLOTS = {
     "num_attrs": 6,
     "attrs": {
         "numeric": [{"idx": 4, "name": "height"}, {"idx": 0, "name": "a.b"}, {"idx": 3}],
-        "nominal": [{"idx": 1, "name": "sky", "vals": ["clear", "rain"]}], "binary": [{"idx": 5, "name": "Größe `x`"}],
+        "nominal": [{"idx": 1, "name": "sky", "vals": ["clear", "rain"]}],
+        "binary": [{"idx": 5, "name": "Größe `x`"}],
     },
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -56,16 +57,22 @@ def sliced(names: list[str], indices: tuple[int, ...] = (), column: str = "dense
 
 def test_by_names(rows: DataFrame) -> None:
     chosen: list[tuple[list[str], tuple[int, ...]]] = [
-        (["sky"], ()), (["height", "a.b"], ()), (["Größe `x`", "sky"], (3, 2)), (["a.b"], (5,)),
-    ]  # fmt: skip
+        (["sky"], ()),
+        (["height", "a.b"], ()),
+        (["Größe `x`", "sky"], (3, 2)),
+        (["a.b"], (5,)),
+    ]
     check([sliced(names, indices, c) for names, indices in chosen for c in ("dense", "sparse", "mixed")], rows)
 
 
 TRAPS: dict[str, Any] = {
     "names before indices": lambda names, places, indices: [*(places[n] for n in names), *indices],
     "in the order of the vector": lambda names, places, indices: [*indices, *sorted(places[n] for n in names)],
-    "in the order of the attributes": lambda names, places, indices: [*indices, *(list(places).index(n) for n in names)],
-}  # fmt: skip
+    "in the order of the attributes": lambda names, places, indices: [
+        *indices,
+        *(list(places).index(n) for n in names),
+    ],
+}
 
 
 @pytest.mark.parametrize("trap", TRAPS)
@@ -95,8 +102,9 @@ def test_what_is_known_without_data(rows: DataFrame) -> None:
     bare = rows.select(F.col("dense").alias("dense", metadata={"note": "bare"})).schema
     assert reason(sliced(["sky"]), schema=bare) == undecided  # a schema says nothing about a bare vector's width
     assert reason(sliced(["snow"]), schema=rows.schema) == (
-        "referenced", "no entry of 'dense' is named 'snow', so Spark refuses the stage"
-    )  # fmt: skip
+        "referenced",
+        "no entry of 'dense' is named 'snow', so Spark refuses the stage",
+    )
     numbers = PipelineModel([VectorAssembler(inputCols=["a", "b"], outputCol="dense"), sliced(["b"])])
     assert reason(numbers) == (
         "translated",
@@ -112,9 +120,12 @@ def test_what_is_known_without_data(rows: DataFrame) -> None:
 def test_the_data_tell(rows: DataFrame) -> None:
     """verify looks at the rows where their schema leaves a width open."""
     df = rows.select("a", "b", F.col("dense").alias("v", metadata={"note": "bare"}))
-    model = PipelineModel([
-        VectorAssembler(inputCols=["a", "v", "b"], outputCol="dense", handleInvalid="error"), sliced(["b", "v_3", "a"]),
-    ])  # fmt: skip
+    model = PipelineModel(
+        [
+            VectorAssembler(inputCols=["a", "v", "b"], outputCol="dense", handleInvalid="error"),
+            sliced(["b", "v_3", "a"]),
+        ]
+    )
     found = sparkdiff.verify(model, df)
     assert found.ok
     assert set(found.maxRelDiff) == {"dense", "out"}
@@ -134,8 +145,9 @@ def test_what_spark_cannot_tell_or_refuses(rows: DataFrame) -> None:
     nominal = rows.select(F.col("a").alias("a", metadata={"ml_attr": {"type": "nominal"}}), "b", "dense", "sparse")
     crossed = Interaction(inputCols=["a", "b"], outputCol="out")
     assert reason(crossed, schema=nominal.schema) == (
-        "referenced", "column 'a' is nominal without a number of values, and Spark refuses it: set the number in the metadata"
-    )  # fmt: skip
+        "referenced",
+        "column 'a' is nominal without a number of values, and Spark refuses it: set the number in the metadata",
+    )
     vectors = Interaction(inputCols=["dense", "b"], outputCol="out")
     role, why = reason(vectors, schema=nominal.schema)
     assert role == "referenced"
@@ -176,9 +188,17 @@ def test_a_source_column_is_what_its_first_reader_takes(rows: DataFrame) -> None
     model = PipelineModel([scaler, sizes, Interaction(inputCols=["dense", "both", "a"], outputCol="out")])
     vertices = [
         Vertex(0, (0,), scaler.uid, "StandardScalerModel", scaler, ("dense",), sources=(("dense", -1),)),
-        Vertex(1, (1,), sizes.uid, "VectorAssembler", sizes, ("scaled", "b"), sources=(("scaled", 0), ("b", -1)),
-               parents=frozenset({0})),
-    ]  # fmt: skip
+        Vertex(
+            1,
+            (1,),
+            sizes.uid,
+            "VectorAssembler",
+            sizes,
+            ("scaled", "b"),
+            sources=(("scaled", 0), ("b", -1)),
+            parents=frozenset({0}),
+        ),
+    ]
     graph = Graph(str.lower, tuple(vertices))
     found = attributes.known_fields(graph, {("dense", -1), ("b", -1), ("a", -1), ("scaled", 0)}, None)
     kinds = {v: f.dataType.simpleString() for v, f in found.items()}
@@ -198,6 +218,6 @@ def test_what_a_formula_keeps_to_itself(rows: DataFrame, monkeypatch: pytest.Mon
     assert len(made.columns) == len(df.columns) + 1
     for stage in (pruner, pruner.copy()):
         assert stage.transform(made).columns == df.columns
-    monkeypatch.setattr(formula.RewrittenAttributes, "forward", lambda self, x: dense(x).flip(1))
+    monkeypatch.setattr(formula.VectorAttributeRewriter, "forward", lambda self, x: dense(x).flip(1))
     with pytest.raises(LawBroken):
         check_stage(inside["VectorAttributeRewriter"], df)

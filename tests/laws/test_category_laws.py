@@ -16,7 +16,7 @@ from stages_and_rows import COLUMNS, Features, check, one_hot
 from sparkdiff.jvm import encoders, sessions
 from sparkdiff.jvm.encoders import Statistics
 from sparkdiff.stages.base import StageModule
-from sparkdiff.testing import check_stages, perturbed
+from sparkdiff.testing import check_stages, perturb_parameters
 
 random = np.random.default_rng(11)
 
@@ -31,10 +31,10 @@ def numbers(spark: SparkSession) -> DataFrame:
 
 
 def trained(module: StageModule, generator: torch.Generator) -> None:
-    """As `perturbed`, also what trains on request only."""
+    """As `perturb_parameters`, also what trains on request only."""
     for name in module.on_request():
         module.unfreeze(name)
-    perturbed(module, generator)
+    perturb_parameters(module, generator)
 
 
 # Imputer ----------------------------------------------------------------------------------------------------------------
@@ -72,16 +72,24 @@ def test_imputer(imputers: list[Any], numbers: DataFrame, constructors: bool) ->
 
 def test_binarizer(features: Features, numbers: DataFrame) -> None:
     thresholds = [0.0, -0.0, 0.5, -1.0, 1.0, 5e-324, INF, -INF]
-    check_stages([
-        *(Binarizer(inputCol="x", outputCol="out", threshold=t) for t in (*thresholds, NAN)),
-        Binarizer(inputCol="x", outputCol="out"),
-        Binarizer(inputCols=["x", "y"], outputCols=["p", "q"], threshold=0.1),
-        Binarizer(inputCols=["x", "y", "z"], outputCols=["p", "q", "r"], thresholds=[-0.5, 0.0, 2.0]),
-    ], numbers, perturb=trained)  # fmt: skip
-    check_stages([
-        *(Binarizer(inputCol=c, outputCol="out", threshold=t) for c in COLUMNS for t in (0.0, -0.0, 0.5, -1.0)),
-        Binarizer(inputCols=["sparse", "offset"], outputCols=["p", "q"], thresholds=[-2.25, 1.0]),
-    ], features(3), perturb=trained)  # fmt: skip
+    check_stages(
+        [
+            *(Binarizer(inputCol="x", outputCol="out", threshold=t) for t in (*thresholds, NAN)),
+            Binarizer(inputCol="x", outputCol="out"),
+            Binarizer(inputCols=["x", "y"], outputCols=["p", "q"], threshold=0.1),
+            Binarizer(inputCols=["x", "y", "z"], outputCols=["p", "q", "r"], thresholds=[-0.5, 0.0, 2.0]),
+        ],
+        numbers,
+        perturb=trained,
+    )
+    check_stages(
+        [
+            *(Binarizer(inputCol=c, outputCol="out", threshold=t) for c in COLUMNS for t in (0.0, -0.0, 0.5, -1.0)),
+            Binarizer(inputCols=["sparse", "offset"], outputCols=["p", "q"], thresholds=[-2.25, 1.0]),
+        ],
+        features(3),
+        perturb=trained,
+    )
 
 
 def test_bucketizer(numbers: DataFrame) -> None:
@@ -94,15 +102,28 @@ def test_bucketizer(numbers: DataFrame) -> None:
         [-1.0, 0.0, 0.1, INF],
         [-1.0, 1.0, 2.0, 3.0],
     ]
-    check_stages([
-        *(Bucketizer(splits=[ends[0], *s, ends[1]], inputCol="x", outputCol="bin", handleInvalid="keep") for s in inner),
-        *(Bucketizer(splits=s, inputCol="b", outputCol="bin", handleInvalid=h) for s in bounded for h in ("error", "keep")),
-        Bucketizer(
-            splitsArray=[[-INF, 0.0, 1.0, INF], [-INF, 0.5, INF], [-1.0, 0.0, 0.5, 1.0, 3.0]], handleInvalid="keep",
-            inputCols=["y", "z", "b"], outputCols=["p", "q", "r"],
-        ),
-        Bucketizer(splitsArray=[[-1.0, 0.0, 3.0]], inputCols=["b"], outputCols=["p"]),
-    ], numbers, perturb=trained)  # fmt: skip
+    check_stages(
+        [
+            *(
+                Bucketizer(splits=[ends[0], *s, ends[1]], inputCol="x", outputCol="bin", handleInvalid="keep")
+                for s in inner
+            ),
+            *(
+                Bucketizer(splits=s, inputCol="b", outputCol="bin", handleInvalid=h)
+                for s in bounded
+                for h in ("error", "keep")
+            ),
+            Bucketizer(
+                splitsArray=[[-INF, 0.0, 1.0, INF], [-INF, 0.5, INF], [-1.0, 0.0, 0.5, 1.0, 3.0]],
+                handleInvalid="keep",
+                inputCols=["y", "z", "b"],
+                outputCols=["p", "q", "r"],
+            ),
+            Bucketizer(splitsArray=[[-1.0, 0.0, 3.0]], inputCols=["b"], outputCols=["p"]),
+        ],
+        numbers,
+        perturb=trained,
+    )
 
 
 # OneHotEncoder and TargetEncoder ----------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sparkdiff.jvm import encoders
 from sparkdiff.jvm.encoders import Statistics
-from sparkdiff.pipeline.columns import read_plain, write_plain
+from sparkdiff.pipeline.column_tensors import read_plain, write_plain
 from sparkdiff.pipeline.graph import Version, null_of
 from sparkdiff.pipeline.network import Network, translate
 from sparkdiff.pipeline.parity import Differences
@@ -213,7 +213,7 @@ TRAPS: list[tuple[str, str, Trap]] = [
     ("continuous TargetEncoder", "NaN is null", told(lambda x, n: x.isnan())),
     ("continuous TargetEncoder", "-1 is null", minus_one_is_null),
     ("continuous TargetEncoder", "an unseen category is 0", giving(where(lambda x: x == 5, 0.0))),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("case", "trap"), [pytest.param(c, t, id=f"{c}: {name}") for c, name, t in TRAPS])

@@ -29,10 +29,14 @@ def rows(spark: SparkSession) -> dict[tuple[str, int], DataFrame]:
 @pytest.mark.parametrize("measure", ["euclidean", "cosine"])
 def test_k_means(bases: dict[str, Any], rows: dict[Any, DataFrame], measure: str, width: int) -> None:
     random = np.random.default_rng([width, len(measure)])
-    check([
-        k_means(bases[measure], random, width, k).copy({bases[measure].featuresCol: column})
-        for k in (1, 2, 3, 6) for column in COLUMNS
-    ], rows[measure, width])  # fmt: skip
+    check(
+        [
+            k_means(bases[measure], random, width, k).copy({bases[measure].featuresCol: column})
+            for k in (1, 2, 3, 6)
+            for column in COLUMNS
+        ],
+        rows[measure, width],
+    )
 
 
 @pytest.mark.parametrize("width", WIDTHS)

@@ -84,10 +84,11 @@ TRAPS: dict[str, tuple[type[Any], str, Callable[..., Any], str]] = {
 def stages(spark: SparkSession) -> dict[str, Any]:
     bases, random = fitted(spark), np.random.default_rng(2)
     return {
-        "euclidean": k_means(bases["euclidean"], random, 3, 6), "cosine": k_means(bases["cosine"], random, 3, 3),
+        "euclidean": k_means(bases["euclidean"], random, 3, 6),
+        "cosine": k_means(bases["cosine"], random, 3, 3),
         "regular": mixture(bases["mixture"], random, 3, 3, "regular"),
         "singular": mixture(bases["mixture"], random, 3, 3, "singular"),
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,12 @@ STAGES: dict[str, tuple[str, dict[str, Any], dict[str, Any], bool]] = {
     # name: (class, weights, Params, whether the first output is sparse)
     "StandardScaler": ("StandardScaler", {"std": np.array([1.0, 0.0, 2.0, 0.1, 7.0]), "mean": W[0]}, {}, True),
     "neither": ("StandardScaler", {"std": np.ones(5), "mean": W[0]}, {"withStd": False}, True),
-    "with mean": ("StandardScaler", {"std": np.array([1.0, 0.0, 2.0, 0.1, 7.0]), "mean": W[0]}, {"withMean": True}, False),
+    "with mean": (
+        "StandardScaler",
+        {"std": np.array([1.0, 0.0, 2.0, 0.1, 7.0]), "mean": W[0]},
+        {"withMean": True},
+        False,
+    ),
     "mean only": ("StandardScaler", {"std": np.ones(5), "mean": W[0]}, {"withMean": True, "withStd": False}, False),
     "MinMaxScaler": ("MinMaxScaler", {"originalMin": W[0], "originalMax": W[0] + [1.0, 0.0, 2.0, 3.0, 4.0]}, {}, False),
     "PCA": ("PCA", {"pc": W.T.copy(), "explainedVariance": np.ones(3)}, {"k": 3}, False),
@@ -30,13 +35,17 @@ STAGES: dict[str, tuple[str, dict[str, Any], dict[str, Any], bool]] = {
     "GLR": ("GeneralizedLinearRegression", {"coefficients": W[0], "intercept": 1.0}, {"family": "poisson"}, False),
     "binomial": (
         "LogisticRegression",
-        {"coefficientMatrix": W[:1], "interceptVector": np.ones(1), "numClasses": 2, "isMultinomial": False}, {}, False,
+        {"coefficientMatrix": W[:1], "interceptVector": np.ones(1), "numClasses": 2, "isMultinomial": False},
+        {},
+        False,
     ),
     "multinomial": (
         "LogisticRegression",
-        {"coefficientMatrix": W, "interceptVector": np.ones(3), "numClasses": 3, "isMultinomial": True}, {}, False,
+        {"coefficientMatrix": W, "interceptVector": np.ones(3), "numClasses": 3, "isMultinomial": True},
+        {},
+        False,
     ),
-}  # fmt: skip
+}
 
 
 def csr(x: Tensor) -> Tensor:

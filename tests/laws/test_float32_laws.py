@@ -13,8 +13,8 @@ from recommender_models import ITEMS, USERS, WORDS, als, documents, fitted, pair
 import sparkdiff
 from sparkdiff import jvm
 from sparkdiff.jvm import als as factors, sessions, word2vec as words
-from sparkdiff.pipeline.translation import linked
-from sparkdiff.stages.constraints import Rounded
+from sparkdiff.pipeline.translation import graph_of
+from sparkdiff.stages.constraints import Float32Values
 from sparkdiff.stages.recommendation import FloatProduct
 from sparkdiff.tensors.rows import SparseRows
 from sparkdiff.testing import check_stages
@@ -37,9 +37,13 @@ def spoken(spark: SparkSession) -> DataFrame:
 
 def test_als(bases: tuple[Any, Any], ids: DataFrame) -> None:
     base, random = bases[0], np.random.default_rng(1)
-    check_stages([
-        als(base, random), als(base, random, 1e15).copy({base.userCol: "fractional", base.itemCol: "long"}),
-    ], ids)  # fmt: skip
+    check_stages(
+        [
+            als(base, random),
+            als(base, random, 1e15).copy({base.userCol: "fractional", base.itemCol: "long"}),
+        ],
+        ids,
+    )
 
 
 def test_als_is_spark_s_float_bit_for_bit(bases: tuple[Any, Any], ids: DataFrame) -> None:
@@ -116,7 +120,7 @@ def test_cold_starts_that_drop_rows_stay_in_spark(bases: tuple[Any, Any]) -> Non
     [stage] = sparkdiff.plan(model).stages
     assert stage.role == "referenced"
     assert stage.reason == "coldStartStrategy='drop' drops rows, and a torch module cannot drop rows; use 'nan'"
-    assert linked(model).vertices[0].may_drop
+    assert graph_of(model).vertices[0].may_drop
 
 
 def test_the_product_s_gradient() -> None:
@@ -149,7 +153,7 @@ def test_recovered_words_have_these_shares(bases: tuple[Any, Any]) -> None:
 
 
 def test_rounded_parameters_are_float32_at_every_step() -> None:
-    constraint, start = Rounded(), torch.tensor([0.5, 1e-40, 3.0]).double()
+    constraint, start = Float32Values(), torch.tensor([0.5, 1e-40, 3.0]).double()
     move = torch.tensor([[0.0, 0.0, 0.0], [1e-9, 1e-42, 1e-3]], dtype=torch.float64)
     value = constraint.value(start, move)
     assert torch.equal(value[0], start)

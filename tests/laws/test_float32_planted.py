@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sparkdiff.jvm import als as factors
 from sparkdiff.stages.base import StageModule
-from sparkdiff.stages.constraints import Rounded
+from sparkdiff.stages.constraints import Float32Values
 from sparkdiff.stages.embedding import Word2Vec
 from sparkdiff.stages.recommendation import ALS
 from sparkdiff.tensors.rows import Rows, SparseRows
@@ -74,7 +74,7 @@ TRAPS: dict[str, tuple[type[Any], str, Callable[..., Any]]] = {
     "computed in double": (ALS, "margin", in_double),
     "tables swapped": (ALS, "to_spark", tables_swapped),
     "rows of a table moved": (ALS, "to_spark", unordered),
-    "parameters not rounded": (Rounded, "value", lambda self, start, move: start + move),
+    "parameters not rounded": (Float32Values, "value", lambda self, start, move: start + move),
     "unknown words don't count": (Word2Vec, "forward", known_words_only),
     "a sum for a mean": (Word2Vec, "forward", sum_of_vectors),
     "repeated words count once": (Word2Vec, "forward", each_word_once),

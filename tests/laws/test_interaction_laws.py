@@ -37,9 +37,12 @@ COLUMNS: dict[str, tuple[Any, dict[str, Any] | None]] = {
     "partly": (VectorUDT(), {"num_attrs": 2, "attrs": {"binary": [{"idx": 1, "name": "yes"}]}}),
     "sparse": (VectorUDT(), numeric(4)),
     "wide": (VectorUDT(), numeric(400)),
-    "trivial": (VectorUDT(), {"num_attrs": 2, "attrs": {"nominal": [{"idx": 0, "vals": ["one"]}], "numeric": [{"idx": 1}]}}),
+    "trivial": (
+        VectorUDT(),
+        {"num_attrs": 2, "attrs": {"nominal": [{"idx": 0, "vals": ["one"]}], "numeric": [{"idx": 1}]}},
+    ),
     "single slot": (VectorUDT(), numeric(1)),
-}  # fmt: skip
+}
 
 
 def rows() -> Iterator[tuple[Any, ...]]:
@@ -55,11 +58,21 @@ def rows() -> Iterator[tuple[Any, ...]]:
                 (dense, few)[i % 3 - 1][i % 3] = extreme
         wide = Vectors.sparse(400, [i, 399], [number if np.isfinite(number) else 1.0, -0.0])
         yield (
-            float(number), i - 5, float(i % 2), float(i % 3), i % 4, float(random.choice(ORDINARY)),
-            float(random.choice(ORDINARY)), float(i * 31 % WIDE), Vectors.dense(dense),
-            Vectors.dense(random.choice(ORDINARY, 2)), sparse(few), wide, Vectors.dense(random.choice(ORDINARY, 2)),
+            float(number),
+            i - 5,
+            float(i % 2),
+            float(i % 3),
+            i % 4,
+            float(random.choice(ORDINARY)),
+            float(random.choice(ORDINARY)),
+            float(i * 31 % WIDE),
+            Vectors.dense(dense),
+            Vectors.dense(random.choice(ORDINARY, 2)),
+            sparse(few),
+            wide,
+            Vectors.dense(random.choice(ORDINARY, 2)),
             Vectors.dense(float(random.choice(ORDINARY))),
-        )  # fmt: skip
+        )
 
 
 @pytest.fixture(scope="module")
@@ -77,13 +90,35 @@ def crossed(*names: str) -> Interaction:
 
 
 KINDS: Sequence[Sequence[str]] = [
-    ["number"], ["dense"], ["sparse"], ["three"], ["many"], ["number", "long"], ["dense", "partly"], ["partly", "dense"],
-    ["sparse", "dense"], ["dense", "sparse"], ["three", "named"], ["named", "three"], ["three", "number"],
-    ["number", "three"], ["binary", "single", "none", "three"], ["binary", "dense"], ["named", "dense", "long"],
-    ["dense", "named", "partly"], ["three", "sparse", "dense"], ["wide", "three"], ["three", "wide"], ["wide", "partly", "named"],
-    ["many", "three"], ["number", "many"], ["dense", "many", "sparse"], ["trivial", "three", "number"],
-    ["single slot", "number", "three"], ["long", "wide", "number"],
-]  # fmt: skip
+    ["number"],
+    ["dense"],
+    ["sparse"],
+    ["three"],
+    ["many"],
+    ["number", "long"],
+    ["dense", "partly"],
+    ["partly", "dense"],
+    ["sparse", "dense"],
+    ["dense", "sparse"],
+    ["three", "named"],
+    ["named", "three"],
+    ["three", "number"],
+    ["number", "three"],
+    ["binary", "single", "none", "three"],
+    ["binary", "dense"],
+    ["named", "dense", "long"],
+    ["dense", "named", "partly"],
+    ["three", "sparse", "dense"],
+    ["wide", "three"],
+    ["three", "wide"],
+    ["wide", "partly", "named"],
+    ["many", "three"],
+    ["number", "many"],
+    ["dense", "many", "sparse"],
+    ["trivial", "three", "number"],
+    ["single slot", "number", "three"],
+    ["long", "wide", "number"],
+]
 
 
 def test_interaction(columns: DataFrame) -> None:
@@ -160,10 +195,17 @@ def test_rows_that_spark_stores_one_way_or_the_other(columns: DataFrame) -> None
     encoder = one_hot(columns)
     assembled = VectorAssembler(inputCols=["number", "three", "binary", "long"], outputCol="few", handleInvalid="keep")
     wider = VectorAssembler(inputCols=["sparse", "dense", "three", "number"], outputCol="more", handleInvalid="keep")
-    model = PipelineModel([
-        encoder, assembled, wider, crossed("hot", "number"), _named(crossed("few", "number"), "a"),
-        _named(crossed("number", "more", "hot"), "b"), _named(crossed("crossed", "number"), "c"),
-    ])  # fmt: skip
+    model = PipelineModel(
+        [
+            encoder,
+            assembled,
+            wider,
+            crossed("hot", "number"),
+            _named(crossed("few", "number"), "a"),
+            _named(crossed("number", "more", "hot"), "b"),
+            _named(crossed("crossed", "number"), "c"),
+        ]
+    )
     plain = columns.withColumn("three", F.col("three") * 1).withColumn("kind", F.col("three"))
     assert sparkdiff.verify(model, plain).ok
 

@@ -20,9 +20,11 @@ pytestmark = pytest.mark.once  # whether a fault of our own is noticed: no stack
 def rows(spark: SparkSession) -> DataFrame:
     data = [(float(i % 3), Vectors.dense(i - 1.5, 2.0), Vectors.sparse(3, [i % 3], [5.0]), 0.5 * i) for i in range(6)]
     attributes = {
-        "kind": {"type": "nominal", "num_vals": 3}, "u": {"num_attrs": 2, "attrs": {"numeric": [{"idx": 0}, {"idx": 1}]}},
-        "w": {"num_attrs": 3, "attrs": {"numeric": [{"idx": 0}]}}, "x": {},
-    }  # fmt: skip
+        "kind": {"type": "nominal", "num_vals": 3},
+        "u": {"num_attrs": 2, "attrs": {"numeric": [{"idx": 0}, {"idx": 1}]}},
+        "w": {"num_attrs": 3, "attrs": {"numeric": [{"idx": 0}]}},
+        "x": {},
+    }
     df = spark.createDataFrame(data, list(attributes))
     described = [F.col(c).alias(c, metadata={"ml_attr": a} if a else {}) for c, a in attributes.items()]
     return df.select(*described).coalesce(1).cache()
@@ -47,12 +49,18 @@ PLANTED: dict[str, tuple[Any, str, Any, tuple[str, ...]]] = {
     "categories are numbers": (interaction, "_categories", lambda name, field: 1, ("kind", "u")),
     "the last category is dropped": (interaction, "_categories", one_fewer, ("kind", "x")),
     "sparse rows are crossed the wrong way round": (
-        interaction, "_crossed", lambda slow, fast, right=interaction._crossed: right(fast, slow), ("u", "w"),
+        interaction,
+        "_row_products",
+        lambda slow, fast, right=interaction._row_products: right(fast, slow),
+        ("u", "w"),
     ),
     "a sparse row's first product only": (
-        interaction, "_crossed", lambda slow, fast, right=interaction._crossed: halved(right(slow, fast)), ("u", "w"),
+        interaction,
+        "_row_products",
+        lambda slow, fast, right=interaction._row_products: halved(right(slow, fast)),
+        ("u", "w"),
     ),
-}  # fmt: skip
+}
 
 
 def halved(x: Any) -> Any:

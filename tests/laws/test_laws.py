@@ -19,7 +19,7 @@ from stages_and_rows import AT_ONCE, COLUMNS, Features, Fitted, built, check, on
 import sparkdiff
 from sparkdiff.jvm import sessions
 from sparkdiff.stages.base import StageModule
-from sparkdiff.testing import check_stages, perturbed
+from sparkdiff.testing import check_stages, perturb_parameters
 
 # The same examples in every run; `SPARKDIFF_EXAMPLES=50 pytest tests/laws` looks for new ones. CI takes 1 of them for each
 # commit, and all of them nightly.
@@ -71,10 +71,13 @@ def many(
 def test_standard_scaler(features: Features, fitted: Fitted, drawn: Any) -> None:
     width, several = drawn
     base = fitted("StandardScaler")
-    check([
-        built(base, {"std": std, "mean": mean}, withStd=with_std, withMean=with_mean, inputCol=column)
-        for std, mean, with_std, with_mean, column in several
-    ], features(width))  # fmt: skip
+    check(
+        [
+            built(base, {"std": std, "mean": mean}, withStd=with_std, withMean=with_mean, inputCol=column)
+            for std, mean, with_std, with_mean, column in several
+        ],
+        features(width),
+    )
 
 
 intervals = st.sampled_from([(0.0, 1.0), (-1.0, 1.0), (2.5, 1e9), (-1e-9, 0.0)])
@@ -85,10 +88,15 @@ intervals = st.sampled_from([(0.0, 1.0), (-1.0, 1.0), (2.5, 1e9), (-1e-9, 0.0)])
 def test_min_max_scaler(features: Features, fitted: Fitted, drawn: Any) -> None:
     width, several = drawn
     base = fitted("MinMaxScaler")
-    check([
-        built(base, {"originalMin": low, "originalMax": low + size}, min=interval[0], max=interval[1], inputCol=column)
-        for low, size, interval, column in several
-    ], features(width))  # fmt: skip
+    check(
+        [
+            built(
+                base, {"originalMin": low, "originalMax": low + size}, min=interval[0], max=interval[1], inputCol=column
+            )
+            for low, size, interval, column in several
+        ],
+        features(width),
+    )
 
 
 def components(width: int) -> st.SearchStrategy[np.ndarray]:
@@ -100,10 +108,18 @@ def components(width: int) -> st.SearchStrategy[np.ndarray]:
 def test_pca(features: Features, fitted: Fitted, drawn: Any) -> None:
     width, several = drawn
     base = fitted("PCA")
-    check([
-        built(base, {"pc": pc, "explainedVariance": np.arange(pc.shape[1], dtype=float)}, inputCol=column, k=pc.shape[1])
-        for pc, column in several
-    ], features(width))  # fmt: skip
+    check(
+        [
+            built(
+                base,
+                {"pc": pc, "explainedVariance": np.arange(pc.shape[1], dtype=float)},
+                inputCol=column,
+                k=pc.shape[1],
+            )
+            for pc, column in several
+        ],
+        features(width),
+    )
 
 
 @generated()
@@ -111,26 +127,36 @@ def test_pca(features: Features, fitted: Fitted, drawn: Any) -> None:
 def test_linear_regression(features: Features, fitted: Fitted, drawn: Any) -> None:
     width, several = drawn
     base = fitted("LinearRegression")
-    check([
-        built(
-            base, {"coefficients": w, "intercept": b, "scale": scale}, featuresCol=column,
-            fitIntercept=bool(b), loss="huber" if scale > 5 else "squaredError",
-        )
-        for w, b, scale, column in several
-    ], features(width))  # fmt: skip
+    check(
+        [
+            built(
+                base,
+                {"coefficients": w, "intercept": b, "scale": scale},
+                featuresCol=column,
+                fitIntercept=bool(b),
+                loss="huber" if scale > 5 else "squaredError",
+            )
+            for w, b, scale, column in several
+        ],
+        features(width),
+    )
 
 
 FAMILIES: list[dict[str, Any]] = [
     {"family": family, "link": link}
     for family, links in {
-        "gaussian": (None, "identity", "log", "inverse"), "binomial": (None, "logit", "probit", "cloglog"),
-        "poisson": (None, "log", "identity", "sqrt"), "gamma": (None, "inverse", "identity", "log"), "Poisson": ("LOG",),
+        "gaussian": (None, "identity", "log", "inverse"),
+        "binomial": (None, "logit", "probit", "cloglog"),
+        "poisson": (None, "log", "identity", "sqrt"),
+        "gamma": (None, "inverse", "identity", "log"),
+        "Poisson": ("LOG",),
     }.items()
     for link in links
 ] + [
     {"family": "tweedie", "variancePower": power, "linkPower": link}
-    for power in (0.0, 1.0, 1.5, 2.0, 3.0) for link in (None, 0.0, 1.0, -1.0, 0.5, 2.0, -0.5, 1 / 3)
-]  # fmt: skip
+    for power in (0.0, 1.0, 1.5, 2.0, 3.0)
+    for link in (None, 0.0, 1.0, -1.0, 0.5, 2.0, -0.5, 1 / 3)
+]
 POWERS = [f for f in FAMILIES if f["family"] == "tweedie"]
 ONE_OF_EACH = [f for f in FAMILIES if f not in POWERS] + POWERS[::5]
 """Each family with each link of its own; each power of tweedie and each link to a power, but not each pair of them."""
@@ -148,13 +174,21 @@ def test_generalized_linear_regression(
     drawn = many(lambda d: st.tuples(vector(d), numbers, columns, st.booleans(), st.booleans()), len(families))
     width, several = data.draw(drawn)
     base = fitted("GeneralizedLinearRegression")
-    check([
-        built(
-            base, {"coefficients": w, "intercept": b}, featuresCol=column, fitIntercept=bool(b),
-            offsetCol="offset" if offset else None, linkPredictionCol="link" if shows_link else None, **family,
-        )
-        for (w, b, column, offset, shows_link), family in zip(several, families, strict=True)
-    ], features(width))  # fmt: skip
+    check(
+        [
+            built(
+                base,
+                {"coefficients": w, "intercept": b},
+                featuresCol=column,
+                fitIntercept=bool(b),
+                offsetCol="offset" if offset else None,
+                linkPredictionCol="link" if shows_link else None,
+                **family,
+            )
+            for (w, b, column, offset, shows_link), family in zip(several, families, strict=True)
+        ],
+        features(width),
+    )
 
 
 @st.composite
@@ -163,9 +197,11 @@ def logistic(draw: st.DrawFn, width: int) -> tuple[dict[str, Any], dict[str, Any
     k, column = draw(st.sampled_from([1, 1, 2, 3])), draw(columns)
     intercepts = draw(vector(k, st.one_of(numbers, st.just(-np.inf)))) if draw(st.booleans()) else np.zeros(k)
     weights = {
-        "coefficientMatrix": draw(arrays(np.float64, (k, width), elements=numbers)), "interceptVector": intercepts,
-        "numClasses": max(k, 2), "isMultinomial": k > 1,
-    }  # fmt: skip
+        "coefficientMatrix": draw(arrays(np.float64, (k, width), elements=numbers)),
+        "interceptVector": intercepts,
+        "numClasses": max(k, 2),
+        "isMultinomial": k > 1,
+    }
     params: dict[str, Any] = {"featuresCol": column, "fitIntercept": bool(intercepts.any())}
     shown = draw(st.sampled_from(["rpl", "rpl", "rp", "rl", "pl", "r", "p", "l"]))
     names = ("rawPredictionCol", "probabilityCol", "predictionCol")
@@ -209,9 +245,11 @@ def test_thresholds_that_train(
     features: Features, fitted: Fitted, monkeypatch: pytest.MonkeyPatch, constructors: bool
 ) -> None:
     weights = {
-        "coefficientMatrix": np.array([[1.0, 0.0, -2.0]]), "interceptVector": np.array([0.5]), "numClasses": 2,
+        "coefficientMatrix": np.array([[1.0, 0.0, -2.0]]),
+        "interceptVector": np.array([0.5]),
+        "numClasses": 2,
         "isMultinomial": False,
-    }  # fmt: skip
+    }
     stages = [
         built(fitted("LogisticRegression"), weights, featuresCol="mixed", threshold=threshold)
         for threshold in (None, 0.5, 0.2, 1e-12, 0.0, 1.0)
@@ -220,7 +258,7 @@ def test_thresholds_that_train(
     def all_moved(module: StageModule, generator: torch.Generator) -> None:
         for name in module.on_request():
             module.unfreeze(name)
-        perturbed(module, generator)
+        perturb_parameters(module, generator)
 
     monkeypatch.setattr(sessions, "has_constructors", lambda: constructors)
     check_stages(stages, features(3), perturb=all_moved)
@@ -243,16 +281,26 @@ def test_corners(features: Features, fitted: Fitted, monkeypatch: pytest.MonkeyP
     }
     stages = [
         built(min_max, {"originalMin": -huge, "originalMax": huge}, inputCol="mixed"),  # the range is infinite
-        built(min_max, {"originalMin": np.ones(3), "originalMax": np.full(3, 1 + 2**-52)}, inputCol="mixed"),  # nearly constant
-        built(min_max, {"originalMin": np.zeros(3), "originalMax": huge}, max=1e-20, inputCol="mixed"),  # the factor is 0
+        built(
+            min_max, {"originalMin": np.ones(3), "originalMax": np.full(3, 1 + 2**-52)}, inputCol="mixed"
+        ),  # nearly constant
+        built(
+            min_max, {"originalMin": np.zeros(3), "originalMax": huge}, max=1e-20, inputCol="mixed"
+        ),  # the factor is 0
         built(scaler, {"std": np.zeros(3), "mean": np.ones(3)}, withMean=True, withStd=False, inputCol="mixed"),
         built(scaler, {"std": np.zeros(3), "mean": np.ones(3)}, withMean=True, withStd=True, inputCol="mixed"),
-        built(glr, {"coefficients": w[0], "intercept": 1.0}, featuresCol="mixed", predictionCol="", linkPredictionCol="eta"),
+        built(
+            glr,
+            {"coefficients": w[0], "intercept": 1.0},
+            featuresCol="mixed",
+            predictionCol="",
+            linkPredictionCol="eta",
+        ),
         built(logistic, weights, featuresCol="mixed"),
         built(logistic, weights, featuresCol="mixed", rawPredictionCol=""),
         built(logistic, weights, featuresCol="mixed", rawPredictionCol="", thresholds=[0.5, 0.0, 0.1]),
         built(logistic, binomial, featuresCol="mixed", rawPredictionCol="", threshold=1 - 2**-53),  # p rounds to less
-    ]  # fmt: skip
+    ]
     monkeypatch.setattr(sessions, "has_constructors", lambda: constructors)
     check(stages, features(3))
 
@@ -260,11 +308,19 @@ def test_corners(features: Features, fitted: Fitted, monkeypatch: pytest.MonkeyP
 def test_vectors_without_entries(features: Features, fitted: Fitted) -> None:
     none, mixed = np.empty(0), {"featuresCol": "mixed"}
     shape = {"interceptVector": np.array([0.5]), "numClasses": 2, "isMultinomial": False}
-    check([  # Spark's scalers refuse them
-        built(fitted("LinearRegression"), {"coefficients": none, "intercept": 2.5, "scale": 1.0}, **mixed),
-        built(fitted("GeneralizedLinearRegression"), {"coefficients": none, "intercept": 2.5}, offsetCol="offset", **mixed),
-        built(fitted("LogisticRegression"), {"coefficientMatrix": np.empty((1, 0)), **shape}, **mixed),
-    ], features(0))  # fmt: skip
+    check(
+        [  # Spark's scalers refuse them
+            built(fitted("LinearRegression"), {"coefficients": none, "intercept": 2.5, "scale": 1.0}, **mixed),
+            built(
+                fitted("GeneralizedLinearRegression"),
+                {"coefficients": none, "intercept": 2.5},
+                offsetCol="offset",
+                **mixed,
+            ),
+            built(fitted("LogisticRegression"), {"coefficientMatrix": np.empty((1, 0)), **shape}, **mixed),
+        ],
+        features(0),
+    )
 
 
 # Stages without weights -------------------------------------------------------------------------------------------------
@@ -340,14 +396,24 @@ def parts(spark: SparkSession) -> DataFrame:
 
 def test_vector_assembler(parts: DataFrame, any_case: bool) -> None:
     full = [
-        ["double"], ["mixed"], ["none"], ["none", "boolean"], ["wide"], ["empty", "empty"],
+        ["double"],
+        ["mixed"],
+        ["none"],
+        ["none", "boolean"],
+        ["wide"],
+        ["empty", "empty"],
         ["DOUBLE", "double", "Long"] if any_case else ["double", "double", "long"],
-        ["double", "mixed", "long", "one"], ["one", "wide", "double", "empty"], ["wide", "mixed", "none", "double", "wide"],
-    ]  # fmt: skip
+        ["double", "mixed", "long", "one"],
+        ["one", "wide", "double", "empty"],
+        ["wide", "mixed", "none", "double", "wide"],
+    ]
     gaps = [
-        ["gapNull"], ["gapDouble", "gapInt"], ["wide", "gapNull", "mixed"], ["gapVector"],
+        ["gapNull"],
+        ["gapDouble", "gapInt"],
+        ["wide", "gapNull", "mixed"],
+        ["gapVector"],
         ["gapVector", "empty", "gapInt", "wide"],
-    ]  # fmt: skip
+    ]
     check(
         [VectorAssembler(inputCols=names, outputCol="out") for names in full]
         + [VectorAssembler(inputCols=names, outputCol="out", handleInvalid="keep") for names in gaps + full[-3:]],

@@ -17,7 +17,7 @@ from random_trees import CATEGORIES, grown
 from test_laws import generated
 from torch import Tensor
 
-from sparkdiff.growth import costs
+from sparkdiff.growth import cost_table
 from sparkdiff.growth.part import Part, PipelinePlace
 from sparkdiff.growth.parts.blocks import Blocks
 from sparkdiff.growth.parts.coding import Coding
@@ -25,19 +25,22 @@ from sparkdiff.growth.parts.crosses import Crosses
 from sparkdiff.growth.parts.effects import Intercepts, Slopes
 from sparkdiff.growth.parts.embeddings import Embedding, Products
 from sparkdiff.growth.parts.shapes import Knots, Shapes
-from sparkdiff.growth.parts.trees import Sums, TreesPart
+from sparkdiff.growth.parts.trees import BlockSumCache, TreesPart
 from sparkdiff.growth.parts.units import Units
-from sparkdiff.growth.table import Column, Split
+from sparkdiff.growth.row_tensors import Column, Split
 from sparkdiff.jvm import sessions
 from sparkdiff.testing import check_stages
 
 Random = np.random.Generator
 WIDTH, ROWS, USERS = 3, 50, 7
 COLUMNS = (
-    Column("x", "x", gaps=True), Column("y", "y"), Column("c", "c", CATEGORIES[2], indexes=True),
-    Column("d", "d", CATEGORIES[3], indexes=True), Column("user", "user", USERS, indexes=True, entity=True),
+    Column("x", "x", gaps=True),
+    Column("y", "y"),
+    Column("c", "c", CATEGORIES[2], indexes=True),
+    Column("d", "d", CATEGORIES[3], indexes=True),
+    Column("user", "user", USERS, indexes=True, entity=True),
     Column("flag", "flag", boolean=True),
-)  # fmt: skip
+)
 EDGES = [-1.0, -0.0, 5e-324, 0.5, 1.0, 1e300]
 SIZES = [0.0, 1.0, 1.0, 1.0, -0.1, 1e-9, 1e4]
 F64 = torch.float64
@@ -125,7 +128,7 @@ def units(random: Random, classes: int) -> Part:
 
 def trees(random: Random, classes: int) -> Part:
     blocks = [tuple(grown(random, 2, 0) for _ in range(max(classes, 1))) for _ in range(2)]
-    return TreesPart(COLUMNS, blocks, Sums())
+    return TreesPart(COLUMNS, blocks, BlockSumCache())
 
 
 KINDS = (crosses, shapes, intercepts, slopes, embedding, units, trees)
@@ -134,13 +137,18 @@ KINDS = (crosses, shapes, intercepts, slopes, embedding, units, trees)
 def check_cost(part: Part, made: Any) -> None:
     filled, total = {"features": 2.0}, 0.0
     for stage in made.stages:
-        total += costs.of_stage(stage, filled)
-        filled |= costs.filled_by(stage, filled)
-    served = part.served(2.0)
-    assert costs.of_steps(served.steps) == pytest.approx(total)
+        total += cost_table.of_stage(stage, filled)
+        filled |= cost_table.filled_by(stage, filled)
+    served = part.serving_work(2.0)
+    assert cost_table.of_steps(served.steps) == pytest.approx(total)
     assert served.entries == pytest.approx(sum(filled.get(o.column, 1.0) for o in made.outputs))
-    read = {c for s in made.stages for name in ("inputCol", "inputCols") if s.hasParam(name) and s.isDefined(name)
-            for c in np.atleast_1d(s.getOrDefault(name)).tolist()}  # fmt: skip
+    read = {
+        c
+        for s in made.stages
+        for name in ("inputCol", "inputCols")
+        if s.hasParam(name) and s.isDefined(name)
+        for c in np.atleast_1d(s.getOrDefault(name)).tolist()
+    }
     assert served.columns == read & {c.column for c in COLUMNS}
 
 

@@ -13,7 +13,7 @@ from stages_and_rows import Fitted, built, sparse
 from torch import Tensor
 
 import sparkdiff
-from sparkdiff.pipeline.columns import read_plain, write_plain
+from sparkdiff.pipeline.column_tensors import read_plain, write_plain
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
 from sparkdiff.pipeline.parity import Differences
@@ -33,43 +33,67 @@ POSITIVE = {"coefficients": np.abs(W[2]) / 9, "intercept": 3.0}  # with features
 
 def logistic(rows: int, *, intercepts: bool = True) -> dict[str, Any]:
     return {
-        "coefficientMatrix": W[:rows], "interceptVector": np.linspace(-1, 1, rows) if intercepts else np.zeros(rows),
-        "numClasses": max(rows, 2), "isMultinomial": rows > 1,
-    }  # fmt: skip
+        "coefficientMatrix": W[:rows],
+        "interceptVector": np.linspace(-1, 1, rows) if intercepts else np.zeros(rows),
+        "numClasses": max(rows, 2),
+        "isMultinomial": rows > 1,
+    }
 
 
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "StandardScaler": ("StandardScaler", {"std": np.array([1e-4, 1.0, 0.0, 250.0]), "mean": W[0]}, {"withMean": True}),
     "StandardScaler without mean": ("StandardScaler", {"std": np.array([0.3, 2.0, 1.0, 9.0]), "mean": W[0]}, {}),
-    "StandardScaler without std": ("StandardScaler", {"std": np.ones(4), "mean": W[0]}, {"withMean": True, "withStd": False}),
-    "MinMaxScaler": (
-        "MinMaxScaler", {"originalMin": np.array([0.0, -1.0, 2.0, -20.0]), "originalMax": np.array([0.1, 1.0, 2.0, 40.0])}, {},
+    "StandardScaler without std": (
+        "StandardScaler",
+        {"std": np.ones(4), "mean": W[0]},
+        {"withMean": True, "withStd": False},
     ),
-    "MinMaxScaler to an interval": ("MinMaxScaler", {"originalMin": W[0], "originalMax": W[0] + 2}, {"min": -3.0, "max": 5.0}),
+    "MinMaxScaler": (
+        "MinMaxScaler",
+        {"originalMin": np.array([0.0, -1.0, 2.0, -20.0]), "originalMax": np.array([0.1, 1.0, 2.0, 40.0])},
+        {},
+    ),
+    "MinMaxScaler to an interval": (
+        "MinMaxScaler",
+        {"originalMin": W[0], "originalMax": W[0] + 2},
+        {"min": -3.0, "max": 5.0},
+    ),
     "PCA": ("PCA", {"pc": W[:2].T, "explainedVariance": np.array([0.6, 0.3])}, {"k": 2}),
     "LinearRegression": ("LinearRegression", {**FREE, "scale": 1.0}, {}),
     "LinearRegression through 0": ("LinearRegression", {**KEEPS_ZERO, "scale": 1.0}, {"fitIntercept": False}),
     "GLR gaussian": ("GeneralizedLinearRegression", FREE, {}),
     "GLR gaussian inverse": ("GeneralizedLinearRegression", POSITIVE, {"link": "inverse"}),
     "GLR poisson": ("GeneralizedLinearRegression", FREE, {"family": "poisson", "linkPredictionCol": "link"}),
-    "GLR poisson sqrt": ("GeneralizedLinearRegression", FREE, {"family": "poisson", "link": "sqrt", "offsetCol": "offset"}),
+    "GLR poisson sqrt": (
+        "GeneralizedLinearRegression",
+        FREE,
+        {"family": "poisson", "link": "sqrt", "offsetCol": "offset"},
+    ),
     "GLR gamma": ("GeneralizedLinearRegression", POSITIVE, {"family": "gamma"}),
     "GLR binomial": ("GeneralizedLinearRegression", FREE, {"family": "binomial"}),
     "GLR binomial probit": ("GeneralizedLinearRegression", FREE, {"family": "binomial", "link": "probit"}),
     "GLR binomial cloglog through 0": (
-        "GeneralizedLinearRegression", KEEPS_ZERO, {"family": "binomial", "link": "cloglog", "fitIntercept": False},
+        "GeneralizedLinearRegression",
+        KEEPS_ZERO,
+        {"family": "binomial", "link": "cloglog", "fitIntercept": False},
     ),
     "GLR tweedie": ("GeneralizedLinearRegression", POSITIVE, {"family": "tweedie", "variancePower": 1.5}),
-    "GLR tweedie log": ("GeneralizedLinearRegression", FREE, {"family": "tweedie", "variancePower": 1.7, "linkPower": 0.0}),
+    "GLR tweedie log": (
+        "GeneralizedLinearRegression",
+        FREE,
+        {"family": "tweedie", "variancePower": 1.7, "linkPower": 0.0},
+    ),
     "LogisticRegression": ("LogisticRegression", logistic(1), {}),
     "LogisticRegression of 2 rows": ("LogisticRegression", logistic(2), {}),
     "LogisticRegression of 3 rows": ("LogisticRegression", logistic(3), {"thresholds": [0.2, 0.5, 0.3]}),
     "LogisticRegression through 0": ("LogisticRegression", logistic(3, intercepts=False), {"fitIntercept": False}),
     "LogisticRegression, probability only": ("LogisticRegression", logistic(1), {"rawPredictionCol": ""}),
     "LogisticRegression with bounds": (
-        "LogisticRegression", logistic(1), {"lowerBoundsOnCoefficients": DenseMatrix(1, WIDTH, W[0] - 1)},
+        "LogisticRegression",
+        logistic(1),
+        {"lowerBoundsOnCoefficients": DenseMatrix(1, WIDTH, W[0] - 1)},
     ),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="session")

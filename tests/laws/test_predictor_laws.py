@@ -19,7 +19,7 @@ from pyspark.ml.classification import (
     NaiveBayes,
     OneVsRestModel,
     RandomForestClassifier,
-)  # fmt: skip
+)
 from pyspark.ml.linalg import Vectors
 from pyspark.ml.regression import AFTSurvivalRegression, FMRegressor, IsotonicRegression
 from pyspark.sql import DataFrame, SparkSession
@@ -66,7 +66,7 @@ def support_vector(random: np.random.Generator) -> Any:
     threshold = float(random.choice([0.0, -0.0, 0.5, -1.25, 1e300, np.inf]))
     estimator = LinearSVC(threshold=threshold, fitIntercept=fit, **column(random), **hidden(random, "rl"))
     intercept = float(numbers(random)) if fit else 0.0
-    return jvm.fitted(estimator, {"coefficients": numbers(random, WIDTH), "intercept": intercept})
+    return jvm.model_with_weights(estimator, {"coefficients": numbers(random, WIDTH), "intercept": intercept})
 
 
 def perceptron(random: np.random.Generator) -> Any:
@@ -75,7 +75,7 @@ def perceptron(random: np.random.Generator) -> Any:
     size = sum((a + 1) * b for a, b in itertools.pairwise(layers))
     estimator = MultilayerPerceptronClassifier(layers=layers, **column(random), **hidden(random))
     estimator = estimator.copy({estimator.getParam(n): v for n, v in thresholds(random, k).items()})
-    return jvm.fitted(estimator, {"weights": numbers(random, size)})
+    return jvm.model_with_weights(estimator, {"weights": numbers(random, size)})
 
 
 def machine(random: np.random.Generator) -> Any:
@@ -86,11 +86,14 @@ def machine(random: np.random.Generator) -> Any:
         estimator = estimator.copy({estimator.getParam(n): v for n, v in thresholds(random, 2).items()})
     else:
         estimator = FMRegressor(factorSize=rank, **fit, **column(random))
-    return jvm.fitted(estimator, {
-        "intercept": float(numbers(random)) if fit["fitIntercept"] else 0.0,
-        "linear": numbers(random, WIDTH) if fit["fitLinear"] else np.zeros(WIDTH),
-        "factors": np.round(numbers(random, WIDTH, rank), 2),
-    })  # fmt: skip
+    return jvm.model_with_weights(
+        estimator,
+        {
+            "intercept": float(numbers(random)) if fit["fitIntercept"] else 0.0,
+            "linear": numbers(random, WIDTH) if fit["fitLinear"] else np.zeros(WIDTH),
+            "factors": np.round(numbers(random, WIDTH, rank), 2),
+        },
+    )
 
 
 def log_shares(random: np.random.Generator, *shape: int) -> np.ndarray:
@@ -112,7 +115,7 @@ def bayes(random: np.random.Generator, kind: str) -> Any:
         )
     estimator = NaiveBayes(modelType=kind, featuresCol=str(random.choice([c for c in COLUMNS])), **hidden(random))
     estimator = estimator.copy({estimator.getParam(n): v for n, v in thresholds(random, k).items()})
-    return jvm.fitted(estimator, {"pi": log_shares(random, k), "theta": theta, "sigma": sigma})
+    return jvm.model_with_weights(estimator, {"pi": log_shares(random, k), "theta": theta, "sigma": sigma})
 
 
 @pytest.mark.parametrize("make", [support_vector, perceptron, machine])
@@ -227,7 +230,9 @@ def survival(random: np.random.Generator) -> Any:
         quantileProbabilities=quantiles.tolist(), fitIntercept=fit, **shown, **column(random)
     )
     weights = {"coefficients": numbers(random, WIDTH), "intercept": float(numbers(random)) if fit else 0.0}
-    return jvm.fitted(estimator, {**weights, "scale": float(10.0 ** random.integers(-4, 3) * random.random())})
+    return jvm.model_with_weights(
+        estimator, {**weights, "scale": float(10.0 ** random.integers(-4, 3) * random.random())}
+    )
 
 
 def members(random: np.random.Generator, kind: str, count: int) -> list[Any]:
@@ -235,45 +240,64 @@ def members(random: np.random.Generator, kind: str, count: int) -> list[Any]:
     plain = {"featuresCol": "mixed"}
     if kind == "LinearSVC":
         return [
-            jvm.fitted(
+            jvm.model_with_weights(
                 LinearSVC(**plain), {"coefficients": numbers(random, WIDTH), "intercept": float(numbers(random))}
             )
             for _ in range(count)
         ]
     if kind == "FMClassifier":
         return [
-            jvm.fitted(FMClassifier(factorSize=2, **plain), {
-                "intercept": float(numbers(random)), "linear": numbers(random, WIDTH), "factors": np.eye(WIDTH, 2),
-            })
+            jvm.model_with_weights(
+                FMClassifier(factorSize=2, **plain),
+                {
+                    "intercept": float(numbers(random)),
+                    "linear": numbers(random, WIDTH),
+                    "factors": np.eye(WIDTH, 2),
+                },
+            )
             for _ in range(count)
-        ]  # fmt: skip
+        ]
     if kind == "MultilayerPerceptronClassifier":
         estimator = MultilayerPerceptronClassifier(layers=[WIDTH, 2, 2], **plain)
-        return [jvm.fitted(estimator, {"weights": numbers(random, 2 * (WIDTH + 1) + 6)}) for _ in range(count)]
+        return [
+            jvm.model_with_weights(estimator, {"weights": numbers(random, 2 * (WIDTH + 1) + 6)}) for _ in range(count)
+        ]
     if kind == "NaiveBayes":
         estimator = NaiveBayes(modelType="gaussian", **plain)
         return [
-            jvm.fitted(estimator, {
-                "pi": log_shares(random, 2), "theta": numbers(random, 2, WIDTH), "sigma": random.random((2, WIDTH)) + 0.01,
-            })
+            jvm.model_with_weights(
+                estimator,
+                {
+                    "pi": log_shares(random, 2),
+                    "theta": numbers(random, 2, WIDTH),
+                    "sigma": random.random((2, WIDTH)) + 0.01,
+                },
+            )
             for _ in range(count)
-        ]  # fmt: skip
+        ]
     if kind in TREES:
         boosted = kind == "GBTClassifier"
         each = 1 if kind == "DecisionTreeClassifier" else 2
         nodes = [grown(random, each, 0 if boosted else 2) for _ in range(count)]
         return [
-            trees.fitted(TREES[kind](**plain), n, WIDTH, treeWeights=np.array([0.3, 1.0]) if boosted else None)
+            trees.model_with_nodes(
+                TREES[kind](**plain), n, WIDTH, treeWeights=np.array([0.3, 1.0]) if boosted else None
+            )
             for n in nodes
         ]
     rows = {"LogisticRegression": 1, "LogisticRegression of 2 rows": 2}[kind]
     return [
-        jvm.fitted(LogisticRegression(family="multinomial" if rows == 2 else "binomial", **plain), {
-            "coefficientMatrix": numbers(random, rows, WIDTH), "interceptVector": numbers(random, rows), "numClasses": 2,
-            "isMultinomial": rows == 2,
-        })
+        jvm.model_with_weights(
+            LogisticRegression(family="multinomial" if rows == 2 else "binomial", **plain),
+            {
+                "coefficientMatrix": numbers(random, rows, WIDTH),
+                "interceptVector": numbers(random, rows),
+                "numClasses": 2,
+                "isMultinomial": rows == 2,
+            },
+        )
         for _ in range(count)
-    ]  # fmt: skip
+    ]
 
 
 def one_vs_rest(random: np.random.Generator, kind: str, count: int) -> Any:
@@ -282,9 +306,16 @@ def one_vs_rest(random: np.random.Generator, kind: str, count: int) -> Any:
 
 
 KINDS = (
-    "LogisticRegression", "LinearSVC", "NaiveBayes", "GBTClassifier", "DecisionTreeClassifier",
-    "LogisticRegression of 2 rows", "FMClassifier", "MultilayerPerceptronClassifier", "RandomForestClassifier",
-)  # fmt: skip
+    "LogisticRegression",
+    "LinearSVC",
+    "NaiveBayes",
+    "GBTClassifier",
+    "DecisionTreeClassifier",
+    "LogisticRegression of 2 rows",
+    "FMClassifier",
+    "MultilayerPerceptronClassifier",
+    "RandomForestClassifier",
+)
 
 
 # One a job: Spark's time to plan grows much faster than their number.

@@ -14,7 +14,7 @@ from pyspark.ml.classification import (
     MultilayerPerceptronClassifier,
     NaiveBayes,
     OneVsRestModel,
-)  # fmt: skip
+)
 from pyspark.ml.linalg import Vectors
 from pyspark.ml.regression import AFTSurvivalRegression, FMRegressor, IsotonicRegression
 from pyspark.sql import SparkSession
@@ -27,7 +27,7 @@ from sparkdiff import jvm
 from sparkdiff.jvm import mllib
 from sparkdiff.pipeline.network import Network
 from sparkdiff.stages.bayes import Bernoulli, Complement, Gaussian, Multinomial
-from sparkdiff.stages.factorization_machine import Factorized, FMClassification
+from sparkdiff.stages.factorization_machine import FactorizationMachine, FMClassification
 from sparkdiff.stages.isotonic import IsotonicRegression as Curve
 from sparkdiff.stages.one_vs_rest import OneVsRest
 from sparkdiff.stages.perceptron import MultilayerPerceptron
@@ -51,14 +51,14 @@ def logs(*shape: int) -> np.ndarray:
 
 def bayes(kind: str, theta: np.ndarray, sigma: np.ndarray | None = None) -> Any:
     none = np.empty((0, 0))
-    return jvm.fitted(
+    return jvm.model_with_weights(
         NaiveBayes(modelType=kind), {"pi": logs(3), "theta": theta, "sigma": none if sigma is None else sigma}
     )
 
 
 def logistic(w: np.ndarray, b: float) -> Any:
     weights = {"coefficientMatrix": w[None], "interceptVector": np.array([b]), "numClasses": 2, "isMultinomial": False}
-    return jvm.fitted(LogisticRegression(), weights)
+    return jvm.model_with_weights(LogisticRegression(), weights)
 
 
 def one_vs_rest() -> Any:
@@ -74,24 +74,24 @@ def curve(spark: SparkSession, falls: bool) -> Any:
 
 
 STAGES: dict[str, Callable[[SparkSession], Any]] = {
-    "SVC": lambda spark: jvm.fitted(LinearSVC(threshold=0.8), {"coefficients": W[0], "intercept": 0.3}),
+    "SVC": lambda spark: jvm.model_with_weights(LinearSVC(threshold=0.8), {"coefficients": W[0], "intercept": 0.3}),
     "multinomial": lambda spark: bayes("multinomial", theta=logs(3, WIDTH)),
     "complement": lambda spark: bayes("complement", theta=-logs(3, WIDTH)),
     "bernoulli": lambda spark: bayes("bernoulli", theta=np.log(random.uniform(0.1, 0.9, (3, WIDTH)))),
     "gaussian": lambda spark: bayes("gaussian", theta=W[:3], sigma=random.random((3, WIDTH)) + 0.2),
-    "perceptron": lambda spark: jvm.fitted(
+    "perceptron": lambda spark: jvm.model_with_weights(
         MultilayerPerceptronClassifier(layers=[WIDTH, 2, 3]), {"weights": random.normal(size=2 * (WIDTH + 1) + 9)}
     ),
-    "FM": lambda spark: jvm.fitted(FMRegressor(factorSize=2), LINEAR),
-    "FM of classes": lambda spark: jvm.fitted(FMClassifier(factorSize=2, thresholds=[0.7, 0.2]), LINEAR),
-    "AFT": lambda spark: jvm.fitted(
+    "FM": lambda spark: jvm.model_with_weights(FMRegressor(factorSize=2), LINEAR),
+    "FM of classes": lambda spark: jvm.model_with_weights(FMClassifier(factorSize=2, thresholds=[0.7, 0.2]), LINEAR),
+    "AFT": lambda spark: jvm.model_with_weights(
         AFTSurvivalRegression(quantilesCol="quantiles", quantileProbabilities=[0.1, 0.9]),
         {"coefficients": W[0] / 2, "intercept": 0.3, "scale": 0.7},
     ),
     "rising": lambda spark: curve(spark, False),
     "falling": lambda spark: curve(spark, True),
     "one against the rest": lambda spark: one_vs_rest(),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -167,48 +167,67 @@ def softmaxed(self: OneVsRest, margin: Tensor) -> Tensor:
     return torch.softmax(margin[:, : self.classes], 1)
 
 
-def without_half(self: Factorized, x: Any) -> Tensor:
+def without_half(self: FactorizationMachine, x: Any) -> Tensor:
     x = dense(x)
     total, squares = x @ self.factors, (x * x) @ (self.factors * self.factors)
     return self.intercept + x @ self.linear + (total * total - squares).sum(1)
 
 
-def with_squares(self: Factorized, x: Any) -> Tensor:
+def with_squares(self: FactorizationMachine, x: Any) -> Tensor:
     x = dense(x)
     return self.intercept + x @ self.linear + 0.5 * ((x @ self.factors) ** 2).sum(1)
 
 
 TRAPS: dict[str, tuple[str, type, str, Any]] = {
     "SVC: a threshold of the probability": (
-        "SVC", SupportVectors, "decision", lambda self, m: (torch.sigmoid(m) > self.threshold).to(m.dtype),
+        "SVC",
+        SupportVectors,
+        "decision",
+        lambda self, m: (torch.sigmoid(m) > self.threshold).to(m.dtype),
     ),
     "SVC: no threshold": ("SVC", SupportVectors, "decision", lambda self, m: (m > 0).to(m.dtype)),
     "multinomial without pi": ("multinomial", Multinomial, "margin", lambda self, x: dense(x) @ self.theta.T),
     "bernoulli as multinomial": ("bernoulli", Bernoulli, "margin", lambda self, x: dense(x) @ self.theta.T + self.pi),
     "bernoulli without log(1 - p)": (
-        "bernoulli", Bernoulli, "margin",
+        "bernoulli",
+        Bernoulli,
+        "margin",
         lambda self, x: dense(x) @ (self.theta - torch.log1p(-self.theta.exp())).T + self.pi,
     ),
     "complement with pi": (
-        "complement", Complement, "margin", lambda self, x: torch.log_softmax(dense(x) @ self.theta.T + self.pi, 1),
+        "complement",
+        Complement,
+        "margin",
+        lambda self, x: torch.log_softmax(dense(x) @ self.theta.T + self.pi, 1),
     ),
     "complement not normalised": ("complement", Complement, "margin", lambda self, x: dense(x) @ self.theta.T),
     "gaussian without log-variances": (
-        "gaussian", Gaussian, "margin", lambda self, x: self.pi - self._squares(dense(x)) / 2,
+        "gaussian",
+        Gaussian,
+        "margin",
+        lambda self, x: self.pi - self._squares(dense(x)) / 2,
     ),
     "gaussian with standard deviations": (
-        "gaussian", Gaussian, "_squares",
+        "gaussian",
+        Gaussian,
+        "_squares",
         lambda self, x: (((x[:, None] - self.theta) / self.sigma) ** 2).sum(2),
     ),
     "perceptron row by row": ("perceptron", MultilayerPerceptron, "layer", wrong_order),
     "perceptron raw behind the softmax": (
-        "perceptron", MultilayerPerceptron, "raw_and_probability", lambda self, m: (m.softmax(1), m.softmax(1)),
+        "perceptron",
+        MultilayerPerceptron,
+        "raw_and_probability",
+        lambda self, m: (m.softmax(1), m.softmax(1)),
     ),
-    "FM without the half": ("FM", Factorized, "margin", without_half),
-    "FM with each feature's own square": ("FM", Factorized, "margin", with_squares),
+    "FM without the half": ("FM", FactorizationMachine, "margin", without_half),
+    "FM with each feature's own square": ("FM", FactorizationMachine, "margin", with_squares),
     "FM: sigmoid of 2 m": ("FM of classes", FMClassification, "raw_and_probability", sigmoid_of_twice),
     "FM: thresholds ignored": (
-        "FM of classes", FMClassification, "label", lambda self, raw, probability: raw.argmax(1),
+        "FM of classes",
+        FMClassification,
+        "label",
+        lambda self, raw, probability: raw.argmax(1),
     ),
     "AFT: shape and scale": ("AFT", Survival, "columns", shape_is_scale),
     "AFT: quantiles of the other end": ("AFT", Survival, "columns", survival_to_quantile),
@@ -217,7 +236,7 @@ TRAPS: dict[str, tuple[str, type, str, Any]] = {
     "featureIndex ignored": ("rising", Curve, "_feature", lambda self, x: dense(x)[:, 0]),
     "one against the rest: raw of class 0": ("one against the rest", OneVsRest, "class_scores", other_side),
     "one against the rest: softmax": ("one against the rest", OneVsRest, "class_scores", softmaxed),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("trap", TRAPS)
@@ -245,20 +264,29 @@ def test_check_stage_sees_one(spark: SparkSession, monkeypatch: pytest.MonkeyPat
 
 WRITES: dict[str, tuple[str, type, str, Any]] = {
     "the perceptron's matrices row by row": (
-        "perceptron", MultilayerPerceptron, "to_spark",
-        lambda self, stage: jvm.rebuild(stage, {"weights": np.concatenate([
-            p.detach().numpy().ravel() for i in range(self.depth) for p in self.layer(i)
-        ])}),
+        "perceptron",
+        MultilayerPerceptron,
+        "to_spark",
+        lambda self, stage: jvm.rebuild(
+            stage,
+            {"weights": np.concatenate([p.detach().numpy().ravel() for i in range(self.depth) for p in self.layer(i)])},
+        ),
     ),
     "models forgotten": (
-        "one against the rest", OneVsRest, "to_spark", lambda self, stage: jvm.with_uid(type(stage)(models=stage.models), stage),
+        "one against the rest",
+        OneVsRest,
+        "to_spark",
+        lambda self, stage: jvm.with_uid(type(stage)(models=stage.models), stage),
     ),
     "models without their Params": (
-        "one against the rest", OneVsRest, "to_spark", lambda self, stage: type(stage)(
+        "one against the rest",
+        OneVsRest,
+        "to_spark",
+        lambda self, stage: type(stage)(
             models=[m.to_spark(of) for m, of in zip(self._models(), stage.models, strict=True)]
         )._resetUid(stage.uid),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("trap", WRITES)
@@ -279,8 +307,10 @@ def test_on_the_threshold(spark: SparkSession) -> None:
     df = spark.createDataFrame([(Vectors.dense(v),) for v in ([0.5], [0.0], [1.0], [np.nan])], ["features"]).coalesce(1)
     column = torch.tensor([[0.5], [0.0], [1.0], [np.nan]], dtype=torch.float64)
     for stage in (
-        jvm.fitted(LinearSVC(threshold=0.5), {"coefficients": np.ones(1), "intercept": 0.0}),
-        jvm.fitted(FMClassifier(factorSize=1), {"intercept": -0.5, "linear": np.ones(1), "factors": np.zeros((1, 1))}),
+        jvm.model_with_weights(LinearSVC(threshold=0.5), {"coefficients": np.ones(1), "intercept": 0.0}),
+        jvm.model_with_weights(
+            FMClassifier(factorSize=1), {"intercept": -0.5, "linear": np.ones(1), "factors": np.zeros((1, 1))}
+        ),
         OneVsRestModel(models=[logistic(np.ones(1), 0.0), logistic(np.zeros(1), 0.5)])._set(
             classifier=LogisticRegression()
         ),
@@ -300,9 +330,11 @@ def reason(stage: Any) -> str:
 
 def test_reasons(spark: SparkSession) -> None:
     theta = np.array([[0.0, -np.inf, -1.0], [-1.0, -2.0, -0.5]])
-    zero = jvm.fitted(NaiveBayes(smoothing=0.0), {"pi": np.log([0.5, 0.5]), "theta": theta, "sigma": np.empty((0, 0))})
+    zero = jvm.model_with_weights(
+        NaiveBayes(smoothing=0.0), {"pi": np.log([0.5, 0.5]), "theta": theta, "sigma": np.empty((0, 0))}
+    )
     assert "theta holds infinite values (smoothing=0)" in reason(zero)
-    single = jvm.fitted(NaiveBayes(), {"pi": np.zeros(1), "theta": logs(1, 2), "sigma": np.empty((0, 0))})
+    single = jvm.model_with_weights(NaiveBayes(), {"pi": np.zeros(1), "theta": logs(1, 2), "sigma": np.empty((0, 0))})
     assert "it has only one class" in reason(single)
     model = one_vs_rest()
     assert sparkdiff.plan(model).stages[0].trainable

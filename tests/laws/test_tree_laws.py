@@ -19,7 +19,7 @@ from test_laws import generated
 from sparkdiff.jvm import sessions, trees
 from sparkdiff.jvm.nodes import Nodes
 from sparkdiff.stages.base import REGISTRY, StageModule, class_name
-from sparkdiff.testing import check_stages, perturbed
+from sparkdiff.testing import check_stages, perturb_parameters
 
 TREES = 3
 CLASSES = {"DecisionTreeClassifier": (2, 3), "RandomForestClassifier": (2, 3), "GBTClassifier": (2,)}
@@ -37,10 +37,13 @@ def base(spark: SparkSession) -> Base:
     data = [(Vectors.dense(np.arange(WIDTH) * (i % 5) / 3.0), float(i % 2)) for i in range(20)]
     df = spark.createDataFrame(data, ["features", "label"]).coalesce(1).cache()
     estimators: list[Any] = [
-        DecisionTreeClassifier(maxDepth=1), RandomForestClassifier(numTrees=TREES, maxDepth=1, seed=1),
-        GBTClassifier(maxIter=TREES, maxDepth=1, seed=1), DecisionTreeRegressor(maxDepth=1),
-        RandomForestRegressor(numTrees=TREES, maxDepth=1, seed=1), GBTRegressor(maxIter=TREES, maxDepth=1, seed=1),
-    ]  # fmt: skip
+        DecisionTreeClassifier(maxDepth=1),
+        RandomForestClassifier(numTrees=TREES, maxDepth=1, seed=1),
+        GBTClassifier(maxIter=TREES, maxDepth=1, seed=1),
+        DecisionTreeRegressor(maxDepth=1),
+        RandomForestRegressor(numTrees=TREES, maxDepth=1, seed=1),
+        GBTRegressor(maxIter=TREES, maxDepth=1, seed=1),
+    ]
     by_name = {type(e).__name__: e for e in estimators}
 
     def of(name: str, classes: int = 0) -> Any:
@@ -64,7 +67,7 @@ def all_moved(module: StageModule, generator: torch.Generator) -> None:
     """Every parameter, also those that train on request only."""
     for p in module.parameters():
         p.requires_grad_()
-    perturbed(module, generator)
+    perturb_parameters(module, generator)
 
 
 def check(stages: list[Any], df: DataFrame) -> None:
@@ -113,9 +116,13 @@ def stage(base: Base, random: np.random.Generator, name: str, classes: int = 0) 
 
 seeds = st.lists(st.integers(0, 2**32 - 1), min_size=AT_ONCE, max_size=AT_ONCE, unique=True)
 NAMES = [
-    "DecisionTreeClassifier", "RandomForestClassifier", "GBTClassifier", "DecisionTreeRegressor", "RandomForestRegressor",
+    "DecisionTreeClassifier",
+    "RandomForestClassifier",
+    "GBTClassifier",
+    "DecisionTreeRegressor",
+    "RandomForestRegressor",
     "GBTRegressor",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("count", [FEW, pytest.param(AT_ONCE, marks=pytest.mark.nightly)])
@@ -142,10 +149,18 @@ def test_many_classes_and_a_single_leaf(table: DataFrame, base: Base) -> None:
 def grown_leaf() -> list[dict[str, Any]]:
     """The records of a tree of one leaf that no row was fitted on."""
     split = {"featureIndex": -1, "leftCategoriesOrThreshold": [], "numCategories": -1}
-    return [{
-        "prediction": 0.25, "impurity": 0.0, "gain": -1.0, "impurityStats": [0.0, 0.0, 0.0], "rawCount": 0, "leftChild": -1,
-        "rightChild": -1, "split": split,
-    }]  # fmt: skip
+    return [
+        {
+            "prediction": 0.25,
+            "impurity": 0.0,
+            "gain": -1.0,
+            "impurityStats": [0.0, 0.0, 0.0],
+            "rawCount": 0,
+            "leftChild": -1,
+            "rightChild": -1,
+            "split": split,
+        }
+    ]
 
 
 def test_more_and_fewer_trees_by_both_routes(base: Base) -> None:

@@ -49,7 +49,7 @@ def made(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Calla
         DecisionTreeRegressor(labelCol="y", maxDepth=4, minInstancesPerNode=30, leafCol="leaf", varianceCol="variance"),
         RandomForestRegressor(labelCol="y", numTrees=3, maxDepth=3, minInstancesPerNode=40, seed=1, leafCol="leaf"),
         GBTRegressor(labelCol="y", maxIter=3, maxDepth=3, minInstancesPerNode=40, seed=1, leafCol="leaf"),
-    ]  # fmt: skip
+    ]
     by_name, found = {type(e).__name__: e for e in estimators}, {}
 
     def of(name: str) -> Outputs:
@@ -66,9 +66,13 @@ def made(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Calla
 
 
 NAMES = [
-    "DecisionTreeClassifier", "RandomForestClassifier", "GBTClassifier", "DecisionTreeRegressor", "RandomForestRegressor",
+    "DecisionTreeClassifier",
+    "RandomForestClassifier",
+    "GBTClassifier",
+    "DecisionTreeRegressor",
+    "RandomForestRegressor",
     "GBTRegressor",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -101,7 +105,7 @@ def seeing(module: Any, change: Callable[[Tensor], Tensor]) -> None:
     """Rows are changed before they are routed."""
     route = module.route
     module.route = lambda x: route(change(x))
-    module.total = lambda x: module.gathered(module.route(x))
+    module.total = lambda x: module.leaf_sums(module.route(x))
 
 
 def strictly_less(module: Any) -> None:
@@ -207,16 +211,34 @@ TRAPS: list[tuple[Callable[[Any], None], tuple[str, ...]]] = [
     (leaf_of_the_node, ("DecisionTreeClassifier", "RandomForestClassifier")),
 ]
 TRAP_NAMES = [
-    "<", "float32 thresholds", "float32 rows", "NaN left", "NaN is 0", "complement", "unseen",
-    "node numbers", "level order", "p of m", "no weights", "counts as votes", "votes as counts", "no thresholds", "sum",
-    "n - 1", "prediction",
-]  # fmt: skip
+    "<",
+    "float32 thresholds",
+    "float32 rows",
+    "NaN left",
+    "NaN is 0",
+    "complement",
+    "unseen",
+    "node numbers",
+    "level order",
+    "p of m",
+    "no weights",
+    "counts as votes",
+    "votes as counts",
+    "no thresholds",
+    "sum",
+    "n - 1",
+    "prediction",
+]
 
 
-@pytest.mark.parametrize(("trap", "name"), [
-    pytest.param(trap, name, id=f"{label}, {name}")
-    for (trap, names), label in zip(TRAPS, TRAP_NAMES, strict=True) for name in names
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("trap", "name"),
+    [
+        pytest.param(trap, name, id=f"{label}, {name}")
+        for (trap, names), label in zip(TRAPS, TRAP_NAMES, strict=True)
+        for name in names
+    ],
+)
 def test_every_trap_is_seen(made: Callable[[str], Outputs], trap: Callable[[Trees], None], name: str) -> None:
     outputs = made(name)
     network: Network = outputs.network.clone()

@@ -35,10 +35,14 @@ ESTIMATORS: dict[str, Callable[[], Any]] = {
     "MaxAbsScaler": lambda: MaxAbsScaler(inputCol="features", outputCol="scaled"),
     "IDF": lambda: IDF(inputCol="features", outputCol="weighed", minDocFreq=2),
     "ChiSqSelector": lambda: ChiSqSelector(numTopFeatures=2, outputCol="picked"),
-    "UnivariateFeatureSelector": lambda: UnivariateFeatureSelector(outputCol="picked")
-    .setFeatureType("continuous").setLabelType("categorical").setSelectionThreshold(2),
+    "UnivariateFeatureSelector": lambda: (
+        UnivariateFeatureSelector(outputCol="picked")
+        .setFeatureType("continuous")
+        .setLabelType("categorical")
+        .setSelectionThreshold(2)
+    ),
     "VarianceThresholdSelector": lambda: VarianceThresholdSelector(varianceThreshold=0.1, outputCol="picked"),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -108,11 +112,15 @@ def with_idf(base: Any, values: np.ndarray, **params: Any) -> Any:
 @given(many(lambda d: st.tuples(st.booleans(), vector(d, st.one_of(numbers, scales)), columns)))
 def test_weighing(features: Features, fitted: Callable[[str], Any], drawn: Any) -> None:
     width, several = drawn
-    check([
-        with_idf(fitted("IDF"), weights, inputCol=column) if idf
-        else ElementwiseProduct(scalingVec=Vectors.dense(weights), inputCol=column, outputCol="weighed")
-        for idf, weights, column in several
-    ], features(width))  # fmt: skip
+    check(
+        [
+            with_idf(fitted("IDF"), weights, inputCol=column)
+            if idf
+            else ElementwiseProduct(scalingVec=Vectors.dense(weights), inputCol=column, outputCol="weighed")
+            for idf, weights, column in several
+        ],
+        features(width),
+    )
 
 
 def test_a_sparse_scaling_vector(features: Features) -> None:
@@ -166,8 +174,10 @@ def test_selectors(features: Features, fitted: Callable[[str], Any]) -> None:
     }
     stages = [
         with_features(fitted(name), *selected, featuresCol=column)
-        for name, several in chosen.items() for selected in several for column in COLUMNS
-    ]  # fmt: skip
+        for name, several in chosen.items()
+        for selected in several
+        for column in COLUMNS
+    ]
     check(stages, features(3))
 
 
@@ -180,10 +190,14 @@ def test_fitted_selectors(spark: SparkSession, fitted: Callable[[str], Any]) -> 
 
 def test_vector_slicer(features: Features) -> None:
     """In the order of the indices, not ascending."""
-    check([
-        VectorSlicer(indices=list(indices), inputCol=column, outputCol="picked")
-        for indices in [(2, 0), (0, 1, 2), (2, 1, 0), (1,)] for column in COLUMNS
-    ], features(3))  # fmt: skip
+    check(
+        [
+            VectorSlicer(indices=list(indices), inputCol=column, outputCol="picked")
+            for indices in [(2, 0), (0, 1, 2), (2, 1, 0), (1,)]
+            for column in COLUMNS
+        ],
+        features(3),
+    )
 
 
 def test_vector_size_hint(features: Features) -> None:

@@ -27,7 +27,7 @@ from test_vector_laws import with_features
 from torch import Tensor
 
 from sparkdiff.jvm import mllib
-from sparkdiff.pipeline.columns import read_plain, write_plain
+from sparkdiff.pipeline.column_tensors import read_plain, write_plain
 from sparkdiff.pipeline.parity import TOLERANCE
 from sparkdiff.stages import expanding, projection
 from sparkdiff.stages.base import REGISTRY, StageModule, class_name
@@ -64,7 +64,10 @@ def stages(spark: SparkSession) -> dict[str, tuple[Any, str]]:
         "VectorIndexer": (indexer, "any"),
         "VectorIndexer, sparse": (indexer, "sparse"),
         "ChiSqSelector": (chosen, "any"),
-        "ElementwiseProduct": (ElementwiseProduct(scalingVec=Vectors.dense(2.0, 0.0, -0.5), inputCol="v", outputCol="o"), "any"),
+        "ElementwiseProduct": (
+            ElementwiseProduct(scalingVec=Vectors.dense(2.0, 0.0, -0.5), inputCol="v", outputCol="o"),
+            "any",
+        ),
         "Normalizer": (Normalizer(inputCol="v", outputCol="o"), "any"),
         "Normalizer of 1": (Normalizer(p=1.0, inputCol="v", outputCol="o"), "sparse"),
         "Normalizer of infinity": (Normalizer(p=float("inf"), inputCol="v", outputCol="o"), "any"),
@@ -76,7 +79,7 @@ def stages(spark: SparkSession) -> dict[str, tuple[Any, str]]:
         "VectorSlicer": (VectorSlicer(indices=[2, 0], inputCol="v", outputCol="o"), "any"),
         "VectorSlicer, sparse": (VectorSlicer(indices=[2, 0], inputCol="v", outputCol="o"), "sparse"),
         "VectorSizeHint": (VectorSizeHint(size=3, inputCol="v"), "any"),
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture(scope="module")
@@ -162,19 +165,19 @@ def zero_where_masked(self: Any, x: Rows) -> Rows:
 
 
 def with_constant(self: Any, x: Rows) -> Rows:
-    out = dense(self.expanded(dense(x)))
+    out = dense(self.dense_products(dense(x)))
     return torch.cat([out.new_ones(len(out), 1), out[:, :-1]], 1)
 
 
 def by_degree(self: Any, x: Rows) -> Rows:
     """a, b, c, a^2, ab, ..., as scikit-learn orders them."""
     x = dense(x)
-    return torch.cat([x, self.expanded(x)[:, x.shape[1] :]], 1)
+    return torch.cat([x, self.dense_products(x)[:, x.shape[1] :]], 1)
 
 
 def stored_zeros(self: Any, x: Rows) -> Rows:
     """As if what isn't stored were 0 times the rest: NaN beside infinities."""
-    return self.expanded(dense(x))
+    return self.dense_products(dense(x))
 
 
 def not_orthonormal(self: Any, x: Rows) -> Rows:
@@ -256,13 +259,19 @@ WRONG: list[tuple[str, str, str, Any]] = [
     ("VectorIndexer", "forward", "no index for what is no category", no_more_index),
     ("VectorIndexer", "forward", "categories by size", ascending_numbers),
     ("VectorIndexer, sparse", "forward", "what isn't stored is looked up", dense_first),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("name", "method", "what", "wrong"), WRONG, ids=[f"{w[0]}: {w[2]}" for w in WRONG])
 def test_wrong_outputs(
-    checked: Checked, stages: dict[str, Any], monkeypatch: pytest.MonkeyPatch, name: str, method: str, what: str, wrong: Any
-) -> None:  # fmt: skip
+    checked: Checked,
+    stages: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    method: str,
+    what: str,
+    wrong: Any,
+) -> None:
     module = REGISTRY[class_name(stages[name][0])]
     monkeypatch.setattr(module, "indexed_as_found", module.forward, raising=False)
     monkeypatch.setattr(module, method, wrong)

@@ -19,7 +19,7 @@ from sparkdiff.pipeline import parity
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
 from sparkdiff.serving.compiling import NOT_SERVED
-from sparkdiff.serving.onnx_export import Written
+from sparkdiff.serving.onnx_export import OnnxGraph
 from sparkdiff.serving.torch_transformer import check_order
 from sparkdiff.tensors.rows import Rows, SparseRows
 
@@ -54,7 +54,7 @@ class ExportedToo:
 
     def __init__(self, network: Network):
         self.network = network
-        self.written: Written | None = None
+        self.written: OnnxGraph | None = None
         self.why: str | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -66,7 +66,7 @@ class ExportedToo:
         if self.written is None and self.why is None:
             widths = {v: None if is_number(given[v]) else width(given[v]) for v in self.network.reads}
             try:
-                self.written = Written(self.network, list(self.network.writes.values()), widths)
+                self.written = OnnxGraph(self.network, list(self.network.writes.values()), widths)
             except InputError as e:
                 self.why = str(e)
 

@@ -24,10 +24,19 @@ def df(spark: SparkSession) -> DataFrame:
     for i in range(120):
         a, b = float(random.normal()), float(random.normal(2, 5))
         eta = a - b / 5 + (i % 4) / 2
-        rows.append((
-            "abca"[i % 4], float(i % 3), a, b, 7.0, float(eta + random.normal() > 0), float(random.integers(3)),
-            float(random.poisson(np.exp(eta / 2))), float(1 + i % 2),
-        ))  # fmt: skip
+        rows.append(
+            (
+                "abca"[i % 4],
+                float(i % 3),
+                a,
+                b,
+                7.0,
+                float(eta + random.normal() > 0),
+                float(random.integers(3)),
+                float(random.poisson(np.exp(eta / 2))),
+                float(1 + i % 2),
+            )
+        )
     names = ["kind", "index", "a", "b", "c", "label", "grade", "count", "weight"]
     return spark.createDataFrame(rows, names).repartition(2).cache()
 

@@ -84,14 +84,36 @@ OWN = (Doubled, SquaredInPython, DoubledAndShifted, Filtered)
 # What is drawn --------------------------------------------------------------------------------------------------------
 
 TYPES: dict[str, DataType] = {
-    "double": DoubleType(), "float": FloatType(), "int": IntegerType(), "bigint": LongType(), "boolean": BooleanType(),
-    "decimal": DecimalType(8, 2), "string": StringType(), "words": ArrayType(StringType()), "vector": VectorUDT(),
-}  # fmt: skip
+    "double": DoubleType(),
+    "float": FloatType(),
+    "int": IntegerType(),
+    "bigint": LongType(),
+    "boolean": BooleanType(),
+    "decimal": DecimalType(8, 2),
+    "string": StringType(),
+    "words": ArrayType(StringType()),
+    "vector": VectorUDT(),
+}
 SOURCES = {
-    "a": "double", "b": "double", "x": "float", "n": "int", "big": "bigint", "flag": "boolean", "price": "decimal",
-    "constant": "double", "index": "double", "code": "double", "kind": "string", "text": "string", "words": "words",
-    "v": "vector", "w": "vector", "counts": "vector", "user": "int", "item": "int",
-}  # fmt: skip
+    "a": "double",
+    "b": "double",
+    "x": "float",
+    "n": "int",
+    "big": "bigint",
+    "flag": "boolean",
+    "price": "decimal",
+    "constant": "double",
+    "index": "double",
+    "code": "double",
+    "kind": "string",
+    "text": "string",
+    "words": "words",
+    "v": "vector",
+    "w": "vector",
+    "counts": "vector",
+    "user": "int",
+    "item": "int",
+}
 """The type of each column that stages read."""
 KINDS = {"index": "index", "code": "index", "kind": "category", "counts": "counts", "user": "id", "item": "id"}
 """What a column holds, where that is more than its type says."""
@@ -174,9 +196,10 @@ VALUES: dict[tuple[str, str], tuple[Any, ...]] = {
     ("NaiveBayes", "modelType"): ("multinomial", "bernoulli", "gaussian", "complement"),
     **{
         (f"{name}{task}", "featureSubsetStrategy"): ("auto", "all", "onethird", "sqrt", "log2")
-        for name in ("GBT", "RandomForest") for task in ("Classifier", "Regressor")
+        for name in ("GBT", "RandomForest")
+        for task in ("Classifier", "Regressor")
     },
-}  # fmt: skip
+}
 """Where the Param's own words don't list them in the usual way."""
 
 
@@ -374,11 +397,14 @@ def formula(d: Draw, want: dict[str, Any]) -> Drawn:
 def sql(d: Draw, want: dict[str, Any]) -> Drawn:
     column, name = d.column("double"), d.new()
     others = ", ".join(f"`{x}`" for x in d.frame.columns if x != column)
-    statement = d.one([
-        f"SELECT *, `{column}` * 2 + 1 AS {name} FROM __THIS__", f"SELECT *, abs(`{column}`) AS {name} FROM __THIS__",
-        f"SELECT {others}, -`{column}` AS `{column}`, 1.0D AS {name} FROM __THIS__",
-        f"SELECT *, 0.5D AS {name} FROM __THIS__ WHERE `{column}` IS NULL OR `{column}` > -1.5",
-    ])  # fmt: skip
+    statement = d.one(
+        [
+            f"SELECT *, `{column}` * 2 + 1 AS {name} FROM __THIS__",
+            f"SELECT *, abs(`{column}`) AS {name} FROM __THIS__",
+            f"SELECT {others}, -`{column}` AS `{column}`, 1.0D AS {name} FROM __THIS__",
+            f"SELECT *, 0.5D AS {name} FROM __THIS__ WHERE `{column}` IS NULL OR `{column}` > -1.5",
+        ]
+    )
     return {"statement": statement}, {name: "double"}
 
 
@@ -421,9 +447,12 @@ def chi_square(d: Draw, want: dict[str, Any]) -> dict[str, Any]:
 
 
 def predictor(
-    label: str, fits: Callable[[Draw, dict[str, Any], str], dict[str, Any]] | None = None, probability: bool = False,
-    features: Sequence[str] = VECTORS, leaf: bool = False,
-) -> Recipe:  # fmt: skip
+    label: str,
+    fits: Callable[[Draw, dict[str, Any], str], dict[str, Any]] | None = None,
+    probability: bool = False,
+    features: Sequence[str] = VECTORS,
+    leaf: bool = False,
+) -> Recipe:
     """A model with a prediction."""
 
     def recipe(d: Draw, want: dict[str, Any]) -> Drawn:
@@ -501,9 +530,12 @@ def linear_regression(d: Draw, want: dict[str, Any], column: str) -> dict[str, A
 
 
 LINKS = {
-    "gaussian": ("identity", "log", "inverse"), "binomial": ("logit", "probit", "cloglog"),
-    "poisson": ("log", "identity", "sqrt"), "gamma": ("inverse", "identity", "log"), "tweedie": (),
-}  # fmt: skip
+    "gaussian": ("identity", "log", "inverse"),
+    "binomial": ("logit", "probit", "cloglog"),
+    "poisson": ("log", "identity", "sqrt"),
+    "gamma": ("inverse", "identity", "log"),
+    "tweedie": (),
+}
 
 
 def generalized(d: Draw, want: dict[str, Any]) -> Drawn:
@@ -575,7 +607,9 @@ RECIPES: dict[type, Recipe] = {
     f.HashingTF: unary("words", numFeatures=constant(16)),
     f.IDF: unary(*VECTORS, minDocFreq=chosen(None, 3)),
     f.Imputer: imputer,
-    f.IndexToString: unary("index", to="string", labels=chosen(["no", "yes", "maybe", "other"], ["no", "yes", "maybe"])),
+    f.IndexToString: unary(
+        "index", to="string", labels=chosen(["no", "yes", "maybe", "other"], ["no", "yes", "maybe"])
+    ),
     f.Interaction: interaction,
     f.MaxAbsScaler: unary(*VECTORS),
     f.MinMaxScaler: unary(*VECTORS, min=chosen(None, -1.0)),
@@ -598,9 +632,7 @@ RECIPES: dict[type, Recipe] = {
     f.VectorIndexer: unary(*VECTORS, maxCategories=chosen(3, 5)),
     f.VectorSizeHint: lambda d, want: ({"inputCol": (x := d.column(*VECTORS)), "size": d.width(x)}, {}),
     f.VectorSlicer: slicer,
-    f.Word2Vec: unary(
-        "words", vectorSize=constant(2), minCount=constant(1), maxIter=constant(1), seed=constant(1)
-    ),
+    f.Word2Vec: unary("words", vectorSize=constant(2), minCount=constant(1), maxIter=constant(1), seed=constant(1)),
     c.DecisionTreeClassifier: of_classes(TREE, leaf=True),
     c.FMClassifier: predictor("label", lambda d, want, x: {"factorSize": 2, "maxIter": 2, "seed": 1}, probability=True),
     c.GBTClassifier: predictor("label", lambda d, want, x: {"maxIter": 2, **TREE}, probability=True, leaf=True),
@@ -622,7 +654,7 @@ RECIPES: dict[type, Recipe] = {
     k.KMeans: clusters(probability=False),
     ALS: recommendation,
     **dict.fromkeys(OWN, own),
-}  # fmt: skip
+}
 if hasattr(f, "TargetEncoder"):  # since Spark 4
     RECIPES[f.TargetEncoder] = target_encoder
 PREDICTORS = [kind for kind in RECIPES if kind.__module__ != "pyspark.ml.feature" and kind not in OWN]
@@ -692,14 +724,30 @@ def row_of(d: Draw, i: int, forms: dict[str, str]) -> dict[str, Any]:
     few = [float(v) for v in (random.random(4) < 0.5)]
     few[i % 4] = 1.0
     return {
-        "a": a, "b": b, "x": float(np.float32(x)), "n": i % 5, "big": int(random.integers(-3, 4)), "flag": bool(i % 2),
-        "price": Decimal(int(random.integers(0, 4000))) / 100, "constant": 7.0, "index": float(i % 3), "code": float(i % 2),
-        "kind": "abc"[i % 3], "text": TEXTS[i % len(TEXTS)], "words": TEXTS[(i + 1) % len(TEXTS)].split(),
-        "v": vector(d, sparse, forms["v"]), "w": vector(d, [float(1 + i % 3), a, 0.0 if i % 2 else b], forms["w"]),
-        "counts": vector(d, few, forms["counts"]), "user": i % 4, "item": i % 3,
-        "label": float(a + 0.3 * b > 0), "grade": float(i % 3), "target": round(abs(a) + abs(b) + 0.1, 3),
-        "censor": float(i % 4 > 0), "weight": float(1 + i % 2),
-    }  # fmt: skip
+        "a": a,
+        "b": b,
+        "x": float(np.float32(x)),
+        "n": i % 5,
+        "big": int(random.integers(-3, 4)),
+        "flag": bool(i % 2),
+        "price": Decimal(int(random.integers(0, 4000))) / 100,
+        "constant": 7.0,
+        "index": float(i % 3),
+        "code": float(i % 2),
+        "kind": "abc"[i % 3],
+        "text": TEXTS[i % len(TEXTS)],
+        "words": TEXTS[(i + 1) % len(TEXTS)].split(),
+        "v": vector(d, sparse, forms["v"]),
+        "w": vector(d, [float(1 + i % 3), a, 0.0 if i % 2 else b], forms["w"]),
+        "counts": vector(d, few, forms["counts"]),
+        "user": i % 4,
+        "item": i % 3,
+        "label": float(a + 0.3 * b > 0),
+        "grade": float(i % 3),
+        "target": round(abs(a) + abs(b) + 0.1, 3),
+        "censor": float(i % 4 > 0),
+        "weight": float(1 + i % 2),
+    }
 
 
 def odd_value(d: Draw, name: str, usual: Any, form: str) -> Any:

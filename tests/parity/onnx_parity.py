@@ -12,7 +12,7 @@ from acceptances import is_number, width
 from sparkdiff.pipeline import parity
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
-from sparkdiff.serving.onnx_export import REFUSED, Written
+from sparkdiff.serving.onnx_export import REFUSED, OnnxGraph
 from sparkdiff.tensors.rows import Rows, dense
 
 
@@ -21,7 +21,7 @@ class InOnnx:
 
     def __init__(self, network: Network):
         self.network = network
-        self.written: Written | None = None
+        self.written: OnnxGraph | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.network, name)
@@ -31,7 +31,7 @@ class InOnnx:
         self.network.run(values, wanted)  # versions that a later stage overwrites
         if self.written is None:
             widths = {v: None if is_number(given[v]) else width(given[v]) for v in self.network.reads}
-            self.written = Written(self.network, list(self.network.writes.values()), widths)
+            self.written = OnnxGraph(self.network, list(self.network.writes.values()), widths)
             self.session = session_of(self.written)
         found = run(self.session, inputs_of(self.written, given))
         assert not found.get(REFUSED, np.zeros(0)).any(), "it refuses rows that Spark took"
@@ -39,21 +39,21 @@ class InOnnx:
             values[version] = torch.from_numpy(found[self.written.shown[version]])
 
 
-def session_of(written: Written) -> onnxruntime.InferenceSession:
+def session_of(written: OnnxGraph) -> onnxruntime.InferenceSession:
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(written.file(written.described), settings, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(written.file(written.description), settings, providers=["CPUExecutionProvider"])
 
 
 def run(session: onnxruntime.InferenceSession, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return dict(zip([o.name for o in session.get_outputs()], session.run(None, inputs), strict=True))
 
 
-def inputs_of(written: Written, values: Mapping[Version, Rows]) -> dict[str, np.ndarray]:
+def inputs_of(written: OnnxGraph, values: Mapping[Version, Rows]) -> dict[str, np.ndarray]:
     """The file's inputs of a batch."""
     rows = len(next(iter(values.values())))
     found = {name: np.asarray(dense(values[v])) for v, name in written.shown.items() if v in values}
-    inputs = written.described.inputs
+    inputs = written.description.inputs
     return {c.name: found.get(c.name, np.zeros(rows, bool)) if c.kind == "flag" else found[c.name] for c in inputs}
 
 

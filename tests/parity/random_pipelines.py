@@ -65,9 +65,17 @@ HERE = Path(__file__).parent
 SINGLE = ("ALSModel", "Word2VecModel")
 """Stages that Spark computes in float32."""
 TEXT_STAGES = (
-    "StringIndexerModel", "Tokenizer", "RegexTokenizer", "StopWordsRemover", "NGram", "HashingTF", "CountVectorizerModel",
-    "FeatureHasher", "IndexToString", "RFormulaModel",
-)  # fmt: skip
+    "StringIndexerModel",
+    "Tokenizer",
+    "RegexTokenizer",
+    "StopWordsRemover",
+    "NGram",
+    "HashingTF",
+    "CountVectorizerModel",
+    "FeatureHasher",
+    "IndexToString",
+    "RFormulaModel",
+)
 """Those that a Scorer computes and that aren't translated."""
 KNOWN: dict[str, tuple[str, ...]] = {
     "verify": ("no translated stage writes a column",),
@@ -259,9 +267,11 @@ def written_by(model: Any, frame: DataFrame) -> tuple[StructType, dict[str, str]
         before = {field.name: field for field in frame.schema}
         frame = stage.transform(frame)
         told = {
-            value for param, value in stage._paramMap.items()
-            if param.name in ("outputCol", "outputCols") for value in (value if isinstance(value, list) else [value])
-        }  # fmt: skip
+            value
+            for param, value in stage._paramMap.items()
+            if param.name in ("outputCol", "outputCols")
+            for value in (value if isinstance(value, list) else [value])
+        }
         for column in frame.schema:
             if column.name in told or column.name not in before or before[column.name] != column:
                 found.pop(column.name, None)
@@ -376,7 +386,7 @@ class OnnxFile:
     def of(cls, truth: Truth) -> "OnnxFile":
         made: list[Any] = []
 
-        class Recorded(onnx_export.Written):
+        class Recorded(onnx_export.OnnxGraph):
             def __init__(self, *given: Any):
                 super().__init__(*given)
                 made.append(self)
@@ -384,7 +394,7 @@ class OnnxFile:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             try:
-                with patch.object(onnx_export, "Written", Recorded):
+                with patch.object(onnx_export, "OnnxGraph", Recorded):
                     described = sparkdiff.export(truth.model, path, schema=truth.frame)
             except Exception as e:
                 return cls(refusal=e)
@@ -483,9 +493,9 @@ def arrays(inputs: Sequence[Any], rows: Sequence[Mapping[str, Any]]) -> dict[str
         elif column.kind == "text":
             found[column.name] = np.array(["" if v is None else v for v in values], object)
         else:
-            found[column.name] = np.array([
-                v.toArray() if isinstance(v, Vector) else math.nan if v is None else float(v) for v in values
-            ])  # fmt: skip
+            found[column.name] = np.array(
+                [v.toArray() if isinstance(v, Vector) else math.nan if v is None else float(v) for v in values]
+            )
     return found
 
 
@@ -565,8 +575,12 @@ def by_compact(truth: Truth) -> Iterator[Difference]:
 
 
 ASKED: dict[str, Callable[[Truth], Iterator[Difference]]] = {
-    "verify": by_verify, "Scorer": by_scorer, "ONNX": by_onnx, "TorchTransformer": by_torch, "compact": by_compact,
-}  # fmt: skip
+    "verify": by_verify,
+    "Scorer": by_scorer,
+    "ONNX": by_onnx,
+    "TorchTransformer": by_torch,
+    "compact": by_compact,
+}
 
 
 def asked(truth: Truth, way: str) -> tuple[list[Difference], str | None]:
@@ -816,11 +830,12 @@ def summary(done: Run, seconds: float) -> str:
     mean = (seconds - done.seconds["making smaller"]) / max(1, done.pipelines)
     parts = ", ".join(f"{what} {took / max(1, done.pipelines):.2f}" for what, took in done.seconds.items())
     lines = [
-        "", f"{done.pipelines} pipelines, {done.rows} rows that Spark takes, {done.refused} that it refuses",
+        "",
+        f"{done.pipelines} pipelines, {done.rows} rows that Spark takes, {done.refused} that it refuses",
         f"{mean:.2f} s a pipeline ({parts}); {done.again} of {done.stages} stages drawn again",
         *(f"{times:5} {way}: {why}" for (way, why), times in sorted(done.taken.items())),
         *(f"{times:5} DIFFER: {' | '.join(key)}" for key, times in done.found.most_common()),
-    ]  # fmt: skip
+    ]
     return "\n".join(lines)
 
 

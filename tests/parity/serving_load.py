@@ -61,9 +61,11 @@ def main() -> int:
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     started = SparkContext._gateway is not None or SparkContext._active_spark_context is not None
     grown = resident() - before
-    print(json.dumps(
-        {"requests": sum(asked), "wrong": sum(wrong), "grown": grown, "children": len(children), "spark": started}
-    ))  # fmt: skip
+    print(
+        json.dumps(
+            {"requests": sum(asked), "wrong": sum(wrong), "grown": grown, "children": len(children), "spark": started}
+        )
+    )
     return 0
 
 

@@ -50,11 +50,11 @@ from readable_uids import named
 
 from sparkdiff import InputError, SparkdiffError, compact, compact_plan
 from sparkdiff.cli import main
-from sparkdiff.job import saving
+from sparkdiff.job import model_saving
 from sparkdiff.jvm import SparkError, sessions, trees
 from sparkdiff.jvm.coefficients import with_coefficients
 from sparkdiff.jvm.selections import can_except
-from sparkdiff.machine import whole
+from sparkdiff.machine import atomic_files
 from sparkdiff.pipeline.nesting import flatten
 
 pytestmark = pytest.mark.once
@@ -103,57 +103,127 @@ def head(kind: Any, features: str, label: str = "label", **params: Any) -> Any:
 CASES: dict[str, tuple[Callable[[], list[Any]], str]] = {
     # what is fitted, and the uids of the stages that are left
     "scaler and PCA, GLR": (
-        lambda: [*numbers(), standard(), PCA(inputCol="z", outputCol="p", k=2),
-                 head(GeneralizedLinearRegression, "p", "count", family="poisson", offsetCol="weight", linkPredictionCol="eta")],
-        "numbers head"),
+        lambda: [
+            *numbers(),
+            standard(),
+            PCA(inputCol="z", outputCol="p", k=2),
+            head(
+                GeneralizedLinearRegression, "p", "count", family="poisson", offsetCol="weight", linkPredictionCol="eta"
+            ),
+        ],
+        "numbers head",
+    ),
     "scaled block between categories, binomial": (
-        lambda: [*numbers(), standard(), *categories(), joined("kindHot", "z", "indexHot"),
-                 head(LogisticRegression, "all", maxIter=5, threshold=0.4)],
-        "index hot joined head"),
+        lambda: [
+            *numbers(),
+            standard(),
+            *categories(),
+            joined("kindHot", "z", "indexHot"),
+            head(LogisticRegression, "all", maxIter=5, threshold=0.4),
+        ],
+        "index hot joined head",
+    ),
     "PCA of a block, softmax": (
-        lambda: [*numbers(), standard(), PCA(inputCol="z", outputCol="p", k=1), *categories(), joined("kindHot", "p", "indexHot"),
-                 head(LogisticRegression, "all", "grade", maxIter=5, thresholds=[0.3, 0.3, 0.4])],
-        "index hot joined head"),
+        lambda: [
+            *numbers(),
+            standard(),
+            PCA(inputCol="z", outputCol="p", k=1),
+            *categories(),
+            joined("kindHot", "p", "indexHot"),
+            head(LogisticRegression, "all", "grade", maxIter=5, thresholds=[0.3, 0.3, 0.4]),
+        ],
+        "index hot joined head",
+    ),
     "lasso, sparse coefficients": (
-        lambda: [*numbers(), *categories(), joined("v", "kindHot", "c"), named("robust", RobustScaler, inputCol="all",
-                 outputCol="r", withCentering=True), head(LinearRegression, "r", "count", regParam=0.3, elasticNetParam=1.0)],
-        "index hot joined head"),
+        lambda: [
+            *numbers(),
+            *categories(),
+            joined("v", "kindHot", "c"),
+            named("robust", RobustScaler, inputCol="all", outputCol="r", withCentering=True),
+            head(LinearRegression, "r", "count", regParam=0.3, elasticNetParam=1.0),
+        ],
+        "index hot joined head",
+    ),
     "entries left out, softmax": (
-        lambda: [*numbers(), standard(), *categories(), joined("kindHot", "z", "indexHot"),
-                 VectorSlicer(inputCol="all", outputCol="some", indices=[4, 0, 2]),
-                 head(LogisticRegression, "some", "grade", maxIter=5)],
-        "index hot joined head"),
+        lambda: [
+            *numbers(),
+            standard(),
+            *categories(),
+            joined("kindHot", "z", "indexHot"),
+            VectorSlicer(inputCol="all", outputCol="some", indices=[4, 0, 2]),
+            head(LogisticRegression, "some", "grade", maxIter=5),
+        ],
+        "index hot joined head",
+    ),
     "entries left out, SVC": (
-        lambda: [*numbers(), standard(mean=False), VectorSlicer(inputCol="z", outputCol="s", indices=[1]),
-                 head(LinearSVC, "s", maxIter=3)],
-        "numbers head"),
+        lambda: [
+            *numbers(),
+            standard(mean=False),
+            VectorSlicer(inputCol="z", outputCol="s", indices=[1]),
+            head(LinearSVC, "s", maxIter=3),
+        ],
+        "numbers head",
+    ),
     "network": (
-        lambda: [*numbers(), standard(), MinMaxScaler(inputCol="z", outputCol="m", min=-1.0), DCT(inputCol="m", outputCol="d"),
-                 PCA(inputCol="d", outputCol="p", k=1), head(MultilayerPerceptronClassifier, "p", layers=[1, 3, 2], maxIter=3)],
-        "numbers head"),
+        lambda: [
+            *numbers(),
+            standard(),
+            MinMaxScaler(inputCol="z", outputCol="m", min=-1.0),
+            DCT(inputCol="m", outputCol="d"),
+            PCA(inputCol="d", outputCol="p", k=1),
+            head(MultilayerPerceptronClassifier, "p", layers=[1, 3, 2], maxIter=3),
+        ],
+        "numbers head",
+    ),
     "sparse vectors, survival": (
-        lambda: [IDF(inputCol="dense", outputCol="i"), ElementwiseProduct(inputCol="i", outputCol="e",
-                 scalingVec=Vectors.dense(2.0, 0.0, -1.0)), MaxAbsScaler(inputCol="e", outputCol="x"),
-                 head(AFTSurvivalRegression, "x", "weight", censorCol="label", quantilesCol="q", maxIter=3)],
-        "head"),
+        lambda: [
+            IDF(inputCol="dense", outputCol="i"),
+            ElementwiseProduct(inputCol="i", outputCol="e", scalingVec=Vectors.dense(2.0, 0.0, -1.0)),
+            MaxAbsScaler(inputCol="e", outputCol="x"),
+            head(AFTSurvivalRegression, "x", "weight", censorCol="label", quantilesCol="q", maxIter=3),
+        ],
+        "head",
+    ),
     "boosted trees": (
-        lambda: [*numbers(), standard(), *categories(), joined("kindHot", "z", "indexHot"),
-                 VectorSlicer(inputCol="all", outputCol="some", indices=[4, 0, 3]),
-                 head(GBTRegressor, "some", "count", maxIter=3, leafCol="leaf")],
-        "index hot joined head"),
+        lambda: [
+            *numbers(),
+            standard(),
+            *categories(),
+            joined("kindHot", "z", "indexHot"),
+            VectorSlicer(inputCol="all", outputCol="some", indices=[4, 0, 3]),
+            head(GBTRegressor, "some", "count", maxIter=3, leafCol="leaf"),
+        ],
+        "index hot joined head",
+    ),
     "forest behind scalers": (
-        lambda: [*numbers(), standard(mean=False), MinMaxScaler(inputCol="z", outputCol="m", min=-3.0),
-                 MaxAbsScaler(inputCol="m", outputCol="x"), head(RandomForestClassifier, "x", numTrees=3, maxDepth=4)],
-        "numbers head"),
+        lambda: [
+            *numbers(),
+            standard(mean=False),
+            MinMaxScaler(inputCol="z", outputCol="m", min=-3.0),
+            MaxAbsScaler(inputCol="m", outputCol="x"),
+            head(RandomForestClassifier, "x", numTrees=3, maxDepth=4),
+        ],
+        "numbers head",
+    ),
     "two readers": (
-        lambda: [*numbers(), standard(), head(LinearRegression, "z", "count", predictionCol="one"),
-                 named("tree", DecisionTreeRegressor, featuresCol="z", labelCol="count", predictionCol="two", maxDepth=3)],
-        "numbers head tree"),
+        lambda: [
+            *numbers(),
+            standard(),
+            head(LinearRegression, "z", "count", predictionCol="one"),
+            named("tree", DecisionTreeRegressor, featuresCol="z", labelCol="count", predictionCol="two", maxDepth=3),
+        ],
+        "numbers head tree",
+    ),
     "PCA that stays": (
-        lambda: [*numbers(), standard(mean=False), named("pca", PCA, inputCol="z", outputCol="p", k=2),
-                 named("norm", Normalizer, inputCol="p", outputCol="n")],
-        "numbers pca norm"),
-}  # fmt: skip
+        lambda: [
+            *numbers(),
+            standard(mean=False),
+            named("pca", PCA, inputCol="z", outputCol="p", k=2),
+            named("norm", Normalizer, inputCol="p", outputCol="n"),
+        ],
+        "numbers pca norm",
+    ),
+}
 LONG = ("lasso, sparse coefficients", "entries left out, SVC", "PCA that stays")
 """Those whose pieces other cases have."""
 SAVED = ["entries left out, softmax", "boosted trees", "network", "two readers"]
@@ -239,10 +309,11 @@ def test_thresholds_move_to_the_exact_double(spark: SparkSession, train: DataFra
     )
     scaled, tree = first.fit(train).stages
     for scaler in (
-        scaled, RobustScaler(inputCol="dense", outputCol="x", withCentering=True).fit(train),
+        scaled,
+        RobustScaler(inputCol="dense", outputCol="x", withCentering=True).fit(train),
         MinMaxScaler(inputCol="dense", outputCol="x", min=-0.3, max=0.7).fit(train),
         ElementwiseProduct(inputCol="dense", outputCol="x", scalingVec=Vectors.dense(0.1, 1e-3, 3.0)),
-    ):  # fmt: skip
+    ):
         model = PipelineModel([scaler, tree])
         new = compact(model)
         assert uids(new) == "tree"
@@ -542,7 +613,7 @@ def test_a_pipeline_that_cannot_be_written(
         raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as patch:
-        patch.setattr(whole.os, "rename", refused)
+        patch.setattr(atomic_files.os, "rename", refused)
         with pytest.raises(SparkdiffError, match=r"cannot be written to .*small: .*Permission denied; choose another"):
-            saving.save(made("two readers"), tmp_path / "new" / "small", None)
+            model_saving.save(made("two readers"), tmp_path / "new" / "small", None)
     assert list(tmp_path.iterdir()) == []

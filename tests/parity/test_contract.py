@@ -28,16 +28,23 @@ from sparkdiff import InputError, Parity, Plan, jvm
 def model(df: DataFrame) -> PipelineModel:
     """Strings, indices, numbers, a constant column; nested; two predictors, one on the other's probability."""
     head = named("head", LinearRegression, featuresCol="all", labelCol="count", regParam=0.1)
-    return Pipeline(stages=[
-        named("index", StringIndexer, inputCol="kind", outputCol="kindIndex"),
-        Pipeline(stages=[
-            named("encoder", OneHotEncoder, inputCols=["kindIndex"], outputCols=["hot"]),
-            named("assembler", VectorAssembler, inputCols=["hot", "a", "b", "c"], outputCol="vector"),
-        ]),
-        named("scaler", StandardScaler, inputCol="vector", outputCol="scaled", withMean=True),
-        named("below", LogisticRegression, featuresCol="scaled", labelCol="grade", predictionCol="below", maxIter=3),
-        named("join", VectorAssembler, inputCols=["scaled", "probability"], outputCol="all"), head,
-    ]).fit(df)  # fmt: skip
+    return Pipeline(
+        stages=[
+            named("index", StringIndexer, inputCol="kind", outputCol="kindIndex"),
+            Pipeline(
+                stages=[
+                    named("encoder", OneHotEncoder, inputCols=["kindIndex"], outputCols=["hot"]),
+                    named("assembler", VectorAssembler, inputCols=["hot", "a", "b", "c"], outputCol="vector"),
+                ]
+            ),
+            named("scaler", StandardScaler, inputCol="vector", outputCol="scaled", withMean=True),
+            named(
+                "below", LogisticRegression, featuresCol="scaled", labelCol="grade", predictionCol="below", maxIter=3
+            ),
+            named("join", VectorAssembler, inputCols=["scaled", "probability"], outputCol="all"),
+            head,
+        ]
+    ).fit(df)
 
 
 @pytest.fixture
@@ -68,14 +75,29 @@ def test_every_translated_column_is_there_and_right(model: Any, network: Any, df
     assert isinstance(network, torch.nn.Module)
     assert network.inputCols == ("kindIndex", "a", "b", "c")
     assert network.outputCols == (
-        "hot", "vector", "scaled", "rawPrediction", "probability", "below", "all", "prediction",
-    )  # fmt: skip
+        "hot",
+        "vector",
+        "scaled",
+        "rawPrediction",
+        "probability",
+        "below",
+        "all",
+        "prediction",
+    )
     assert isinstance(network.reference, PipelineModel)
     assert [s.uid for s in network.reference.stages] == ["index"]
     out = network(columns(df, network))
     assert tuple(out) == network.outputCols
-    shapes = {"hot": (120, 2), "vector": (120, 5), "scaled": (120, 5), "all": (120, 8), "rawPrediction": (120, 3),
-              "probability": (120, 3), "below": (120,), "prediction": (120,)}  # fmt: skip
+    shapes = {
+        "hot": (120, 2),
+        "vector": (120, 5),
+        "scaled": (120, 5),
+        "all": (120, 8),
+        "rawPrediction": (120, 3),
+        "probability": (120, 3),
+        "below": (120,),
+        "prediction": (120,),
+    }
     for name, shape in shapes.items():
         assert out[name].dtype == torch.float64, name
         assert out[name].layout == torch.strided, name
@@ -95,9 +117,13 @@ def test_parameters_are_sparks_own(model: Any, network: Any) -> None:
 
 
 INTO = {
-    "float32": lambda x: x.float(), "int32": lambda x: x.round().int(), "int8": lambda x: x.round().char(),
-    "bool": lambda x: x > 0, "half": lambda x: x.half(), "not contiguous": lambda x: torch.stack([x, x], 1)[:, 0],
-}  # fmt: skip
+    "float32": lambda x: x.float(),
+    "int32": lambda x: x.round().int(),
+    "int8": lambda x: x.round().char(),
+    "bool": lambda x: x > 0,
+    "half": lambda x: x.half(),
+    "not contiguous": lambda x: torch.stack([x, x], 1)[:, 0],
+}
 
 
 @pytest.mark.parametrize("kind", INTO)
@@ -156,14 +182,26 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "no mapping": (lambda given: list(given), "a network takes tensors by column name, got list"),
     "numpy": (lambda given: {**given, "a": np.ones(120)}, "column 'a' must be a torch tensor, got ndarray"),
     "lengths": (lambda given: {**given, "a": torch.ones(4)}, r"columns must have the same length, got .* 4 in 'a'"),
-    "three dimensions": (lambda given: {**given, "a": torch.ones(120, 1, 1)}, r"'a' must be \(n,\) or \(n, d\), got shape"),
+    "three dimensions": (
+        lambda given: {**given, "a": torch.ones(120, 1, 1)},
+        r"'a' must be \(n,\) or \(n, d\), got shape",
+    ),
     "a number": (lambda given: {**given, "a": torch.tensor(1.0)}, r"'a' must be \(n,\) or \(n, d\), got shape \(\)"),
-    "complex": (lambda given: {**given, "a": torch.ones(120, dtype=torch.complex64)}, "of real numbers, got torch.complex64"),
-    "COO": (lambda given: {**given, "a": torch.ones(120, 2).to_sparse()}, "strided or CSR tensor .* got torch.sparse_coo"),
-    "a category": (lambda given: {**given, "kindIndex": torch.full((120,), 9.0)}, "encoder: column 'kindIndex' holds .* 9.0"),
+    "complex": (
+        lambda given: {**given, "a": torch.ones(120, dtype=torch.complex64)},
+        "of real numbers, got torch.complex64",
+    ),
+    "COO": (
+        lambda given: {**given, "a": torch.ones(120, 2).to_sparse()},
+        "strided or CSR tensor .* got torch.sparse_coo",
+    ),
+    "a category": (
+        lambda given: {**given, "kindIndex": torch.full((120,), 9.0)},
+        "encoder: column 'kindIndex' holds .* 9.0",
+    ),
     "NaN": (lambda given: {**given, "b": torch.full((120,), np.nan)}, "assembler: column 'b' holds null or NaN"),
     "a vector": (lambda given: {**given, "a": torch.ones(120, 2)}, r"scaler can't compute on .* 'vector' \(120, 6\)"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", WRONG)
@@ -187,9 +225,12 @@ def test_layouts(df: DataFrame, fitted: dict[str, Any]) -> None:
     x = torch.tensor([[0.0, 2.0, 0.0], [1.0, 0.0, 7.0]], dtype=torch.float64)
     no_mean = fitted["scaler"].copy({fitted["scaler"].withMean: False})
     for stage, column, keeps in (
-        (no_mean, "scaled", True), (fitted["scaler"], "scaled", False), (fitted["minmax"], "squeezed", False),
-        (fitted["pca"], "components", False), (VectorAssembler(inputCols=["vector", "a"], outputCol="out"), "out", True),
-    ):  # fmt: skip
+        (no_mean, "scaled", True),
+        (fitted["scaler"], "scaled", False),
+        (fitted["minmax"], "squeezed", False),
+        (fitted["pca"], "components", False),
+        (VectorAssembler(inputCols=["vector", "a"], outputCol="out"), "out", True),
+    ):
         network = sparkdiff.translate(stage)
         given = {"vector": x, "a": torch.ones(2)}
         strided, csr = network(given)[column], network({**given, "vector": x.to_sparse_csr()})[column]
@@ -248,9 +289,14 @@ def test_the_plan(model: Any, df: DataFrame) -> None:
     found = sparkdiff.plan(model, schema=df.schema)
     assert isinstance(found, Plan)
     assert [(s.path, s.uid, s.role) for s in found.stages] == [
-        ((0,), "index", "referenced"), ((1, 0), "encoder", "translated"), ((1, 1), "assembler", "translated"),
-        ((2,), "scaler", "translated"), ((3,), "below", "translated"), ((4,), "join", "translated"), ((5,), "head", "translated"),
-    ]  # fmt: skip
+        ((0,), "index", "referenced"),
+        ((1, 0), "encoder", "translated"),
+        ((1, 1), "assembler", "translated"),
+        ((2,), "scaler", "translated"),
+        ((3,), "below", "translated"),
+        ((4,), "join", "translated"),
+        ((5,), "head", "translated"),
+    ]
     assert all(s.reason for s in found.stages)
     assert {s.role for s in found.stages} <= {"translated", "referenced"}
     assert all(s.cached for s in found.stages if s.role == "referenced")
@@ -343,9 +389,11 @@ def test_a_single_stage(df: DataFrame, fitted: dict[str, Any]) -> None:
 def test_parity(model: Any, df: DataFrame) -> None:
     found = sparkdiff.verify(model, df)
     assert isinstance(found, Parity)
-    assert set(found.maxAbsDiff) == set(found.maxRelDiff) == {
-        "hot", "vector", "scaled", "rawPrediction", "probability", "all", "prediction"
-    }  # fmt: skip
+    assert (
+        set(found.maxAbsDiff)
+        == set(found.maxRelDiff)
+        == {"hot", "vector", "scaled", "rawPrediction", "probability", "all", "prediction"}
+    )
     assert (found.rows, found.labelDisagreements, found.ok) == (120, 0, True)
     assert max(found.maxRelDiff.values()) <= 1e-9
 

@@ -21,7 +21,7 @@ from pyspark.sql import DataFrame
 from readable_uids import named
 
 from sparkdiff.pipeline.nesting import flatten
-from sparkdiff.pipeline.unfitted import refit, unfitted
+from sparkdiff.pipeline.unfitted_form import refit, unfitted_form
 from sparkdiff.serving.deletion import deletions
 
 pytestmark = pytest.mark.once
@@ -45,7 +45,7 @@ def test_what_can_go_and_what_must_be_fitted_anew(df: DataFrame, fitted: dict[st
     )
     assert scaler.pipeline.transform(df).select("prediction").collect() == by_hand.select("prediction").collect()
     assert projection.pipeline.stages[4].getFeaturesCol() == "scaled"
-    again = refit(unfitted(projection.pipeline), df)
+    again = refit(unfitted_form(projection.pipeline), df)
     assert again.stages[4].numFeatures == 3
     assert "prediction" in again.transform(df).columns
     assert [s.uid for s in model.stages] == ["indexer", "encoder", "assembler", "scaler", "pca", "linear"]
@@ -117,7 +117,7 @@ def test_settings_of_stages_that_are_fitted_anew(df: DataFrame, fitted: dict[str
     assert (only.uid, only.mustRefit) == ("pca", ("network",))
     assert only.pipeline.stages[2].getOrDefault("layers") == [4, 2, 2]
     assert model.stages[3].getOrDefault("layers") == [3, 2, 2]
-    assert refit(unfitted(only.pipeline), df).stages[2].numFeatures == 4
+    assert refit(unfitted_form(only.pipeline), df).stages[2].numFeatures == 4
     product = ElementwiseProduct(inputCol="components", outputCol="e", scalingVec=Vectors.dense(1.0, 2.0))
     linear = fitted["linear"].copy({fitted["linear"].featuresCol: "e"})
     assert list(told(PipelineModel([fitted["assembler"], pca, product, linear]))) == [product.uid]

@@ -31,10 +31,17 @@ def rows(spark: SparkSession) -> DataFrame:
 
 
 FORMULAS = {
-    "y ~ a + b": {}, "y ~ . - c - t": {}, "y ~ a:b + s": {}, "y ~ a*s - 1": {}, "y ~ s:c:n + c:a": {}, "~ a + s": {},
-    "t ~ s:a + n": {"labelCol": "class", "featuresCol": "found"}, "n ~ a": {"forceIndexLabel": True}, "y ~ (a + b + s)^2": {},
+    "y ~ a + b": {},
+    "y ~ . - c - t": {},
+    "y ~ a:b + s": {},
+    "y ~ a*s - 1": {},
+    "y ~ s:c:n + c:a": {},
+    "~ a + s": {},
+    "t ~ s:a + n": {"labelCol": "class", "featuresCol": "found"},
+    "n ~ a": {"forceIndexLabel": True},
+    "y ~ (a + b + s)^2": {},
     "y ~ s": {"stringIndexerOrderType": "alphabetDesc", "handleInvalid": "keep"},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("formula", FORMULAS)
@@ -58,11 +65,15 @@ def test_the_plan_shows_the_parts(rows: DataFrame) -> None:
     model = Pipeline(stages=[RFormula(formula="y ~ a:b + s"), LinearRegression()]).fit(rows)
     found = sparkdiff.plan(model, schema=rows.schema)
     assert of(found) == [
-        ((0, 0), "StringIndexerModel", "referenced", True, False), ((0, 1), "Interaction", "translated", False, False),
-        ((0, 2), "OneHotEncoderModel", "translated", False, False), ((0, 3), "VectorAssembler", "translated", False, False),
-        ((0, 4), "VectorAttributeRewriter", "translated", False, False), ((0, 5), "ColumnPruner", "translated", False, False),
-        ((0, 6), "FormulaLabel", "referenced", True, False), ((1,), "LinearRegressionModel", "translated", False, True),
-    ]  # fmt: skip
+        ((0, 0), "StringIndexerModel", "referenced", True, False),
+        ((0, 1), "Interaction", "translated", False, False),
+        ((0, 2), "OneHotEncoderModel", "translated", False, False),
+        ((0, 3), "VectorAssembler", "translated", False, False),
+        ((0, 4), "VectorAttributeRewriter", "translated", False, False),
+        ((0, 5), "ColumnPruner", "translated", False, False),
+        ((0, 6), "FormulaLabel", "referenced", True, False),
+        ((1,), "LinearRegressionModel", "translated", False, True),
+    ]
     assert found.stages[1].reason == "nothing to train"
     blind = sparkdiff.plan(model)
     assert of(blind) == of(found)
@@ -90,9 +101,15 @@ def test_trained_through(rows: DataFrame, tmp_path: Path, formula: str, predicto
     scaler = StandardScaler(inputCol="features", outputCol="scaled", withMean=True)
     model = Pipeline(stages=[RFormula(formula=formula), scaler, predictor()]).fit(rows)
     tuner = sparkdiff.FineTuner(
-        pipeline=model, maxEpochs=2, learningRate=0.05, recipe="fast", guard=1.0, verbosity=0, cacheDir=str(tmp_path / "cache"),
+        pipeline=model,
+        maxEpochs=2,
+        learningRate=0.05,
+        recipe="fast",
+        guard=1.0,
+        verbosity=0,
+        cacheDir=str(tmp_path / "cache"),
         rowsAreNew=True,
-    )  # fmt: skip
+    )
     tuned = tuner.fit(rows)
     assert tuned.summary.decision == "tuned"
     held = tuned.summary.metrics["validation"]

@@ -60,12 +60,19 @@ def test_verify_tells_null_from_nan_in_every_batch(gaps: DataFrame) -> None:
     tree = DecisionTreeRegressor(featuresCol="v", maxDepth=3, predictionCol="leaf")
     bins = bucketizer("x", "bin")
     stages = [
-        imputer.fit(whole), other.fit(whole), features, kept("fx", "y", to="filled"), bins,
+        imputer.fit(whole),
+        other.fit(whole),
+        features,
+        kept("fx", "y", to="filled"),
+        bins,
         OneHotEncoder(inputCol="bin", outputCol="hot", handleInvalid="keep").fit(bins.transform(whole)),
         Binarizer(threshold=0.5, inputCol="x", outputCol="above"),
-        IsotonicRegression(featuresCol="x", predictionCol="curve").fit(whole), tree.fit(features.transform(whole)),
-        only_y, glr.fit(only_y.transform(whole)), bucketizer("p", "bin of p"),
-    ]  # fmt: skip
+        IsotonicRegression(featuresCol="x", predictionCol="curve").fit(whole),
+        tree.fit(features.transform(whole)),
+        only_y,
+        glr.fit(only_y.transform(whole)),
+        bucketizer("p", "bin of p"),
+    ]
     parity = sparkdiff.verify(PipelineModel(stages), gaps)
     assert parity.ok, parity.maxRelDiff
     assert (parity.rows, parity.labelDisagreements, len(parity.maxRelDiff)) == (120, 0, 12)

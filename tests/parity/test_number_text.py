@@ -47,14 +47,16 @@ def numbers(kind: type[np.floating[Any]], count: int) -> "np.ndarray[Any, Any]":
     part = count // 5
     digits = some.integers(1, 10 ** some.integers(1, 8, part)).astype(float)
     with np.errstate(over="ignore"):
-        found = np.concatenate([
-            edges,
-            some.integers(np.iinfo(whole).min, np.iinfo(whole).max, part, whole).view(kind),
-            some.integers(1, 1 << info.nmant, part, whole).view(kind),  # below the normal numbers
-            (digits * 10.0 ** some.integers(-30, 30, part)).astype(kind),
-            (2.0**53 + some.integers(-9999, 9999, part)).astype(kind),
-            (digits / 100.0 * some.choice([-1.0, 1.0], part)).astype(kind),
-        ])  # fmt: skip
+        found = np.concatenate(
+            [
+                edges,
+                some.integers(np.iinfo(whole).min, np.iinfo(whole).max, part, whole).view(kind),
+                some.integers(1, 1 << info.nmant, part, whole).view(kind),  # below the normal numbers
+                (digits * 10.0 ** some.integers(-30, 30, part)).astype(kind),
+                (2.0**53 + some.integers(-9999, 9999, part)).astype(kind),
+                (digits / 100.0 * some.choice([-1.0, 1.0], part)).astype(kind),
+            ]
+        )
     return np.unique(found[np.isfinite(found)])
 
 
@@ -140,11 +142,23 @@ def test_labels_that_this_java_does_not_print_are_named(spark: SparkSession) -> 
     assert told.ok
     java = f"Java {origin(spark)['javaVersion']} prints"
     expected = [
-        (0, f"no row of 'x' (double) has the label {lost!r}: {java} {of_x[place - 1]!r} for its number", "; rows with it: 2"),
+        (
+            0,
+            f"no row of 'x' (double) has the label {lost!r}: {java} {of_x[place - 1]!r} for its number",
+            "; rows with it: 2",
+        ),
         (0, f"no row of 'x' (double) has the label '7': {java} '7.0' for its number", "; rows with it: 1"),
-        (0, f"no row of 'f' (float) has the label {lost_f!r}: {java} {of_f[place - 1]!r} for its number", "; rows with it: 2"),
-        (2, f"no row of 'y' (double) has the label {lost!r}: {java} {of_x[place - 1]!r} for its number", "; rows with it: 2"),
-    ]  # fmt: skip
+        (
+            0,
+            f"no row of 'f' (float) has the label {lost_f!r}: {java} {of_f[place - 1]!r} for its number",
+            "; rows with it: 2",
+        ),
+        (
+            2,
+            f"no row of 'y' (double) has the label {lost!r}: {java} {of_x[place - 1]!r} for its number",
+            "; rows with it: 2",
+        ),
+    ]
     uids = [stage.uid for stage in model.stages]
     strict = model.stages[0].copy({model.stages[0].handleInvalid: "error"})
     with pytest.raises(
@@ -208,10 +222,21 @@ def test_java_21_indexes_numbers_as_the_scorers_say(spark: SparkSession, tmp_pat
     model.save(f"file://{tmp_path}/model")
     df.write.parquet(f"file://{tmp_path}/rows")
     done = subprocess.run(
-        [sys.executable, "-c", IN_JAVA_21, f"file://{tmp_path}/model", f"file://{tmp_path}/rows", str(tmp_path / "scorer")],
+        [
+            sys.executable,
+            "-c",
+            IN_JAVA_21,
+            f"file://{tmp_path}/model",
+            f"file://{tmp_path}/rows",
+            str(tmp_path / "scorer"),
+        ],
         env={**os.environ, "JAVA_HOME": str(home), "PYSPARK_PYTHON": sys.executable},
-        capture_output=True, text=True, timeout=300, cwd=Path(__file__).parents[2], check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=Path(__file__).parents[2],
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("INDICES ")]
     theirs = json.loads(line.removeprefix("INDICES "))

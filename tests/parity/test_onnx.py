@@ -42,7 +42,7 @@ import sparkdiff
 from sparkdiff import InputError, SparkdiffError
 from sparkdiff.jvm import SparkError
 from sparkdiff.pipeline import parity
-from sparkdiff.serving.onnx_export import ExportedColumn, Written
+from sparkdiff.serving.onnx_export import ExportedColumn, OnnxGraph
 from sparkdiff.stages.base import StageModule
 from sparkdiff.stages.binning import Bucketizer as Bins
 from sparkdiff.stages.interaction import Interaction
@@ -62,22 +62,27 @@ PIPELINES: dict[str, Callable[[], list[Any]]] = {
     "strings in front": lambda: [
         StringIndexer(inputCol="kind", outputCol="kindIndex", handleInvalid="keep"),
         OneHotEncoder(inputCols=["kindIndex", "index"], outputCols=["hot", "indexHot"], handleInvalid="keep"),
-        vector("hot", "indexHot", "a"), LogisticRegression(featuresCol="vector", maxIter=3, threshold=0.4),
+        vector("hot", "indexHot", "a"),
+        LogisticRegression(featuresCol="vector", maxIter=3, threshold=0.4),
     ],
     "bins and gaps": lambda: [
         Imputer(inputCols=["a", "b"], outputCols=["a", "filled"], missingValue=7.0),
         Bucketizer(splits=[-np.inf, 0.0, 2.0, np.inf], inputCol="a", outputCol="bin", handleInvalid="keep"),
         vector("bin", "filled", "a"),
-        GeneralizedLinearRegression(featuresCol="vector", labelCol="count", family="poisson", linkPredictionCol="eta", maxIter=2),
+        GeneralizedLinearRegression(
+            featuresCol="vector", labelCol="count", family="poisson", linkPredictionCol="eta", maxIter=2
+        ),
     ],
     "trees of categories": lambda: [
-        vector("index", "a", "b"), VectorIndexer(inputCol="vector", outputCol="indexed", maxCategories=4, handleInvalid="keep"),
+        vector("index", "a", "b"),
+        VectorIndexer(inputCol="vector", outputCol="indexed", maxCategories=4, handleInvalid="keep"),
         RandomForestClassifier(featuresCol="indexed", labelCol="grade", numTrees=5, maxDepth=4, seed=1, leafCol="leaf"),
     ],
     "boosted trees": lambda: [
-        vector("index", "a", "b"), GBTRegressor(featuresCol="vector", labelCol="count", maxIter=4, maxDepth=3, leafCol="leaf"),
+        vector("index", "a", "b"),
+        GBTRegressor(featuresCol="vector", labelCol="count", maxIter=4, maxDepth=3, leafCol="leaf"),
     ],
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +235,7 @@ def exported(*stages: tuple[StageModule, list[str], str], widths: dict[str, int]
     """The last column of stages without Spark; inputs without a width are numbers."""
     net = network(*stages)
     wanted = [(stages[-1][2], len(stages) - 1)]
-    return onnx_parity.session_of(Written(net, wanted, {v: widths.get(v[0]) for v in net.reads}))
+    return onnx_parity.session_of(OnnxGraph(net, wanted, {v: widths.get(v[0]) for v in net.reads}))
 
 
 def test_nan_from_a_stage_that_writes_no_null_is_refused() -> None:

@@ -27,7 +27,7 @@ from sparkdiff.pipeline.network import Network
 from sparkdiff.pipeline.plan import plan_of
 from sparkdiff.pipeline.write_back import write_back
 from sparkdiff.stages.base import columns_of
-from sparkdiff.stages.referenced import INPUTS
+from sparkdiff.stages.referenced_stages import INPUTS
 
 pytestmark = pytest.mark.once  # a graph of column names
 
@@ -57,10 +57,16 @@ def reason(found: sparkdiff.Plan, uid: str) -> str:
 def shared(known: Fitted) -> PipelineModel:
     """scaler → PCA → hashes, and beside them → LinearRegression, which is rounded."""
     rounded = named("rounded", Binarizer, inputCol="prediction", outputCol="many", threshold=1.0)
-    return PipelineModel([
-        known["assembler"], known["scaler"], copy(known["pca"], inputCol="scaled"), copy(known["lsh"], inputCol="components"),
-        copy(known["linear"], featuresCol="components"), rounded,
-    ])  # fmt: skip
+    return PipelineModel(
+        [
+            known["assembler"],
+            known["scaler"],
+            copy(known["pca"], inputCol="scaled"),
+            copy(known["lsh"], inputCol="components"),
+            copy(known["linear"], featuresCol="components"),
+            rounded,
+        ]
+    )
 
 
 def test_what_also_feeds_a_stage_outside_of_the_loss_stays(shared: PipelineModel) -> None:
@@ -134,10 +140,14 @@ def test_sql_behind_the_loss_hides_no_reader(shared: PipelineModel, known: Fitte
 
 
 def test_with_another_predictor_on_request(known: Fitted) -> None:
-    model = PipelineModel([
-        known["assembler"], known["scaler"], copy(known["glr"], featuresCol="scaled", predictionCol="other"),
-        copy(known["linear"], featuresCol="scaled"),
-    ])  # fmt: skip
+    model = PipelineModel(
+        [
+            known["assembler"],
+            known["scaler"],
+            copy(known["glr"], featuresCol="scaled", predictionCol="other"),
+            copy(known["linear"], featuresCol="scaled"),
+        ]
+    )
     found = plan_of(analyse(model, Options(predictionCol="other")), {})
     assert trained(found) == ["glr"]
     assert reason(found, "scaler").startswith("also feeds the predictor linear, outside the loss: prediction ")
@@ -148,10 +158,11 @@ def test_with_another_predictor_on_request(known: Fitted) -> None:
 def test_a_predictor_behind_the_one_that_trains_is_named(known: Fitted) -> None:
     """It was fitted to what the other one said before."""
     stages = [
-        known["assembler"], copy(known["logistic"], predictionCol="below"),
+        known["assembler"],
+        copy(known["logistic"], predictionCol="below"),
         named("joined", VectorAssembler, inputCols=["vector", "probability"], outputCol="all"),
         copy(known["linear"], featuresCol="all"),
-    ]  # fmt: skip
+    ]
     found = plan_of(analyse(PipelineModel(stages), Options(predictionCol="below")), {})
     assert trained(found) == ["logistic"]
     assert reason(found, "logistic").startswith("the loss; also changes prediction, outside the loss")
@@ -238,11 +249,13 @@ def test_no_column_changes_that_the_plan_does_not_name(known: Fitted, df: DataFr
 
 def test_what_trains_on_request_is_named_where_only_the_outside_bars_it(known: Fitted, df: DataFrame) -> None:
     first = known["assembler"].getInputCols()[0]
-    shared = PipelineModel([
-        named("cut", Binarizer, inputCol=first, outputCol="above", threshold=0.5),
-        named("side", Binarizer, inputCol="above", outputCol="aside", threshold=0.1),
-        named("two", VectorAssembler, inputCols=["above"], outputCol="x"),
-        copy(known["linear"], featuresCol="x"),
-    ])  # fmt: skip
+    shared = PipelineModel(
+        [
+            named("cut", Binarizer, inputCol=first, outputCol="above", threshold=0.5),
+            named("side", Binarizer, inputCol="above", outputCol="aside", threshold=0.1),
+            named("two", VectorAssembler, inputCols=["above"], outputCol="x"),
+            copy(known["linear"], featuresCol="x"),
+        ]
+    )
     assert reason(plan(shared), "cut") == "nothing to train; trains on request (unfreeze): threshold"
     assert trained(plan(shared, unfreeze=["cut.threshold"])) == ["cut", "linear"]

@@ -72,10 +72,18 @@ def lines(found: Plan) -> set[tuple[str, str, str, bool]]:
 
 
 def test_a_chain(stage: Stage) -> None:
-    found = plan(PipelineModel([
-        stage("indexer"), stage("encoder", inputCols=["kindIndex"]), stage("assembler", inputCols=["hot", "a", "b"]),
-        stage("scaler"), stage("pca", inputCol="scaled"), stage("glr", featuresCol="components"),
-    ]))  # fmt: skip
+    found = plan(
+        PipelineModel(
+            [
+                stage("indexer"),
+                stage("encoder", inputCols=["kindIndex"]),
+                stage("assembler", inputCols=["hot", "a", "b"]),
+                stage("scaler"),
+                stage("pca", inputCol="scaled"),
+                stage("glr", featuresCol="components"),
+            ]
+        )
+    )
     assert [s.role for s in found.stages] == ["referenced", *["translated"] * 5]
     assert trained(found) == ["scaler", "pca", "glr"]
     assert cached(found) == ["indexer"]
@@ -89,10 +97,15 @@ def test_a_chain(stage: Stage) -> None:
     assert (of(found, "scaler").inputCols, of(found, "scaler").outputCols) == (("vector",), ("scaled",))
     assert of(found, "scaler").stageClass == "StandardScalerModel"
     assert lines(found) == {
-        ("kind", "data", "indexer", False), ("kindIndex", "indexer", "encoder", False), ("hot", "encoder", "assembler", False),
-        ("a", "data", "assembler", False), ("b", "data", "assembler", False), ("vector", "assembler", "scaler", False),
-        ("scaled", "scaler", "pca", True), ("components", "pca", "glr", True),
-    }  # fmt: skip
+        ("kind", "data", "indexer", False),
+        ("kindIndex", "indexer", "encoder", False),
+        ("hot", "encoder", "assembler", False),
+        ("a", "data", "assembler", False),
+        ("b", "data", "assembler", False),
+        ("vector", "assembler", "scaler", False),
+        ("scaled", "scaler", "pca", True),
+        ("components", "pca", "glr", True),
+    }
     assert found.head == 5
     assert repr(found) == "<Plan: trains 16 parameters in 3 of 6 stages>"
     assert found.draw()._repr_svg_().count('class="gradient"') == 3  # two columns, and the legend
@@ -108,10 +121,17 @@ def test_what_has_nothing_to_train_and_grows_nothing_is_cached(stage: Stage) -> 
 
 
 def test_a_stage_that_stays_in_spark_cuts_off_what_feeds_it(stage: Stage) -> None:
-    found = plan(PipelineModel([
-        stage("assembler"), stage("scaler"), normalizer("scaled", "unit"), stage("minmax", inputCol="unit"),
-        stage("linear", featuresCol="squeezed"),
-    ]))  # fmt: skip
+    found = plan(
+        PipelineModel(
+            [
+                stage("assembler"),
+                stage("scaler"),
+                normalizer("scaled", "unit"),
+                stage("minmax", inputCol="unit"),
+                stage("linear", featuresCol="squeezed"),
+            ]
+        )
+    )
     assert of(found, "scaler").role == "translated"
     assert of(found, "scaler").reason.startswith("feeds normalizer, which stays in Spark: ")
     assert (trained(found), found.cacheCols) == (["minmax", "linear"], ("unit",))
@@ -119,25 +139,40 @@ def test_a_stage_that_stays_in_spark_cuts_off_what_feeds_it(stage: Stage) -> Non
 
 
 def test_branches_that_join_again(stage: Stage) -> None:
-    model = PipelineModel([
-        stage("assembler"), stage("scaler"), stage("minmax"), assembler("joined", ["scaled", "squeezed", "c"]),
-        stage("linear", featuresCol="all"),
-    ])  # fmt: skip
+    model = PipelineModel(
+        [
+            stage("assembler"),
+            stage("scaler"),
+            stage("minmax"),
+            assembler("joined", ["scaled", "squeezed", "c"]),
+            stage("linear", featuresCol="all"),
+        ]
+    )
     found = plan(model)
     assert trained(found) == ["scaler", "minmax", "linear"]
     assert found.cacheCols == ("vector", "c")
     assert {line[:3] for line in lines(found) if line[3]} == {
-        ("scaled", "scaler", "joined"), ("squeezed", "minmax", "joined"), ("all", "joined", "linear"),
-    }  # fmt: skip
+        ("scaled", "scaler", "joined"),
+        ("squeezed", "minmax", "joined"),
+        ("all", "joined", "linear"),
+    }
     only = plan(model, freeze=["minmax", "scaler"])
     assert not [line for line in lines(only) if line[3]]  # nothing trains there
 
 
 def test_a_scaler_that_feeds_both_sides_must_not_move(stage: Stage) -> None:
-    found = plan(PipelineModel([
-        stage("assembler"), stage("scaler"), normalizer("scaled", "unit"), stage("minmax", inputCol="scaled"),
-        assembler("joined", ["scaled", "unit", "squeezed"]), stage("linear", featuresCol="all"),
-    ]))  # fmt: skip
+    found = plan(
+        PipelineModel(
+            [
+                stage("assembler"),
+                stage("scaler"),
+                normalizer("scaled", "unit"),
+                stage("minmax", inputCol="scaled"),
+                assembler("joined", ["scaled", "unit", "squeezed"]),
+                stage("linear", featuresCol="all"),
+            ]
+        )
+    )
     assert trained(found) == ["minmax", "linear"]
     assert of(found, "scaler").reason.startswith("feeds normalizer, which stays in Spark: ")
     assert set(found.cacheCols) == {"scaled", "unit"}
@@ -155,10 +190,16 @@ def test_a_dead_branch_neither_trains_nor_counts(stage: Stage) -> None:
 def test_columns_have_versions(fitted: dict[str, Any], stage: Stage, df: DataFrame) -> None:
     """`a` is assembled, then overwritten by an Imputer, then assembled again."""
     imputer = named("imputer", Imputer, inputCols=["a"], outputCols=["a"]).fit(df)
-    model = PipelineModel([
-        assembler("early", ["a", "b"], "raw"), imputer, assembler("late", ["a", "b", "c"], "vector"), stage("scaler"),
-        assembler("joined", ["raw", "scaled"]), stage("linear", featuresCol="all"),
-    ])  # fmt: skip
+    model = PipelineModel(
+        [
+            assembler("early", ["a", "b"], "raw"),
+            imputer,
+            assembler("late", ["a", "b", "c"], "vector"),
+            stage("scaler"),
+            assembler("joined", ["raw", "scaled"]),
+            stage("linear", featuresCol="all"),
+        ]
+    )
     whole = plan(model)
     assert trained(whole) == ["imputer", "scaler", "linear"]
     assert whole.cacheCols == ("a", "b", "c", "raw")
@@ -172,9 +213,16 @@ def test_columns_have_versions(fitted: dict[str, Any], stage: Stage, df: DataFra
 
 
 def test_overwriting_in_another_case_makes_a_new_version(stage: Stage) -> None:
-    found = plan(PipelineModel([
-        stage("assembler"), stage("scaler", outputCol="VECTOR"), stage("minmax"), stage("linear", featuresCol="Squeezed"),
-    ]))  # fmt: skip
+    found = plan(
+        PipelineModel(
+            [
+                stage("assembler"),
+                stage("scaler", outputCol="VECTOR"),
+                stage("minmax"),
+                stage("linear", featuresCol="Squeezed"),
+            ]
+        )
+    )
     assert trained(found) == ["scaler", "minmax", "linear"]  # minmax reads what the scaler wrote
     assert found.cacheCols == ("vector",)
 
@@ -240,11 +288,18 @@ def test_skipping_rows_is_sparks_work(stage: Stage) -> None:
 
 
 def test_of_two_predictors_the_last_is_the_head(stage: Stage) -> None:
-    found = plan(PipelineModel([
-        stage("assembler"), stage("scaler"), stage("minmax"), stage("logistic", featuresCol="scaled"),
-        assembler("joined", ["scaled", "squeezed"]),
-        stage("linear", featuresCol="all", predictionCol="other"),
-    ]))  # fmt: skip
+    found = plan(
+        PipelineModel(
+            [
+                stage("assembler"),
+                stage("scaler"),
+                stage("minmax"),
+                stage("logistic", featuresCol="scaled"),
+                assembler("joined", ["scaled", "squeezed"]),
+                stage("linear", featuresCol="all", predictionCol="other"),
+            ]
+        )
+    )
     assert trained(found) == ["minmax", "linear"]
     assert of(found, "scaler").reason == (
         "also feeds the predictor logistic, outside the loss: rawPrediction, probability, prediction would change; "
@@ -264,10 +319,17 @@ def test_a_predictor_without_a_torch_form_is_seen_too(stage: Stage, df: DataFram
 
 @pytest.mark.parametrize(("column", "path"), [("probability", True), ("rawPrediction", True), ("below", False)])
 def test_stacking(stage: Stage, column: str, path: bool) -> None:
-    found = plan(PipelineModel([
-        stage("assembler"), stage("scaler"), stage("logistic", featuresCol="scaled", predictionCol="below"),
-        assembler("joined", ["vector", column]), stage("linear", featuresCol="all"),
-    ]))  # fmt: skip
+    found = plan(
+        PipelineModel(
+            [
+                stage("assembler"),
+                stage("scaler"),
+                stage("logistic", featuresCol="scaled", predictionCol="below"),
+                assembler("joined", ["vector", column]),
+                stage("linear", featuresCol="all"),
+            ]
+        )
+    )
     assert trained(found) == (["scaler", "logistic", "linear"] if path else ["linear"])
     if not path:  # a class has no gradient
         assert of(found, "logistic").reason == of(found, "scaler").reason == "no differentiable path to the loss"
@@ -293,15 +355,23 @@ def test_a_single_stage_and_nested_pipelines(stage: Stage) -> None:
 
 @pytest.fixture
 def chain(stage: Stage) -> PipelineModel:
-    return PipelineModel([
-        stage("assembler"), stage("scaler"), stage("pca", inputCol="scaled"), stage("linear", featuresCol="components"),
-    ])  # fmt: skip
+    return PipelineModel(
+        [
+            stage("assembler"),
+            stage("scaler"),
+            stage("pca", inputCol="scaled"),
+            stage("linear", featuresCol="components"),
+        ]
+    )
 
 
 WAYS = {
-    "uid": lambda s: "pca", "class": lambda s: "PCAModel", "output column": lambda s: "Components", "stage": lambda s: s,
+    "uid": lambda s: "pca",
+    "class": lambda s: "PCAModel",
+    "output column": lambda s: "Components",
+    "stage": lambda s: s,
     "one stage": lambda s: s,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -396,17 +466,29 @@ def test_the_plan_as_text_table_and_json(chain: PipelineModel) -> None:
     loaded = json.loads(found.toJSON())
     assert loaded["cacheCols"] == ["vector"]
     assert loaded["stages"][1] == {
-        "path": [1], "uid": "scaler", "stageClass": "StandardScalerModel", "role": "translated", "cached": False,
-        "trainable": True, "numParameters": 6, "inputCols": ["vector"], "outputCols": ["scaled"],
+        "path": [1],
+        "uid": "scaler",
+        "stageClass": "StandardScalerModel",
+        "role": "translated",
+        "cached": False,
+        "trainable": True,
+        "numParameters": 6,
+        "inputCols": ["vector"],
+        "outputCols": ["scaled"],
         "reason": "a differentiable path leads to the loss",
-    }  # fmt: skip
+    }
 
 
 def test_requires_grad_is_where_the_plan_says_trainable(stage: Stage) -> None:
-    model = PipelineModel([
-        stage("assembler"), stage("scaler", withMean=False), normalizer("scaled", "unit"), stage("minmax", inputCol="unit"),
-        stage("logistic", featuresCol="squeezed", fitIntercept=False),
-    ])  # fmt: skip
+    model = PipelineModel(
+        [
+            stage("assembler"),
+            stage("scaler", withMean=False),
+            normalizer("scaled", "unit"),
+            stage("minmax", inputCol="unit"),
+            stage("logistic", featuresCol="squeezed", fitIntercept=False),
+        ]
+    )
     network, found = sparkdiff.translate(model), plan(model)
     for i, planned in enumerate(found.stages):
         grads = [p.requires_grad for p in network.module(i).parameters()] if i in network.positions else []

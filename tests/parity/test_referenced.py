@@ -43,44 +43,87 @@ from sparkdiff.stages.base import UNTRANSLATED
 # stage, the columns that it reads and writes, a part of the reason
 STAGES: dict[str, tuple[Callable[[], Any], tuple[str, ...], tuple[str, ...], str]] = {
     "Tokenizer": (lambda: Tokenizer(inputCol="text", outputCol="o"), ("text",), ("o",), "its input is strings"),
-    "RegexTokenizer": (lambda: RegexTokenizer(inputCol="text", outputCol="o"), ("text",), ("o",), "its input is strings"),
+    "RegexTokenizer": (
+        lambda: RegexTokenizer(inputCol="text", outputCol="o"),
+        ("text",),
+        ("o",),
+        "its input is strings",
+    ),
     "StopWordsRemover": (
-        lambda: StopWordsRemover(inputCols=["words", "words"], outputCols=["o", "q"]), ("words", "words"), ("o", "q"),
+        lambda: StopWordsRemover(inputCols=["words", "words"], outputCols=["o", "q"]),
+        ("words", "words"),
+        ("o", "q"),
         "its input is strings",
     ),
     "NGram": (lambda: NGram(inputCol="words", outputCol="o"), ("words",), ("o",), "its input is strings"),
-    "StringIndexerModel": (lambda: StringIndexer(inputCol="text", outputCol="o"), ("text",), ("o",), "its input is strings"),
-    "CountVectorizerModel": (lambda: CountVectorizer(inputCol="words", outputCol="o"), ("words",), ("o",), "its input is words"),
-    "HashingTF": (lambda: HashingTF(inputCol="words", outputCol="o", numFeatures=8), ("words",), ("o",), "its input is words"),
+    "StringIndexerModel": (
+        lambda: StringIndexer(inputCol="text", outputCol="o"),
+        ("text",),
+        ("o",),
+        "its input is strings",
+    ),
+    "CountVectorizerModel": (
+        lambda: CountVectorizer(inputCol="words", outputCol="o"),
+        ("words",),
+        ("o",),
+        "its input is words",
+    ),
+    "HashingTF": (
+        lambda: HashingTF(inputCol="words", outputCol="o", numFeatures=8),
+        ("words",),
+        ("o",),
+        "its input is words",
+    ),
     "FeatureHasher": (
-        lambda: FeatureHasher(inputCols=["text", "label"], outputCol="o", numFeatures=8), ("text", "label"), ("o",),
+        lambda: FeatureHasher(inputCols=["text", "label"], outputCol="o", numFeatures=8),
+        ("text", "label"),
+        ("o",),
         "it hashes names and strings",
     ),
     "IndexToString": (
-        lambda: IndexToString(inputCol="label", outputCol="o", labels=["no", "yes"]), ("label",), ("o",), "its output is strings",
+        lambda: IndexToString(inputCol="label", outputCol="o", labels=["no", "yes"]),
+        ("label",),
+        ("o",),
+        "its output is strings",
     ),
     "SQLTransformer": (
-        lambda: SQLTransformer(statement="SELECT *, 2 * label AS o FROM __THIS__"), ("label",), ("o",), "its statement computes",
+        lambda: SQLTransformer(statement="SELECT *, 2 * label AS o FROM __THIS__"),
+        ("label",),
+        ("o",),
+        "its statement computes",
     ),
     "BucketedRandomProjectionLSHModel": (
-        lambda: BucketedRandomProjectionLSH(inputCol="features", outputCol="o", bucketLength=2.0, seed=1), ("features",), ("o",),
+        lambda: BucketedRandomProjectionLSH(inputCol="features", outputCol="o", bucketLength=2.0, seed=1),
+        ("features",),
+        ("o",),
         "arrays of hash values",
     ),
     "MinHashLSHModel": (
-        lambda: MinHashLSH(inputCol="features", outputCol="o", seed=1), ("features",), ("o",), "arrays of hash values",
+        lambda: MinHashLSH(inputCol="features", outputCol="o", seed=1),
+        ("features",),
+        ("o",),
+        "arrays of hash values",
     ),
     "BisectingKMeansModel": (
-        lambda: BisectingKMeans(predictionCol="o", maxIter=1), ("features",), ("o",), "in a tree of centres",
+        lambda: BisectingKMeans(predictionCol="o", maxIter=1),
+        ("features",),
+        ("o",),
+        "in a tree of centres",
     ),
     "LocalLDAModel": (
-        lambda: LDA(k=2, maxIter=1, seed=1, topicDistributionCol="o"), ("features",), ("o",), "whose number depends on the row",
+        lambda: LDA(k=2, maxIter=1, seed=1, topicDistributionCol="o"),
+        ("features",),
+        ("o",),
+        "whose number depends on the row",
     ),
     "DistributedLDAModel": (
-        lambda: LDA(k=2, maxIter=1, seed=1, optimizer="em", topicDistributionCol="o"), ("features",), ("o",),
+        lambda: LDA(k=2, maxIter=1, seed=1, optimizer="em", topicDistributionCol="o"),
+        ("features",),
+        ("o",),
         "in a distributed graph",
     ),
     "FPGrowthModel": (lambda: FPGrowth(itemsCol="words", predictionCol="o"), ("words",), ("o",), "sets of items"),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -178,16 +221,20 @@ def test_an_integer_output_is_no_way_for_gradients(rows: DataFrame, fitted: Call
 
 DENSE = {
     "mean": (
-        lambda: StandardScaler(inputCol="o", outputCol="x", withMean=True), r"sparse rows of 8 entries dense \(withMean=True\)",
+        lambda: StandardScaler(inputCol="o", outputCol="x", withMean=True),
+        r"sparse rows of 8 entries dense \(withMean=True\)",
     ),
     "centre": (
         lambda: RobustScaler(inputCol="o", outputCol="x", withCentering=True),
         r"sparse rows of 8 entries dense \(withCentering=True\)",
     ),
-    "range": (lambda: MinMaxScaler(inputCol="o", outputCol="x"), r"sparse rows of 8 entries dense \(scaling changes zeros\)"),
+    "range": (
+        lambda: MinMaxScaler(inputCol="o", outputCol="x"),
+        r"sparse rows of 8 entries dense \(scaling changes zeros\)",
+    ),
     "waves": (lambda: DCT(inputCol="o", outputCol="x"), r"sparse rows dense \(each output adds up all entries\)"),
     "components": (lambda: PCA(inputCol="o", outputCol="x", k=2), r"dense \(each component adds up all entries\)"),
-}  # fmt: skip
+}
 SPARSE = {
     "std": lambda: StandardScaler(inputCol="o", outputCol="x"),
     "largest": lambda: MaxAbsScaler(inputCol="o", outputCol="x"),

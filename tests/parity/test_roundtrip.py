@@ -21,7 +21,7 @@ from pyspark.ml.feature import (
     StringIndexer,
     Tokenizer,
     VectorAssembler,
-)  # fmt: skip
+)
 from pyspark.ml.linalg import Matrices, Vectors
 from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
 from pyspark.sql import DataFrame, SparkSession, functions as F
@@ -37,10 +37,14 @@ pytestmark = pytest.mark.once  # what is Spark's in it the laws check on every v
 def categories(keep: bool = True, drop: bool = True) -> list[Any]:
     return [
         StringIndexer(inputCol="kind", outputCol="kindIndex", handleInvalid="keep" if keep else "error"),
-        OneHotEncoder(inputCols=["kindIndex", "index"], outputCols=["kindHot", "indexHot"], dropLast=drop,
-                      handleInvalid="keep" if keep else "error"),
+        OneHotEncoder(
+            inputCols=["kindIndex", "index"],
+            outputCols=["kindHot", "indexHot"],
+            dropLast=drop,
+            handleInvalid="keep" if keep else "error",
+        ),
         VectorAssembler(inputCols=["kindHot", "a", "indexHot", "b", "c"], outputCol="vector"),
-    ]  # fmt: skip
+    ]
 
 
 def numbers() -> list[Any]:
@@ -48,8 +52,9 @@ def numbers() -> list[Any]:
 
 
 BOUNDS = {
-    "lowerBoundsOnCoefficients": Matrices.dense(1, 3, [0.0, -1.0, -1.0]), "upperBoundsOnIntercepts": Vectors.dense(0.3),
-}  # fmt: skip
+    "lowerBoundsOnCoefficients": Matrices.dense(1, 3, [0.0, -1.0, -1.0]),
+    "upperBoundsOnIntercepts": Vectors.dense(0.3),
+}
 
 
 def glr(features: str, **params: Any) -> GeneralizedLinearRegression:
@@ -60,35 +65,49 @@ def glr(features: str, **params: Any) -> GeneralizedLinearRegression:
 
 GRID: dict[str, Callable[[], list[Any]]] = {
     "poisson after PCA": lambda: [
-        *categories(), StandardScaler(inputCol="vector", outputCol="scaled", withMean=True),
-        PCA(k=4, inputCol="scaled", outputCol="pca"), glr("pca", family="poisson", linkPredictionCol="eta", weightCol="weight"),
+        *categories(),
+        StandardScaler(inputCol="vector", outputCol="scaled", withMean=True),
+        PCA(k=4, inputCol="scaled", outputCol="pca"),
+        glr("pca", family="poisson", linkPredictionCol="eta", weightCol="weight"),
     ],
-    "offset, sqrt link": lambda: [*categories(keep=False), glr("vector", family="poisson", link="sqrt", offsetCol="weight")],
+    "offset, sqrt link": lambda: [
+        *categories(keep=False),
+        glr("vector", family="poisson", link="sqrt", offsetCol="weight"),
+    ],
     "tweedie": lambda: [
-        *categories(drop=False), MinMaxScaler(inputCol="vector", outputCol="squeezed", min=-1.0),
+        *categories(drop=False),
+        MinMaxScaler(inputCol="vector", outputCol="squeezed", min=-1.0),
         glr("squeezed", family="tweedie", variancePower=1.5, linkPower=0.0),
     ],
     "lasso": lambda: [
-        *categories(), StandardScaler(inputCol="vector", outputCol="scaled"),
+        *categories(),
+        StandardScaler(inputCol="vector", outputCol="scaled"),
         LinearRegression(featuresCol="scaled", labelCol="count", regParam=0.3, elasticNetParam=1.0),
     ],
     "huber": lambda: [*numbers(), LinearRegression(featuresCol="vector", labelCol="count", loss="huber", maxIter=5)],
     "without intercept": lambda: [*numbers(), LogisticRegression(featuresCol="vector", fitIntercept=False, maxIter=3)],
     "sparse binomial": lambda: [
-        *categories(), LogisticRegression(featuresCol="vector", regParam=0.1, elasticNetParam=1.0, threshold=0.4),
+        *categories(),
+        LogisticRegression(featuresCol="vector", regParam=0.1, elasticNetParam=1.0, threshold=0.4),
     ],
     "bounds": lambda: [*numbers(), LogisticRegression(featuresCol="vector", maxIter=3, **BOUNDS)],
     "softmax": lambda: [
-        *numbers(), MinMaxScaler(inputCol="vector", outputCol="squeezed"),
+        *numbers(),
+        MinMaxScaler(inputCol="vector", outputCol="squeezed"),
         LogisticRegression(
-            featuresCol="squeezed", labelCol="grade", maxIter=3, thresholds=[0.3, 0.3, 0.4], predictionCol="Grade now",
+            featuresCol="squeezed",
+            labelCol="grade",
+            maxIter=3,
+            thresholds=[0.3, 0.3, 0.4],
+            predictionCol="Grade now",
         ),
     ],
     "softmax of two classes": lambda: [
-        *numbers(), StandardScaler(inputCol="vector", outputCol="scaled", withStd=False, withMean=True),
+        *numbers(),
+        StandardScaler(inputCol="vector", outputCol="scaled", withStd=False, withMean=True),
         LogisticRegression(featuresCol="scaled", family="multinomial", maxIter=3, rawPredictionCol=""),
     ],
-}  # fmt: skip
+}
 
 
 def on(predictor: Any, features: str) -> Any:
@@ -220,8 +239,13 @@ def moved_scaler(scaler: Any) -> Network:
 
 
 def test_attributes_of_a_vector_survive(df: DataFrame) -> None:
-    model = Pipeline(stages=[*categories(), StandardScaler(inputCol="vector", outputCol="scaled"),
-                             LinearRegression(featuresCol="scaled", labelCol="count")]).fit(df)  # fmt: skip
+    model = Pipeline(
+        stages=[
+            *categories(),
+            StandardScaler(inputCol="vector", outputCol="scaled"),
+            LinearRegression(featuresCol="scaled", labelCol="count"),
+        ]
+    ).fit(df)
     back = sparkdiff.write_back(model, moved(model))
     metadata = {f.name: f.metadata for f in back.transform(df).schema.fields}
     assert {a["name"] for kind in metadata["vector"]["ml_attr"]["attrs"].values() for a in kind} >= {
@@ -312,10 +336,15 @@ def test_a_pipeline_without_reference(fitted: dict[str, Any]) -> None:
 def test_sql_in_the_middle_and_at_the_end(df: DataFrame, fitted: dict[str, Any]) -> None:
     middle = SQLTransformer(statement="SELECT a, b, c, count, vector, a * 2 AS d FROM __THIS__ WHERE a > -1")
     end = SQLTransformer(statement="SELECT prediction + 1 AS prediction FROM __THIS__ LIMIT 3")
-    model = PipelineModel([
-        fitted["assembler"], middle, fitted["scaler"],
-        on(fitted["linear"], "scaled"), end,
-    ])  # fmt: skip
+    model = PipelineModel(
+        [
+            fitted["assembler"],
+            middle,
+            fitted["scaler"],
+            on(fitted["linear"], "scaled"),
+            end,
+        ]
+    )
     parity = sparkdiff.verify(model, df)
     assert parity.ok, parity
     assert parity.rows == df.where("a > -1").count()
@@ -377,11 +406,13 @@ def test_dots_backticks_and_cases_in_names(df: DataFrame, fitted: dict[str, Any]
     """Spark reads a column a.b by the Param `a.b` in backticks; as an output the Param is the name itself."""
     odd = df.select(F.col("a").alias("a.b"), F.col("b").alias("b`c"), F.col("c").alias("Straße"), "count")
     assembler, scaler, linear = (fitted[name] for name in ("assembler", "scaler", "linear"))
-    model = PipelineModel([
-        assembler.copy({assembler.inputCols: ["`a.b`", "`b``c`", "straße"], assembler.outputCol: "v.w"}),
-        scaler.copy({scaler.inputCol: "`v.w`", scaler.outputCol: "Scaled"}),
-        linear.copy({linear.featuresCol: "SCALED", linear.predictionCol: "riders.per hour"}),
-    ])  # fmt: skip
+    model = PipelineModel(
+        [
+            assembler.copy({assembler.inputCols: ["`a.b`", "`b``c`", "straße"], assembler.outputCol: "v.w"}),
+            scaler.copy({scaler.inputCol: "`v.w`", scaler.outputCol: "Scaled"}),
+            linear.copy({linear.featuresCol: "SCALED", linear.predictionCol: "riders.per hour"}),
+        ]
+    )
     try:
         model.transform(odd)
     except PySparkException as e:  # Spark 3.5
@@ -449,8 +480,11 @@ def test_null_and_nan(df: DataFrame, fitted: dict[str, Any]) -> None:
 def test_labels_may_differ_on_the_boundary_only(spark: SparkSession, fitted: dict[str, Any]) -> None:
     """x decides at 0; a network that is off by 1e-12 calls the rows between otherwise, one that is off by 1e-6 is wrong."""
     weights = {
-        "coefficientMatrix": np.array([[1.0]]), "interceptVector": np.zeros(1), "numClasses": 2, "isMultinomial": False,
-    }  # fmt: skip
+        "coefficientMatrix": np.array([[1.0]]),
+        "interceptVector": np.zeros(1),
+        "numClasses": 2,
+        "isMultinomial": False,
+    }
     stage = jvm.rebuild(fitted["logistic"], weights)
     stage = stage.copy({stage.rawPredictionCol: "", stage.probabilityCol: ""})
     df = spark.createDataFrame([(Vectors.dense(x),) for x in (-1.0, -1e-12, -1e-7, 0.0, 1e-12, 1e-7, 3.0)], ["vector"])
@@ -492,10 +526,16 @@ VIOLATIONS: dict[str, tuple[str, str, int, float, str]] = {
     "negative std": ("scaler", "std", 1, -1.0, "scaler: std must stay > 0, but an entry is -1.0"),
     "NaN": ("scaler", "mean", 0, np.nan, "scaler: mean holds nan; only finite values"),
     "infinite": ("pca", "pc", 0, np.inf, "pca: pc holds inf; only finite values"),
-    "range below 0": ("minmax", "originalMax", 0, -1e9, "minmax: originalMax must stay > originalMin, but entry 0 is -1"),
+    "range below 0": (
+        "minmax",
+        "originalMax",
+        0,
+        -1e9,
+        "minmax: originalMax must stay > originalMin, but entry 0 is -1",
+    ),
     "NaN intercept": ("linear", "intercept", 0, np.nan, "linear: intercept holds nan"),
     "NaN coefficient": ("softmax", "coefficientMatrix", 0, np.nan, "softmax: coefficientMatrix holds nan"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", VIOLATIONS)

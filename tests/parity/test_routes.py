@@ -18,7 +18,7 @@ from pyspark.sql import DataFrame, SparkSession, functions as F
 
 import sparkdiff
 from sparkdiff import InputError, SparkdiffError, jvm
-from sparkdiff.jvm import places, sessions
+from sparkdiff.jvm import folders, sessions
 
 
 @pytest.mark.slow
@@ -53,11 +53,25 @@ def test_both_routes_build_the_same_stage(fitted: dict[str, Any], monkeypatch: p
     random = np.random.default_rng(1)
     cases: list[tuple[str, dict[str, Any]]] = [
         ("pca", {"pc": random.normal(size=(3, 2)), "explainedVariance": np.array([0.7, -0.0])}),
-        ("logistic", {"coefficientMatrix": random.normal(size=(1, 3)), "interceptVector": np.full(1, -0.0),
-                      "numClasses": 2, "isMultinomial": False}),
-        ("softmax", {"coefficientMatrix": random.normal(size=(3, 3)), "interceptVector": np.full(3, 5e-324),
-                     "numClasses": 3, "isMultinomial": True}),
-    ]  # fmt: skip
+        (
+            "logistic",
+            {
+                "coefficientMatrix": random.normal(size=(1, 3)),
+                "interceptVector": np.full(1, -0.0),
+                "numClasses": 2,
+                "isMultinomial": False,
+            },
+        ),
+        (
+            "softmax",
+            {
+                "coefficientMatrix": random.normal(size=(3, 3)),
+                "interceptVector": np.full(3, 5e-324),
+                "numClasses": 3,
+                "isMultinomial": True,
+            },
+        ),
+    ]
     for name, weights in cases:
         for constructors in (True, False):
             monkeypatch.setattr(sessions, "has_constructors", lambda constructors=constructors: constructors)
@@ -79,9 +93,11 @@ def test_both_routes_make_the_same_stage_with_none_to_copy_from(
     logs, vector = np.log(np.full((2, 3), 1 / 3)), random.normal(size=3)
     scale = {"coefficients": vector, "intercept": -0.0, "scale": 0.25}
     logistic = {
-        "coefficientMatrix": random.normal(size=(3, 3)), "interceptVector": np.full(3, 5e-324), "numClasses": 3,
+        "coefficientMatrix": random.normal(size=(3, 3)),
+        "interceptVector": np.full(3, 5e-324),
+        "numClasses": 3,
         "isMultinomial": True,
-    }  # fmt: skip
+    }
     cases: list[tuple[Any, dict[str, Any], dict[str, Any]]] = [
         (StandardScaler(inputCol="features", outputCol="out", withMean=True), {"std": vector**2, "mean": vector}, {}),
         (PCA(inputCol="features", k=2), {"pc": random.normal(size=(3, 2)), "explainedVariance": np.ones(2)}, {}),
@@ -97,7 +113,7 @@ def test_both_routes_make_the_same_stage_with_none_to_copy_from(
         made = []
         for constructors in (True, False):
             monkeypatch.setattr(sessions, "has_constructors", lambda constructors=constructors: constructors)
-            made.append(jvm.fitted(estimator, weights, beside))
+            made.append(jvm.model_with_weights(estimator, weights, beside))
         one, other = made
         assert (type(one), one.uid) == (type(other), other.uid)
         assert one.uid == estimator.uid
@@ -117,10 +133,10 @@ def test_both_routes_make_the_same_stage_with_none_to_copy_from(
 def test_a_stage_made_from_nothing_has_the_uid_that_it_is_given(
     spark: SparkSession, tmp_path: Path, route: str
 ) -> None:
-    hot = jvm.named(OneHotEncoder(inputCols=["id"], outputCols=["hot"]), "grown_hot")
+    hot = jvm.set_uid(OneHotEncoder(inputCols=["id"], outputCols=["hot"]), "grown_hot")
     stages = [
-        jvm.fitted(hot, {"categorySizes": [3]}),
-        jvm.named(VectorAssembler(inputCols=["hot"], outputCol="all"), "grown_assembler"),
+        jvm.model_with_weights(hot, {"categorySizes": [3]}),
+        jvm.set_uid(VectorAssembler(inputCols=["hot"], outputCol="all"), "grown_assembler"),
     ]
     model = PipelineModel(stages)
     model.save(str(tmp_path / "model"))
@@ -140,13 +156,13 @@ def test_where_the_saved_data_lie_for_a_moment(
     spark: SparkSession, fitted: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
 ) -> None:
     used = []
-    make = places.tempfile.mkdtemp
+    make = folders.tempfile.mkdtemp
 
     def watched(suffix: Any = None, prefix: Any = None, dir: Any = None) -> str:
         used.append(dir)
         return str(make(suffix, prefix, dir))
 
-    monkeypatch.setattr(places.tempfile, "mkdtemp", watched)
+    monkeypatch.setattr(folders.tempfile, "mkdtemp", watched)
     monkeypatch.setattr(sessions, "has_constructors", lambda: False)
     weights = {"std": np.ones(3), "mean": np.zeros(3)}
     try:
@@ -166,7 +182,7 @@ def test_where_the_saved_data_lie_for_a_moment(
 def test_a_cluster_needs_a_folder_that_all_see(fitted: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     conf = {"spark.master": "yarn"}
     cluster = SimpleNamespace(conf=SimpleNamespace(get=lambda key, default=None: conf.get(key, default)))
-    for module in (places, sessions):
+    for module in (folders, sessions):
         monkeypatch.setattr(module, "session", lambda: cluster)
     with pytest.raises(InputError, match="cacheDir is unset and the master is yarn"):
         jvm.rebuild(fitted["scaler"], {"std": np.ones(3), "mean": np.zeros(3)})

@@ -61,9 +61,14 @@ from sparkdiff.serving.compiling import NOT_SERVED
 
 ROOT = Path(__file__).parents[2]
 REFUSED = {
-    "BisectingKMeansModel", "BucketedRandomProjectionLSHModel", "DistributedLDAModel", "FPGrowthModel", "LocalLDAModel",
-    "MinHashLSHModel", "SQLTransformer",
-}  # fmt: skip
+    "BisectingKMeansModel",
+    "BucketedRandomProjectionLSHModel",
+    "DistributedLDAModel",
+    "FPGrowthModel",
+    "LocalLDAModel",
+    "MinHashLSHModel",
+    "SQLTransformer",
+}
 """Classes that a Scorer refuses by name. Another one here is an acceptance lost."""
 ANOTHER_INPUT = {"Interaction"}
 """Classes that the rows of the coverage tool don't suit."""
@@ -306,8 +311,12 @@ def test_a_hash_of_numbers(spark: SparkSession) -> None:
 def test_a_hash_of_lists_of_numbers(spark: SparkSession) -> None:
     """Of each type, in a column of its own."""
     kinds = {
-        "double": DOUBLES, "float": DOUBLES, "int": [1, -3], "bigint": [1, 2**40], "boolean": [True, False],
-    }  # fmt: skip
+        "double": DOUBLES,
+        "float": DOUBLES,
+        "int": [1, -3],
+        "bigint": [1, 2**40],
+        "boolean": [True, False],
+    }
     row = {kind: [*values, None] for kind, values in kinds.items()}
     schema = ", ".join(f"`{kind}` array<{kind}>" for kind in kinds)
     lists = spark.createDataFrame([tuple(row.values())], schema).coalesce(1)
@@ -336,9 +345,15 @@ def usual(df: DataFrame) -> PipelineModel:
 
 
 ADVERSARIAL = [
-    ("a", 1.0, 2.0, 3.0), (None, 0.0, -0.0, 0.0), ("unseen", 1e300, -1e300, 5e-324), ("A", math.nan, 0.0, 1.0),
-    ("a ", None, 1.0, None), ("\U0001f600", math.inf, 1.0, 0.0), ("", -math.inf, 2.0, 1.0), ("b", math.inf, math.inf, 1.0),
-]  # fmt: skip
+    ("a", 1.0, 2.0, 3.0),
+    (None, 0.0, -0.0, 0.0),
+    ("unseen", 1e300, -1e300, 5e-324),
+    ("A", math.nan, 0.0, 1.0),
+    ("a ", None, 1.0, None),
+    ("\U0001f600", math.inf, 1.0, 0.0),
+    ("", -math.inf, 2.0, 1.0),
+    ("b", math.inf, math.inf, 1.0),
+]
 
 
 @pytest.fixture(scope="module")
@@ -358,8 +373,9 @@ def test_rows_that_spark_drops_are_refused(df: DataFrame, adversarial: DataFrame
     skip = {"handleInvalid": "skip"}
     stages = [
         StringIndexer(inputCols=["kind", "grade"], outputCols=["kindIndex", "gradeIndex"], **skip),
-        VectorAssembler(inputCols=["a", "b"], outputCol="features", **skip), LogisticRegression(maxIter=2),
-    ]  # fmt: skip
+        VectorAssembler(inputCols=["a", "b"], outputCol="features", **skip),
+        LogisticRegression(maxIter=2),
+    ]
     model = Pipeline(stages=stages).fit(df)
     scorer, rows = Scorer(model), adversarial.withColumn("grade", F.when(F.col("c") == 1, 9.0).otherwise(1.0))
     assert not differences(scorer, model, rows.union(df.limit(9).select("kind", "a", "b", "c", "grade")))
@@ -512,9 +528,11 @@ def test_rows_and_structs_of_pyspark(spark: SparkSession) -> None:
 
 def test_vectors_as_spark_writes_them_in_json(spark: SparkSession) -> None:
     vectors = [
-        Vectors.dense([1.0, -0.0, 1e300]), Vectors.sparse(3, [0, 2], [5.0, -1.5]), Vectors.sparse(3, [], []),
+        Vectors.dense([1.0, -0.0, 1e300]),
+        Vectors.sparse(3, [0, 2], [5.0, -1.5]),
+        Vectors.sparse(3, [], []),
         Vectors.dense([math.nan, math.inf, -math.inf]),
-    ]  # fmt: skip
+    ]
     df = spark.createDataFrame([(v,) for v in vectors], ["v"]).coalesce(1)
     written = [json.loads(row) for row in df.toJSON().collect()]
     model = VectorAssembler(inputCols=["v"], outputCol="o", handleInvalid="keep")
@@ -527,9 +545,17 @@ def test_vectors_as_spark_writes_them_in_json(spark: SparkSession) -> None:
         assert [str(v) for v in scorer.predict(pd.DataFrame(written))["o"]] == theirs
         whole = {"type": 0, "size": 3, "indices": [0], "values": [1.0]}
         for wrong in (
-            whole | {"type": 2}, whole | {"indices": [3]}, whole | {"indices": [-1]}, whole | {"values": []}, {"a": 1.0}, {},
-            whole | {"values": ["1.0"]}, whole | {"values": [None]}, {"type": 1, "values": None}, {"type": [], "values": []},
-        ):  # fmt: skip
+            whole | {"type": 2},
+            whole | {"indices": [3]},
+            whole | {"indices": [-1]},
+            whole | {"values": []},
+            {"a": 1.0},
+            {},
+            whole | {"values": ["1.0"]},
+            whole | {"values": [None]},
+            {"type": 1, "values": None},
+            {"type": [], "values": []},
+        ):
             with pytest.raises(InputError, match=r"column 'v' holds \{.*which is no number, and no vector in the form"):
                 scorer.predict({"v": wrong})
 
@@ -656,11 +682,13 @@ def test_thresholds_of_another_length_than_the_classes(df: DataFrame, fitted: di
                 rf"{model.uid}: thresholds has {length} numbers, and the model has {k} classes: set one for each class"
             )
             for act in (
-                lambda m=wrong: Scorer(m), lambda m=wrong: sparkdiff.plan(m), lambda m=wrong, d=data: sparkdiff.verify(m, d),
+                lambda m=wrong: Scorer(m),
+                lambda m=wrong: sparkdiff.plan(m),
+                lambda m=wrong, d=data: sparkdiff.verify(m, d),
                 lambda m=wrong, d=data: sparkdiff.FineTuner(m, labelCol="label").fit(d),
                 lambda m=wrong, d=data: sparkdiff.export(m, tmp_path / "m.onnx", schema=d.schema),
                 lambda m=wrong, d=data: sparkdiff.TorchTransformer(m, device="cpu").transform(d).head(),
-            ):  # fmt: skip
+            ):
                 with pytest.raises(InputError, match=why):
                     act()
         Scorer(model.copy()._set(thresholds=[0.5] * k))
@@ -672,7 +700,7 @@ TYPED = {
     "VectorAssembler": lambda: VectorAssembler(inputCols=["x"], outputCol="o"),
     "Tokenizer": lambda: Tokenizer(inputCol="x", outputCol="o"),
     "IndexToString": lambda: IndexToString(inputCol="x", outputCol="o", labels=["a", "b", "c", "d"]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", TYPED)

@@ -11,12 +11,12 @@ from pyspark.sql import DataFrame, SparkSession
 
 import sparkdiff
 from sparkdiff import jvm
-from sparkdiff.diagnostics.predictions import predictions
+from sparkdiff.diagnostics.prediction_differences import predictions
 from sparkdiff.jvm import sessions
 from sparkdiff.jvm.selections import Selection
-from sparkdiff.pipeline.translation import translated
+from sparkdiff.pipeline.translation import translated_graph
 from sparkdiff.serving.deletion import deletions
-from sparkdiff.store.digests import UntoldError, check_reads_its_input_only
+from sparkdiff.store.model_digests import UnidentifiableError, check_reads_its_input_only
 
 pytestmark = pytest.mark.skipif(sessions.VERSION < (4, 0), reason="Spark 3.5 has no `* EXCEPT`")
 
@@ -52,9 +52,13 @@ def test_only_statements_that_do_nothing_else_are_known(spark: SparkSession) -> 
     assert of("SELECT * EXCEPT (`a b`, `c``d`), `a b`, `c``d` FROM __THIS__") == (("a b", "c`d"), ("a b", "c`d"))
     assert of("select * except(a, b) from __THIS__") == (("a", "b"), ())
     others = (
-        "SELECT * EXCEPT (a) FROM __THIS__ WHERE b > 0", "SELECT * EXCEPT (a), b FROM __THIS__", "SELECT a FROM __THIS__",
-        "SELECT * EXCEPT (a), b + 1 AS c FROM __THIS__", "SELECT * EXCEPT (a) FROM other", "SELECT * FROM __THIS__",
-    )  # fmt: skip
+        "SELECT * EXCEPT (a) FROM __THIS__ WHERE b > 0",
+        "SELECT * EXCEPT (a), b FROM __THIS__",
+        "SELECT a FROM __THIS__",
+        "SELECT * EXCEPT (a), b + 1 AS c FROM __THIS__",
+        "SELECT * EXCEPT (a) FROM other",
+        "SELECT * FROM __THIS__",
+    )
     assert [of(statement) for statement in others] == [None] * len(others)
     assert jvm.selection_of(SQLTransformer()) is None
 
@@ -68,7 +72,7 @@ def test_every_verb_takes_the_stage(
     assert shown.columns == ["a", "b", "y", "prediction", *last]
     expected = [row.prediction for row in model.transform(rows).collect()]
     assert sparkdiff.verify(given, rows).ok
-    graph = translated(given, rows)
+    graph = translated_graph(given, rows)
     assert [v.uid for v in graph.vertices if v.module is None] == ["odd_uid_1"]
     assert ("grown_all" in graph.writers) == bool(last)
     scorer = sparkdiff.Scorer(given, rows)
@@ -91,5 +95,5 @@ def test_every_verb_takes_the_stage(
 
 def test_it_reads_its_input_only(model: PipelineModel) -> None:
     check_reads_its_input_only(with_last(model, ()).stages[-1])
-    with pytest.raises(UntoldError, match="may call functions"):
+    with pytest.raises(UnidentifiableError, match="may call functions"):
         check_reads_its_input_only(SQLTransformer(statement="SELECT * FROM __THIS__ JOIN other"))

@@ -20,7 +20,7 @@ from pyspark.ml.feature import (
 from pyspark.ml.regression import FMRegressor
 from pyspark.sql import DataFrame, SparkSession
 
-from sparkdiff.growth import costs
+from sparkdiff.growth import cost_table
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.stages.base import REGISTRY, UNTRANSLATED
 
@@ -41,8 +41,8 @@ def rows(tool: Any, spark: SparkSession) -> DataFrame:
 def test_every_class_has_a_figure_or_a_reason(tool: Any) -> None:
     registered = {name for name in (*REGISTRY, *UNTRANSLATED) if name.startswith(("pyspark.ml.", "sparkdiff.jvm."))}
     names = {kind.__name__ for kind in tool.classes()} | {name.rpartition(".")[2] for name in registered}
-    assert names - costs.COSTS.keys() == UNKNOWN.keys() | HELD
-    assert costs.COSTS.keys() <= names | {"TargetEncoderModel"}  # Spark 3.5 has none
+    assert names - cost_table.COSTS.keys() == UNKNOWN.keys() | HELD
+    assert cost_table.COSTS.keys() <= names | {"TargetEncoderModel"}  # Spark 3.5 has none
 
 
 @pytest.mark.slow
@@ -52,16 +52,16 @@ def test_every_fitted_stage_tells_its_entries(tool: Any, rows: DataFrame) -> Non
         stage = tool.one_of(name, rows)
         unknown = [s for _, s in flatten(stage) if type(s).__name__ in UNKNOWN]
         assert [type(s).__name__ for s in unknown] == ([name] if name in UNKNOWN else [])
-        assert len(costs.unknown(stage)) == len(unknown)
-        assert all(costs.entries_of(s) > 0 for _, s in flatten(stage) if s not in unknown), name
-        assert all(filled > 0 for filled in costs.filled_by_model(stage).values()), name
+        assert len(cost_table.unknown(stage)) == len(unknown)
+        assert all(cost_table.entries_of(s) > 0 for _, s in flatten(stage) if s not in unknown), name
+        assert all(filled > 0 for filled in cost_table.filled_by_model(stage).values()), name
 
 
 def test_more_models_cost_more(spark: SparkSession, rows: DataFrame) -> None:
     one = LogisticRegression(maxIter=1).fit(rows)
     two, hundred = (OneVsRestModel(models=[one] * n).setFeaturesCol("features") for n in (2, 100))
-    assert costs.of_stage(hundred) == pytest.approx(50 * costs.of_stage(two), rel=0.1)
-    assert costs.of_stage(two) > 2 * costs.of_stage(one)
+    assert cost_table.of_stage(hundred) == pytest.approx(50 * cost_table.of_stage(two), rel=0.1)
+    assert cost_table.of_stage(two) > 2 * cost_table.of_stage(one)
 
 
 def test_larger_stages_cost_more(spark: SparkSession, rows: DataFrame) -> None:
@@ -76,7 +76,7 @@ def test_larger_stages_cost_more(spark: SparkSession, rows: DataFrame) -> None:
         tuple(FeatureHasher(inputCols=["text", "number"][:k], outputCol="o") for k in (1, 2)),
     ]
     for small, large in sizes:
-        assert costs.of_stage(large) > costs.of_stage(small), small
+        assert cost_table.of_stage(large) > cost_table.of_stage(small), small
 
 
 def test_hashed_words_are_few_entries_of_many(spark: SparkSession) -> None:
@@ -85,10 +85,10 @@ def test_hashed_words_are_few_entries_of_many(spark: SparkSession) -> None:
     stages: list[Any] = [Tokenizer(inputCol="text", outputCol="words"), HashingTF(inputCol="words", outputCol="counts")]
     for stage in (IDF(inputCol="counts", outputCol="weighed"), LogisticRegression(featuresCol="weighed", maxIter=1)):
         stages.append(stage.fit(PipelineModel(stages).transform(data)))
-    filled = costs.filled_by_model(PipelineModel(stages))
-    assert filled["counts"] == filled["weighed"] == costs.WORDS
-    assert costs.entries_of(stages[-1]) == stages[-1].numFeatures == 2**18
-    assert costs.of_model(PipelineModel(stages)) < 0.1 * costs.of_stage(stages[-1])
+    filled = cost_table.filled_by_model(PipelineModel(stages))
+    assert filled["counts"] == filled["weighed"] == cost_table.WORDS
+    assert cost_table.entries_of(stages[-1]) == stages[-1].numFeatures == 2**18
+    assert cost_table.of_model(PipelineModel(stages)) < 0.1 * cost_table.of_stage(stages[-1])
 
 
 class Word2VecModel(Transformer):
@@ -108,9 +108,9 @@ def test_stages_without_a_figure_are_named(spark: SparkSession, rows: DataFrame)
     one = LogisticRegression(maxIter=1).fit(rows)
     asked = OneVsRestModel(models=[one, Boosted(one._java_obj)])
     drops = SQLTransformer(statement="SELECT * EXCEPT (`user`) FROM __THIS__")
-    assert costs.unknown(PipelineModel([assembler, drops])) == []
-    [warning] = costs.unknown(PipelineModel([assembler, statement, own, asked]))
+    assert cost_table.unknown(PipelineModel([assembler, drops])) == []
+    [warning] = cost_table.unknown(PipelineModel([assembler, statement, own, asked]))
     names = f"SQLTransformer {statement.uid}, Word2VecModel {own.uid}, OneVsRestModel {asked.uid}"
     assert warning.startswith(f"serving costs of {names} are not known: each counts as 2 us per row")
-    assert costs.of_stage(statement) == costs.of_stage(own) == costs.DEFAULT[0]
-    assert costs.of_stage(drops) == 0
+    assert cost_table.of_stage(statement) == cost_table.of_stage(own) == cost_table.DEFAULT[0]
+    assert cost_table.of_stage(drops) == 0

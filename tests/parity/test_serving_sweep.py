@@ -20,9 +20,14 @@ def swept() -> dict[str, dict[str, int]]:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "serving_sweep", "-p", "no:cacheprovider", str(HERE)]
     path = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        command, cwd=HERE.parents[1], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=7200,
+        command,
+        cwd=HERE.parents[1],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=7200,
         check=False,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stdout
     found: dict[str, dict[str, int]] = {}
     for times, way, why in re.findall(r"^ *(\d+) (\w+): (.*)$", done.stdout.partition("\nserved:")[2], re.MULTILINE):

@@ -35,15 +35,29 @@ from sparkdiff.serving.torch_transformer import by_torch
 NAN, INF = float("nan"), float("inf")
 NAMES = ["a", "b", "c", "d", "i", "v", "label"]
 NUMBERS = (
-    (1.0, 0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 5.0), (-0.0, 2.0, 0.0, 3.0), (0.0, 2.0, 7.0, 3.0), (0.0, 0.0, 0.0, 0.0),
-    (0.0, NAN, 0.0, 0.0), (NAN, 1.0, 0.0, 1.0), (0.0, INF, 0.0, -INF), (INF, 0.0, 0.0, 0.0), (0.0, 0.0, NAN, INF),
-)  # fmt: skip
+    (1.0, 0.0, 0.0, 0.0),
+    (0.0, 0.0, 0.0, 5.0),
+    (-0.0, 2.0, 0.0, 3.0),
+    (0.0, 2.0, 7.0, 3.0),
+    (0.0, 0.0, 0.0, 0.0),
+    (0.0, NAN, 0.0, 0.0),
+    (NAN, 1.0, 0.0, 1.0),
+    (0.0, INF, 0.0, -INF),
+    (INF, 0.0, 0.0, 0.0),
+    (0.0, 0.0, NAN, INF),
+)
 VECTORS = (
-    Vectors.dense(0.0, 0.0, 3.0, 0.0), Vectors.sparse(4, [2], [3.0]), Vectors.sparse(4, [0, 2], [0.0, 3.0]),
-    Vectors.dense(0.0, NAN, 1.0, 0.0), Vectors.sparse(4, [1], [NAN]), Vectors.sparse(4, [0, 1], [0.0, NAN]),
-    Vectors.dense(0.0, INF, 1.0, 0.0), Vectors.sparse(4, [1, 3], [INF, 0.0]), Vectors.sparse(4, [], []),
+    Vectors.dense(0.0, 0.0, 3.0, 0.0),
+    Vectors.sparse(4, [2], [3.0]),
+    Vectors.sparse(4, [0, 2], [0.0, 3.0]),
+    Vectors.dense(0.0, NAN, 1.0, 0.0),
+    Vectors.sparse(4, [1], [NAN]),
+    Vectors.sparse(4, [0, 1], [0.0, NAN]),
+    Vectors.dense(0.0, INF, 1.0, 0.0),
+    Vectors.sparse(4, [1, 3], [INF, 0.0]),
+    Vectors.sparse(4, [], []),
     Vectors.sparse(4, [0, 3], [INF, -1.0]),
-)  # fmt: skip
+)
 
 
 def assembler(outputCol: str, **settings: Any) -> VectorAssembler:
@@ -68,14 +82,24 @@ slicer = partial(VectorSlicer, indices=[1, 0])
 Chain = tuple[Callable[..., Any], ...]
 PIPELINES: dict[str, tuple[Chain, ...]] = {
     "zeros that are no category": (
-        (assembler, indexer), (assembler, StandardScaler, indexer), (assembler, indexer, trees), (assembler, binarizer, indexer),
-        (indexer,), (PolynomialExpansion, indexer),
+        (assembler, indexer),
+        (assembler, StandardScaler, indexer),
+        (assembler, indexer, trees),
+        (assembler, binarizer, indexer),
+        (indexer,),
+        (PolynomialExpansion, indexer),
     ),
     "zeros times what isn't finite": (
-        (assembler, Normalizer), (assembler, PolynomialExpansion), (assembler, MinMaxScaler, Normalizer),
-        (assembler, slicer, crossing), (encoder, slicer, crossing), (Normalizer,), (slicer, Normalizer), (PolynomialExpansion,),
+        (assembler, Normalizer),
+        (assembler, PolynomialExpansion),
+        (assembler, MinMaxScaler, Normalizer),
+        (assembler, slicer, crossing),
+        (encoder, slicer, crossing),
+        (Normalizer,),
+        (slicer, Normalizer),
+        (PolynomialExpansion,),
     ),
-}  # fmt: skip
+}
 
 
 def stages_of(chains: tuple[Chain, ...]) -> list[Any]:

@@ -44,7 +44,7 @@ from readable_uids import named
 
 import sparkdiff
 from sparkdiff import InputError, plan, translate, verify, write_back
-from sparkdiff.diagnostics.pipelines import dropped_late
+from sparkdiff.diagnostics.pipeline_warnings import dropped_late
 from sparkdiff.pipeline.cut import analyse
 
 
@@ -64,9 +64,14 @@ def of(found: sparkdiff.Plan, uid: str) -> Any:
 # Stages that aren't fitted ----------------------------------------------------------------------------------------------
 
 MODULES = (
-    pyspark.ml.classification, pyspark.ml.clustering, pyspark.ml.feature, pyspark.ml.fpm, pyspark.ml.recommendation,
-    pyspark.ml.regression, pyspark.ml.tuning,
-)  # fmt: skip
+    pyspark.ml.classification,
+    pyspark.ml.clustering,
+    pyspark.ml.feature,
+    pyspark.ml.fpm,
+    pyspark.ml.recommendation,
+    pyspark.ml.regression,
+    pyspark.ml.tuning,
+)
 ESTIMATORS = {
     name: cls
     for module in MODULES
@@ -137,10 +142,14 @@ def test_a_pipeline_that_stays_in_spark(df: DataFrame) -> None:
 def test_a_users_own_stage(df: DataFrame, tmp_path: Path) -> None:
     """It stays as it is, in Spark, and what it does to rows and columns is done before the cache."""
     mine = named("mine", Clipped)._set(inputCol="a", outputCol="clipped")
-    model = Pipeline(stages=[
-        mine, assembler("clipped", "b"), StandardScaler(inputCol="features", outputCol="scaled"),
-        LinearRegression(featuresCol="scaled", labelCol="count", regParam=1.0),
-    ]).fit(df)  # fmt: skip
+    model = Pipeline(
+        stages=[
+            mine,
+            assembler("clipped", "b"),
+            StandardScaler(inputCol="features", outputCol="scaled"),
+            LinearRegression(featuresCol="scaled", labelCol="count", regParam=1.0),
+        ]
+    ).fit(df)
     found = plan(model, schema=df.schema)
     assert (of(found, "mine").role, of(found, "mine").cached) == ("referenced", True)
     assert of(found, "mine").reason == (
@@ -165,9 +174,14 @@ def test_a_users_own_stage(df: DataFrame, tmp_path: Path) -> None:
 def test_what_a_users_stage_may_have_read_stays(df: DataFrame, fitted: dict[str, Any]) -> None:
     """Without the data it isn't known to read and write no more than it declares, nor to keep all rows."""
     aside = named("aside", Clipped)._set(inputCol="a", outputCol="clipped")
-    model = PipelineModel([
-        fitted["assembler"], fitted["scaler"], aside, with_params(fitted["linear"], featuresCol="scaled"),
-    ])  # fmt: skip
+    model = PipelineModel(
+        [
+            fitted["assembler"],
+            fitted["scaler"],
+            aside,
+            with_params(fitted["linear"], featuresCol="scaled"),
+        ]
+    )
     assert of(plan(model), "scaler").reason == "reads 'vector' before aside, which stays in Spark and may rewrite it"
     found = plan(model, schema=df.schema)
     assert not of(found, "scaler").trainable
@@ -285,9 +299,15 @@ def test_two_heads(df: DataFrame, fitted: dict[str, Any]) -> None:
     wide = df.unionByName(df).unionByName(df).cache()
     for column, kept in (("first", "second"), ("second", "first")):
         tuner = sparkdiff.FineTuner(
-            pipeline=model, predictionCol=column, maxEpochs=2, learningRate=0.05, guard=1.0, recipe="fast", verbosity=0,
+            pipeline=model,
+            predictionCol=column,
+            maxEpochs=2,
+            learningRate=0.05,
+            guard=1.0,
+            recipe="fast",
+            verbosity=0,
             rowsAreNew=True,
-        )  # fmt: skip
+        )
         tuned = tuner.fit(wide)
         assert tuned.summary.decision == "tuned"
         rows = [[r[kept] for r in m.transform(df).orderBy("a").collect()] for m in (model, tuned.pipelineModel)]
@@ -343,17 +363,27 @@ def test_odd_names(df: DataFrame) -> None:
     odd = odd.unionByName(odd).unionByName(odd).cache()
     made, out = "x.y" if dots else "x y", "größer als 数"  # a predictor finds no features in backticks
     spelled = in_backticks if dots else str
-    model = Pipeline(stages=[
-        assembler(*map(spelled, names), outputCol=made), StandardScaler(inputCol=spelled(made), outputCol=out),
-        LinearRegression(featuresCol=out, labelCol="count", predictionCol="vor her", regParam=1.0),
-    ]).fit(odd)  # fmt: skip
+    model = Pipeline(
+        stages=[
+            assembler(*map(spelled, names), outputCol=made),
+            StandardScaler(inputCol=spelled(made), outputCol=out),
+            LinearRegression(featuresCol=out, labelCol="count", predictionCol="vor her", regParam=1.0),
+        ]
+    ).fit(odd)
     network = translate(model)
     assert network.inputCols == tuple(names)
     assert network.outputCols == (made, out, "vor her")
     assert verify(model, odd).ok
     tuned = sparkdiff.FineTuner(
-        pipeline=model, maxEpochs=2, learningRate=0.05, guard=1.0, recipe="fast", verbosity=0, reference=(), rowsAreNew=True
-    ).fit(odd)  # fmt: skip
+        pipeline=model,
+        maxEpochs=2,
+        learningRate=0.05,
+        guard=1.0,
+        recipe="fast",
+        verbosity=0,
+        reference=(),
+        rowsAreNew=True,
+    ).fit(odd)
     assert tuned.summary.parity["before"]["ok"]
     assert verify(tuned.pipelineModel, odd).ok
 
@@ -363,7 +393,7 @@ def test_fields_of_structs(df: DataFrame) -> None:
     inner = F.struct(F.col("b").alias("B"), F.col("c"))
     nested = df.select(
         F.struct("a", inner.alias("in")).alias("S"), F.col("b").alias("s.a"), "count", F.col("c").alias("plain")
-    )  # fmt: skip
+    )
     nested = nested.unionByName(nested).unionByName(nested).cache()
     if not taken(nested, "S.a"):
         pytest.skip("this Spark's stages don't find the fields of structs")
@@ -395,21 +425,32 @@ def test_fields_of_structs(df: DataFrame) -> None:
 @pytest.mark.once  # test_contract has each class on every Spark
 def test_many_classes_at_once(df: DataFrame) -> None:
     """Text, categories, numbers, products, trees and two predictors, in one pipeline of 22 stages."""
-    model = Pipeline(stages=[
-        Tokenizer(inputCol="kind", outputCol="words"), HashingTF(inputCol="words", outputCol="tf", numFeatures=64),
-        IDF(inputCol="tf", outputCol="idf"), StringIndexer(inputCol="kind", outputCol="kindIndex"),
-        OneHotEncoder(inputCols=["kindIndex", "index"], outputCols=["hot", "hotter"]),
-        Imputer(inputCols=["a"], outputCols=["filled"]), Bucketizer(inputCol="b", outputCol="binned", splits=[-99, 0, 5, 99]),
-        Binarizer(inputCol="b", outputCol="above", threshold=1.0), assembler("filled", "b", "binned", "above", outputCol="v"),
-        RobustScaler(inputCol="v", outputCol="robust"), MaxAbsScaler(inputCol="robust", outputCol="small"),
-        MinMaxScaler(inputCol="v", outputCol="ranged"), Normalizer(inputCol="ranged", outputCol="unit"),
-        PolynomialExpansion(inputCol="unit", outputCol="powers"), VectorSlicer(inputCol="v", outputCol="some", names=["b"]),
-        Interaction(inputCols=["kindIndex", "filled"], outputCol="products"),
-        assembler("idf", "hot", "hotter", "small", "powers", "some", "products"),
-        StandardScaler(inputCol="features", outputCol="z"), PCA(inputCol="z", outputCol="main", k=4),
-        GBTRegressor(featuresCol="main", labelCol="count", predictionCol="gbt", maxIter=2),
-        assembler("main", "gbt", outputCol="last"), LinearRegression(featuresCol="last", labelCol="count", regParam=0.1),
-    ]).fit(df)  # fmt: skip
+    model = Pipeline(
+        stages=[
+            Tokenizer(inputCol="kind", outputCol="words"),
+            HashingTF(inputCol="words", outputCol="tf", numFeatures=64),
+            IDF(inputCol="tf", outputCol="idf"),
+            StringIndexer(inputCol="kind", outputCol="kindIndex"),
+            OneHotEncoder(inputCols=["kindIndex", "index"], outputCols=["hot", "hotter"]),
+            Imputer(inputCols=["a"], outputCols=["filled"]),
+            Bucketizer(inputCol="b", outputCol="binned", splits=[-99, 0, 5, 99]),
+            Binarizer(inputCol="b", outputCol="above", threshold=1.0),
+            assembler("filled", "b", "binned", "above", outputCol="v"),
+            RobustScaler(inputCol="v", outputCol="robust"),
+            MaxAbsScaler(inputCol="robust", outputCol="small"),
+            MinMaxScaler(inputCol="v", outputCol="ranged"),
+            Normalizer(inputCol="ranged", outputCol="unit"),
+            PolynomialExpansion(inputCol="unit", outputCol="powers"),
+            VectorSlicer(inputCol="v", outputCol="some", names=["b"]),
+            Interaction(inputCols=["kindIndex", "filled"], outputCol="products"),
+            assembler("idf", "hot", "hotter", "small", "powers", "some", "products"),
+            StandardScaler(inputCol="features", outputCol="z"),
+            PCA(inputCol="z", outputCol="main", k=4),
+            GBTRegressor(featuresCol="main", labelCol="count", predictionCol="gbt", maxIter=2),
+            assembler("main", "gbt", outputCol="last"),
+            LinearRegression(featuresCol="last", labelCol="count", regParam=0.1),
+        ]
+    ).fit(df)
     found = plan(model, schema=df.schema)
     assert [s.stageClass for s in found.stages if s.role == "referenced"] == [
         "Tokenizer",
@@ -418,9 +459,16 @@ def test_many_classes_at_once(df: DataFrame) -> None:
     ]
     trains = [s.stageClass for s in found.stages if s.trainable]
     assert trains == [
-        "IDFModel", "ImputerModel", "RobustScalerModel", "MaxAbsScalerModel", "MinMaxScalerModel", "StandardScalerModel",
-        "PCAModel", "GBTRegressionModel", "LinearRegressionModel",
-    ]  # fmt: skip
+        "IDFModel",
+        "ImputerModel",
+        "RobustScalerModel",
+        "MaxAbsScalerModel",
+        "MinMaxScalerModel",
+        "StandardScalerModel",
+        "PCAModel",
+        "GBTRegressionModel",
+        "LinearRegressionModel",
+    ]
     lines = str(found).splitlines()
     assert [line.split()[0] for line in lines[1:-1]] == [str(i) for i in range(22)]
     assert lines[20].endswith(

@@ -26,7 +26,7 @@ from pyspark.ml.feature import (
     Tokenizer,
     VectorAssembler,
     Word2Vec,
-)  # fmt: skip
+)
 from pyspark.ml.regression import GBTRegressor, GeneralizedLinearRegression, LinearRegression
 from pyspark.sql import DataFrame, functions as F
 
@@ -46,14 +46,16 @@ PIPELINES: dict[str, Callable[[], list[Any]]] = {
     "strings on both sides": lambda: [
         StringIndexer(inputCol="kind", outputCol="kindIndex", handleInvalid="keep"),
         OneHotEncoder(inputCols=["kindIndex", "index"], outputCols=["hot", "indexHot"], handleInvalid="keep"),
-        vector("hot", "indexHot", "a", "whole"), LogisticRegression(featuresCol="vector", labelCol="label", maxIter=3),
+        vector("hot", "indexHot", "a", "whole"),
+        LogisticRegression(featuresCol="vector", labelCol="label", maxIter=3),
         IndexToString(inputCol="prediction", outputCol="said", labels=["no", "yes"]),
     ],
     "overwritten columns and nulls": lambda: [
         Imputer(inputCols=["a", "whole"], outputCols=["a", "whole"], missingValue=7.0),
         Bucketizer(splits=[-9e9, 0.0, 2.0, 9e9], inputCol="a", outputCol="bin", handleInvalid="keep"),
         OneHotEncoder(inputCols=["bin"], outputCols=["binHot"], handleInvalid="keep"),
-        vector("bin", "b", "whole"), StandardScaler(inputCol="vector", outputCol="scaled"),
+        vector("bin", "b", "whole"),
+        StandardScaler(inputCol="vector", outputCol="scaled"),
     ],
     "trees of several outputs": lambda: [
         vector("index", "a", "b"),
@@ -61,8 +63,10 @@ PIPELINES: dict[str, Callable[[], list[Any]]] = {
         GBTRegressor(featuresCol="vector", labelCol="count", maxIter=2, maxDepth=2, predictionCol="mean"),
     ],
     "wide sparse": lambda: [
-        Tokenizer(inputCol="text", outputCol="words"), HashingTF(inputCol="words", outputCol="counts", numFeatures=1 << 14),
-        IDF(inputCol="counts", outputCol="weighed"), LogisticRegression(featuresCol="weighed", labelCol="label", maxIter=2),
+        Tokenizer(inputCol="text", outputCol="words"),
+        HashingTF(inputCol="words", outputCol="counts", numFeatures=1 << 14),
+        IDF(inputCol="counts", outputCol="weighed"),
+        LogisticRegression(featuresCol="weighed", labelCol="label", maxIter=2),
     ],
     "words": lambda: [
         Tokenizer(inputCol="text", outputCol="words"),
@@ -71,18 +75,22 @@ PIPELINES: dict[str, Callable[[], list[Any]]] = {
     ],
     "formula and offset": lambda: [
         RFormula(formula="count ~ a + kind", featuresCol="vector", labelCol="made"),
-        GeneralizedLinearRegression(featuresCol="vector", labelCol="count", family="poisson", offsetCol="offset", maxIter=2),
+        GeneralizedLinearRegression(
+            featuresCol="vector", labelCol="count", family="poisson", offsetCol="offset", maxIter=2
+        ),
     ],
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
 def rows(df: DataFrame) -> DataFrame:
     return df.select(
-        "*", F.col("count").cast("int").alias("whole"), F.col("a").alias("offset"),
+        "*",
+        F.col("count").cast("int").alias("whole"),
+        F.col("a").alias("offset"),
         F.concat_ws(" ", "kind", F.col("grade").cast("string"), F.lit("the"), "kind").alias("text"),
         F.struct("a", "b").alias("pair"),
-    ).cache()  # fmt: skip
+    ).cache()
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +99,9 @@ def hostile(rows: DataFrame) -> DataFrame:
     odd = [F.lit(v).cast("double") for v in (float("nan"), float("inf"), -0.0, 7.0, None)]
     made = [
         rows.limit(2).withColumns({"a": value, "b": other, "kind": F.lit("unseen"), "whole": F.lit(None).cast("int")})
-        for value in odd for other in odd
-    ]  # fmt: skip
+        for value in odd
+        for other in odd
+    ]
     out = rows.limit(5)
     for part in made:
         out = out.unionByName(part)
@@ -309,7 +318,7 @@ def test_the_package_that_executors_get_is_whole_and_the_same_each_time(tmp_path
         package.write_zip(tmp_path / name, ["sparkdiff/job"])
     assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
     found = set(zipfile.ZipFile(tmp_path / "a.zip").namelist())
-    assert {"sparkdiff/__init__.py", "sparkdiff/pipeline/batches.py"} <= found
+    assert {"sparkdiff/__init__.py", "sparkdiff/pipeline/spark_inference.py"} <= found
     assert not any(n.startswith("sparkdiff/job") for n in found)
 
 

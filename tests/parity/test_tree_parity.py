@@ -34,10 +34,16 @@ NAMES = ["dtc", "rfc", "gbtc", "dtr", "rfr", "gbtr"]
 def data(spark: SparkSession) -> DataFrame:
     """800 rows of ties and missing values, their last feature one of six categories in no order."""
     random = np.random.default_rng(2)
-    x = np.stack([
-        random.integers(0, 9, 800) / 10, random.normal(size=800), random.integers(0, 3, 800), random.normal(size=800) * 1e-7,
-        random.integers(0, 6, 800),
-    ], 1)  # fmt: skip
+    x = np.stack(
+        [
+            random.integers(0, 9, 800) / 10,
+            random.normal(size=800),
+            random.integers(0, 3, 800),
+            random.normal(size=800) * 1e-7,
+            random.integers(0, 6, 800),
+        ],
+        1,
+    )
     effect = np.array([3.0, -1.0, 0.5, 4.0, -2.0, 0.0])[x[:, 4].astype(int)]
     y = 5 * x[:, 0] * (1 + x[:, 2]) + effect * np.sign(x[:, 1]) + 1e7 * x[:, 3] + random.normal(size=800)
     rows = [
@@ -172,8 +178,11 @@ def test_a_search_and_pipelines_around_trees(spark: SparkSession, data: DataFram
     inner = Pipeline(stages=[VectorAssembler(inputCols=["features", "odd"], outputCol="all"), estimator])
     grid = ParamGridBuilder().addGrid(estimator.maxIter, [2]).build()
     search = CrossValidator(
-        estimator=Pipeline(stages=[inner]), estimatorParamMaps=grid, evaluator=RegressionEvaluator(labelCol="y"), numFolds=2,
-    )  # fmt: skip
+        estimator=Pipeline(stages=[inner]),
+        estimatorParamMaps=grid,
+        evaluator=RegressionEvaluator(labelCol="y"),
+        numFolds=2,
+    )
     model = Pipeline(stages=[search]).fit(data)
     network = sparkdiff.translate(model)
     with torch.no_grad():
@@ -239,7 +248,7 @@ def test_many_trees(spark: SparkSession, tmp_path: Path, number: int) -> None:
         one = Nodes.of([full(random) for _ in range(number)])
         estimator = GBTRegressor(maxDepth=6, maxIter=number, leafCol="leaf")
         begun = time.monotonic()
-        stage = trees.fitted(estimator, one, WIDTH, treeWeights=np.full(number, 0.01))
+        stage = trees.model_with_nodes(estimator, one, WIDTH, treeWeights=np.full(number, 0.01))
         network = sparkdiff.translate(stage)
         with torch.no_grad():
             network.module(0).leaves += 1.0
@@ -263,15 +272,22 @@ def full(random: np.random.Generator, depth: int = 6) -> list[dict[str, Any]]:
     def grow(level: int) -> None:
         here = len(out)
         split = level < depth
-        out.append({
-            "prediction": float(random.normal()), "impurity": 0.5, "gain": 0.1 if split else -1.0, "rawCount": 5,
-            "impurityStats": [5.0, 1.0, 2.0], "leftChild": here + 1 if split else -1,
-            "rightChild": here + 2 ** (depth - level) if split else -1,
-            "split": {
-                "featureIndex": int(random.integers(WIDTH)) if split else -1, "numCategories": -1,
-                "leftCategoriesOrThreshold": [float(random.choice(np.linspace(-2, 2, 9)))] if split else [],
-            },
-        })  # fmt: skip
+        out.append(
+            {
+                "prediction": float(random.normal()),
+                "impurity": 0.5,
+                "gain": 0.1 if split else -1.0,
+                "rawCount": 5,
+                "impurityStats": [5.0, 1.0, 2.0],
+                "leftChild": here + 1 if split else -1,
+                "rightChild": here + 2 ** (depth - level) if split else -1,
+                "split": {
+                    "featureIndex": int(random.integers(WIDTH)) if split else -1,
+                    "numCategories": -1,
+                    "leftCategoriesOrThreshold": [float(random.choice(np.linspace(-2, 2, 9)))] if split else [],
+                },
+            }
+        )
         if split:
             grow(level + 1)
             grow(level + 1)

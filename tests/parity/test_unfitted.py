@@ -26,7 +26,7 @@ import sparkdiff
 from sparkdiff import InputError
 from sparkdiff.jvm import trees
 from sparkdiff.pipeline.tree_origin import is_trees, why_not_grown
-from sparkdiff.pipeline.unfitted import WITHOUT_EFFECT, estimator_class, refit, unfitted, untold
+from sparkdiff.pipeline.unfitted_form import WITHOUT_EFFECT, estimator_class, refit, unfitted_form, untold
 
 AS_FITTED = {"ALSModel", "BucketedRandomProjectionLSHModel", "MinHashLSHModel"}
 """Models that lack Params by which they were fitted."""
@@ -44,9 +44,15 @@ WEIGHTS = (
     "weights",
 )
 SOME = (
-    "GBTClassificationModel", "IDFModel", "LogisticRegressionModel", "MinHashLSHModel", "OneVsRestModel", "PCAModel",
-    "SQLTransformer", "StandardScalerModel",
-)  # fmt: skip
+    "GBTClassificationModel",
+    "IDFModel",
+    "LogisticRegressionModel",
+    "MinHashLSHModel",
+    "OneVsRestModel",
+    "PCAModel",
+    "SQLTransformer",
+    "StandardScalerModel",
+)
 """Classes that each commit tries; all of them take minutes."""
 SUMS_VARY = {"DistributedLDAModel": 1e-5}
 """Relative tolerance where Spark adds up in an order of its own at each run."""
@@ -109,7 +115,7 @@ def test_every_estimator_is_told(names: list[str], made: Callable[[str], tuple[A
     kept = set()
     for name in names:
         stage, model = made(name)
-        form = unfitted(model)
+        form = unfitted_form(model)
         if not form.learns:
             assert form.estimator is model
             kept |= {name} if isinstance(model, Model) else set()
@@ -150,8 +156,8 @@ def test_a_loaded_pipeline_tells_the_same(
     seedless = RandomForestClassifier(numTrees=1, maxDepth=1).fit(rows)
     before = PipelineModel([*(s for s in stages if isinstance(s, Model)), seedless])
     before.write().save(str(tmp_path / "model"))
-    after = unfitted(PipelineModel.load(str(tmp_path / "model")))
-    for one, other in zip(unfitted(before).stages, after.stages, strict=True):
+    after = unfitted_form(PipelineModel.load(str(tmp_path / "model")))
+    for one, other in zip(unfitted_form(before).stages, after.stages, strict=True):
         assert (one.role, values(one.stage)) == (other.role, values(other.stage)), one.uid
     assert after.stages[-1].stage.getSeed() == seedless.getSeed()
     assert [note.partition(":")[0] for note in after.notes] == [seedless.uid]
@@ -174,7 +180,7 @@ def test_a_nested_pipeline_with_a_search(df: DataFrame) -> None:
         stages=[VectorAssembler(inputCols=["a", "b"], outputCol="v"), StandardScaler(inputCol="v", outputCol="scaled")]
     )
     model = Pipeline(stages=[inner, StringIndexer(inputCol="kind", outputCol="i"), search]).fit(df)
-    form = unfitted(model)
+    form = unfitted_form(model)
     assert [s.role for s in form.stages] == ["transformer", "estimator", "estimator", "estimator"]
     assert form.searches == (model.stages[2].uid,)
     best = model.stages[2].bestModel
@@ -191,7 +197,7 @@ def test_a_nested_pipeline_with_a_search(df: DataFrame) -> None:
 
 def test_the_model_does_not_change_with_its_unfitted_form(assembled: DataFrame) -> None:
     model = OneVsRest(classifier=LogisticRegression(maxIter=2), featuresCol="vector", labelCol="grade").fit(assembled)
-    form = unfitted(model)
+    form = unfitted_form(model)
     form.estimator.getClassifier().setMaxIter(7)
     form.estimator.setPredictionCol("other")
     assert (model.getClassifier().getMaxIter(), model.getPredictionCol()) == (2, "prediction")
@@ -201,7 +207,9 @@ def test_the_model_does_not_change_with_its_unfitted_form(assembled: DataFrame) 
 
 def test_buckets(df: DataFrame) -> None:
     quantiles = QuantileDiscretizer(numBuckets=3, inputCol="a", outputCol="q").fit(df)
-    form = unfitted(PipelineModel([quantiles, Bucketizer(splits=[0.0, 1.0, 2.0], inputCol="index", outputCol="o")]))
+    form = unfitted_form(
+        PipelineModel([quantiles, Bucketizer(splits=[0.0, 1.0, 2.0], inputCol="index", outputCol="o")])
+    )
     assert [s.role for s in form.stages] == ["as fitted", "transformer"]  # outer splits of quantiles are infinite
     assert not form.learns
     with pytest.raises(
@@ -212,24 +220,24 @@ def test_buckets(df: DataFrame) -> None:
 
 def test_given_words_and_strange_models(df: DataFrame) -> None:
     given = CountVectorizerModel.from_vocabulary(["a", "b"], "kind", "counts")
-    assert "made from a vocabulary" in unfitted(given).stages[0].reason
+    assert "made from a vocabulary" in unfitted_form(given).stages[0].reason
 
     class Strange(Model):  # type: ignore[type-arg]
         def _transform(self, dataset: DataFrame) -> DataFrame:
             return dataset
 
-    (stage,) = unfitted(Strange()).stages
+    (stage,) = unfitted_form(Strange()).stages
     assert (stage.role, stage.reason.endswith("Strange has no estimator in pyspark.ml")) == ("as fitted", True)
 
 
 def test_what_cannot_be_unfitted(df: DataFrame) -> None:
     with pytest.raises(InputError, match="isn't fitted"):
-        unfitted(Pipeline(stages=[]))
+        unfitted_form(Pipeline(stages=[]))
     model = StandardScaler(inputCol="vector", outputCol="scaled").fit(
         VectorAssembler(inputCols=["a"], outputCol="vector").transform(df)
     )
     with pytest.raises(InputError, match=r"can't be fitted anew to these rows: .*vector"):
-        refit(unfitted(model), df)
+        refit(unfitted_form(model), df)
 
 
 # Trees that Spark did not grow ----------------------------------------------------------------------------------------
@@ -265,7 +273,7 @@ def test_imported_trees_stay(spark: SparkSession) -> None:
         (HistGradientBoostingRegressor, {}),
         (ExtraTreesRegressor, {"n_estimators": 3}),
     ):
-        (stage,) = unfitted(sparkdiff.from_sklearn(kind(random_state=0, **params).fit(x, y))).stages
+        (stage,) = unfitted_form(sparkdiff.from_sklearn(kind(random_state=0, **params).fit(x, y))).stages
         assert stage.role == "as fitted" and stage.reason.startswith("Spark didn't grow its trees by its Params: "), (
             kind
         )
@@ -274,6 +282,6 @@ def test_imported_trees_stay(spark: SparkSession) -> None:
 def test_parts_that_were_grown_stay(assembled: DataFrame) -> None:
     head = LogisticRegression(featuresCol="vector", maxIter=1).fit(assembled)
     part = named(f"{head.uid}_grown_trees", GBTRegressor, featuresCol="vector", maxIter=1, seed=1).fit(assembled)
-    form = unfitted(PipelineModel([part, head]))
+    form = unfitted_form(PipelineModel([part, head]))
     assert [s.role for s in form.stages] == ["as fitted", "estimator"]
     assert "sparkdiff grew it as a part" in form.notes[0]

@@ -18,7 +18,7 @@ from pyspark.sql import DataFrame, SparkSession, functions as F
 
 import sparkdiff
 from sparkdiff import InputError
-from sparkdiff.growth.assembly import widened
+from sparkdiff.growth.assembly import with_output_coefficients
 from sparkdiff.growth.part import Output
 from sparkdiff.jvm.coefficients import stored_of
 
@@ -125,7 +125,7 @@ def test_a_stage_that_grows_does_not_store_it_either(
     model = models(name)
     *stages, last = model.stages
     k = len(matrix(model).toArray())
-    last = widened(last, [Output("a", np.zeros((k, 1)))])
+    last = with_output_coefficients(last, [Output("a", np.zeros((k, 1)))])
     assert stored_of(last).tolist() == [[*row, True] for row in stored_of(model.stages[-1]).tolist()]
     again = VectorAssembler(inputCols=["features", "one"], outputCol="more", handleInvalid="keep")
     grown = PipelineModel([*stages, again, last.setFeaturesCol("more")])

@@ -160,14 +160,17 @@ def left(pids: list[int]) -> list[int]:
 
 
 LOCAL = {
-    "rank killed": ("rank", signal.SIGKILL), "torchrun killed": ("torchrun", signal.SIGKILL),
+    "rank killed": ("rank", signal.SIGKILL),
+    "torchrun killed": ("torchrun", signal.SIGKILL),
     "rank stalled": ("rank", signal.SIGSTOP),
-}  # fmt: skip
+}
 CLUSTER = {
-    "rank killed": ("rank", signal.SIGKILL), "torchrun killed": ("torchrun", signal.SIGKILL),
-    "Spark's Python worker killed": ("worker", signal.SIGKILL), "executor killed": ("executor", signal.SIGKILL),
+    "rank killed": ("rank", signal.SIGKILL),
+    "torchrun killed": ("torchrun", signal.SIGKILL),
+    "Spark's Python worker killed": ("worker", signal.SIGKILL),
+    "executor killed": ("executor", signal.SIGKILL),
     "rank stalled": ("rank", signal.SIGSTOP),
-}  # fmt: skip
+}
 
 
 @dataclass
@@ -214,8 +217,12 @@ def spark_home() -> str:
 
 
 def submission(
-    script: Path, *arguments: str, master: str = "local[2]", python: str = sys.executable, conf: dict[str, str] | None = None
-) -> tuple[list[str], dict[str, str]]:  # fmt: skip
+    script: Path,
+    *arguments: str,
+    master: str = "local[2]",
+    python: str = sys.executable,
+    conf: dict[str, str] | None = None,
+) -> tuple[list[str], dict[str, str]]:
     """Command and environment of a job whose Python knows our package by --py-files only."""
     package = Path(tempfile.mkdtemp()) / "sparkdiff.zip"
     with zipfile.ZipFile(package, "w") as archive:
@@ -223,18 +230,25 @@ def submission(
             archive.write(path, path.relative_to(ROOT))
     quick = "-XX:TieredStopAtLevel=1"  # short jobs: the JVM's second compiler takes more time than it gives back
     settings = {
-        "spark.ui.enabled": "false", "spark.executor.memory": "1g", "spark.driver.memory": "2g",
-        "spark.driver.extraJavaOptions": quick, "spark.executor.extraJavaOptions": quick,
-        "spark.sql.codegen.wholeStage": "false", "spark.sql.codegen.factoryMode": "NO_CODEGEN",
-        "spark.sql.shuffle.partitions": "2", **(conf or {}),
-    }  # fmt: skip
+        "spark.ui.enabled": "false",
+        "spark.executor.memory": "1g",
+        "spark.driver.memory": "2g",
+        "spark.driver.extraJavaOptions": quick,
+        "spark.executor.extraJavaOptions": quick,
+        "spark.sql.codegen.wholeStage": "false",
+        "spark.sql.codegen.factoryMode": "NO_CODEGEN",
+        "spark.sql.shuffle.partitions": "2",
+        **(conf or {}),
+    }
     command = [str(Path(spark_home()) / "bin" / "spark-submit"), "--master", master, "--py-files", str(package)]
     command += [part for key, value in settings.items() for part in ("--conf", f"{key}={value}")]
     kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "SPARK_HOME")}
     environment = kept | {
-        "PYSPARK_PYTHON": python, "PYSPARK_DRIVER_PYTHON": python, "SPARK_CONF_DIR": str(ROOT / "conf"),
+        "PYSPARK_PYTHON": python,
+        "PYSPARK_DRIVER_PYTHON": python,
+        "SPARK_CONF_DIR": str(ROOT / "conf"),
         "SPARK_HOME": spark_home(),
-    }  # fmt: skip
+    }
     return [*command, str(script), *arguments], environment
 
 
@@ -297,9 +311,14 @@ def in_this_session(folder: Path, runs: int, names: list[str]) -> list[Told]:
 
     def fit(run_id: str) -> dict[str, Any]:
         tuner = FineTuner(
-            pipeline=model, cacheDir=str(folder), checkpointDir=str(folder / "runs"), runId=run_id, loss=slow_poisson,
-            metric="poisson", **LASTING,
-        )  # fmt: skip
+            pipeline=model,
+            cacheDir=str(folder),
+            checkpointDir=str(folder / "runs"),
+            runId=run_id,
+            loss=slow_poisson,
+            metric="poisson",
+            **LASTING,
+        )
         return outcome(tuner.fit(df))
 
     calm = fit("calm")

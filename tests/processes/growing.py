@@ -58,10 +58,19 @@ def main(folder: Path, run: str, processes: int) -> None:
     if not model.exists():
         pipeline(df).write().save(f"file://{model}")
     grower = Grower(
-        PipelineModel.load(f"file://{model}"), labelCol="count", parts=("units",), rounds=3, maxEpochs=2, recipe="fast",
-        numProcesses=processes, cacheDir=f"{folder}/cache", checkpointDir=f"{folder}/runs", runId=run, rowsAreNew=True,
+        PipelineModel.load(f"file://{model}"),
+        labelCol="count",
+        parts=("units",),
+        rounds=3,
+        maxEpochs=2,
+        recipe="fast",
+        numProcesses=processes,
+        cacheDir=f"{folder}/cache",
+        checkpointDir=f"{folder}/runs",
+        runId=run,
+        rowsAreNew=True,
         numFolds=2,
-    )  # fmt: skip
+    )
     (folder / f"{run}.json").write_text(json.dumps(facts(grower.fit(df))))
 
 

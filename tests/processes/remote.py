@@ -53,9 +53,14 @@ def trained(folder: Path, url: str, faults: list[str]) -> dict[str, Any]:
 
     def fit(where: str, name: str) -> Any:
         tuner = FineTuner(
-            pipeline=model, cacheDir=f"{where}/caches", checkpointDir=f"{where}/runs", runId=name, loss=slow_poisson,
-            metric="poisson", **LASTING,
-        )  # fmt: skip
+            pipeline=model,
+            cacheDir=f"{where}/caches",
+            checkpointDir=f"{where}/runs",
+            runId=name,
+            loss=slow_poisson,
+            metric="poisson",
+            **LASTING,
+        )
         return outcome(tuner.fit(df))
 
     calm = fit(str(folder), "calm")

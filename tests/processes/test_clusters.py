@@ -73,7 +73,7 @@ def standalone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     commands += [
         [f"{deploy}.worker.Worker", url, "--cores", "1", "--memory", "1g", "--webui-port", "0", "--work-dir", str(work)]
         for work in (folder / "one", folder / "two")
-    ]  # fmt: skip
+    ]
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"SPARK_HOME": spark_home()}
     processes = []
     for i, command in enumerate(commands):
@@ -126,9 +126,13 @@ def test_a_job_on_a_cluster(runs: Path, spark: SparkSession, foreign: str, monke
     job = [f"pipeline={runs}/small/model", "--data", f"{runs}/small/rows.parquet", "--label", "count"]
     job += ["fineTuner.maxEpochs=3", "fineTuner.timeout=12", f"fineTuner.cacheDir={runs}/small/caches"]
     submit(
-        DEMO, *job, f"output.path={runs}/small/two", "fineTuner.numProcesses=2",
-        master="local-cluster[2,1,1024]", python=foreign,
-    )  # fmt: skip
+        DEMO,
+        *job,
+        f"output.path={runs}/small/two",
+        "fineTuner.numProcesses=2",
+        master="local-cluster[2,1,1024]",
+        python=foreign,
+    )
     monkeypatch.chdir(ROOT)
     assert main(["finetune", *job, f"output.path={runs}/small/one"]) == 0
     same(runs / "small" / "two", runs / "small" / "one")
@@ -193,9 +197,13 @@ def test_a_killed_driver_goes_on_when_the_command_is_given_again(runs: Path, loc
 @pytest.mark.faults
 def test_the_faults_of_a_cluster_change_nothing(tmp_path: Path, foreign: str) -> None:
     submit(
-        Path(__file__).with_name("faults.py"), str(tmp_path), "1",
-        master="local-cluster[2,1,1024]", python=foreign, timeout=1500,
-    )  # fmt: skip
+        Path(__file__).with_name("faults.py"),
+        str(tmp_path),
+        "1",
+        master="local-cluster[2,1,1024]",
+        python=foreign,
+        timeout=1500,
+    )
     told = json.loads((tmp_path / "told.json").read_text())
     assert [t["fault"] for t in told] == [*CLUSTER]
     assert all(t["identical"] and t["resumed"] and not t["orphans"] and t["seconds"] < 300 for t in told), told
@@ -218,12 +226,19 @@ def test_executors_that_share_no_folder(tmp_path: Path) -> None:
         pytest.skip("this machine lets no process have file systems of its own")
     conf = {
         "spark.hadoop.fs.viewfs.mounttable.t.link./d": f"file://{tmp_path}/store",
-        "spark.local.dir": str(tmp_path / "local"), "spark.pyspark.driver.python": sys.executable,
-    }  # fmt: skip
+        "spark.local.dir": str(tmp_path / "local"),
+        "spark.pyspark.driver.python": sys.executable,
+    }
     submit(
-        Path(__file__).with_name("remote.py"), str(tmp_path / "shared"), "viewfs://t/d", *REMOTE_FAULTS,
-        master="local-cluster[2,1,1024]", python=str(blind), conf=conf, timeout=1500,
-    )  # fmt: skip
+        Path(__file__).with_name("remote.py"),
+        str(tmp_path / "shared"),
+        "viewfs://t/d",
+        *REMOTE_FAULTS,
+        master="local-cluster[2,1,1024]",
+        python=str(blind),
+        conf=conf,
+        timeout=1500,
+    )
     told = json.loads((tmp_path / "shared" / "told.json").read_text())
     assert list(told) == ["in the store", *REMOTE_FAULTS]
     assert all(t["identical"] for t in told.values()), told

@@ -25,10 +25,16 @@ pytestmark = [pytest.mark.slow, pytest.mark.once, pytest.mark.nightly, pytest.ma
 URL = "viewfs://t/d"
 CLUSTER = "local-cluster[2,1,1024]"
 OPTIONS = [
-    "fineTuner.numProcesses=2", "fineTuner.maxEpochs=12", "fineTuner.patience=12", "fineTuner.batchSize=64",
-    "fineTuner.timeout=12", "fineTuner.guard=1.0", "fineTuner.metric=poisson", "fineTuner.loss=losses:slow_poisson",
+    "fineTuner.numProcesses=2",
+    "fineTuner.maxEpochs=12",
+    "fineTuner.patience=12",
+    "fineTuner.batchSize=64",
+    "fineTuner.timeout=12",
+    "fineTuner.guard=1.0",
+    "fineTuner.metric=poisson",
+    "fineTuner.loss=losses:slow_poisson",
     "fineTuner.validationFraction=0.3",
-]  # fmt: skip
+]
 LOSS = """
 import time
 
@@ -60,14 +66,20 @@ class Place:
     def start(self, where: str, name: str, master: str = CLUSTER) -> subprocess.Popen[bytes]:
         """The job of this name, with all its folders in `where`."""
         arguments = [
-            "--config", str(self.root / "job.yaml"), f"pipeline={where}/model", f"data.train.path={where}/rows",
-            f"output.path={where}/runs/{name}", f"fineTuner.cacheDir={where}/caches-{name}",
-            f"fineTuner.checkpointDir={where}/checkpoints", *OPTIONS,
-        ]  # fmt: skip
+            "--config",
+            str(self.root / "job.yaml"),
+            f"pipeline={where}/model",
+            f"data.train.path={where}/rows",
+            f"output.path={where}/runs/{name}",
+            f"fineTuner.cacheDir={where}/caches-{name}",
+            f"fineTuner.checkpointDir={where}/checkpoints",
+            *OPTIONS,
+        ]
         conf = {
-            "spark.hadoop.fs.viewfs.mounttable.t.link./d": f"file://{self.store}", "spark.local.dir": str(self.local),
+            "spark.hadoop.fs.viewfs.mounttable.t.link./d": f"file://{self.store}",
+            "spark.local.dir": str(self.local),
             "spark.pyspark.driver.python": sys.executable,
-        }  # fmt: skip
+        }
         script = ROOT / "jobs" / "finetune.py"
         command, environment = submission(script, *arguments, master=master, python=self.python, conf=conf)
         with (self.root / f"{name}.log").open("ab") as log:

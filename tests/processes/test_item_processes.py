@@ -17,7 +17,7 @@ from climbing import bits
 from item_rounds import ITEMS, changed, planted, rounds_of
 
 from sparkdiff.errors import FullDiskError
-from sparkdiff.growth import parts, processes
+from sparkdiff.growth import parts, worker_pool
 from sparkdiff.growth.checkpoints import ItemError
 from sparkdiff.machine import line_files
 
@@ -55,17 +55,17 @@ def test_each_kind_of_part_finds_the_same_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_long_items_are_handed_out_first() -> None:
-    handing = processes.Handing.of(1, ITEMS, {0, 2, 3, 4, 5})
+    handing = worker_pool.RoundQueue.of(1, ITEMS, {0, 2, 3, 4, 5})
     assert list(handing.queue) == [4, 3, 2, 5, 0]
 
 
 def test_who_ends_an_item_of_a_round_before_gets_the_next_one(tmp_path: Path) -> None:
     """As where a task that seemed lost has ended the item first. What an earlier process tells says nothing of this one."""
     (tmp_path / "from-0.jsonl").touch()
-    member = processes.WorkerHandle(
+    member = worker_pool.WorkerHandle(
         0, tmp_path / "to-0.jsonl", line_files.LineReader(tmp_path / "from-0.jsonl"), token="now", item=3
     )
-    chief, handing = processes.Chief.__new__(processes.Chief), processes.Handing.of(2, ITEMS, {0, 3})
+    chief, handing = worker_pool.WorkerPool.__new__(worker_pool.WorkerPool), worker_pool.RoundQueue.of(2, ITEMS, {0, 3})
     chief.here = tmp_path
     ended = {"ended": True, "round": 1, "position": 3}
     chief._hear(handing, member, {**ended, "token": "before"})
@@ -82,7 +82,7 @@ def test_who_ends_an_item_of_a_round_before_gets_the_next_one(tmp_path: Path) ->
 @pytest.mark.nightly  # one death: the first test; too many, of tasks: test_running_by_spark
 def test_an_item_that_kills_each_process_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(processes, "ATTEMPTS", 2)
+    monkeypatch.setattr(worker_pool, "ATTEMPTS", 2)
     with pytest.raises(ItemError, match=r"the item 'part 1' \(climbing\) of round 1 died 2 times: killed by SIGKILL"):
         rounds_of(tmp_path, [changed(1, dies=3)], said, **TWO)
     assert len(said) == 1
@@ -96,20 +96,20 @@ def test_an_item_that_fails_is_named_with_its_traceback(tmp_path: Path) -> None:
 @pytest.mark.nightly  # an item that fails is told in the same way: the test of its traceback
 def test_a_process_that_cannot_start_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(parts.KINDS, "climbing", type(sys)("no_such_module"))
-    monkeypatch.setattr(processes, "ATTEMPTS", 1)
+    monkeypatch.setattr(worker_pool, "ATTEMPTS", 1)
     with pytest.raises(ItemError, match=r"(?s)could not be started 1 times: exit code 1: .*No module named 'no_such_"):
         rounds_of(tmp_path, [ITEMS], **TWO)
 
 
 def test_a_process_that_cannot_be_watched_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where its thread can't write, as on a full disk; nobody would tell that the process is gone."""
-    begin = processes.Chief._start
+    begin = worker_pool.WorkerPool._start
 
-    def denied(chief: processes.Chief) -> None:
+    def denied(chief: worker_pool.WorkerPool) -> None:
         (chief.here / "worker-1.txt").mkdir()
         begin(chief)
 
-    monkeypatch.setattr(processes.Chief, "_start", denied)
+    monkeypatch.setattr(worker_pool.WorkerPool, "_start", denied)
     told = r"can be watched no longer \(IsADirectoryError.*"
     with pytest.raises(ItemError, match=rf"{told}runId='mine' goes on from there"):
         rounds_of(tmp_path, [ITEMS], **TWO, runId="mine")
@@ -122,8 +122,8 @@ def test_a_process_that_cannot_be_watched_ends_the_run(tmp_path: Path, monkeypat
 
         return supervise
 
-    monkeypatch.setattr(processes.Chief, "_start", begin)
-    monkeypatch.setattr(processes, "_supervisor", full)
+    monkeypatch.setattr(worker_pool.WorkerPool, "_start", begin)
+    monkeypatch.setattr(worker_pool, "_supervisor", full)
     with pytest.raises(FullDiskError, match="the answers of the processes that train cannot be written"):
         rounds_of(tmp_path, [ITEMS], **TWO)
 
@@ -132,9 +132,9 @@ def test_processes_end_where_orders_cannot_be_written(tmp_path: Path, monkeypatc
     def full(path: Path, **line: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    chiefs: list[processes.Chief] = []
-    begin = processes.Chief._start
-    monkeypatch.setattr(processes.Chief, "_start", lambda chief: (chiefs.append(chief), begin(chief)))
+    chiefs: list[worker_pool.WorkerPool] = []
+    begin = worker_pool.WorkerPool._start
+    monkeypatch.setattr(worker_pool.WorkerPool, "_start", lambda chief: (chiefs.append(chief), begin(chief)))
     monkeypatch.setattr(line_files, "add", full)
     with pytest.raises(FullDiskError, match="an order cannot be written"):
         rounds_of(tmp_path, [ITEMS], **TWO)

@@ -31,7 +31,7 @@ from sparkdiff.job import Config, steps
 from sparkdiff.jvm import stores
 from sparkdiff.report import Phases
 from sparkdiff.store import files
-from sparkdiff.store.lease import held
+from sparkdiff.store.lease import hold_lease
 from sparkdiff.store.run_folder import RunFolder
 from sparkdiff.training.distributed import choice, launch, preflight
 from sparkdiff.training.distributed.attempt import TrainingError
@@ -257,9 +257,14 @@ def test_processes_that_see_one_class_only(rows: DataFrame, spark: SparkSession,
     found = []
     for processes in (1, 3):
         tuner = FineTuner(
-            pipeline=model, cacheDir=str(tmp_path), validationIndicatorCol="held", guard=1.0, maxEpochs=5,
-            numProcesses=processes, rowsAreNew=True,
-        )  # fmt: skip
+            pipeline=model,
+            cacheDir=str(tmp_path),
+            validationIndicatorCol="held",
+            guard=1.0,
+            maxEpochs=5,
+            numProcesses=processes,
+            rowsAreNew=True,
+        )
         tuned = tuner.fit(df)
         found.append([*tuned.pipelineModel.stages[-1].coefficients, *tuned.summary.history["validationMetric"]])
     np.testing.assert_allclose(found[1], found[0], rtol=1e-12)
@@ -397,7 +402,7 @@ def test_without_room_for_the_cache_or_the_run(spark: SparkSession, rows: DataFr
     )
     model.write().save(f"file://{tmp_path}/original")
     said = rf"the run cannot be written to {output}: .*needs about [\d,]+ bytes.* are free.*set output"
-    with held(tmp_path / "lease", "the output") as lease:
+    with hold_lease(tmp_path / "lease", "the output") as lease:
         for process in (java, 0):  # Spark writes the model, Python the rest
             with no_room(600, process), pytest.raises(FullDiskError, match=said):
                 steps.write_run(*given, {"path": f"{tmp_path}/original"}, {}, lease, lambda: rows)
@@ -415,9 +420,16 @@ def test_a_fault_changes_nothing(fit: Fit, calm: dict[str, Any], tmp_path: Path,
     # Seeded by the clock: every run of the tests tries other moments.
     delay = 1.5 * (time.time() % 1)
     told = suffer(
-        lambda run_id: outcome(fit(loss=slow_poisson, metric="poisson", runId=run_id, checkpointDir=str(tmp_path), **LASTING)),
-        calm, tmp_path, name, target, number, delay,
-    )  # fmt: skip
+        lambda run_id: outcome(
+            fit(loss=slow_poisson, metric="poisson", runId=run_id, checkpointDir=str(tmp_path), **LASTING)
+        ),
+        calm,
+        tmp_path,
+        name,
+        target,
+        number,
+        delay,
+    )
     assert told.resumed, told
     assert told.identical, told
     assert not told.orphans, told

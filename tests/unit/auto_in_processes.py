@@ -22,7 +22,7 @@ from train_in_processes import CASES, assignment, with_gpu, write_cache
 from sparkdiff.store.run_folder import RunFolder
 from sparkdiff.training.distributed import choice, launch, worker
 from sparkdiff.training.distributed.attempt import Attempt, OnEpoch
-from sparkdiff.training.ongoing import Training
+from sparkdiff.training.training_run import Training
 
 
 def process(rank: int, here: Path, port: int) -> None:

@@ -33,11 +33,20 @@ def network(*stages: tuple[StageModule, Sequence[str], str]) -> Network:
         loss = ((module.censor, -1),) if isinstance(module, AFTSurvivalRegression) else ()
         vertices.append(
             Vertex(
-                i, (i,), f"stage{i}", type(module).__name__, None, tuple(reads), (writes,), module=module, reads=versions,
-                parametric=any(p.requires_grad for p in module.parameters()), lossReads=loss,
+                i,
+                (i,),
+                f"stage{i}",
+                type(module).__name__,
+                None,
+                tuple(reads),
+                (writes,),
+                module=module,
+                reads=versions,
+                parametric=any(p.requires_grad for p in module.parameters()),
+                lossReads=loss,
                 parents=frozenset(made[c] for c in reads if c in made),
             )
-        )  # fmt: skip
+        )
         made[writes] = i
     return Network(Graph(str.lower, tuple(vertices), head_position=len(stages) - 1), range(len(stages)))
 
@@ -73,9 +82,15 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 def glr(width: int, family: str = "poisson", link: str = "log", seed: int = 1) -> GeneralizedLinearRegression:
     return GeneralizedLinearRegression(
-        0.3 * normal(width, seed=seed), torch.tensor(0.4, dtype=F64), True, family=family, link=link, link_power=math.nan,
-        variance_power=math.nan, shows_link=False,
-    )  # fmt: skip
+        0.3 * normal(width, seed=seed),
+        torch.tensor(0.4, dtype=F64),
+        True,
+        family=family,
+        link=link,
+        link_power=math.nan,
+        variance_power=math.nan,
+        shows_link=False,
+    )
 
 
 def least_squares(width: int, seed: int = 1) -> LinearRegression:
@@ -89,9 +104,15 @@ def support_vector(width: int) -> LinearSVC:
 
 def survival(width: int) -> AFTSurvivalRegression:
     return AFTSurvivalRegression(
-        0.3 * normal(width, seed=1), torch.tensor(0.4, dtype=F64), torch.tensor(0.7, dtype=F64), True,
-        quantiles=torch.tensor([0.5], dtype=F64), shown=("predictionCol",), uid="survival", censor="censor",
-    )  # fmt: skip
+        0.3 * normal(width, seed=1),
+        torch.tensor(0.4, dtype=F64),
+        torch.tensor(0.7, dtype=F64),
+        True,
+        quantiles=torch.tensor([0.5], dtype=F64),
+        shown=("predictionCol",),
+        uid="survival",
+        censor="censor",
+    )
 
 
 def one_vs_rest(width: int, classes: int = 3) -> OneVsRest:
@@ -113,6 +134,13 @@ def bayes(kind: type[NaiveBayes], width: int, classes: int = 3) -> NaiveBayes:
 def logistic(width: int, classes: int = 2, bounds: dict[str, Tensor] | None = None) -> LogisticRegression:
     rows = 1 if classes == 2 else classes
     return LogisticRegression(
-        0.3 * normal(rows, width, seed=1), 0.1 * normal(rows, seed=2), True, num_classes=classes, thresholds=None, threshold=0.5,
-        bounds=bounds or {}, shown=("rawPredictionCol", "probabilityCol", "predictionCol"), uid="logistic",
-    )  # fmt: skip
+        0.3 * normal(rows, width, seed=1),
+        0.1 * normal(rows, seed=2),
+        True,
+        num_classes=classes,
+        thresholds=None,
+        threshold=0.5,
+        bounds=bounds or {},
+        shown=("rawPredictionCol", "probabilityCol", "predictionCol"),
+        uid="logistic",
+    )

@@ -85,9 +85,13 @@ def test_the_table_holds_figures_beside_earlier_ones_and_what_was_not_run(tmp_pa
     absent = run_all.run(run_all.Benchmark("rival", "stream", needs=("no_such_package",)), tmp_path, [])
     outcomes = [run_all.Outcome("stream", "ended", 3.0, {"files": 1.0, "memory": 4.0}), absent]
     about = {
-        "date": "2026-01-31", "commit": "abc", "machine": {"processor": "p", "cores": 2, "memoryGiB": 8, "system": "s"},
-        "versions": {"torch": "2"}, "smoke": False, "hummingbird": None,
-    }  # fmt: skip
+        "date": "2026-01-31",
+        "commit": "abc",
+        "machine": {"processor": "p", "cores": 2, "memoryGiB": 8, "system": "s"},
+        "versions": {"torch": "2"},
+        "smoke": False,
+        "hummingbird": None,
+    }
     lines = run_all.page(outcomes, about, tmp_path).splitlines()
     assert "| stream | files | 1 | 2 | 0.50 |" in lines
     assert "| stream | memory | 4 | – | – |" in lines
@@ -98,9 +102,14 @@ def test_the_table_holds_figures_beside_earlier_ones_and_what_was_not_run(tmp_pa
 def result(rows: list[dict[str, Any]], gpu: str = "a GPU", smoke: bool = False) -> dict[str, Any]:
     machine = {"processor": "p", "cores": 2, "system": "s"}
     return {
-        "date": "2026-01-31T12:00", "commit": "abc", "machine": machine, "versions": {"torch": "2", "python": "3"}, "gpu": gpu,
-        "smoke": smoke, "rows": rows,
-    }  # fmt: skip
+        "date": "2026-01-31T12:00",
+        "commit": "abc",
+        "machine": machine,
+        "versions": {"torch": "2", "python": "3"},
+        "gpu": gpu,
+        "smoke": smoke,
+        "rows": rows,
+    }
 
 
 def arm(name: str, candidates: int, seconds: float, **more: Any) -> dict[str, Any]:

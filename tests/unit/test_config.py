@@ -24,7 +24,7 @@ from sparkdiff.job.config import request_of
 from sparkdiff.jvm import sessions
 from sparkdiff.machine import paths as places
 from sparkdiff.options import FIELDS, Options
-from sparkdiff.store import marker
+from sparkdiff.store import folder_marker
 from sparkdiff.store.run_folder import folder_name
 
 pytestmark = pytest.mark.once  # paths and messages of our own: no stack changes them
@@ -55,27 +55,38 @@ def load(*overrides: str) -> run.Config:
 def paths(config: run.Config) -> dict[str, str]:
     data = {f"data.{split}": given["path"] for split, given in config.data.items() if isinstance(given, dict)}
     return {
-        "pipeline": config.pipeline, "output": str(config.output), **data,
+        "pipeline": config.pipeline,
+        "output": str(config.output),
+        **data,
         **{n: config.options[n] for n in ("cacheDir", "checkpointDir") if config.options.get(n)},
-    }  # fmt: skip
+    }
 
 
 def test_paths_in_the_file_count_from_its_folder(here: Path) -> None:
     assert {k: os.path.relpath(v, here) for k, v in paths(load()).items()} == {
-        "pipeline": "conf/models/churn", "output": "runs/churn", "cacheDir": "conf/caches",
-        "data.train": "conf/rows/train.csv", "data.test": "conf/rows/train.csv",
-    }  # fmt: skip
+        "pipeline": "conf/models/churn",
+        "output": "runs/churn",
+        "cacheDir": "conf/caches",
+        "data.train": "conf/rows/train.csv",
+        "data.test": "conf/rows/train.csv",
+    }
 
 
 @pytest.mark.parametrize(
     ("override", "name"),
     [
-        ("pipeline=models/churn", "pipeline"), ("data.train=x.csv", None), ("data.train.path=x.csv", "data.train"),
-        ("data.test={path: x.csv}", "data.test"), ("output=out", "output"), ("output.path=out", "output"),
-        ("output={path: out}", "output"), ("fineTuner.cacheDir=c", "cacheDir"), ("fineTuner={cacheDir: c}", "cacheDir"),
+        ("pipeline=models/churn", "pipeline"),
+        ("data.train=x.csv", None),
+        ("data.train.path=x.csv", "data.train"),
+        ("data.test={path: x.csv}", "data.test"),
+        ("output=out", "output"),
+        ("output.path=out", "output"),
+        ("output={path: out}", "output"),
+        ("fineTuner.cacheDir=c", "cacheDir"),
+        ("fineTuner={cacheDir: c}", "cacheDir"),
         ("fineTuner.checkpointDir=c", "checkpointDir"),
     ],
-)  # fmt: skip
+)
 def test_paths_in_an_override_count_from_the_current_directory(here: Path, override: str, name: str | None) -> None:
     given = load(override).data["train"] if name is None else paths(load(override))[name]
     assert Path(given).parent in (here, here / "models")
@@ -206,11 +217,11 @@ def test_a_folder_of_any_name_holds_data(tmp_path: Path, name: str) -> None:
     folder.mkdir()
     (folder / "part-1.csv").touch()
     for path in ("part-1.csv", "part-*.csv", "part-[0-9].c?v", "part-{1,2}.csv", "*"):
-        where = places.joined(path, folder)
+        where = places.data_path(path, folder)
         assert places.is_there(where), (name, path)
-        assert places.joined(where, Path("/")) == where  # already one
+        assert places.data_path(where, Path("/")) == where  # already one
     for path in ("part-2.csv", "parts-*.csv", "below/*", "part-[a-z].csv", "below/{a,b}/c"):
-        assert not places.is_there(places.joined(path, folder)), (name, path)
+        assert not places.is_there(places.data_path(path, folder)), (name, path)
     assert places.is_there(places.by_name(str(folder)))
 
 
@@ -222,7 +233,7 @@ def test_paths_elsewhere_stay_as_they_are(here: Path, url: str) -> None:
     assert config.options["cacheDir"] == config.options["checkpointDir"] == url
     config = load(f"pipeline={url}", f"data.train.path={url}", f"data.test={url}")
     assert (config.pipeline, config.data["train"]["path"], config.data["test"]) == (url, url, url)
-    assert loading.located(url, here) == places.joined(url, here) == places.address(url) == url
+    assert loading.absolute_url(url, here) == places.data_path(url, here) == places.address(url) == url
 
 
 @pytest.mark.parametrize("prefix", ["file://", "file:", ""])
@@ -236,7 +247,7 @@ def test_local_urls_are_local(here: Path, prefix: str) -> None:
         "cacheDir": f"{here}/x y",
     }
     assert paths(config)["data.train"] == f"{here}/x y"
-    assert loading.located(url, Path("/")) == f"file://{here}/x y"
+    assert loading.absolute_url(url, Path("/")) == f"file://{here}/x y"
     assert jvm.folder("cacheDir", url) == here / "x y"
 
 
@@ -296,8 +307,10 @@ def test_a_store_that_fails_anywhere_is_one_line(
 def test_options_of_the_cost_of_a_plan(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert config.options_of(["fineTuner.maxEpochs=5", "fineTuner.loss=squared"]) == {"maxEpochs": 5, "loss": "squared"}
     for words, why in (
-        (["--cost"], "--cost needs the rows"), (["--data", "x.parquet"], "add --cost"), (["--label", "y"], "--label is for"),
-    ):  # fmt: skip
+        (["--cost"], "--cost needs the rows"),
+        (["--data", "x.parquet"], "add --cost"),
+        (["--label", "y"], "--label is for"),
+    ):
         assert main(["plan", "models/churn", *words]) == 2
         assert why in capsys.readouterr().err
     with pytest.raises(InputError, match=r"must be fineTuner\.option=value"):
@@ -525,8 +538,10 @@ def test_a_job_without_the_section_of_its_command(here: Path, capsys: Any) -> No
 
 def test_a_file_that_isnt_there(here: Path, capsys: Any) -> None:
     for path, said in (
-        ("no.yaml", "No such file"), ("conf", "Is a directory"), ("s3a://b/x.yaml", "must be a file on the file system of this"),
-    ):  # fmt: skip
+        ("no.yaml", "No such file"),
+        ("conf", "Is a directory"),
+        ("s3a://b/x.yaml", "must be a file on the file system of this"),
+    ):
         assert main(["finetune", "--config", path]) == WRONG_INPUT
         assert said in capsys.readouterr().err
 
@@ -546,11 +561,27 @@ def test_an_empty_section_can_be_overridden(here: Path) -> None:
 
 KEYS = st.sampled_from(
     [
-        "pipeline", "data", "data.train", "data.train.path", "data.train.options", "data.train.where", "data.test", "output",
-        "output.path", "output.mode", "fineTuner", "spark", "spark.spark.x", "", "data.", "output.path.x", "1", "~",
+        "pipeline",
+        "data",
+        "data.train",
+        "data.train.path",
+        "data.train.options",
+        "data.train.where",
+        "data.test",
+        "output",
+        "output.path",
+        "output.mode",
+        "fineTuner",
+        "spark",
+        "spark.spark.x",
+        "",
+        "data.",
+        "output.path.x",
+        "1",
+        "~",
         *(f"fineTuner.{name}" for name in FIELDS if name != "loss"),  # whose module would be imported
     ]
-)  # fmt: skip
+)
 VALUES = st.one_of(
     st.text(max_size=20),
     st.text(alphabet="{}[]:,&*!|>'\"%@`#-?~. \n\t=0x1_aeinoy\\<", max_size=20),
@@ -675,7 +706,7 @@ def test_overwrite_deletes_nothing_but_a_run(
         main(["finetune", *told])
     for name in ("model", "summary.json"):
         (output / name).write_text('{"fingerprints": {}}')
-    marker.mark(output, marker.OUTPUT, ["model", "summary.json", "report.html"])
+    folder_marker.mark(output, folder_marker.OUTPUT, ["model", "summary.json", "report.html"])
     (output / "notes.md").touch()
     assert main(["finetune", *told]) == WRONG_INPUT
     assert f"output {output} contains notes.md, which is not of sparkdiff's run" in capsys.readouterr().err
@@ -748,12 +779,18 @@ def test_no_java(saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("option", "name", "hint"),
     [
-        ("metric", "auc", "'areaUnderROC'"), ("metric", "roc_auc", "'areaUnderROC'"), ("metric", "AUROC", "'areaUnderROC'"),
-        ("metric", "average_precision", "'areaUnderPR'"), ("metric", "neg_log_loss", "'logLoss'"),
-        ("metric", "neg_root_mean_squared_error", "'rmse'"), ("metric", "mean_squared_error", "'squared' or 'mse'"),
-        ("metric", "f1_score", "'f1'"), ("loss", "mse", "'squared'"), ("loss", "crossEntropy", "'logLoss'"),
+        ("metric", "auc", "'areaUnderROC'"),
+        ("metric", "roc_auc", "'areaUnderROC'"),
+        ("metric", "AUROC", "'areaUnderROC'"),
+        ("metric", "average_precision", "'areaUnderPR'"),
+        ("metric", "neg_log_loss", "'logLoss'"),
+        ("metric", "neg_root_mean_squared_error", "'rmse'"),
+        ("metric", "mean_squared_error", "'squared' or 'mse'"),
+        ("metric", "f1_score", "'f1'"),
+        ("loss", "mse", "'squared'"),
+        ("loss", "crossEntropy", "'logLoss'"),
     ],
-)  # fmt: skip
+)
 def test_names_of_other_libraries_are_known(option: str, name: str, hint: str) -> None:
     with pytest.raises(InputError, match=f"Got '{name}' instead. Did you mean {hint}\\?$"):
         Options.of({option: name})
@@ -828,9 +865,14 @@ def test_json_is_all_of_stdout(here: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert main(["finetune", "--config", "conf/job.yaml", "--json"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out) == {
-        "output": str(here / "runs/churn"), "model": str(here / "runs/churn/model"), "accepted": False,
-        "decision": "kept original", "reason": "r", "metric": "mae", "p": 1.0,
-    }  # fmt: skip
+        "output": str(here / "runs/churn"),
+        "model": str(here / "runs/churn/model"),
+        "accepted": False,
+        "decision": "kept original",
+        "reason": "r",
+        "metric": "mae",
+        "p": 1.0,
+    }
     assert err == "the plan\n"
     assert main(["finetune", "--config", "conf/job.yaml"]) == 0
     assert capsys.readouterr().out.startswith("the plan\n")

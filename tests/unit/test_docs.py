@@ -20,7 +20,7 @@ import sparkdiff
 from sparkdiff.cli import app
 from sparkdiff.data.splits import SPLITS
 from sparkdiff.errors import InputError
-from sparkdiff.growth.settings import GrowthSettings
+from sparkdiff.growth.growth_options import GrowthSettings
 from sparkdiff.job import config, loading
 from sparkdiff.options import Options
 
@@ -36,14 +36,17 @@ GROWTH = {f.name for f in dataclasses.fields(GrowthSettings)}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 BLOCK = re.compile(r"(?:<!-- (not run: [^>]+?) -->\n+)?^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 ELSEWHERE = {
-    "foreign.md": "tests/importers/test_home.py", "own_stages.md": "tests/api/stages/test_own_stages.py",
+    "foreign.md": "tests/importers/test_home.py",
+    "own_stages.md": "tests/api/stages/test_own_stages.py",
     "weekly.md": "tests/jobs/test_weekly.py",
-}  # fmt: skip
+}
 """A page whose blocks are run by a test of their own."""
 LINES = {
-    'pip install ".[cli,report]"': "tests/jobs/test_wheel.py", "sparkdiff prepare": "tests/jobs/test_prepare.py",
-    "make demo": "tests/jobs/test_demo.py", "make test": ".ci/run",
-}  # fmt: skip
+    'pip install ".[cli,report]"': "tests/jobs/test_wheel.py",
+    "sparkdiff prepare": "tests/jobs/test_prepare.py",
+    "make demo": "tests/jobs/test_demo.py",
+    "make test": ".ci/run",
+}
 """How a command begins that is run elsewhere, and where."""
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # click's, which typer may bring along or import
 FOLDERS = ("jobs", "conf", "tools", "benchmarks", "tests", "docs", "constraints", "sparkdiff", ".ci")
@@ -182,13 +185,23 @@ def test_the_pages_are_read_and_wrong_commands_are_found() -> None:
     for start, least in (("make", 10), ("sparkdiff", 5), ("spark-submit", 4), ("python", 10)):
         assert sum(w[0] == start for w in found) >= least, start
     for wrong in (
-        "make venv", "make demo CONFIGS=x", "sparkdiff plot models/churn", "sparkdiff plan models/churn --jsn",
+        "make venv",
+        "make demo CONFIGS=x",
+        "sparkdiff plot models/churn",
+        "sparkdiff plan models/churn --jsn",
         "sparkdiff --vrsion",
-        "python -m sparkdiff verify m --dat x", "spark-submit jobs/tune.py", "spark-submit jobs/finetune.py fineTuner.epochs=1",
-        "spark-submit jobs/finetune.py data.tran.path=x", "spark-submit jobs/finetune.py --confg x",
-        "python benchmarks/tree_io.py --sedes 1", "python benchmarks/none.py", "pip install sparkdiff[conect]",
-        "spark-submit jobs/finetune.py --config conf/week.yaml", ".ci/nightly gaurd", ".ci/daily",
-    ):  # fmt: skip
+        "python -m sparkdiff verify m --dat x",
+        "spark-submit jobs/tune.py",
+        "spark-submit jobs/finetune.py fineTuner.epochs=1",
+        "spark-submit jobs/finetune.py data.tran.path=x",
+        "spark-submit jobs/finetune.py --confg x",
+        "python benchmarks/tree_io.py --sedes 1",
+        "python benchmarks/none.py",
+        "pip install sparkdiff[conect]",
+        "spark-submit jobs/finetune.py --config conf/week.yaml",
+        ".ci/nightly gaurd",
+        ".ci/daily",
+    ):
         with pytest.raises((AssertionError, KeyError, FileNotFoundError, UsageError)):
             check(shlex.split(wrong))
 

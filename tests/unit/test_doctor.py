@@ -16,7 +16,7 @@ import sparkdiff
 from sparkdiff.cli import DONE, FAILED, main
 from sparkdiff.errors import InputError
 from sparkdiff.job import doctor
-from sparkdiff.job.doctor import NOTE, OK, PROBLEM, Finding, examined
+from sparkdiff.job.doctor import NOTE, OK, PROBLEM, Finding, run_checks
 
 pytestmark = pytest.mark.once
 
@@ -24,12 +24,12 @@ pytestmark = pytest.mark.once
 def found(name: str, folder: str | None = None) -> Finding:
     """The worst finding of this name."""
     return max(
-        (f for f in examined(folder, start=False) if f.name == name), key=lambda f: [OK, NOTE, PROBLEM].index(f.state)
+        (f for f in run_checks(folder, start=False) if f.name == name), key=lambda f: [OK, NOTE, PROBLEM].index(f.state)
     )
 
 
 def test_nothing_is_wrong_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    findings = [*examined(str(tmp_path), start=False)]
+    findings = [*run_checks(str(tmp_path), start=False)]
     assert not [f for f in findings if f.state == PROBLEM]
     assert all(f.remedy for f in findings if f.state != OK)
     assert main(["doctor", "--no-start", "--json", "--path", str(tmp_path)]) == DONE

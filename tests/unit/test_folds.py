@@ -17,11 +17,17 @@ from sparkdiff.proof.division import FOLDS, folds_of
         ({"numFolds": 1}, "must be 0, or 2 to 20: one fold explores, and at least one decides. Got 1 instead"),
         ({"numFolds": 21}, r"The 'numFolds' option must be in \[0, 20\]. Got 21 instead"),
         ({"numFolds": "many"}, r"The 'numFolds' option must be .*auto.*Got 'many' instead"),
-        ({"numFolds": "auto", "groupCol": "user", "timeCol": "day"}, "groupCol='user' and timeCol='day' exclude each other"),
-        ({"numFolds": 5, "validationIndicatorCol": "held"}, "validationIndicatorCol='held' exclude each other: with folds all"),
+        (
+            {"numFolds": "auto", "groupCol": "user", "timeCol": "day"},
+            "groupCol='user' and timeCol='day' exclude each other",
+        ),
+        (
+            {"numFolds": 5, "validationIndicatorCol": "held"},
+            "validationIndicatorCol='held' exclude each other: with folds all",
+        ),
         ({"rowsAreNew": 1}, "rowsAreNew"),
     ],
-)  # fmt: skip
+)
 def test_options_that_exclude_folds_are_named(given: dict[str, object], why: str) -> None:
     with pytest.raises(InputError, match=why):
         Options.of(given)
@@ -35,13 +41,19 @@ def test_options_that_exclude_folds_are_named(given: dict[str, object], why: str
     assert Options.of({"numFolds": 0, "validationIndicatorCol": "held"}).numFolds == 0
 
 
-@pytest.mark.parametrize(("given", "folds"), [
-    ({"numFolds": 0}, 0), ({"numFolds": 7}, 7), ({"numFolds": 2, "timeCol": "day"}, 2),
-    ({"numFolds": "auto"}, FOLDS), ({"numFolds": "auto", "timeCol": "day"}, FOLDS),
-    ({"numFolds": "auto", "validationFraction": 0.7}, FOLDS),
-    ({"numFolds": "auto", "validationFraction": 0.9}, 0),
-    ({"numFolds": "auto", "timeCol": "day", "validationFraction": 0.4}, 0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("given", "folds"),
+    [
+        ({"numFolds": 0}, 0),
+        ({"numFolds": 7}, 7),
+        ({"numFolds": 2, "timeCol": "day"}, 2),
+        ({"numFolds": "auto"}, FOLDS),
+        ({"numFolds": "auto", "timeCol": "day"}, FOLDS),
+        ({"numFolds": "auto", "validationFraction": 0.7}, FOLDS),
+        ({"numFolds": "auto", "validationFraction": 0.9}, 0),
+        ({"numFolds": "auto", "timeCol": "day", "validationFraction": 0.4}, 0),
+    ],
+)
 def test_auto_takes_folds_unless_half_of_the_held_out_rows_shows_smaller_gains(
     given: dict[str, Any], folds: int
 ) -> None:

@@ -8,12 +8,12 @@ import pytest
 from pyspark.ml import PipelineModel
 
 from sparkdiff.fine_tuning.phases import idle_options
-from sparkdiff.growth import settings as growth
-from sparkdiff.improvement import settings as improvement
+from sparkdiff.growth import growth_options as growth
+from sparkdiff.improvement import improvement_options as improvement
 from sparkdiff.improvement.proving import Decision
-from sparkdiff.improvement.reporting import _warnings
+from sparkdiff.improvement.summary_contents import _warnings
 from sparkdiff.options import FIELDS, Options
-from sparkdiff.tuning.search import settings as search
+from sparkdiff.tuning.search import search_options as search
 
 SEVERAL = {"numProcesses": 2, "localSteps": 2}
 # Name: a value, the other options with which it has no effect, and those with which it has one.
@@ -40,12 +40,43 @@ IDLE: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
 }
 # Those that act in every run, or are refused: a value that can't be used is an error.
 ACTS = {
-    "labelCol", "weightCol", "predictionCol", "validationIndicatorCol", "validationFraction", "numFolds", "rowsAreNew",
-    "groupCol", "timeCol", "loss", "lossParams", "metric", "metricParams", "penalties", "unfreeze", "reference",
-    "freeze", "target", "optimizer", "learningRate", "regAnchor", "maxEpochs", "maxSeconds", "guard", "maxFlipRate",
-    "numProcesses", "device", "precision", "stream", "cacheDir", "cacheInMemory", "checkpointDir", "runId", "storeDir",
-    "seed", "verbosity",
-}  # fmt: skip
+    "labelCol",
+    "weightCol",
+    "predictionCol",
+    "validationIndicatorCol",
+    "validationFraction",
+    "numFolds",
+    "rowsAreNew",
+    "groupCol",
+    "timeCol",
+    "loss",
+    "lossParams",
+    "metric",
+    "metricParams",
+    "penalties",
+    "unfreeze",
+    "reference",
+    "freeze",
+    "target",
+    "optimizer",
+    "learningRate",
+    "regAnchor",
+    "maxEpochs",
+    "maxSeconds",
+    "guard",
+    "maxFlipRate",
+    "numProcesses",
+    "device",
+    "precision",
+    "stream",
+    "cacheDir",
+    "cacheInMemory",
+    "checkpointDir",
+    "runId",
+    "storeDir",
+    "seed",
+    "verbosity",
+}
 
 
 def told(
@@ -55,10 +86,11 @@ def told(
     names = ("indexer", "pca")
     graph = SimpleNamespace(select=lambda given, option: {names.index(name) for name in given})
     task = SimpleNamespace(
-        options=Options.of(options), cut=SimpleNamespace(stages=["indexer"] * stagesInSpark, graph=graph),
+        options=Options.of(options),
+        cut=SimpleNamespace(stages=["indexer"] * stagesInSpark, graph=graph),
         plan=SimpleNamespace(stages=[SimpleNamespace(trainable=name == trained) for name in names]),
         roles=SimpleNamespace(trainable={names.index(trained)}),
-    )  # fmt: skip
+    )
     folder = Path("/nowhere/of/a/store" if inStore else "/tmp")
     run: Any = SimpleNamespace(task=task, cache=SimpleNamespace(rows=lambda split: validationRows, folder=folder))
     return idle_options(run)
@@ -110,9 +142,19 @@ IDLE_IN_A_SEARCH: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
 }
 # `rowsAreNew` is told by what the estimator holds; a pruner's options without one are refused.
 ACTS_IN_A_SEARCH = {
-    "method", "pruner", "minResource", "numFolds", "groupCol", "timeCol", "rowsAreNew", "seed", "guard",
-    "runDir", "storeDir", "verbosity",
-}  # fmt: skip
+    "method",
+    "pruner",
+    "minResource",
+    "numFolds",
+    "groupCol",
+    "timeCol",
+    "rowsAreNew",
+    "seed",
+    "guard",
+    "runDir",
+    "storeDir",
+    "verbosity",
+}
 
 
 # Of growth, whose fits tell what has no effect (tests/api/growth), and of an improvement; all others act.
@@ -123,11 +165,22 @@ IDLE_IN_A_GROWTH, ACTS_IN_A_GROWTH = (
 IDLE_IN_AN_IMPROVEMENT: dict[str, tuple[Any, list[dict[str, Any]], list[dict[str, Any]]]] = {
     "parts": (["crosses"], [{"arms": ["import", "finetune"]}, {"keepForm": True}], [{}, {"arms": ["grow"]}]),
     "entityCols": (["shop"], [{"arms": ["refit"]}, {"arms": ["grow"], "parts": ["units"]}], [{}, {"arms": ["import"]}]),
-    "maxLoss": (0.1, [{"arms": ["refit", "search", "finetune"]}], [{"arms": [arm]} for arm in ("grow", "import", "simplify")]),
-}  # fmt: skip
+    "maxLoss": (
+        0.1,
+        [{"arms": ["refit", "search", "finetune"]}],
+        [{"arms": [arm]} for arm in ("grow", "import", "simplify")],
+    ),
+}
 ACTS_IN_AN_IMPROVEMENT = {
-    "budget", "arms", "keepForm", "keepStages", "maxServingCost", "baseline", "parallelism", "order",
-}  # fmt: skip
+    "budget",
+    "arms",
+    "keepForm",
+    "keepStages",
+    "maxServingCost",
+    "baseline",
+    "parallelism",
+    "order",
+}
 
 
 def test_every_option_of_growth_and_of_an_improvement_is_in_one_of_the_lists() -> None:
@@ -139,9 +192,9 @@ def test_every_option_of_growth_and_of_an_improvement_is_in_one_of_the_lists() -
 def test_an_option_of_an_improvement_is_told_idle_where_no_arm_reads_it(name: str) -> None:
     def told(**given: Any) -> list[str]:
         settings = improvement.ImprovementSettings.of(given)
-        ground: Any = SimpleNamespace(settings=settings, options=Options(), doubts=(), model=PipelineModel([]))
+        context: Any = SimpleNamespace(settings=settings, options=Options(), doubts=(), model=PipelineModel([]))
         nothing: Any = SimpleNamespace(warnings=(), verdict=SimpleNamespace(warnings=()))
-        found = _warnings(ground, ground, nothing, Decision((), (), {}), nothing)
+        found = _warnings(context, context, nothing, Decision((), (), {}), nothing)
         return [w for w in found if w.startswith(f"{name}=")]
 
     value, idle, acting = IDLE_IN_AN_IMPROVEMENT[name]

@@ -13,10 +13,14 @@ from sparkdiff.options import FIELDS
 pytestmark = pytest.mark.once
 written = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "option_types.py"))
 CLASSES: dict[str, Any] = {
-    "TunerGetters": sparkdiff.FineTunerModel, "TunerMembers": sparkdiff.FineTuner, "GrowerGetters": sparkdiff.GrowerModel,
-    "GrowerMembers": sparkdiff.Grower, "ImproverGetters": sparkdiff.ImproverModel, "ImproverMembers": sparkdiff.Improver,
+    "TunerGetters": sparkdiff.FineTunerModel,
+    "TunerMembers": sparkdiff.FineTuner,
+    "GrowerGetters": sparkdiff.GrowerModel,
+    "GrowerMembers": sparkdiff.Grower,
+    "ImproverGetters": sparkdiff.ImproverModel,
+    "ImproverMembers": sparkdiff.Improver,
     "SearchMembers": sparkdiff.Search,
-}  # fmt: skip
+}
 
 
 def test_the_file_is_up_to_date() -> None:

@@ -16,9 +16,19 @@ def test_defaults() -> None:
     options = Options.of({})
     assert options == Options()
     contract = {
-        "validationFraction": 0.2, "loss": "auto", "optimizer": "adam", "learningRate": 1e-3, "regAnchor": 1e-3,
-        "maxEpochs": 120, "patience": 20, "batchSize": 128, "guard": 0.025, "stream": "auto", "cacheInMemory": True, "seed": 0,
-    }  # fmt: skip
+        "validationFraction": 0.2,
+        "loss": "auto",
+        "optimizer": "adam",
+        "learningRate": 1e-3,
+        "regAnchor": 1e-3,
+        "maxEpochs": 120,
+        "patience": 20,
+        "batchSize": 128,
+        "guard": 0.025,
+        "stream": "auto",
+        "cacheInMemory": True,
+        "seed": 0,
+    }
     assert {name: getattr(options, name) for name in contract} == contract
     for name in (
         "labelCol",

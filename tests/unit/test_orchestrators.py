@@ -54,10 +54,11 @@ def test_the_dag_compiles_and_runs_a_command_of_ours() -> None:
     assert numbers["WRONG_INPUT"] == WRONG_INPUT != FAILED
     [(first, more)] = [
         (node, following)
-        for function in ast.walk(tree) if isinstance(function, ast.FunctionDef) and function.name == "finetune"
-        for node, following in zip(function.body, function.body[1:], strict=False) if isinstance(node, ast.Assign)
-        and node.targets[0].id == "command"  # type: ignore[attr-defined]
-    ]  # fmt: skip
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef) and function.name == "finetune"
+        for node, following in zip(function.body, function.body[1:], strict=False)
+        if isinstance(node, ast.Assign) and node.targets[0].id == "command"  # type: ignore[attr-defined]
+    ]
     words = eval(compile(ast.Expression(first.value), "", "eval"), {"CONFIG": "x.yaml", "week": "1"})
     words += eval(compile(ast.Expression(more.value), "", "eval"), {"week": "1"})  # type: ignore[attr-defined]
     assert words.pop(0) == "sparkdiff"

@@ -190,12 +190,17 @@ def unsafe(tree: ast.AST) -> Iterator[str]:
 @pytest.mark.parametrize(
     ("code", "safe"),
     [
-        ("torch.load(f, weights_only=True)", True), ("torch.load(f)", False), ("pickle.loads(b)", False),
+        ("torch.load(f, weights_only=True)", True),
+        ("torch.load(f)", False),
+        ("pickle.loads(b)", False),
         ("pickle.dumps(b)", True),
-        ("yaml.safe_load(t)", True), ("yaml.load(t)", False), ("network.eval()", True), ("eval(t)", False),
+        ("yaml.safe_load(t)", True),
+        ("yaml.load(t)", False),
+        ("network.eval()", True),
+        ("eval(t)", False),
         ("class A(pickle.Unpickler): pass", False),
     ],
-)  # fmt: skip
+)
 def test_what_is_unsafe(code: str, safe: bool) -> None:
     assert (not list(unsafe(ast.parse(code)))) == safe
 

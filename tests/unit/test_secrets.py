@@ -41,12 +41,20 @@ HIDDEN = {
     r'{"jaas": "x required password=\"SECRET\";", "a": 1}': '{"jaas": ..., "a": 1}',
     r"{'x': 'required password=\'SECRET\';'}": "{'x': 'required password=...;'}",
     'password: "SECRET with no end': "password: ...",
-}  # fmt: skip
+}
 WHOLE = [
-    "abfss://container@account.dfs.core.windows.net/rows", "hdfs://namenode:8020/user/a@b/rows", "s3a://bucket/a@b",
-    "file:///a/b:c@d/e", "/rows/a@b:c", "data.train.where=tokens > 3", "data.train.options.sep=;", "/models/tokens/v1",
-    "{'passRate': 0.5, 'author': 'x', 'primaryKey': ['id']}", "path:x", "numTokens: 3",
-]  # fmt: skip
+    "abfss://container@account.dfs.core.windows.net/rows",
+    "hdfs://namenode:8020/user/a@b/rows",
+    "s3a://bucket/a@b",
+    "file:///a/b:c@d/e",
+    "/rows/a@b:c",
+    "data.train.where=tokens > 3",
+    "data.train.options.sep=;",
+    "/models/tokens/v1",
+    "{'passRate': 0.5, 'author': 'x', 'primaryKey': ['id']}",
+    "path:x",
+    "numTokens: 3",
+]
 
 
 @pytest.mark.parametrize("text", HIDDEN)
@@ -71,9 +79,11 @@ def test_no_password_of_a_login_is_shown(password: str, scheme: str) -> None:
 def test_the_command_of_a_job_holds_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     words = [
-        "data.test=s3a://user:SECRET@bucket/test", "spark.fs.s3a.secret.key=SECRET 2",
-        'data.train.options={"password": "SECRET"}', "fineTuner.maxEpochs=3",
-    ]  # fmt: skip
+        "data.test=s3a://user:SECRET@bucket/test",
+        "spark.fs.s3a.secret.key=SECRET 2",
+        'data.train.options={"password": "SECRET"}',
+        "fineTuner.maxEpochs=3",
+    ]
     flags = {"pipeline": "s3a://user:SECRET@bucket/model", "data.train.path": "https://a.example/r?sig=SECRET"}
     found = config.load_config(None, words, {**flags, "output.path": "runs/churn"})
     command = config.command_of(found)
@@ -136,7 +146,7 @@ SECRET_NAMES = {
     "others": (
         "pass PASS db_pass dbPass passphrase PassPhrase passWord pwd PGPASSWORD private.key authorization Proxy-Authorization sig"
     ),
-}  # fmt: skip
+}
 HARMLESS_NAMES = (
     "author authority authenticator authSource authMechanism passenger passengerId passRate passThrough passport numPasses "
     "bypass compass keyword key keyspace primaryKey foreignKey partitionKey sortKey publicKey tokenizer tokens maxTokens "
@@ -153,7 +163,9 @@ def test_secrets_of_connectors_are_known_by_name(names: str) -> None:
     for name in names.split():
         assert "hunter2" not in repr(hidden({"data": [{name: "hunter2"}], "a": {name: {"b": ["hunter2"]}}}))
         assert "hunter2" not in redacted(f"{name}=hunter2") + redacted(f'a: {{"{name}": "hunter2"}}')
-        assert "hunter2" not in " ".join(config._told(None, [f"data.train.options.{name}=hunter2 hunter2"], {}))
+        assert "hunter2" not in " ".join(
+            config._command_arguments(None, [f"data.train.options.{name}=hunter2 hunter2"], {})
+        )
 
 
 def test_names_that_read_like_those_of_secrets_stay() -> None:
@@ -164,10 +176,18 @@ def test_names_that_read_like_those_of_secrets_stay() -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        ["hunter2", "a]hunter2"], {"a": {"b": "hunter2"}, "c": "hunter2"}, [["hunter2", {"hunter2"}]], b"hunter2",
-        "it's \"hunter2", datetime.date(2022, 2, 2), "hunter2\n", "{hunter2", "", None,
+        ["hunter2", "a]hunter2"],
+        {"a": {"b": "hunter2"}, "c": "hunter2"},
+        [["hunter2", {"hunter2"}]],
+        b"hunter2",
+        "it's \"hunter2",
+        datetime.date(2022, 2, 2),
+        "hunter2\n",
+        "{hunter2",
+        "",
+        None,
     ],
-)  # fmt: skip
+)
 def test_a_message_shows_no_value_of_a_secret_name(value: Any) -> None:
     """Whatever it is, and however deep; what stands beside it stays."""
     said = str(InputError(f"Got {[{'a': 1, 'options': {'password': value, 'header': True}}]!r} instead"))
@@ -206,11 +226,13 @@ def test_a_malformed_section_prints_no_secret(section: str, tmp_path: Path, caps
 @pytest.mark.parametrize(
     "words",
     [
-        ["data.train=rows:f", "data.train.options.password=hunter 2"], ["spark.fs.s3a.secret.key=[hunter 2]"],
+        ["data.train=rows:f", "data.train.options.password=hunter 2"],
+        ["spark.fs.s3a.secret.key=[hunter 2]"],
         ["data.train.options.password=hunter 2", "data.train.options={x: [1], password: hunter 2}"],
-        ["fineTuner.tags={token: hunter 2}", "fineTuner.tags.token.x=1"], ["spark=[{password: hunter 2}]"],
+        ["fineTuner.tags={token: hunter 2}", "fineTuner.tags.token.x=1"],
+        ["spark=[{password: hunter 2}]"],
     ],
-)  # fmt: skip
+)
 def test_a_malformed_override_prints_no_secret(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     base = ["pipeline=models/churn", "data.train=x.csv", "output=out"]
     assert main(["finetune", *base, *words]) == WRONG_INPUT

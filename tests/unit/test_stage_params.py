@@ -7,7 +7,7 @@ from pyspark.ml import Estimator, Pipeline, PipelineModel, Transformer
 from pyspark.ml.param import Param, Params
 
 from sparkdiff import FineTuner
-from sparkdiff.fine_tuning.task import Shared
+from sparkdiff.fine_tuning.task import FitResults
 
 
 class _Ridge(Params):
@@ -55,7 +55,7 @@ def test_params_of_stages_are_set_on_copies(held: Any) -> None:
 
 def test_equal_params_share_one_copy_within_a_fitMultiple(held: Any) -> None:
     tuner, last = FineTuner(pipeline=held), leaves(held)[1]
-    tuner._shared = Shared()
+    tuner._shared = FitResults()
 
     def given(value: Any) -> Any:
         return tuner.copy({last.regParam: value}).getPipeline()

@@ -7,7 +7,7 @@ import torch
 from sparkdiff.data.blocks import MAX_BLOCKS
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.scores import Score
-from sparkdiff.fine_tuning.procedure import Evidence, evidence
+from sparkdiff.fine_tuning.fine_tuning_run import Evidence, evidence
 
 ROWS, COLUMNS, DRAWS = 1000, 30, 12
 Array = np.ndarray
@@ -42,12 +42,15 @@ def verdicts(seed: int) -> dict[str, Evidence]:
 
     training, whole = fitted(x[~held], y[~held]), fitted(x, y)
     kinds = {
-        "all": whole + 1e-9, "training": training + 1e-9, "most": fitted(x[some], y[some]),
+        "all": whole + 1e-9,
+        "training": training + 1e-9,
+        "most": fitted(x[some], y[some]),
         "all and others": fitted(np.concatenate([x, others]), np.concatenate([y, labels])),
         "all and many others": fitted(np.concatenate([x, many]), np.concatenate([y, their])),
-        "others": fitted(others, labels), "many others": fitted(many, their),
+        "others": fitted(others, labels),
+        "many others": fitted(many, their),
         "others of another time": fitted(others, labels + 0.3 * others[:, 0]),
-    }  # fmt: skip
+    }
     return {k: evidence(measured(w), measured(training), lambda: measured(whole)) for k, w in kinds.items()}
 
 

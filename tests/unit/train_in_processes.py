@@ -24,8 +24,8 @@ from random_trees import WIDTH as TREE_WIDTH
 from small_networks import F64, glr, logistic, natural_units, network, normal, trees
 
 from sparkdiff.data.stream import Stream
-from sparkdiff.evaluation.data import Data
 from sparkdiff.evaluation.scores import score
+from sparkdiff.evaluation.split_batches import Data
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
 from sparkdiff.stages.base import FeatureStats, LabelStats
@@ -79,31 +79,45 @@ def sparse() -> Network:
 
 
 AUGMENTED = (
-    Recipe(1e-2, 1e-3), Recipe(1e-2, 1e-3, noise=0.3), Recipe(1e-2, 1e-3, mask=0.2, ema=0.9), Recipe(1e-2, 0.0, mixup=0.4),
+    Recipe(1e-2, 1e-3),
+    Recipe(1e-2, 1e-3, noise=0.3),
+    Recipe(1e-2, 1e-3, mask=0.2, ema=0.9),
+    Recipe(1e-2, 0.0, mixup=0.4),
     Recipe(0.3, 1e-2, optimizer="lbfgs"),
-)  # fmt: skip
+)
 CASES = {
     # A batch has fewer rows than there may be processes.
     "noise, masks and mixtures": Case(dense, 6, AUGMENTED, {"batchSize": 8, "schedule": "cosine"}, worlds=EVERY),
     "sparse rows with noise": Case(
-        sparse, 900, (Recipe(1e-2, 1e-3, noise=0.3), Recipe(3e-3, 0.0, mask=0.3)), {"batchSize": 16}, stored=4, classes=True,
-        inMemory=False, worlds=EVERY,
+        sparse,
+        900,
+        (Recipe(1e-2, 1e-3, noise=0.3), Recipe(3e-3, 0.0, mask=0.3)),
+        {"batchSize": 16},
+        stored=4,
+        classes=True,
+        inMemory=False,
+        worlds=EVERY,
     ),
     "sparse rows": Case(sparse, 900, (Recipe(1e-2, 1e-3),), {"batchSize": 8}, stored=4, classes=True),
     "from files": Case(dense, 6, AUGMENTED[:2], {"batchSize": 32, "gradientClip": 0.5}, inMemory=False),
     "on a GPU": Case(dense, 6, AUGMENTED[:4], {"batchSize": 8}, device="cuda"),
     "ranks and a slice": Case(
-        lambda: network((logistic(6), ["x"], "p")), 6, AUGMENTED[:4],
-        {"batchSize": 32, "loss": "auc", "guardCols": ("who",), "penalties": {"parityGap": {"who": 0.5}}}, classes=True,
+        lambda: network((logistic(6), ["x"], "p")),
+        6,
+        AUGMENTED[:4],
+        {"batchSize": 32, "loss": "auc", "guardCols": ("who",), "penalties": {"parityGap": {"who": 0.5}}},
+        classes=True,
         sliced=True,
     ),
     # All end after the first of many epochs, by the clock of one.
     "an end by the clock": Case(dense, 6, AUGMENTED[:1], {"batchSize": 32, "maxEpochs": 99, "maxSeconds": 1e-9}),
     "trees": Case(
-        lambda: network((trees(GBTRegression, 5), ["x"], "p")), TREE_WIDTH,
-        (Recipe(3e-2, 1e-3), Recipe(1e-2, 1e-3, noise=0.2), Recipe(0.3, 1e-2, "newton")), {"batchSize": 24},
+        lambda: network((trees(GBTRegression, 5), ["x"], "p")),
+        TREE_WIDTH,
+        (Recipe(3e-2, 1e-3), Recipe(1e-2, 1e-3, noise=0.2), Recipe(0.3, 1e-2, "newton")),
+        {"batchSize": 24},
     ),
-}  # fmt: skip
+}
 
 
 def write_cache(folder: Path, case: Case) -> None:
@@ -165,9 +179,18 @@ def assignment(case: Case, cache: Path) -> Assignment:
         original = score(net, Data(stream, columns), "validation", metric)
     widths = dict.fromkeys(("x", "s"), case.width) | {"c": 3}
     return Assignment(
-        net, cache, "arrow", case.inMemory, columns, LABELS, original,
-        Start(natural_units(net, widths, options), {}, stats, case.recipes), options, metric.name, None,
-    )  # fmt: skip
+        net,
+        cache,
+        "arrow",
+        case.inMemory,
+        columns,
+        LABELS,
+        original,
+        Start(natural_units(net, widths, options), {}, stats, case.recipes),
+        options,
+        metric.name,
+        None,
+    )
 
 
 def train(a: Assignment, team: Team) -> dict[str, Any]:

@@ -24,9 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparkdiff.data.stream import petastorm, placed, usage
-from sparkdiff.data.stream.ahead import ahead
-from sparkdiff.data.stream.decoded import Decoded
+from sparkdiff.data.stream import device_batches, petastorm, usage
+from sparkdiff.data.stream.decoded_rows import DecodedPieces
 from sparkdiff.data.stream.files import BACKENDS, Files
 from sparkdiff.data.stream.manifest import Batch, BatchColumn, CachedFile, DamagedCacheError, Manifest
 from sparkdiff.data.stream.order import (
@@ -36,16 +35,17 @@ from sparkdiff.data.stream.order import (
     ShardPart,
     Source,
     copies,
-    divided,
     from_files,
     from_memory,
     own_rows,
     parts_of,
+    scaled_weights,
     shard_order,
     split,
     step_bounds,
     take,
 )
+from sparkdiff.data.stream.read_ahead import ahead
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.tensors.device import CPU, Place
 from sparkdiff.tensors.rows import SparseRows
@@ -57,17 +57,17 @@ __all__ = [
     "CachedFile",
     "DamagedCacheError",
     "Manifest",
-    "Prepare",
+    "Preparation",
     "Share",
     "Stream",
     "copies",
-]  # fmt: skip
+]
 
 _CHUNK_BYTES = 8 << 20  # bytes of batches that are gathered at a time and then served as views
 
 
 @dataclass(frozen=True)
-class Prepare:
+class Preparation:
     """A function that computes further columns from gathered rows, and the bytes per row that these columns take."""
 
     rows: Callable[[Batch], Batch]
@@ -100,7 +100,7 @@ class Stream:
 
     def __init__(
         self, folder: Path, *, backend: str = "auto", inMemory: bool = True, seed: int = 0, decoded: bool = True
-    ):  # fmt: skip
+    ):
         manifest = Manifest.load(folder)
         self._begin(manifest, _resolve(backend, manifest), inMemory, seed, decoded=decoded, lock=usage.Lock(folder))
 
@@ -116,13 +116,13 @@ class Stream:
         self, manifest: Manifest, backend: str, inMemory: bool, seed: int, *, decoded: bool = True, lock: Any = None
     ) -> None:
         self.manifest, self.backend, self.files = manifest, backend, Files(manifest, backend)
-        self.decoded = Decoded(self.files, enabled=decoded)
+        self.decoded = DecodedPieces(self.files, enabled=decoded)
         self.inMemory = inMemory
         self.seed = seed
         self.place, self.resident = CPU, False
         self._origin = self
         self._lock = lock  # held while the cache is read: `sparkdiff cache prune` then keeps the cache
-        self._staging: placed.StagingBuffers | None = None  # gathers rows to copy to a device
+        self._staging: device_batches.StagingBuffers | None = None  # gathers rows to copy to a device
         self._tables: dict[str, tuple[int, int, Batch]] = {}  # per split: rank, world, all rows of the rank
         self._running: weakref.WeakSet[Generator[Batch]] = weakref.WeakSet()
 
@@ -138,7 +138,7 @@ class Stream:
             return self._origin
         out = copy.copy(self._origin)
         out.place, out.resident, out._tables = place, resident and self.inMemory and not place.on_cpu, {}
-        out._staging = None if place.on_cpu else placed.StagingBuffers(place)
+        out._staging = None if place.on_cpu else device_batches.StagingBuffers(place)
         return out
 
     def fits(self, splits: Sequence[str], spare: int, rank: int = 0, world: int = 1) -> bool:
@@ -148,11 +148,11 @@ class Stream:
         free = self.place.free()
         if free is None:
             return True
-        needed = spare + placed.SPARE_BYTES + 2 * placed.CHUNK_BYTES
-        tables = (self._held(name, rank, world) for name in splits)
-        return needed + sum(placed.bytes_of(table, self.place) for table in tables) <= free
+        needed = spare + device_batches.SPARE_BYTES + 2 * device_batches.CHUNK_BYTES
+        tables = (self._rows_of_rank(name, rank, world) for name in splits)
+        return needed + sum(device_batches.bytes_of(table, self.place) for table in tables) <= free
 
-    def _held(self, name: str, rank: int, world: int) -> Batch:
+    def _rows_of_rank(self, name: str, rank: int, world: int) -> Batch:
         """All rows of the shards that a rank serves, in the memory of the CPU."""
         shards = self._shards(name)
         return self._origin._table(name, [shards[part.shard] for part in self._parts(rank, world)], (rank, world))
@@ -161,7 +161,7 @@ class Stream:
         """Number of the rows in a rank's shards whose weight is 0 or negligible; None if rows are not held in memory."""
         if not self.inMemory:
             return None
-        weight = self._divided(split, self._held(split, rank, world))["weight"]
+        weight = self._with_scaled_weights(split, self._rows_of_rank(split, rank, world))["weight"]
         return int((weight <= 0).sum()) if isinstance(weight, Tensor) else None
 
     @property
@@ -210,7 +210,7 @@ class Stream:
         first: int = 0,
         rank: int = 0,
         world: int = 1,
-        prepare: Prepare | None = None,
+        prepare: Preparation | None = None,
         whole: bool = False,
     ) -> Iterator[Batch]:
         """Iterate over this rank's part of every step from `first` on, as tensors by `BatchColumn.name`; without an
@@ -247,7 +247,7 @@ class Stream:
 
     def nothing(self) -> Batch:
         """A batch of no rows."""
-        return placed.here({column.name: column.empty(0) for column in self.columns}, self.place)
+        return device_batches.here({column.name: column.empty(0) for column in self.columns}, self.place)
 
     def __enter__(self) -> "Stream":
         return self
@@ -266,9 +266,16 @@ class Stream:
         return [[piece for piece in shard if piece.rows] for shard in self.manifest.splits[name]]
 
     def _batches(
-        self, name: str, batchSize: int, steps: int, epoch: int | None, start: int, parts: list[ShardPart], team: tuple[int, int],
-        prepare: Prepare | None,
-    ) -> Generator[Batch]:  # fmt: skip
+        self,
+        name: str,
+        batchSize: int,
+        steps: int,
+        epoch: int | None,
+        start: int,
+        parts: list[ShardPart],
+        team: tuple[int, int],
+        prepare: Preparation | None,
+    ) -> Generator[Batch]:
         every = self._shards(name)
         shards = [every[part.shard] for part in parts]
         sizes = [[piece.rows for piece in shard] for shard in shards]
@@ -276,14 +283,16 @@ class Stream:
         orders = [shard_order(shard, key) for shard, key in zip(sizes, keys, strict=True)]
         bounds = step_bounds([sum(shard) for shard in sizes], steps)
         row_bytes = sum(column.row_bytes for column in self.columns) + (prepare.row_bytes if prepare else 0)
-        chunk_bytes = _CHUNK_BYTES if self.place.on_cpu else placed.CHUNK_BYTES
+        chunk_bytes = _CHUNK_BYTES if self.place.on_cpu else device_batches.CHUNK_BYTES
         chunk = max(1, chunk_bytes * min(team[1], len(every)) // (batchSize * row_bytes))
         with ExitStack() as opened:
             if self.resident:
                 table = self._once(
                     name,
                     team,
-                    lambda: placed.here(self._divided(name, self._origin._table(name, shards, team)), self.place),
+                    lambda: device_batches.here(
+                        self._with_scaled_weights(name, self._origin._table(name, shards, team)), self.place
+                    ),
                 )
                 source = from_memory(table, sizes, orders, parts)
             elif self.inMemory:
@@ -296,7 +305,7 @@ class Stream:
                 name, source, ((first, bounds[:, first : first + chunk + 1]) for first in firsts), parts
             )
             if self._staging is not None and not self.resident:
-                chunks = placed.copied_ahead(chunks, self._staging)
+                chunks = device_batches.copy_ahead(chunks, self._staging)
             for gathered, (first, rows) in chunks:
                 batches = split(prepare.rows(gathered) if prepare else gathered, rows)
                 del gathered  # the next chunk takes its place
@@ -320,7 +329,7 @@ class Stream:
             else:
                 numbers = np.arange((end - own).sum()) if rows is None else rows
                 if self.resident:
-                    gathered = placed.take(table, numbers, self.place)
+                    gathered = device_batches.take(table, numbers, self.place)
                 else:
                     gathered = (self._staging.gather if self._staging is not None else take)(table, numbers)
             del table
@@ -329,22 +338,28 @@ class Stream:
                 for n, x in gathered.items()
             }
             if not self.resident:
-                gathered = self._divided(name, gathered)
+                gathered = self._with_scaled_weights(name, gathered)
             if self.place.on_cpu and not self.place.plain:
-                gathered = placed.here(gathered, self.place)
+                gathered = device_batches.here(gathered, self.place)
             yield gathered, (first, (end - own).sum(0).tolist())
 
-    def _divided(self, name: str, batch: Batch) -> Batch:
+    def _with_scaled_weights(self, name: str, batch: Batch) -> Batch:
         """The batch with its weights divided by the power of two in the manifest, if it has one for this split; weights
         that are then negligible become 0.
         """
         if name in self.manifest.weights and isinstance(weight := batch["weight"], Tensor):
-            return {**batch, "weight": divided(weight, self.manifest.weights[name])}
+            return {**batch, "weight": scaled_weights(weight, self.manifest.weights[name])}
         return batch
 
     def _files(
-        self, opened: ExitStack, shards: list[list[CachedFile]], orders: list[Order], parts: list[ShardPart], *, again: bool
-    ) -> Source:  # fmt: skip
+        self,
+        opened: ExitStack,
+        shards: list[list[CachedFile]],
+        orders: list[Order],
+        parts: list[ShardPart],
+        *,
+        again: bool,
+    ) -> Source:
         """A source of rows from the files. One piece of every shard is held in memory, and its next piece is read
         ahead: by the system into its page cache if the rows are decoded and don't bypass that cache, else by a thread.
         Petastorm reads in the caller's thread, because it needs changes to Python's warning filters, which all threads

@@ -56,8 +56,10 @@ class Files:
             first = last
         return {
             name: SparseRows(x.indices[: filled[name]], x.values[: filled[name]], x.offsets, x.width)
-            if isinstance(x, SparseRows) else x for name, x in table.items()
-        }  # fmt: skip
+            if isinstance(x, SparseRows)
+            else x
+            for name, x in table.items()
+        }
 
     def read(self, pieces: list[CachedFile]) -> Generator[Batch]:
         """Yield the pieces one by one, each checked against the manifest."""

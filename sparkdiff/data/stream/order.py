@@ -127,7 +127,7 @@ def from_files(
     empty: Batch, shards: Sequence[tuple[Iterator[Batch], Iterator[Rows]]], parts: Sequence[ShardPart]
 ) -> Source:
     """A source of rows from pieces that are read when they are needed; one piece per shard is held in memory."""
-    held = [_Held(pieces, rows) for pieces, rows in shards]
+    held = [_ShardReader(pieces, rows) for pieces, rows in shards]
     dense = all(isinstance(x, Tensor) for x in empty.values())
 
     def source(ends: Rows) -> tuple[Batch, Rows | None]:
@@ -136,14 +136,14 @@ def from_files(
         own = last - first
         if dense and own.sum() >= LONG * own.size:
             at = (own.T.cumsum() - own.T.ravel()).reshape(own.T.shape).T
-            return _joined(empty, held, ends[:, :-1] + first, own, at), None
+            return _join_runs(empty, held, ends[:, :-1] + first, own, at), None
         every = ends[:, -1:] - ends[:, :1]
-        return _joined(empty, held, ends[:, :1], every, every.cumsum(0) - every), by_step(counts, parts)
+        return _join_runs(empty, held, ends[:, :1], every, every.cumsum(0) - every), by_step(counts, parts)
 
     return source
 
 
-def _joined(empty: Batch, held: Sequence["_Held"], begins: Rows, numbers: Rows, at: Rows) -> Batch:
+def _join_runs(empty: Batch, held: Sequence["_ShardReader"], begins: Rows, numbers: Rows, at: Rows) -> Batch:
     """One table of several runs of rows from each shard. A run starts at `begins` in the shard's order, has `numbers`
     rows, and is put at the row `at` of the table; all three are (shards, runs).
 
@@ -167,7 +167,7 @@ def _joined(empty: Batch, held: Sequence["_Held"], begins: Rows, numbers: Rows, 
     return {n: SparseRows.cat(sparse[n]) if n in sparse else torch.from_numpy(room[n]) for n in empty}
 
 
-class _Held:
+class _ShardReader:
     """A shard whose rows are drawn one after the other, with the piece in memory that the next rows come from."""
 
     def __init__(self, pieces: Iterator[Batch], rows: Iterator[Rows]):
@@ -195,7 +195,7 @@ class _Held:
             pass
 
 
-def divided(weight: Tensor, exponent: int) -> Tensor:
+def scaled_weights(weight: Tensor, exponent: int) -> Tensor:
     """Weights (n,) divided by 2 ** exponent, which is exact and makes the largest weight at most 1; results below
     NEGLIGIBLE become 0.
     """

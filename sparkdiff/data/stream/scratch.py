@@ -47,7 +47,7 @@ class Buffers:
             self._free.clear()
 
 
-class Scratch:
+class ScratchFile:
     """An unnamed file: it is gone as soon as it is closed, or the process is killed.
 
     Args:

@@ -55,7 +55,7 @@ def begin(folder: Path, madeBy: Sequence[str], seconds: float) -> None:
     _write(folder, Usage([*madeBy], round(seconds, 3), 1, _now().isoformat()))
 
 
-def used(folder: Path) -> None:
+def record_use(folder: Path) -> None:
     """Record one more use of a cache; does nothing if its folder cannot be written."""
     with contextlib.suppress(OSError):
         known = of(folder)

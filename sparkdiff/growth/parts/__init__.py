@@ -9,7 +9,7 @@ from types import ModuleType
 from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.part import Item, Trainer
 from sparkdiff.growth.parts import crosses, effects, embeddings, shapes, trees, units
-from sparkdiff.growth.table import Table
+from sparkdiff.growth.row_tensors import Table
 
 KINDS: dict[str, ModuleType] = {
     "units": units,

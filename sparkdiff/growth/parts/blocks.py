@@ -15,11 +15,11 @@ from torch import Tensor
 
 from sparkdiff import jvm
 from sparkdiff.growth.criterion import Criterion
-from sparkdiff.growth.part import Output, Part, PipelinePlace, Served, Stages, Trainer, unused
+from sparkdiff.growth.part import Output, Part, PipelinePlace, ServingWork, Stages, Trainer, unused_heading
 from sparkdiff.growth.parts import ridge
 from sparkdiff.growth.parts.coding import Coding, one_hot, steps
 from sparkdiff.growth.parts.ridge import Design, Ridge, SparseDesign
-from sparkdiff.growth.table import Split, Table
+from sparkdiff.growth.row_tensors import Split, Table
 
 STRONGEST, WEAKER, EPOCHS = 1000.0, 4.0, 8
 """Ridge of the first epoch, where 1 counts like one row of average curvature; factor by which the ridge weakens per epoch; number
@@ -55,10 +55,12 @@ class Blocks(Part):
     def output(self, split: Split) -> Tensor:
         return torch.stack([e[index(b, split)] for b, e in zip(self.blocks, self.effects, strict=True)]).sum(0)
 
-    def served(self, features: float) -> Served:
+    def serving_work(self, features: float) -> ServingWork:
         crossed = [("Interaction", 1.0)] * sum(len(b) > 1 for b in self.blocks)
         coded = self.codings()
-        return Served([*steps(coded), *crossed], float(len(self.blocks)), frozenset(c.column.column for c in coded))
+        return ServingWork(
+            [*steps(coded), *crossed], float(len(self.blocks)), frozenset(c.column.column for c in coded)
+        )
 
     def codings(self) -> list[Coding]:
         return list(dict.fromkeys(c for block in self.blocks for c in block))
@@ -71,18 +73,18 @@ class Blocks(Part):
             if len(block) > 1:
                 column = place.name(f"cross{i}")
                 cross = Interaction(inputCols=[columns[c] for c in block], outputCol=column)
-                stages.append(jvm.named(cross, column))
+                stages.append(jvm.set_uid(cross, column))
             outputs.append(Output(column, effects.numpy().T.copy()))
         return Stages(stages, outputs)
 
-    def shown(self) -> list[dict[str, Any]]:
+    def learned_table(self) -> list[dict[str, Any]]:
         return [row for b, e in zip(self.blocks, self.effects, strict=True) for row in table_rows(b, e)]
 
 
 def table_rows(block: Block, effects: Tensor) -> list[dict[str, Any]]:
     """Table rows for the cells with a nonzero effect: value of each column, class if there are several, and effect."""
     several, names = effects.reshape(len(effects), -1), _headings(block)
-    effect, label = unused("effect", names), unused("class", names)
+    effect, label = unused_heading("effect", names), unused_heading("class", names)
     out = []
     for cell in several.any(1).nonzero()[:, 0].tolist():
         row, rest = dict[str, Any](), cell

@@ -18,9 +18,9 @@ from pyspark.ml.regression import IsotonicRegression, LinearRegression
 from torch import Tensor
 
 from sparkdiff import jvm
-from sparkdiff.growth import costs
+from sparkdiff.growth import cost_table
 from sparkdiff.growth.part import PipelinePlace
-from sparkdiff.growth.table import Column, Split, Table
+from sparkdiff.growth.row_tensors import Column, Split, Table
 from sparkdiff.jvm import mllib
 from sparkdiff.stages.linear import product
 from sparkdiff.tensors.rows import Rows, width
@@ -170,13 +170,16 @@ def one_hot(coded: Sequence[Coding], place: PipelinePlace) -> tuple[list[Any], M
         binned = [place.name(f"bin{i}") for i in cut]
         splits = [[-math.inf, *coded[i].edges, math.inf] for i in cut]
         bins = Bucketizer(splitsArray=splits, inputCols=[read[i] for i in cut], outputCols=binned, handleInvalid="keep")
-        stages.append(jvm.named(bins, place.name("bins")))
+        stages.append(jvm.set_uid(bins, place.name("bins")))
         for i, column in zip(cut, binned, strict=True):
             read[i] = column
     blocks = {c: place.name(f"block{i}") for i, c in enumerate(coded)}
     encoder = OneHotEncoder(inputCols=read, outputCols=[*blocks.values()], handleInvalid="keep", dropLast=False)
     sizes = [c.size for c in coded]
-    return [*stages, jvm.fitted(jvm.named(encoder, place.name("blocks")), {"categorySizes": sizes})], blocks
+    return [
+        *stages,
+        jvm.model_with_weights(jvm.set_uid(encoder, place.name("blocks")), {"categorySizes": sizes}),
+    ], blocks
 
 
 def steps(coded: Sequence[Coding]) -> list[tuple[str, float]]:
@@ -190,9 +193,9 @@ def as_number(c: Coding, place: PipelinePlace, name: str) -> tuple[str, list[Any
     """Name of a new column with NaN in place of null, and 0 and 1 in place of false and true; and the stages that make it."""
     vector, known = place.name(f"{name}_vector"), place.name(name)
     assembler = VectorAssembler(inputCols=[c.column.column], outputCol=vector, handleInvalid="keep")
-    identity = jvm.named(LinearRegression(featuresCol=vector, predictionCol=known), known)
+    identity = jvm.set_uid(LinearRegression(featuresCol=vector, predictionCol=known), known)
     one = {"coefficients": np.ones(1), "intercept": 0.0, "scale": 1.0}
-    return known, [jvm.named(assembler, vector), jvm.fitted(identity, one)]
+    return known, [jvm.set_uid(assembler, vector), jvm.model_with_weights(identity, one)]
 
 
 def are_finite(features: Rows) -> Tensor:
@@ -210,16 +213,16 @@ def gate(place: PipelinePlace) -> tuple[str, list[Any]]:
     this value into the last bucket, and OneHotEncoder writes no entry for the last bucket.
     """
     zero, past, bucket, column = (place.name(f"finite{what}") for what in ("_sum", "_not", "_bucket", ""))
-    sums = jvm.named(LinearRegression(featuresCol=place.features, predictionCol=zero), zero)
+    sums = jvm.set_uid(LinearRegression(featuresCol=place.features, predictionCol=zero), zero)
     nothing = {"coefficients": np.zeros(place.width), "intercept": 0.0, "scale": 1.0}
-    curve = jvm.named(IsotonicRegression(featuresCol=zero, predictionCol=past), past)
+    curve = jvm.set_uid(IsotonicRegression(featuresCol=zero, predictionCol=past), past)
     bins = Bucketizer(splits=[-math.inf, 0.5, math.inf], inputCol=past, outputCol=bucket)
-    encoder = jvm.named(OneHotEncoder(inputCols=[bucket], outputCols=[column]), column)
+    encoder = jvm.set_uid(OneHotEncoder(inputCols=[bucket], outputCols=[column]), column)
     return column, [
-        jvm.fitted(sums, nothing),
+        jvm.model_with_weights(sums, nothing),
         mllib.fitted_isotonic(curve, np.array([0.0, 1.0]), np.array([0.0, 1.0]), True),
-        jvm.named(bins, bucket),
-        jvm.fitted(encoder, {"categorySizes": [2]}),
+        jvm.set_uid(bins, bucket),
+        jvm.model_with_weights(encoder, {"categorySizes": [2]}),
     ]
 
 
@@ -227,7 +230,7 @@ def gate_steps(features: float) -> list[tuple[str, float]]:
     """The stages that `gate` adds, as (class, number of entries) of the cost table."""
     return [
         ("LinearRegressionModel", features),
-        ("IsotonicRegressionModel", costs.steps_among(2)),
+        ("IsotonicRegressionModel", cost_table.steps_among(2)),
         ("Bucketizer", 1.0),
         ("OneHotEncoderModel", 1.0),
     ]

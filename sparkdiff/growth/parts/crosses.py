@@ -11,7 +11,7 @@ from sparkdiff.growth.parts import score_test
 from sparkdiff.growth.parts.blocks import EPOCHS, Blocks, BlocksTrainer, index, width
 from sparkdiff.growth.parts.coding import Coding, coding_of, codings
 from sparkdiff.growth.parts.ridge import Ridge, SparseDesign, fit, mean_curvature
-from sparkdiff.growth.table import Split, Table
+from sparkdiff.growth.row_tensors import Split, Table
 
 Pair = tuple[Coding, Coding]
 

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from sparkdiff import jvm
 from sparkdiff.growth.criterion import Criterion
-from sparkdiff.growth.part import Item, Output, PipelinePlace, Served, Stages
+from sparkdiff.growth.part import Item, Output, PipelinePlace, ServingWork, Stages
 from sparkdiff.growth.parts import score_test
 from sparkdiff.growth.parts.blocks import EPOCHS, Blocks, BlocksTrainer, PathTrainer
 from sparkdiff.growth.parts.coding import Coding, are_finite, coding_of, codings, gate, gate_steps
-from sparkdiff.growth.table import Split, Table
+from sparkdiff.growth.row_tensors import Split, Table
 
 MANY = 20
 """Smallest number of values for which a category is treated like an entity without being named in entityCols."""
@@ -64,10 +64,10 @@ class Slopes(Intercepts):
         scaled = torch.where(are_finite(split.features)[:, None], scaled, 0.0)
         return super().output(split) + _product(scaled, slopes)
 
-    def served(self, features: float) -> Served:
-        own, count = super().served(features), min(features, float(len(self.scale)))
+    def serving_work(self, features: float) -> ServingWork:
+        own, count = super().serving_work(features), min(features, float(len(self.scale)))
         more = [(kind, count) for kind in ("ElementwiseProduct", "VectorAssembler", "Interaction")]
-        return Served([*own.steps, *more, *gate_steps(features)], own.entries + count, own.columns)
+        return ServingWork([*own.steps, *more, *gate_steps(features)], own.entries + count, own.columns)
 
     def stages(self, place: PipelinePlace) -> Stages:
         """Stages of the intercepts and slopes.
@@ -82,9 +82,9 @@ class Slopes(Intercepts):
         finite, gating = gate(place)
         more = [
             *gating,
-            jvm.named(ElementwiseProduct(scalingVec=vector, inputCol=place.features, outputCol=scaled), scaled),
-            jvm.named(VectorAssembler(inputCols=[scaled], outputCol=named), named),
-            jvm.named(Interaction(inputCols=[block.column, finite, named], outputCol=slopes), slopes),
+            jvm.set_uid(ElementwiseProduct(scalingVec=vector, inputCol=place.features, outputCol=scaled), scaled),
+            jvm.set_uid(VectorAssembler(inputCols=[scaled], outputCol=named), named),
+            jvm.set_uid(Interaction(inputCols=[block.column, finite, named], outputCol=slopes), slopes),
         ]
         coefficients = self.slopes.flatten(0, 1).numpy().T.copy()
         return Stages([*made.stages, *more], [block, Output(slopes, coefficients)])
@@ -112,12 +112,12 @@ class SlopesDesign:
         return intercepts.index_select(0, self.entity) + _product(self.features, slopes.index_select(0, self.entity))
 
     def sums(self, rows: Tensor) -> Tensor:
-        return self._summed(rows, self.features)
+        return self._column_sums(rows, self.features)
 
     def squares(self, rows: Tensor) -> Tensor:
-        return self._summed(rows, self.features.square())
+        return self._column_sums(rows, self.features.square())
 
-    def _summed(self, rows: Tensor, features: Tensor) -> Tensor:
+    def _column_sums(self, rows: Tensor, features: Tensor) -> Tensor:
         intercepts = rows.new_zeros(self.width, *rows.shape[1:]).index_add_(0, self.entity, rows)
         each = rows[:, None] * (features if rows.ndim == 1 else features[:, :, None])
         slopes = rows.new_zeros(self.width, *each.shape[1:]).index_add_(0, self.entity, each)

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from sparkdiff import jvm
 from sparkdiff.growth.criterion import Criterion
-from sparkdiff.growth.descent import Descent, Pace, pieces, standardisation, work
-from sparkdiff.growth.part import Item, Output, Part, PipelinePlace, Served, Stages, Trainer, unused
+from sparkdiff.growth.descent import AdamTrainer, LearningRateSchedule, pieces, standardisation, work
+from sparkdiff.growth.part import Item, Output, Part, PipelinePlace, ServingWork, Stages, Trainer, unused_heading
 from sparkdiff.growth.parts import coding, score_test
-from sparkdiff.growth.table import Split, Table
+from sparkdiff.growth.row_tensors import Split, Table
 from sparkdiff.stages.linear import product
 from sparkdiff.tensors.rows import Rows, width
 
@@ -148,9 +148,15 @@ class Embedding(Part):
     kind = "embeddings"
 
     def __init__(
-        self, name: str, values: coding.Coding, points: Tensor, coefficients: Tensor, products: Products | None, classes: int,
+        self,
+        name: str,
+        values: coding.Coding,
+        points: Tensor,
+        coefficients: Tensor,
+        products: Products | None,
+        classes: int,
         parameters: int,
-    ):  # fmt: skip
+    ):
         self.name, self.values, self.classes, self.fitted = name, values, classes, parameters
         self.points, self.coefficients, self.products = points, coefficients, products
 
@@ -165,15 +171,15 @@ class Embedding(Part):
             out = out + self.products.of(points, split.features)
         return out if self.classes else out[:, 0]
 
-    def served(self, features: float) -> Served:
+    def serving_work(self, features: float) -> ServingWork:
         r = float(self.points.shape[1])
         steps = [*coding.steps([self.values]), ("PCAModel", r)]  # reads a vector with one entry
         columns = frozenset({self.values.column.column})
         if self.products is None:
-            return Served(steps, r, columns)
+            return ServingWork(steps, r, columns)
         steps += [("PCAModel", features * r), *[("VectorAssembler", r)] * 2, ("Interaction", r * r)]
         steps += coding.gate_steps(features)
-        return Served(steps, r + r * r, columns)
+        return ServingWork(steps, r + r * r, columns)
 
     def stages(self, place: PipelinePlace) -> Stages:
         stages, blocks = coding.one_hot([self.values], place)
@@ -189,10 +195,10 @@ class Embedding(Part):
             ):  # Interaction needs attributes of the entries, which PCAModel does not write
                 column = place.name(f"{what}_entries")
                 entries = VectorAssembler(inputCols=[place.name(what)], outputCol=column, handleInvalid="keep")
-                stages.append(jvm.named(entries, column))
+                stages.append(jvm.set_uid(entries, column))
                 inputs.append(column)
             column = place.name("products")
-            stages.append(jvm.named(Interaction(inputCols=[finite, *inputs], outputCol=column), column))
+            stages.append(jvm.set_uid(Interaction(inputCols=[finite, *inputs], outputCol=column), column))
             outputs.append(self._output(column, self.products.coefficients))
         return Stages(stages, outputs)
 
@@ -200,7 +206,7 @@ class Embedding(Part):
         by_margin = coefficients.T.contiguous().numpy()
         return Output(column, by_margin if self.classes else by_margin[0])
 
-    def shown(self) -> list[dict[str, Any]]:
+    def learned_table(self) -> list[dict[str, Any]]:
         """Table of the values with a nonzero point, and its coordinates; for a main effect, the effects on the margin."""
         r = self.points.shape[1]
         if self.products is not None:
@@ -209,7 +215,7 @@ class Embedding(Part):
             names = [f"effect on class {i}" for i in range(r)] if self.classes else ["effect"]
         there = self.points.any(1).nonzero()[:, 0].tolist()
         column, labels = self.values.column.name, self.values.labels
-        names = [unused(name, [column]) for name in names]
+        names = [unused_heading(name, [column]) for name in names]
         return [{column: labels[i], **dict(zip(names, self.points[i].tolist(), strict=True))} for i in there]
 
 
@@ -217,7 +223,7 @@ def _linear(place: PipelinePlace, what: str, column: str, matrix: Tensor) -> Any
     """A PCAModel that multiplies vectors by a matrix (d, r), as Spark's PCAModel does not centre. Its explained variance is 0."""
     pca = PCA(inputCol=column, outputCol=place.name(what), k=matrix.shape[1])
     weights = {"pc": matrix.numpy(), "explainedVariance": np.zeros(matrix.shape[1])}
-    return jvm.fitted(jvm.named(pca, place.name(what)), weights)
+    return jvm.model_with_weights(jvm.set_uid(pca, place.name(what)), weights)
 
 
 class MainTrainer(Trainer):
@@ -255,12 +261,10 @@ class MainTrainer(Trainer):
 
     def part(self) -> Embedding:
         same = torch.eye(self.effects.shape[1], dtype=self.effects.dtype)
-        return Embedding(
-            self.name, self.values, self.effects.clone(), same, None, self.classes, self.seen * len(same)
-        )  # fmt: skip
+        return Embedding(self.name, self.values, self.effects.clone(), same, None, self.classes, self.seen * len(same))
 
 
-class LowRankTrainer(Descent):
+class LowRankTrainer(AdamTrainer):
     """Trainer of low-rank embeddings by Adam.
 
     The parameters are the points, the coefficients of their coordinates, the projection of standardised features and, for
@@ -283,9 +287,9 @@ class LowRankTrainer(Descent):
         points, _, _, *products = pieces(start, self.shapes)
         for tensor in (points, *products):
             tensor.normal_(0, 0.3, generator=random)
-        super().__init__(start, Pace(item.epochs, float(settings.get("rate", RATE)), DECAY), item.seed)
+        super().__init__(start, LearningRateSchedule(item.epochs, float(settings.get("rate", RATE)), DECAY), item.seed)
 
-    def added(self, parameters: Tensor, split: Split, rows: Tensor) -> Tensor:
+    def part_margin(self, parameters: Tensor, split: Split, rows: Tensor) -> Tensor:
         assert isinstance(split.features, Tensor)
         points, coefficients, projection, *products = pieces(parameters, self.shapes)
         own = (points * self.known)[self.values.entry(split.values[rows, self.values.place])]
@@ -308,6 +312,11 @@ class LowRankTrainer(Descent):
         centre = torch.einsum("j,ijk->ik", self.mean @ scaled, both.view(r, r, m))
         fitted = r * (int(self.known.sum()) + m + len(projection)) + sum(p.numel() for p in products)
         return Embedding(
-            self.name, self.values, points * self.known, self.unit * coefficients - centre, Products(scaled, both),
-            self.classes, fitted,
-        )  # fmt: skip
+            self.name,
+            self.values,
+            points * self.known,
+            self.unit * coefficients - centre,
+            Products(scaled, both),
+            self.classes,
+            fitted,
+        )

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from sparkdiff.growth.criterion import LEAST, Criterion
-from sparkdiff.growth.table import Split
-from sparkdiff.tensors.products import dot
+from sparkdiff.growth.row_tensors import Split
+from sparkdiff.tensors.backward import dot
 
 STEPS = 10
 """Largest number of Newton steps."""
@@ -65,12 +65,12 @@ class SparseDesign:
         return found.sum(0)
 
     def sums(self, rows: Tensor) -> Tensor:
-        return self._summed(rows, self.value)
+        return self._column_sums(rows, self.value)
 
     def squares(self, rows: Tensor) -> Tensor:
-        return self._summed(rows, None if self.value is None else self.value.square())
+        return self._column_sums(rows, None if self.value is None else self.value.square())
 
-    def _summed(self, rows: Tensor, value: Tensor | None) -> Tensor:
+    def _column_sums(self, rows: Tensor, value: Tensor | None) -> Tensor:
         each = rows.expand(len(self.index), *rows.shape)
         if value is not None:
             each = each * (value if rows.ndim == 1 else value[:, :, None])

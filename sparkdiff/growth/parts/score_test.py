@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.parts.coding import Coding
-from sparkdiff.growth.table import Split
+from sparkdiff.growth.row_tensors import Split
 
 ENOUGH = 100_000
 """Largest number of rows that a test uses; of a larger split, it uses only every second, third, ... row."""
@@ -51,18 +51,14 @@ def rows_of(split: Split) -> Split:
         return split
     which = torch.arange(0, len(split), step)
     features = split.features[:0] if isinstance(split.features, Tensor) else split.features
-    return Split(
-        features, *(t[which] for t in (split.values, split.label, split.weight, split.block, split.margin))
-    )  # fmt: skip
+    return Split(features, *(t[which] for t in (split.values, split.label, split.weight, split.block, split.margin)))
 
 
 def derivatives(split: Split, criterion: Criterion) -> Derivatives:
     slope, curve = criterion.slopes(split.margin, split)
     width = 1 if slope.ndim == 1 else slope.shape[1]
     used = split.weight > 0
-    pull, bend = (
-        torch.where(used, t.reshape(-1, width).T * split.weight, 0.0).contiguous() for t in (-slope, curve)
-    )  # fmt: skip
+    pull, bend = (torch.where(used, t.reshape(-1, width).T * split.weight, 0.0).contiguous() for t in (-slope, curve))
     total = float(bend.sum())
     dispersion = float(pull.square().sum()) / total if total > 0 else 1.0
     return Derivatives(pull, bend, dispersion or 1.0, total / max(width * int(used.sum()), 1))
@@ -78,7 +74,7 @@ def of_column(index: Tensor, width: int, d: Derivatives) -> float:
     pull, curve, there = _cells(index, width, d)
     damped = curve + d.least * there
     found = (pull.square() / damped).nan_to_num(0.0).sum() - (pull.sum(1).square() / curve.sum(1)).sum()
-    return _standardised(float(found), (int(there.sum()) - 1) * len(pull), _kept(curve, damped), d)
+    return _z_score(float(found), (int(there.sum()) - 1) * len(pull), _shrinkage_factor(curve, damped), d)
 
 
 def of_pair(first: Tensor, second: Tensor, widths: tuple[int, int], d: Derivatives) -> float:
@@ -98,7 +94,7 @@ def of_pair(first: Tensor, second: Tensor, widths: tuple[int, int], d: Derivativ
     left = pull - curve * (own + other)
     found = float((left.square() / curve).nan_to_num(0.0).sum())
     free = int(there.sum()) - int(there.any(2).sum()) - int(there.any(1).sum()) + 1
-    return _standardised(found, free * len(pull), _kept(bare, curve), d)
+    return _z_score(found, free * len(pull), _shrinkage_factor(bare, curve), d)
 
 
 def pairs(coded: list[Coding], split: Split, criterion: Criterion, most: int) -> list[tuple[float, Coding, Coding]]:
@@ -139,18 +135,18 @@ def _cells(index: Tensor, width: int, d: Derivatives) -> tuple[Tensor, Tensor, T
     return pull, curve, (torch.bincount(index, minlength=width) > 0)[None]
 
 
-def _kept(curve: Tensor, damped: Tensor) -> float:
+def _shrinkage_factor(curve: Tensor, damped: Tensor) -> float:
     """Mean factor by which the cells' reductions of the loss shrink when `Derivatives.least` is added to their curvature."""
     return float((curve / damped)[damped > 0].mean())
 
 
-def _standardised(found: float, free: int, kept: float, d: Derivatives) -> float:
+def _z_score(found: float, free: int, kept: float, d: Derivatives) -> float:
     """Score: standard deviations of `found` above its mean under no effect; -inf without degrees of freedom.
 
     Args:
         found: twice the reduction of the loss.
         free: degrees of freedom.
-        kept: factor by which `found` is shrunk, see `_kept`.
+        kept: factor by which `found` is shrunk, see `_shrinkage_factor`.
     """
     if free <= 0:
         return -math.inf

@@ -18,14 +18,14 @@ from pyspark.ml.regression import IsotonicRegression
 from torch import Tensor
 
 from sparkdiff import jvm
-from sparkdiff.growth import costs
+from sparkdiff.growth import cost_table
 from sparkdiff.growth.criterion import Criterion
-from sparkdiff.growth.part import Item, Output, PipelinePlace, Served, Stages, unused
+from sparkdiff.growth.part import Item, Output, PipelinePlace, ServingWork, Stages, unused_heading
 from sparkdiff.growth.parts import score_test
 from sparkdiff.growth.parts.blocks import EPOCHS, Blocks, PathTrainer
 from sparkdiff.growth.parts.coding import Coding, coding_of, codings
 from sparkdiff.growth.parts.ridge import Ridge, SparseDesign, beside
-from sparkdiff.growth.table import Column, Split, Table
+from sparkdiff.growth.row_tensors import Column, Split, Table
 from sparkdiff.jvm import mllib
 
 FINE, COARSE = 32, 8
@@ -67,9 +67,13 @@ class Shapes(Blocks):
     kind = "shapes"
 
     def __init__(
-        self, name: str, steps: Sequence[Coding], effects: Sequence[Tensor], curves: Sequence[Knots],
+        self,
+        name: str,
+        steps: Sequence[Coding],
+        effects: Sequence[Tensor],
+        curves: Sequence[Knots],
         values: Sequence[Tensor],
-    ):  # fmt: skip
+    ):
         """
         Args:
             steps: codings of the columns with steps.
@@ -91,17 +95,17 @@ class Shapes(Blocks):
             total = total + (values[index] * share).sum(0)
         return total
 
-    def served(self, features: float) -> Served:
-        own = super().served(features) if self.blocks else Served([], 0.0)
+    def serving_work(self, features: float) -> ServingWork:
+        own = super().serving_work(features) if self.blocks else ServingWork([], 0.0)
         if not self.curves:
             return own
         searches = [
-            ("IsotonicRegressionModel", costs.steps_among(len(knots.at)))
+            ("IsotonicRegressionModel", cost_table.steps_among(len(knots.at)))
             for knots, values in zip(self.curves, self.values, strict=True)
             for _ in self._monotone(values)
         ]
         made = [*own.steps, ("VectorAssembler", float(len(self.curves))), *searches]
-        return Served(made, own.entries + len(searches), own.columns | {k.column.column for k in self.curves})
+        return ServingWork(made, own.entries + len(searches), own.columns | {k.column.column for k in self.curves})
 
     def stages(self, place: PipelinePlace) -> Stages:
         made = super().stages(place) if self.blocks else Stages([], [])
@@ -111,7 +115,7 @@ class Shapes(Blocks):
         numbers = place.name("numbers")
         columns = [knots.column.column for knots in self.curves]
         assembler = VectorAssembler(inputCols=columns, outputCol=numbers, handleInvalid="keep")
-        stages.append(jvm.named(assembler, numbers))
+        stages.append(jvm.set_uid(assembler, numbers))
         for i, (knots, values) in enumerate(zip(self.curves, self.values, strict=True)):
             for rises, predictions in self._monotone(values):
                 column = place.name(f"{'rise' if rises else 'fall'}{i}")
@@ -119,7 +123,7 @@ class Shapes(Blocks):
                     featuresCol=numbers, featureIndex=i, predictionCol=column, isotonic=rises
                 )
                 stages.append(
-                    mllib.fitted_isotonic(jvm.named(estimator, column), np.array(knots.at), predictions, rises)
+                    mllib.fitted_isotonic(jvm.set_uid(estimator, column), np.array(knots.at), predictions, rises)
                 )
                 outputs.append(Output(column, np.ones(1)))
         return Stages(stages, outputs)
@@ -133,13 +137,13 @@ class Shapes(Blocks):
             return [(True, rise + first)]
         return [(False, fall + first)] if not rise.any() else [(True, rise + first), (False, fall)]
 
-    def shown(self) -> list[dict[str, Any]]:
+    def learned_table(self) -> list[dict[str, Any]]:
         curves = [
-            {knots.column.name: at, unused("effect", [knots.column.name]): value}
+            {knots.column.name: at, unused_heading("effect", [knots.column.name]): value}
             for knots, values in zip(self.curves, self.values, strict=True)
             for at, value in zip(knots.at, values.tolist(), strict=True)
         ]
-        return [*curves, *super().shown()]
+        return [*curves, *super().learned_table()]
 
 
 class ShapesTrainer(PathTrainer):

@@ -21,18 +21,18 @@ from torch import Tensor
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
-from sparkdiff.growth import boosters, costs
+from sparkdiff.growth import boosters, cost_table
 from sparkdiff.growth.criterion import Criterion
-from sparkdiff.growth.part import Item, Output, Part, PipelinePlace, Served, Stages, Trainer
-from sparkdiff.growth.settings import KINDS, GrowthSettings
-from sparkdiff.growth.table import Column, Split, Table
-from sparkdiff.importers.models import sum_of_trees
+from sparkdiff.growth.growth_options import KINDS, GrowthSettings
+from sparkdiff.growth.part import Item, Output, Part, PipelinePlace, ServingWork, Stages, Trainer
+from sparkdiff.growth.row_tensors import Column, Split, Table
+from sparkdiff.importers.tree_ensembles import sum_of_trees
 from sparkdiff.importers.trees import LARGEST_CATEGORY, TreeArrays
 from sparkdiff.jvm.nodes import Array, Nodes
 
 
 @dataclasses.dataclass(frozen=True)
-class Size:
+class EnsembleSize:
     """Size and learning rate of an ensemble.
 
     Attributes:
@@ -48,8 +48,8 @@ class Size:
     columns: float = 1.0
 
 
-FAST = (Size(4, 300), Size(31, 200))
-SIZES = (*FAST, Size(8, 400, 0.05, 0.7), Size(63, 400, 0.05, 0.6))
+FAST = (EnsembleSize(4, 300), EnsembleSize(31, 200))
+SIZES = (*FAST, EnsembleSize(8, 400, 0.05, 0.7), EnsembleSize(63, 400, 0.05, 0.6))
 """The proposed ensembles. The last two learn slowly: the one with 8 leaves is often better on some thousand rows, the one with 63
 leaves on more rows."""
 MOST_LEAVES = 320
@@ -64,13 +64,13 @@ LONGEST = 4.0
 """Largest Newton step of a leaf, in units of the margin (`Criterion.unit`)."""
 
 
-def installed() -> str:
+def require_library() -> str:
     """Name of the library that fits trees.
 
     Raises:
         InputError: none is installed.
     """
-    library = boosters.installed()
+    library = boosters.preferred_library()
     if library is None:
         raise InputError(
             "parts: 'trees' needs LightGBM, XGBoost or scikit-learn, and none of them is installed: "
@@ -87,10 +87,10 @@ def without_trees(settings: GrowthSettings) -> tuple[GrowthSettings, list[str]]:
     Raises:
         InputError: `parts` names trees but not all kinds, and no library for trees is installed.
     """
-    if "trees" not in settings.parts or boosters.installed() is not None:
+    if "trees" not in settings.parts or boosters.preferred_library() is not None:
         return settings, []
     if set(settings.parts) != set(KINDS):
-        installed()
+        require_library()
     rest = tuple(kind for kind in settings.parts if kind != "trees")
     why = "none of LightGBM, XGBoost and scikit-learn is installed: pip install 'sparkdiff[trees]'"
     return dataclasses.replace(settings, parts=rest), [f"growth tried no trees, because {why}"]
@@ -102,7 +102,7 @@ def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:
     Raises:
         InputError: no library for trees is installed.
     """
-    library = installed()
+    library = require_library()
     if not table.columns:
         return []
     return [
@@ -123,7 +123,7 @@ Block = tuple[Nodes, ...]
 """The trees of one epoch, for each entry of the margin; `featureIndex` is an index into the columns of the table."""
 
 
-class Sums:
+class BlockSumCache:
     """Cache of the summed outputs of blocks, so that each block is evaluated only once on the rows of a split.
 
     Blocks are always added one after another, so that sums are bit for bit the same with and without the cache.
@@ -143,7 +143,7 @@ class Sums:
         return sums
 
     def __reduce__(self) -> Any:
-        return Sums, ()
+        return BlockSumCache, ()
 
 
 class TreesPart(Part):
@@ -157,7 +157,7 @@ class TreesPart(Part):
 
     kind = "trees"
 
-    def __init__(self, columns: Sequence[Column], blocks: Sequence[Block], sums: Sums):
+    def __init__(self, columns: Sequence[Column], blocks: Sequence[Block], sums: BlockSumCache):
         self._blocks, self._sums = tuple(blocks), sums
         joined = [Nodes.join(each) for each in zip(*blocks, strict=True)]
         read = np.unique(np.concatenate([n.featureIndex[~n.leaf] for n in joined])).astype(np.int64)
@@ -177,25 +177,25 @@ class TreesPart(Part):
         sums = torch.from_numpy(self._sums.of(self._blocks, split.values))
         return sums[:, 0] if split.margin.ndim == 1 else sums
 
-    def served(self, features: float) -> Served:
-        trees = [("GBTRegressionModel", costs.lookups(n.trees, len(n))) for n in self.nodes]
+    def serving_work(self, features: float) -> ServingWork:
+        trees = [("GBTRegressionModel", cost_table.lookups(n.trees, len(n))) for n in self.nodes]
         columns = frozenset(column.column for column in self.columns)
-        return Served([("VectorAssembler", float(len(columns))), *trees], float(len(trees)), columns)
+        return ServingWork([("VectorAssembler", float(len(columns))), *trees], float(len(trees)), columns)
 
     def stages(self, place: PipelinePlace) -> Stages:
         assembled = place.name("columns")
         assembler = VectorAssembler(
             inputCols=[column.column for column in self.columns], outputCol=assembled, handleInvalid="keep"
         )
-        stages, outputs = [jvm.named(assembler, place.name("assembler"))], []
+        stages, outputs = [jvm.set_uid(assembler, place.name("assembler"))], []
         for k, nodes in enumerate(self.nodes):
             name = place.name(f"margin{k}" if place.classes else "margin")
-            estimator = jvm.named(GBTRegressor(featuresCol=assembled, predictionCol=name), f"{name}_trees")
+            estimator = jvm.set_uid(GBTRegressor(featuresCol=assembled, predictionCol=name), f"{name}_trees")
             stages.append(sum_of_trees(estimator, nodes, np.ones(nodes.trees), len(self.columns)))
             outputs.append(Output(name, np.eye(place.classes)[:, [k]] if place.classes else np.ones(1)))
         return Stages(stages, outputs)
 
-    def shown(self) -> list[dict[str, Any]]:
+    def learned_table(self) -> list[dict[str, Any]]:
         """Table of the columns with their shares in the gain of all splits, largest share first."""
         gains = np.zeros(len(self.columns))
         for nodes in self.nodes:
@@ -206,13 +206,13 @@ class TreesPart(Part):
         return [{"column": self.columns[j].name, "gain": float(shares[j])} for j in order]
 
 
-class Boosting(Trainer):
+class TreesTrainer(Trainer):
     """Trainer of boosted trees. Each epoch adds a block of trees; the trees found so far are the whole state."""
 
     def __init__(self, item: Item, table: Table):
         self.item, self.columns, self.width = item, table.columns, table.width
         self.blocks: list[Block] = []
-        self.sums = Sums()
+        self.sums = BlockSumCache()
         self._booster: boosters.Booster | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -239,24 +239,24 @@ class Boosting(Trainer):
 
         seed = (self.item.seed + 7919 * len(self.blocks)) % 2**31
         gaps = np.array([column.gaps for column in self.columns])
-        trees = [_settled(tree, x, gaps) for tree in self._booster.block(start, slopes, ROUNDS, seed)]
+        trees = [_with_nan_directions(tree, x, gaps) for tree in self._booster.block(start, slopes, ROUNDS, seed)]
         self.blocks.append(tuple(_nodes(trees[k :: self.width]) for k in range(self.width)))
 
     def part(self) -> Part:
         return TreesPart(self.columns, self.blocks, self.sums)
 
-    def _rules(self, table: Table, criterion: Criterion) -> boosters.Rules:
+    def _rules(self, table: Table, criterion: Criterion) -> boosters.TreeConstraints:
         leaves, rate, columns = (self.item.settings[name] for name in ("leaves", "rate", "columns"))
         rows = max(1, min(LEAST_ROWS, len(table.train) // 50))
-        return boosters.Rules(
+        return boosters.TreeConstraints(
             leaves, math.ceil(math.log2(leaves)) + 3, rows, RIDGE, rate, LONGEST * criterion.unit, columns
         )
 
 
-trainer = Boosting
+trainer = TreesTrainer
 
 
-def _settled(tree: TreeArrays, x: Array, gaps: Array) -> TreeArrays:
+def _with_nan_directions(tree: TreeArrays, x: Array, gaps: Array) -> TreeArrays:
     """The tree, with a direction for NaN at every split.
 
     At splits on a column with NaN in the training rows, the tree has learned the direction, which is kept. At splits on other

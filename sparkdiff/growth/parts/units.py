@@ -16,11 +16,11 @@ from torch import Tensor
 
 from sparkdiff import jvm
 from sparkdiff.growth.criterion import Criterion
-from sparkdiff.growth.descent import Descent, Pace, pieces, standardisation, work
-from sparkdiff.growth.part import Item, Output, Part, PipelinePlace, Served, Stages
-from sparkdiff.growth.table import Split, Table
+from sparkdiff.growth.descent import AdamTrainer, LearningRateSchedule, pieces, standardisation, work
+from sparkdiff.growth.part import Item, Output, Part, PipelinePlace, ServingWork, Stages
+from sparkdiff.growth.row_tensors import Split, Table
 from sparkdiff.stages.perceptron import MultilayerPerceptron
-from sparkdiff.tensors.rows import dense, taken, width
+from sparkdiff.tensors.rows import dense, rows_at, width
 
 SIZES: Sequence[tuple[tuple[int, ...], float, str]] = (
     ((8,), 0.03, "8 units"),
@@ -41,11 +41,15 @@ def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:
         return []
     return [
         Item(
-            "units", name, EPOCHS, work(rows, _count([d, *layers, table.width]), EPOCHS), seed + i,
+            "units",
+            name,
+            EPOCHS,
+            work(rows, _count([d, *layers, table.width]), EPOCHS),
+            seed + i,
             {"layers": list(layers), "decay": decay, "unit": criterion.unit},
         )
         for i, (layers, decay, name) in enumerate(SIZES)
-    ]  # fmt: skip
+    ]
 
 
 def _count(sizes: Sequence[int]) -> int:
@@ -77,20 +81,26 @@ class Units(Part):
         raw = net.margin(split.features)
         return raw if self.classes else raw[:, 0]
 
-    def served(self, features: float) -> Served:
+    def serving_work(self, features: float) -> ServingWork:
         kind = "MultilayerPerceptronClassificationModel"
-        return Served([(kind, float(len(self.weights)))], float(self.sizes[-1]))
+        return ServingWork([(kind, float(len(self.weights)))], float(self.sizes[-1]))
 
     def stages(self, place: PipelinePlace) -> Stages:
         column = place.name("units")
         estimator = MultilayerPerceptronClassifier(
-            featuresCol=place.features, layers=list(self.sizes), rawPredictionCol=column, probabilityCol="", predictionCol=""
-        )  # fmt: skip
-        model = jvm.fitted(jvm.named(estimator, place.name("perceptron")), {"weights": self.weights.numpy()})
+            featuresCol=place.features,
+            layers=list(self.sizes),
+            rawPredictionCol=column,
+            probabilityCol="",
+            predictionCol="",
+        )
+        model = jvm.model_with_weights(
+            jvm.set_uid(estimator, place.name("perceptron")), {"weights": self.weights.numpy()}
+        )
         return Stages([model], [Output(column, np.eye(self.classes) if self.classes else np.array([1.0, 0.0]))])
 
 
-class UnitsTrainer(Descent):
+class UnitsTrainer(AdamTrainer):
     """Trainer of units as layers of tanh(z / 2) on standardised features; gradients are better conditioned than for sigmoids.
 
     The functions are the same as with sigmoids on the original features, because tanh(z / 2) = 2 * sigmoid(z) - 1 and the
@@ -108,11 +118,11 @@ class UnitsTrainer(Descent):
         random = torch.Generator().manual_seed(item.seed)
         for matrix in pieces(start, self.shapes)[:-2:2]:
             matrix.normal_(0, 2 / math.sqrt(len(matrix)), generator=random)
-        pace = Pace(item.epochs, float(settings.get("rate", RATE)), float(settings["decay"]))
+        pace = LearningRateSchedule(item.epochs, float(settings.get("rate", RATE)), float(settings["decay"]))
         super().__init__(start, pace, item.seed)
 
-    def added(self, parameters: Tensor, split: Split, rows: Tensor) -> Tensor:
-        out = (dense(taken(split.features, rows)) - self.mean) * self.inverse
+    def part_margin(self, parameters: Tensor, split: Split, rows: Tensor) -> Tensor:
+        out = (dense(rows_at(split.features, rows)) - self.mean) * self.inverse
         *hidden, (matrix, bias) = self._layers(parameters)
         for inner, offset in hidden:
             out = torch.tanh(torch.addmm(offset, out, inner) / 2)

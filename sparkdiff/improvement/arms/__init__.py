@@ -2,14 +2,19 @@
 
 from sparkdiff.improvement.arms import fine_tuning, growing, refitting, searching, simplifying
 from sparkdiff.improvement.candidate import Arm
-from sparkdiff.improvement.settings import ImprovementSettings
+from sparkdiff.improvement.improvement_options import ImprovementSettings
 
 ARMS: tuple[Arm, ...] = (
-    refitting.ARM, fine_tuning.ARM, simplifying.ARM, searching.ARM, growing.IMPORT, growing.GROW,
-)  # fmt: skip
+    refitting.ARM,
+    fine_tuning.ARM,
+    simplifying.ARM,
+    searching.ARM,
+    growing.IMPORT,
+    growing.GROW,
+)
 """All arms, the cheap ones first."""
 
 
 def arms_of(settings: ImprovementSettings) -> list[Arm]:
     """Arms that the settings allow, the cheap ones first."""
-    return [arm for arm in ARMS if arm.name in settings.tried()]
+    return [arm for arm in ARMS if arm.name in settings.allowed_arms()]

@@ -9,16 +9,16 @@ from typing import Any
 
 from sparkdiff.data.splits import TRAIN, VALIDATION
 from sparkdiff.errors import InputError
-from sparkdiff.evaluation.checks import trained_score
-from sparkdiff.evaluation.guard import diverged
-from sparkdiff.fine_tuning.phases import trained, verified, written
-from sparkdiff.fine_tuning.procedure import recorded_rows
-from sparkdiff.fine_tuning.task import Fitted, Measured, Run
-from sparkdiff.growth import costs
+from sparkdiff.evaluation.guard import diverged_candidates
+from sparkdiff.evaluation.row_checks import trained_score
+from sparkdiff.fine_tuning.fine_tuning_run import record_rows
+from sparkdiff.fine_tuning.phases import train, verify_original, write_back_and_verify
+from sparkdiff.fine_tuning.task import PipelineMetrics, Run, TrainingResult
+from sparkdiff.growth import cost_table
 from sparkdiff.growth.clock import Clock
+from sparkdiff.improvement.arm_context import ArmContext, Measurement, Training, check_same_rows
 from sparkdiff.improvement.budget import Limit
-from sparkdiff.improvement.candidate import Arm, Candidate, Making, Step
-from sparkdiff.improvement.ground import Ground, Measurement, Training, check_same_rows
+from sparkdiff.improvement.candidate import Arm, Candidate, CandidateRecipe, Step
 from sparkdiff.report import share_of
 from sparkdiff.training.recipes import Recipe, recipes_for
 
@@ -32,7 +32,7 @@ ANOTHER_RECIPE = 0.05
 """Expected further gain from the next recipe, which has more candidates, as a share of the gain: benchmarks/recipes.py."""
 
 
-def fine_tuned(ground: Ground, base: Candidate, limit: Limit, *, recipe: str, number: int, name: str) -> Step:
+def fine_tuned(context: ArmContext, base: Candidate, limit: Limit, *, recipe: str, number: int, name: str) -> Step:
     """Train the weights of a pipeline, and write the weights of the best epoch back as a Spark pipeline.
 
     Args:
@@ -41,24 +41,24 @@ def fine_tuned(ground: Ground, base: Candidate, limit: Limit, *, recipe: str, nu
         number: number of the step.
         name: name of the resulting candidate.
     """
-    o, arm, begun = ground.options, base.arm, time.monotonic()
+    o, arm, begun = context.options, base.arm, time.monotonic()
     changed: dict[str, Any] = {"recipe": recipe, "maxSeconds": limit.seconds}
-    epochs = limit.epochs(len(recipes_for(replace(o, recipe=recipe), ground.rows[VALIDATION])))
+    epochs = limit.epochs(len(recipes_for(replace(o, recipe=recipe), context.rows[VALIDATION])))
     changed["maxEpochs"] = o.maxEpochs if epochs is None else min(o.maxEpochs, epochs)
-    with ground.begun(ground.task(base.model, **changed, **ground.kept(arm, str(number)))) as run:
-        before = verified(run)
+    with context.open_run(context.task(base.model, **changed, **context.checkpoint_options(arm, str(number)))) as run:
+        before = verify_original(run)
         trains = time.monotonic()
-        fitted = trained(run, before, None, replace=True)
+        fitted = train(run, before, None, replace=True)
         trains = time.monotonic() - trains
-        ground.trainings.append(Training(1, run, fitted))
+        context.trainings.append(Training(1, run, fitted))
         told = {"history": fitted.found.history, "late": bool(fitted.cut)}
         goal, held = run.goal, before.scores[VALIDATION].mean
         most = before.scores[TRAIN].mean if goal.metric.rows is goal.objective.rows else math.inf
         chosen, epoch, value = steady(fitted.found.history, fitted.recipes, goal.metric.sign, most)
         if fitted.found.ledger.chosen < 0 or not value < held:
             return Step(arm, number, (), 0.0, "no epoch gains", learned=told)
-        found = written_back(ground, run, before, fitted)
-    gained = share_of(held - value, ground.start.scores[VALIDATION].mean)
+        found = written_back(context, run, before, fitted)
+    gained = share_of(held - value, context.start.scores[VALIDATION].mean)
     hope = gained * (TIMED_OUT if fitted.cut else ANOTHER_RECIPE if recipe == "default" else 0.0)
     last = max(row["epoch"] for row in fitted.found.history)
     says = f"{last} epochs of {len(fitted.recipes)} candidates{', out of time' if fitted.cut else ''}"
@@ -68,13 +68,17 @@ def fine_tuned(ground: Ground, base: Candidate, limit: Limit, *, recipe: str, nu
     return Step(arm, number, (candidate,), hope, says, learned=told)
 
 
-def with_tuned(ground: Ground, step: Step, limit: Limit, clock: Clock) -> Step:
+def with_tuned(context: ArmContext, step: Step, limit: Limit, clock: Clock) -> Step:
     """Train the weights of a step's candidate in the time left; return the step with the candidate and the trained one."""
     [candidate] = step.candidates
     tuned = fine_tuned(
-        ground, candidate, replace(limit, seconds=clock.left(limit.seconds)), recipe="default", number=step.number,
+        context,
+        candidate,
+        replace(limit, seconds=clock.seconds_left(limit.seconds)),
+        recipe="default",
+        number=step.number,
         name=f"{candidate.name}, fine-tuned",
-    )  # fmt: skip
+    )
     learned = {**tuned.learned, **step.learned, "late": step.learned["late"] or tuned.learned["late"]}
     says = f"{step.says}; {tuned.says}"
     return replace(tuned, candidates=(candidate, *tuned.candidates), says=says, learned=learned)
@@ -108,21 +112,21 @@ def steady(
     return candidate, epoch, value
 
 
-def written_back(ground: Ground, run: Run, before: Measured, fitted: Fitted) -> Measurement:
-    """Write the trained weights back as a Spark pipeline, and measure this pipeline on the rows of the ground."""
+def written_back(context: ArmContext, run: Run, before: PipelineMetrics, fitted: TrainingResult) -> Measurement:
+    """Write the trained weights back as a Spark pipeline, and measure this pipeline on the rows of the context."""
     network, known = fitted.found.network, {}
-    if not ground.allTrain:
+    if not context.allTrain:
         task = run.task
         known[VALIDATION] = trained_score(task.model.uid, task.options, fitted.best, run.goal.metric, network, run.data)
-    margins = recorded_rows(run, network)
-    model, after = written(run, before, network, known)
-    found = Measurement(ground.task(model), after.scores, margins, after.parity, costs.of_model(model))
-    check_same_rows(ground.start, found)
+    margins = record_rows(run, network)
+    model, after = write_back_and_verify(run, before, network, known)
+    found = Measurement(context.task(model), after.scores, margins, after.parity, cost_table.of_model(model))
+    check_same_rows(context.start, found)
     return found
 
 
-def train_again(ground: Ground, model: Any, recipe: Recipe, epochs: int, name: str) -> Measurement:
-    """Train the weights of a pipeline on all rows of a ground, with one recipe for a fixed number of epochs.
+def train_again(context: ArmContext, model: Any, recipe: Recipe, epochs: int, name: str) -> Measurement:
+    """Train the weights of a pipeline on all rows of a context, with one recipe for a fixed number of epochs.
 
     Args:
         name: name of the training run in the run's folder.
@@ -130,34 +134,34 @@ def train_again(ground: Ground, model: Any, recipe: Recipe, epochs: int, name: s
     Raises:
         InputError: the training diverges.
     """
-    with ground.begun(ground.task(model, maxSeconds=None, **ground.kept(name, "again"))) as run:
-        before = verified(run)
-        fitted = trained(run, before, [recipe], replace=True, epochs=epochs)
-        if lost := diverged(fitted.found.history):
+    with context.open_run(context.task(model, maxSeconds=None, **context.checkpoint_options(name, "again"))) as run:
+        before = verify_original(run)
+        fitted = train(run, before, [recipe], replace=True, epochs=epochs)
+        if lost := diverged_candidates(fitted.found.history):
             epoch = lost[0]["epoch"]
             raise InputError(f"the training diverges in epoch {epoch} ({recipe}): lower learningRate")
-        ground.trainings.append(Training(ground.fold or 0, run, fitted))
-        return written_back(ground, run, before, fitted)
+        context.trainings.append(Training(context.fold or 0, run, fitted))
+        return written_back(context, run, before, fitted)
 
 
-def _run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
+def _run(context: ArmContext, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
     name = "fine-tuned" if number == 0 else f"fine-tuned, {STEPS[number]}"
-    start = Candidate("finetune", "", ground.start, Making("finetune"))
-    return fine_tuned(ground, start, limit, recipe=STEPS[number], number=number, name=name)
+    start = Candidate("finetune", "", context.start, CandidateRecipe("finetune"))
+    return fine_tuned(context, start, limit, recipe=STEPS[number], number=number, name=name)
 
 
-def _make(ground: Ground, settings: Mapping[str, Any]) -> Any:
-    return ground.model
+def _make(context: ArmContext, settings: Mapping[str, Any]) -> Any:
+    return context.model
 
 
 def with_recipe(recipe: str, seconds: float | None) -> Arm:
     """Arm with a single step, which trains the candidates of `recipe` within `seconds`; for runs with this arm only."""
 
-    def run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
-        start = Candidate("finetune", "", ground.start, Making("finetune"))
-        return fine_tuned(ground, start, Limit(seconds, None), recipe=recipe, number=number, name="the tuned pipeline")
+    def run(context: ArmContext, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
+        start = Candidate("finetune", "", context.start, CandidateRecipe("finetune"))
+        return fine_tuned(context, start, Limit(seconds, None), recipe=recipe, number=number, name="the tuned pipeline")
 
     return replace(ARM, steps=1, run=run, alone=True)
 
 
-ARM = Arm("finetune", len(STEPS), 1.0, lambda ground: "", _run, _make)
+ARM = Arm("finetune", len(STEPS), 1.0, lambda context: "", _run, _make)

@@ -7,21 +7,21 @@ from typing import Any
 
 from sparkdiff.data.splits import training_rows
 from sparkdiff.errors import InputError
-from sparkdiff.growth import costs
+from sparkdiff.growth import cost_table
+from sparkdiff.improvement.arm_context import ArmContext, is_cost_allowed, measure
 from sparkdiff.improvement.arms.fine_tuning import fine_tuned
 from sparkdiff.improvement.arms.refitting import form_of
 from sparkdiff.improvement.budget import Limit
-from sparkdiff.improvement.candidate import Arm, Candidate, Making, Step, nothing
-from sparkdiff.improvement.ground import Ground, allowed, measure
+from sparkdiff.improvement.candidate import Arm, Candidate, CandidateRecipe, Step, nothing
 from sparkdiff.objectives.metric import Metric
 from sparkdiff.objectives.metrics import DEFAULTS
 from sparkdiff.options import callable_name
-from sparkdiff.pipeline.unfitted import refit
+from sparkdiff.pipeline.unfitted_form import refit
 from sparkdiff.tuning.mean_loss import evaluator_of
-from sparkdiff.tuning.search.dimensions import SearchSpace
 from sparkdiff.tuning.search.samplers import check_sampler
+from sparkdiff.tuning.search.search_space import SearchSpace
 from sparkdiff.tuning.search.settings_space import settings_space
-from sparkdiff.tuning.search.within_budget import TunedSetting, TunedSettings, tuned
+from sparkdiff.tuning.search.within_budget import TunedSetting, TunedSettings, tune_within_budget
 
 FEW, MANY = 6, 40
 """Number of trials of the first step, and of the first two steps together."""
@@ -35,30 +35,30 @@ MORE = 0.05
 """Expected gain of more trials, as a share of the metric."""
 
 
-def _refused(ground: Ground) -> str:
+def _refusal(context: ArmContext) -> str:
     try:
         check_sampler("tpe", 1)
     except InputError as e:
         return str(e)
-    form = form_of(ground)
+    form = form_of(context)
     if why := form.refusal:
         return why
-    if ground.plan.labelCol is None:
+    if context.plan.labelCol is None:
         return "there is no label by which a trial could be judged"
-    if why := _unmeasurable(ground):
+    if why := _unmeasurable(context):
         return why
     return "" if settings_space(form) else "none of its stages has a setting that is worth searching"
 
 
-def _run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
+def _run(context: ArmContext, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
     if number == 2:
         found_before = [c for s in steps if s.arm == "search" for c in s.candidates]
         if not found_before:
             return nothing("search", number, "no settings but its own to train from")
         winner = found_before[-1]
-        return fine_tuned(ground, winner, limit, recipe="default", number=number, name=f"{winner.name}, fine-tuned")
-    found = _searched(ground, limit, MANY if number else FEW)
-    best = next((b for b in found.best if allowed(ground, costs.of_model(b.model))), None)
+        return fine_tuned(context, winner, limit, recipe="default", number=number, name=f"{winner.name}, fine-tuned")
+    found = _search_settings(context, limit, MANY if number else FEW)
+    best = next((b for b in found.best if is_cost_allowed(context, cost_table.of_model(b.model))), None)
     says = f"{found.trials} settings tried{f', {found.failed} could not be fitted' if found.failed else ''}"
     hope = MORE if number == 0 else 0.0
     if best is None:
@@ -66,57 +66,68 @@ def _run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> St
         return nothing("search", number, why, hope, trains=True)
     if not (words := _words(found, best)):
         return nothing("search", number, f"{says}, none better than its own", hope, trains=number == 0)
-    begun, measured = time.monotonic(), measure(ground, best.model)
+    begun, measured = time.monotonic(), measure(context, best.model)
     [trial] = [t for t in found.records if t["trial"] == best.number]
     seconds = time.monotonic() - begun + trial["seconds"]
-    making = Making("search", {"params": dict(best.settings)})
+    making = CandidateRecipe("search", {"params": dict(best.settings)})
     candidate = Candidate("search", f"refitted with {words}", measured, making, seconds=seconds)
     return Step("search", number, (candidate,), hope, says, trains=True, learned={"trials": found.records})
 
 
-def _make(ground: Ground, settings: Mapping[str, Any]) -> Any:
-    form = form_of(ground)
+def _make(context: ArmContext, settings: Mapping[str, Any]) -> Any:
+    form = form_of(context)
     space = SearchSpace.of(form.estimator, settings_space(form))
     params = space.setting(settings["params"])[1]
-    return refit(form, training_rows(ground.sources, ground.options, ground.boundaries), params)
+    return refit(form, training_rows(context.sources, context.options, context.boundaries), params)
 
 
-def _searched(ground: Ground, limit: Limit, trials: int) -> TunedSettings:
-    o, form = ground.options, form_of(ground)
+def _search_settings(context: ArmContext, limit: Limit, trials: int) -> TunedSettings:
+    o, form = context.options, form_of(context)
     if limit.passes is not None:
         trials = max(2, min(trials, int(limit.passes / PASSES)))
-    rows = training_rows(ground.sources, o, ground.boundaries)
-    return tuned(
-        form, settings_space(form), _evaluator(ground), rows, groupCol=o.groupCol, timeCol=o.timeCol,
-        numTrials=trials, maxSeconds=limit.seconds, seed=o.seed, folder=ground.folder / STUDY,
-        keep=1 if ground.settings.maxServingCost is None else SEVERAL,
-    )  # fmt: skip
+    rows = training_rows(context.sources, o, context.boundaries)
+    return tune_within_budget(
+        form,
+        settings_space(form),
+        _evaluator(context),
+        rows,
+        groupCol=o.groupCol,
+        timeCol=o.timeCol,
+        numTrials=trials,
+        maxSeconds=limit.seconds,
+        seed=o.seed,
+        folder=context.folder / STUDY,
+        keep=1 if context.settings.maxServingCost is None else SEVERAL,
+    )
 
 
-def _evaluator(ground: Ground) -> Any:
+def _evaluator(context: ArmContext) -> Any:
     """Evaluator by which trials are compared: it computes the metric that decides."""
-    task = ground.plan
+    task = context.plan
     return evaluator_of(
-        ground.metric, task.cut.graph.head.stage, labelCol=str(task.labelCol), weightCol=task.weightCol,
-        params=ground.metricParams,
-    )  # fmt: skip
+        context.metric,
+        task.cut.graph.head.stage,
+        labelCol=str(task.labelCol),
+        weightCol=task.weightCol,
+        params=context.metricParams,
+    )
 
 
-def _unmeasurable(ground: Ground) -> str:
+def _unmeasurable(context: ArmContext) -> str:
     """Reason why no evaluator can compute the metric that decides; empty if one can.
 
     Before the rows are read, the metric is not yet known, and only its name is checked.
     """
-    o, head = ground.options, ground.plan.cut.graph.head
+    o, head = context.options, context.plan.cut.graph.head
     try:
-        if ground.goal is not None:
-            _evaluator(ground)
+        if context.goal is not None:
+            _evaluator(context)
             return ""
         loss = o.loss if isinstance(o.loss, str) else callable_name(o.loss) if callable(o.loss) else " + ".join(o.loss)
         loss = head.module.own_loss()[0] if loss == "auto" else loss  # type: ignore[union-attr, operator]
         name = o.metric or DEFAULTS.get(loss, loss)
-        known = {"delta": 1.0, **ground.metricParams}
-        evaluator_of(Metric(name), head.stage, labelCol=str(ground.plan.labelCol), params=known)
+        known = {"delta": 1.0, **context.metricParams}
+        evaluator_of(Metric(name), head.stage, labelCol=str(context.plan.labelCol), params=known)
     except InputError as e:
         return str(e)
     return ""
@@ -130,4 +141,4 @@ def _words(found: TunedSettings, best: TunedSetting) -> str:
     return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
 
 
-ARM = Arm("search", 3, 1.5, _refused, _run, _make, fits=4.0)
+ARM = Arm("search", 3, 1.5, _refusal, _run, _make, fits=4.0)

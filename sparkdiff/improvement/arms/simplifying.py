@@ -11,45 +11,45 @@ from typing import Any
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, ParityError
+from sparkdiff.improvement.arm_context import ArmContext, measure
 from sparkdiff.improvement.arms.fine_tuning import fine_tuned
 from sparkdiff.improvement.arms.refitting import fit_anew, fitted_to_label
 from sparkdiff.improvement.budget import Limit
-from sparkdiff.improvement.candidate import Arm, Candidate, Making, Step, best_of, nothing
-from sparkdiff.improvement.ground import Ground, measure
-from sparkdiff.pipeline.unfitted import AS_FITTED, Unfitted, unfitted
+from sparkdiff.improvement.candidate import Arm, Candidate, CandidateRecipe, Step, best_of, nothing
+from sparkdiff.pipeline.unfitted_form import AS_FITTED, UnfittedForm, unfitted_form
 from sparkdiff.serving.deletion import Deletion, deletions
 
 
-def possible(ground: Ground) -> list[tuple[Deletion, Unfitted]]:
+def possible(context: ArmContext) -> list[tuple[Deletion, UnfittedForm]]:
     """Stages that can be deleted, each with the unfitted form of the pipeline without it."""
     found = []
-    for one in deletions(ground.model, ground.sources[0].df.schema):
-        form = fitted_to_label(ground, unfitted(one.pipeline, keep=ground.stay))
+    for one in deletions(context.model, context.sources[0].df.schema):
+        form = fitted_to_label(context, unfitted_form(one.pipeline, keep=context.stay))
         kept = {s.uid for s in form.stages if s.role == AS_FITTED}
-        if one.uid not in ground.stay and form.learns and not kept & set(one.mustRefit):
+        if one.uid not in context.stay and form.learns and not kept & set(one.mustRefit):
             found.append((one, form))
     return found
 
 
-def _refused(ground: Ground) -> str:
-    if ground.plan.labelCol is None:
+def _refusal(context: ArmContext) -> str:
+    if context.plan.labelCol is None:
         return "clusters are measured by distances, which another stage before them would change"
-    return "" if possible(ground) else "there is no stage that the others could do without"
+    return "" if possible(context) else "there is no stage that the others could do without"
 
 
-def _run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
+def _run(context: ArmContext, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
     if number:
-        best = best_of(ground, [s for s in steps if s.arm == "simplify"])
+        best = best_of(context, [s for s in steps if s.arm == "simplify"])
         if best is None:
             return nothing("simplify", number, "no deletion gains")
-        return fine_tuned(ground, best, limit, recipe="default", number=number, name=f"{best.name}, fine-tuned")
+        return fine_tuned(context, best, limit, recipe="default", number=number, name=f"{best.name}, fine-tuned")
     begun, found, failed, late = time.monotonic(), list[Candidate](), list[str](), False
-    for one, form in possible(ground):
+    for one, form in possible(context):
         if found and limit.seconds is not None and time.monotonic() - begun > limit.seconds:
             late = True
             break
         try:
-            found.append(_without(ground, one, form, limit))
+            found.append(_without(context, one, form, limit))
         except TimeoutError:
             late = True
             break
@@ -62,16 +62,19 @@ def _run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> St
     return Step("simplify", 0, tuple(found), 0.0, says, trains=True, learned={"late": late})
 
 
-def _without(ground: Ground, one: Deletion, form: Unfitted, limit: Limit) -> Candidate:
+def _without(context: ArmContext, one: Deletion, form: UnfittedForm, limit: Limit) -> Candidate:
     """Candidate: the pipeline without one stage, refitted."""
     begun, name = time.monotonic(), f"refitted without {one.stageClass.removesuffix('Model')}"
-    found, making = measure(ground, fit_anew(ground, form, limit.most)), Making("simplify", {"without": one.uid})
+    found, making = (
+        measure(context, fit_anew(context, form, limit.most)),
+        CandidateRecipe("simplify", {"without": one.uid}),
+    )
     return Candidate("simplify", name, found, making, f"without {one.uid}", seconds=time.monotonic() - begun)
 
 
-def _make(ground: Ground, settings: Mapping[str, Any]) -> Any:
-    [form] = [form for one, form in possible(ground) if one.uid == settings["without"]]
-    return fit_anew(ground, form)
+def _make(context: ArmContext, settings: Mapping[str, Any]) -> Any:
+    [form] = [form for one, form in possible(context) if one.uid == settings["without"]]
+    return fit_anew(context, form)
 
 
-ARM = Arm("simplify", 2, 0.5, _refused, _run, _make, fits=2.0)
+ARM = Arm("simplify", 2, 0.5, _refusal, _run, _make, fits=2.0)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparkdiff.jvm import text as spark
+from sparkdiff.jvm import text_properties as spark
 from sparkdiff.jvm.number_text import number_text
 from sparkdiff.serving import java_text as java
 from sparkdiff.serving.text.base import BadValueError, Outputs, StagePart, TextInputs, TextStage, number, serves, whole
@@ -37,29 +37,29 @@ class Hashing(TextStage):
     width: int
 
     @functools.cached_property
-    def found(self) -> dict[Any, int]:
+    def place_cache(self) -> dict[Any, int]:
         return {}
 
     def place(self, key: Any) -> int:
         """Place of a term. It is cached by the term and the term's type, because 1, 1.0 and True are equal as dict
         keys.
         """
-        found, kind = self.found, (key, type(key))
+        found, kind = self.place_cache, (key, type(key))
         place = found.get(kind)
         if place is None:
-            place = self.hashed(key) % self.width
+            place = self.hash_of(key) % self.width
             if len(found) >= KEPT:  # another thread may clear it at any time
                 found.clear()
             found[kind] = place
         return place
 
-    def hashed(self, key: Any) -> int:
+    def hash_of(self, key: Any) -> int:
         raise NotImplementedError
 
 
-def hashed_text(text: str, spark2: bool = False) -> int:
+def hash_of_text(text: str, spark2: bool = False) -> int:
     try:
-        return java.hashed_bytes(text.encode(), spark2)
+        return java.hash_of_bytes(text.encode(), spark2)
     except UnicodeEncodeError:
         raise BadValueError(text, "which is no text of whole characters (a lone surrogate)") from None
 
@@ -89,21 +89,21 @@ class HashingTF(Hashing):
             rows.append(row)
         return (sparse(rows, self.width),)
 
-    def hashed(self, key: Any) -> int:
+    def hash_of(self, key: Any) -> int:
         if isinstance(key, _Exact):
             key = key.value
         if isinstance(key, str):
-            return hashed_text(key, self.spark2)
+            return hash_of_text(key, self.spark2)
         if key is None:
             return java.SEED
         if isinstance(key, (bool, np.int32)):
-            return java.hashed_words(int(key), 1)
+            return java.hash_of_words(int(key), 1)
         if isinstance(key, int):
-            return java.hashed_words(key, 2)
+            return java.hash_of_words(key, 2)
         if isinstance(key, np.float32):
-            return java.hashed_float(float(key))
+            return java.hash_of_float(float(key))
         if isinstance(key, float):
-            return java.hashed_double(key)
+            return java.hash_of_double(key)
         raise BadValueError(key, "which is neither text nor a plain number")
 
 
@@ -150,15 +150,15 @@ class CountVectorizer(Vocabulary):
         return whole(cls(tuple(stage.vocabulary), stage.getMinTF(), stage.getBinary()))
 
     def run(self, column: list[Any]) -> Outputs:  # type: ignore[override]
-        return (sparse([self._counted(row) for row in words(column)], len(self.vocabulary)),)
+        return (sparse([self._counts_of(row) for row in words(column)], len(self.vocabulary)),)
 
-    def _counted(self, row: list[Any]) -> dict[int, float]:
-        counts = counted(row, self.places)
+    def _counts_of(self, row: list[Any]) -> dict[int, float]:
+        counts = word_counts(row, self.places)
         least = self.least if self.least >= 1.0 else len(row) * self.least
         return {i: 1.0 if self.binary else n for i, n in counts.items() if n >= least}
 
 
-def counted(row: list[Any], places: Mapping[Any, int]) -> dict[int, float]:
+def word_counts(row: list[Any], places: Mapping[Any, int]) -> dict[int, float]:
     """Count of each word that is in `places`, by its place."""
     counts: dict[int, float] = {}
     for word in row:
@@ -175,7 +175,7 @@ class WordShares(Vocabulary):
 
     def run(self, column: list[Any]) -> Outputs:  # type: ignore[override]
         rows = [
-            {i: (1.0 / len(row)) * n for i, n in counted(row, self.places).items()} if row else {}
+            {i: (1.0 / len(row)) * n for i, n in word_counts(row, self.places).items()} if row else {}
             for row in words(column)
         ]
         return sparse(rows, len(self.vocabulary)), torch.tensor([float(len(row)) for row in column]).double()
@@ -218,8 +218,8 @@ class FeatureHasher(Hashing):
             row[place] = row[place] + value if place in row else value
         return row
 
-    def hashed(self, key: Any) -> int:
-        return hashed_text(key)
+    def hash_of(self, key: Any) -> int:
+        return hash_of_text(key)
 
 
 def java_text(v: Any, release: int) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sparkdiff.jvm import text as spark
+from sparkdiff.jvm import text_properties as spark
 from sparkdiff.serving import java_text as java
 from sparkdiff.serving.text.base import BadValueError, Outputs, StagePart, TextInputs, TextStage, serves, whole
 
@@ -37,7 +37,7 @@ OF_THE_JVM = "lower case in a JVM whose language is az, lt or tr"
 
 
 def lower_case() -> Mapping[str, str]:
-    """Result of `jvm.text.lower_case`, for a stage that lowers text by the rules of the JVM's language.
+    """Result of `jvm.text_properties.lower_case`, for a stage that lowers text by the rules of the JVM's language.
 
     Raises:
         NotServedError: the JVM's language has its own rules for lower case (see LANGUAGES).
@@ -137,14 +137,14 @@ class StopWordsRemover(TextStage):
         return [StagePart(one, (i,), (i,)) for i in range(len(facts.inputs))]
 
     @functools.cached_property
-    def known(self) -> frozenset[Any]:
+    def stop_words(self) -> frozenset[Any]:
         return frozenset((java.lower(w, self.others) for w in self.stops) if self.lowers_text else self.stops)
 
     def run(self, column: list[Any]) -> Outputs:  # type: ignore[override]
         return ([[w for w in row if not self._stops(w)] for row in words(column)],)
 
     def _stops(self, word: str | None) -> bool:
-        return (word if word is None or not self.lowers_text else java.lower(word, self.others)) in self.known
+        return (word if word is None or not self.lowers_text else java.lower(word, self.others)) in self.stop_words
 
 
 @serves("NGram")
@@ -163,7 +163,7 @@ class NGram(TextStage):
         return whole(cls(stage.getN()))
 
     def run(self, column: list[Any]) -> Outputs:  # type: ignore[override]
-        return ([self._joined(["null" if w is None else w for w in row]) for row in words(column)],)
+        return ([self._ngrams(["null" if w is None else w for w in row]) for row in words(column)],)
 
-    def _joined(self, row: list[str]) -> list[str]:
+    def _ngrams(self, row: list[str]) -> list[str]:
         return [" ".join(row[i : i + self.n]) for i in range(len(row) - self.n + 1)]

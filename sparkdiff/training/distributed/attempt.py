@@ -27,7 +27,7 @@ from sparkdiff import jvm
 from sparkdiff.data.stream import Manifest
 from sparkdiff.errors import FullDiskError, InputError, SparkdiffError, WriteError
 from sparkdiff.machine.line_files import LineReader
-from sparkdiff.training.distributed.remote import Post, train as train_remotely
+from sparkdiff.training.distributed.remote import DriverConnections, train as train_remotely
 
 START = 300.0
 """Seconds within which the processes must begin to train: on a loaded machine, importing torch alone takes many."""
@@ -74,7 +74,7 @@ class Attempt:
 
     def __init__(
         self, spark: SparkSession, here: Path, processes: int, local: bool, timeout: float, gpus: bool = False
-    ):  # fmt: skip
+    ):
         self.spark, self.here, self.processes, self.local, self.timeout = spark, here, processes, local, timeout
         self.gpus = gpus
         logger = logging.getLogger("TorchDistributor")
@@ -153,7 +153,7 @@ class Attempt:
         """The reports that the processes wrote about themselves."""
         return [json.loads(p.read_text()) for p in sorted(self.here.glob("rank-*.json"))]
 
-    def told(self, error: type[SparkdiffError]) -> str:
+    def failure_message(self, error: type[SparkdiffError]) -> str:
         """The message of a process that failed with this error; empty if none did."""
         return next((r["message"] for r in self.ranks() if r.get("error") == error.__name__ and r["ours"]), "")
 
@@ -198,8 +198,14 @@ class RemoteAttempt(Attempt):
     """An attempt whose processes don't see the driver's files."""
 
     def __init__(
-        self, spark: SparkSession, post: Post, manifest: Manifest, needed: list[int], timeout: float, gpus: bool
-    ):  # fmt: skip
+        self,
+        spark: SparkSession,
+        post: DriverConnections,
+        manifest: Manifest,
+        needed: list[int],
+        timeout: float,
+        gpus: bool,
+    ):
         super().__init__(spark, post.here, len(needed), False, timeout)
         self.post, self.manifest, self.needed, self.gpus = (
             post,

@@ -28,7 +28,7 @@ from sparkdiff.options import Options
 from sparkdiff.store.run_folder import FolderNote
 from sparkdiff.tensors.device import Place, gpus, module_of, place
 from sparkdiff.tensors.team import Team, tells_of_another
-from sparkdiff.training.ongoing import Training
+from sparkdiff.training.training_run import Training
 
 WARM, TIMED = 8, 32
 """Numbers of untimed steps at a place (which load and compile), and of timed steps; fewer if training is short."""
@@ -41,7 +41,7 @@ class TimingError(SparkdiffError):
 
 
 @dataclass(frozen=True)
-class Note(FolderNote):
+class DeviceNote(FolderNote):
     """The device choice stored in the run's folder; a run that found no GPU stores none.
 
     Attributes:
@@ -57,15 +57,19 @@ class Note(FolderNote):
     millisecondsPerStep: Mapping[str, float] = field(default_factory=dict)
 
 
-def chosen(
-    options: Options, team: Team, folder: Path | None, timed: Callable[[Place, Team], float], say: Callable[[str], None]
-) -> tuple[Place, Team]:  # fmt: skip
+def choose_place(
+    options: Options,
+    team: Team,
+    folder: Path | None,
+    time_step: Callable[[Place, Team], float],
+    say: Callable[[str], None],
+) -> tuple[Place, Team]:
     """The place where this process trains, of the same kind in all processes, and the team with the process group for
     its sums.
 
     Args:
         folder: folder of the run; None to store nothing.
-        timed: function that returns the seconds of a step of this training at a place.
+        time_step: function that returns the seconds of a step of this training at a place.
         say: called with a line if there was a choice.
 
     Raises:
@@ -73,23 +77,23 @@ def chosen(
         TimingError: training failed on this process's GPU, and there are several processes.
     """
     local = int(os.environ.get("LOCAL_RANK", "0")) if team.world > 1 else 0
-    note = None if folder is None else Note.read(folder)
-    kinds = [options.device] if options.device != "auto" else _seen(team, note)
+    note = None if folder is None else DeviceNote.read(folder)
+    kinds = [options.device] if options.device != "auto" else _device_kinds(team, note)
     places = [place(kind, options.precision, local) for kind in kinds]
     if not all(p.on_cpu for p in places):
-        team = _joined(team, next(p for p in places if not p.on_cpu), options.timeout, say)
+        team = _join_gpu_group(team, next(p for p in places if not p.on_cpu), options.timeout, say)
     best, milliseconds = places[0], {} if note is None or options.device != "auto" else note.millisecondsPerStep
     if len(places) > 1:
-        seconds, failed = _seconds(places, timed, team)
+        seconds, failed = _seconds(places, time_step, team)
         best = places[0] if failed else places[seconds.index(min(seconds))]
         milliseconds = {} if failed else {_kind(p): round(1000 * s, 4) for p, s in zip(places, seconds, strict=True)}
         took = [f"{1000 * s:.3g} ms on {p.name}" for p, s in zip(places, seconds, strict=True) if p != best]
         why = failed or f"a step takes {1000 * min(seconds):.3g} ms there, {', '.join(took)}"
-        say(f"device='auto' takes {shown(best)}: {why}")
+        say(f"device='auto' takes {display_name(best)}: {why}")
     if folder is not None and team.rank == 0 and (note is not None or len(places) > 1 or not best.on_cpu):
         if min(milliseconds, key=lambda kind: milliseconds[kind], default="") != _kind(best):
             milliseconds = {}  # the faster device is gone: if it returns, it is timed again
-        Note(_kind(best), shown(best, team.world), milliseconds).write(folder)
+        DeviceNote(_kind(best), display_name(best, team.world), milliseconds).write(folder)
     return best, team
 
 
@@ -97,7 +101,7 @@ def _kind(at: Place) -> str:
     return "cpu" if at.on_cpu else "cuda"
 
 
-def _seen(team: Team, note: Note | None) -> list[str]:
+def _device_kinds(team: Team, note: DeviceNote | None) -> list[str]:
     """The kinds of device to choose from, the same in all processes: the CPU if one process sees no GPU; else the kind
     that is known to be faster; if neither is known to be, CPU and GPU.
     """
@@ -110,14 +114,12 @@ def _seen(team: Team, note: Note | None) -> list[str]:
     return ["cuda"] if cuda else ["cpu", "cuda"]
 
 
-def _seconds(
-    places: Sequence[Place], timed: Callable[[Place, Team], float], team: Team
-) -> tuple[list[float], str]:  # fmt: skip
+def _seconds(places: Sequence[Place], time_step: Callable[[Place, Team], float], team: Team) -> tuple[list[float], str]:
     """Seconds of a step at each place, averaged over all processes; and the reason to ignore these times, or ""."""
     seconds, failed = torch.full((len(places),), math.inf, dtype=torch.float64), ""
     for i, p in enumerate(places):
         try:
-            seconds[i] = timed(p, team)
+            seconds[i] = time_step(p, team)
         except (InputError, RuntimeError) as e:
             if p.on_cpu or tells_of_another(e):
                 raise
@@ -129,7 +131,7 @@ def _seconds(
     return found, failed or ("" if math.isfinite(sum(found)) else "training ends before a step could be timed")
 
 
-def shown(at: Place, world: int = 1) -> str:
+def display_name(at: Place, world: int = 1) -> str:
     """The name of a place for people."""
     if at.on_cpu:
         return "cpu"
@@ -138,7 +140,7 @@ def shown(at: Place, world: int = 1) -> str:
     return one if world == 1 else f"{world} processes, the first on {one}"
 
 
-def _joined(team: Team, at: Place, timeout: float, say: Callable[[str], None]) -> Team:
+def _join_gpu_group(team: Team, at: Place, timeout: float, say: Callable[[str], None]) -> Team:
     """The team with torch's group for sums on GPUs, if every process has a GPU of its own."""
     if team.world == 1:
         return team
@@ -160,7 +162,7 @@ def _joined(team: Team, at: Place, timeout: float, say: Callable[[str], None]) -
 # Timing ---------------------------------------------------------------------------------------------------------------
 
 
-class Enough(Exception):
+class TimingDone(Exception):
     """The signal that the steps to time are done."""
 
 
@@ -187,7 +189,7 @@ class StepTimer:
         if self.now <= self.warm or self.now < before:  # it went back: to other candidates, or with less memory
             self.first, self.since = self.now, self._read()
         if self.now >= self.last:
-            raise Enough
+            raise TimingDone
 
     def seconds_per_step(self) -> float:
         """Seconds per step; infinite if training ended before a step was timed."""
@@ -232,7 +234,7 @@ def most(shards: int, slots: int | None) -> int:
 
 def choose(
     limit: int, steps: int, seconds: float, alone: Callable[[], float], together: Callable[[int], float]
-) -> ProcessNumber:  # fmt: skip
+) -> ProcessNumber:
     """Choose the number of processes for a training run.
 
     Args:
@@ -248,7 +250,8 @@ def choose(
     one = alone()
     total, known = min(one * steps, seconds), {"1": round(1000 * one, 4)}
     if not total * (1 - 1 / limit) > STARTING:
-        why = f"training takes at most {_told(total)} in one process, and starting {limit} about {_told(STARTING)}"
+        start = f"starting {limit} about {_seconds_text(STARTING)}"
+        why = f"training takes at most {_seconds_text(total)} in one process, and {start}"
         return ProcessNumber(1, why, known)
     try:
         several = together(limit)
@@ -263,5 +266,5 @@ def choose(
     return ProcessNumber(1, figures, known)
 
 
-def _told(seconds: float) -> str:
+def _seconds_text(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds >= 1 else "a second"

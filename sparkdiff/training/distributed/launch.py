@@ -18,16 +18,16 @@ from sparkdiff.tensors.team import ALONE
 from sparkdiff.training.distributed import choice
 from sparkdiff.training.distributed.attempt import Attempt, OnEpoch, RemoteAttempt, TrainingError
 from sparkdiff.training.distributed.preflight import check_cluster, gives_gpus
-from sparkdiff.training.distributed.remote import CACHE, Post, check_limit
+from sparkdiff.training.distributed.remote import CACHE, DriverConnections, check_limit
 from sparkdiff.training.distributed.shipping import equip
 from sparkdiff.training.distributed.worker import ROOM, SECONDS, Assignment, Checkpoints, seconds_per_step, work
-from sparkdiff.training.ongoing import ShortOfMemoryError, Training
+from sparkdiff.training.training_run import ShortOfMemoryError, Training
 
 ATTEMPTS = 3
 Say = Callable[[str], None]
 
 
-class Epochs:
+class EpochForwarder:
     """Forwarder of a history's rows: each row once and in order, whichever process or attempt sends it."""
 
     def __init__(self, on_epoch: OnEpoch):
@@ -42,7 +42,7 @@ class Epochs:
 
 def run(
     assignment: Assignment, stream: Stream, folder: RunFolder, say: Say, on_epoch: OnEpoch = lambda row: None
-) -> tuple[Training, list[str]]:  # fmt: skip
+) -> tuple[Training, list[str]]:
     """Train to the end, from the beginning or from the newest checkpoint; if the folder has the final state, return
     it.
 
@@ -57,13 +57,13 @@ def run(
         InputError: the cluster cannot run that many processes, or the loss cannot be used.
         TrainingError: a process failed, or processes were lost too often.
     """
-    training, epochs = _resumed(assignment, folder), Epochs(on_epoch)
+    training, epochs = _resume_training(assignment, folder), EpochForwarder(on_epoch)
     epochs(training.history)
     if training.ended:
         say("this run was already finished; its result is returned")
         return training, []
     if assignment.options.numProcesses == choice.AUTO:
-        assignment = _numbered(assignment, stream, folder, say)
+        assignment = _choose_process_number(assignment, stream, folder, say)
     if assignment.options.processes > 1:
         return _in_processes(assignment, folder, say, epochs)
     saves, shown = Checkpoints(folder.state, assignment.options.timeout, folder.check), 0
@@ -80,14 +80,14 @@ def run(
         if training.epoch > shown:
             shown = training.epoch
             epochs(training.history)
-            text = forecast.line(shown, training.chosen.metric, len(training.active), ended=training.ended)
+            text = forecast.line(shown, training.best.metric, len(training.active), ended=training.ended)
             say(text + told if training.ended else text)  # a log has no line of its own for the device
 
     work(assignment, training, stream, ALONE, on_step, folder=folder.path, say=say_device)
     return training, []
 
 
-def _numbered(assignment: Assignment, stream: Stream, folder: RunFolder, say: Say) -> Assignment:
+def _choose_process_number(assignment: Assignment, stream: Stream, folder: RunFolder, say: Say) -> Assignment:
     """The assignment with the number of processes that numProcesses='auto' chooses, or chose when this run began (fewer if
     there is only room for fewer).
     """
@@ -105,9 +105,12 @@ def _numbered(assignment: Assignment, stream: Stream, folder: RunFolder, say: Sa
             steps = stream.steps("train", o.batchSize) * (assignment.epochs or o.maxEpochs)
             cpu = place("cpu", o.precision)
             chosen = choice.choose(
-                limit, steps, math.inf if o.maxSeconds is None else o.maxSeconds,
-                lambda: seconds_per_step(assignment, stream.on(cpu), ALONE, cpu), lambda n: _together(assignment, folder, n),
-            )  # fmt: skip
+                limit,
+                steps,
+                math.inf if o.maxSeconds is None else o.maxSeconds,
+                lambda: seconds_per_step(assignment, stream.on(cpu), ALONE, cpu),
+                lambda n: _together(assignment, folder, n),
+            )
         chosen.write(folder.path)
     say(f"numProcesses='auto' takes {chosen.number}: {chosen.why}")
     return replace(assignment, options=replace(o, numProcesses=chosen.number))
@@ -140,7 +143,7 @@ def _together(assignment: Assignment, folder: RunFolder, processes: int) -> floa
         return math.inf
 
 
-def _resumed(assignment: Assignment, folder: RunFolder) -> Training:
+def _resume_training(assignment: Assignment, folder: RunFolder) -> Training:
     training = assignment.training()
     if (state := files.load(folder.state)) is not None:
         training.load(state)
@@ -169,11 +172,11 @@ class TrainingProgress:
         if ended:
             return f"{epoch - 1} of at most {self.last} epochs: {figures}"
         count = f"{active} candidate{'s' * (active != 1)} left"
-        return advance("epoch", epoch, self.last, figures, count, seconds=self._left(epoch), about="at most")
+        return advance("epoch", epoch, self.last, figures, count, seconds=self._seconds_left(epoch), about="at most")
 
-    def _left(self, epoch: int) -> float | None:
+    def _seconds_left(self, epoch: int) -> float | None:
         self.begun = self.clock() if self.begun is None else self.begun
-        left = self.pace.left(epoch, self.last + 1)
+        left = self.pace.seconds_left(epoch, self.last + 1)
         if left is None or self.limit is None:
             return left
         return min(left, max(self.limit - (self.clock() - self.begun), 0.0))
@@ -182,7 +185,9 @@ class TrainingProgress:
 # Several processes ----------------------------------------------------------------------------------------------------
 
 
-def _in_processes(assignment: Assignment, folder: RunFolder, say: Say, epochs: Epochs) -> tuple[Training, list[str]]:
+def _in_processes(
+    assignment: Assignment, folder: RunFolder, say: Say, epochs: EpochForwarder
+) -> tuple[Training, list[str]]:
     spark, o = jvm.session(), assignment.options
     local = on_this_machine(o.localMode)
     by_spark = gives_gpus(spark, o.device, o.processes, local)
@@ -201,16 +206,16 @@ def _in_processes(assignment: Assignment, folder: RunFolder, say: Say, epochs: E
             say(forecast.line(line["epoch"], line["best"], line["left"], ended=line["ended"]))
 
         attempt.run(on_line)
-        training = _resumed(assignment, folder)
+        training = _resume_training(assignment, folder)
         epochs(training.history)
         if training.ended:
             return training, lost
-        if short := attempt.told(ShortOfMemoryError):
+        if short := attempt.failure_message(ShortOfMemoryError):
             assigned = replace(assigned, less=assigned.less + 1)
             say(f"{short}; all processes go on from the last checkpoint with less there")
             continue
-        if untimed := attempt.told(choice.TimingError):
-            choice.Note().write(folder.path)
+        if untimed := attempt.failure_message(choice.TimingError):
+            choice.DeviceNote().write(folder.path)
             assigned = replace(assigned, options=replace(o, device="cpu"))
             say(f"device='auto' takes cpu: {untimed}")
             continue
@@ -260,5 +265,7 @@ def _attempt(assignment: Assignment, folder: RunFolder, *, gpus: bool) -> "Attem
         named = check_cluster(spark, o.processes, None if remote else here, ("torch", "numpy", "pandas", *own), device)
         gpus = gpus and named
     if remote:
-        return RemoteAttempt(spark, Post(folder, here, assignment.cache), manifest, needed, o.timeout, gpus)
+        return RemoteAttempt(
+            spark, DriverConnections(folder, here, assignment.cache), manifest, needed, o.timeout, gpus
+        )
     return Attempt(spark, here, o.processes, local, o.timeout, gpus)

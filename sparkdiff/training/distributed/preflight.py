@@ -68,7 +68,7 @@ def gives_gpus(spark: SparkSession, device: str, processes: int, local: bool) ->
 
 def check_cluster(
     spark: SparkSession, processes: int, folder: Path | None, modules: Sequence[str], device: str = "cpu"
-) -> bool:  # fmt: skip
+) -> bool:
     """Check that a cluster can run that many tasks at the same time with these modules, and sees `folder`.
 
     Args:
@@ -90,7 +90,7 @@ def check_cluster(
             "numProcesses=1"
         )
     _check_slots(spark, processes, str(master), " with a GPU each" if gpu else "")
-    every = _probed(spark, processes, folder, list(modules), LOOK if gpu else "")
+    every = _probe_executors(spark, processes, folder, list(modules), LOOK if gpu else "")
     for found in every:
         where = f"{found['python']} on {found['host']}"
         if found["lacks"]:
@@ -106,10 +106,10 @@ def check_cluster(
             )
         if gpu and (why := _why_no_gpu(found)):
             raise InputError(f"device={device!r}, but {why}; or set device='cpu'")
-    return all(_numbered(found) for found in every)
+    return all(_has_numbered_gpus(found) for found in every)
 
 
-def _numbered(found: Mapping[str, Any]) -> bool:
+def _has_numbered_gpus(found: Mapping[str, Any]) -> bool:
     """True if TorchDistributor accepts the names of a task's GPUs, which must be numbers without leading zeros."""
     return bool(found["given"]) and all(re.fullmatch(r"0|[1-9]\d*", given) for given in found["given"])
 
@@ -119,7 +119,7 @@ def _why_no_gpu(found: Mapping[str, Any]) -> str:
     where, given, shown = found["host"], found["given"], found["shown"]
     if not given:
         return f"Spark gave no GPU to a task on {where}: let {SCRIPT} name a script that lists the GPUs of an executor"
-    if not _numbered(found):
+    if not _has_numbered_gpus(found):
         return f"Spark's GPUs on {where} are {', '.join(given)}: let {SCRIPT} name a script that lists them by number (0, 1, ...)"
     if "," in (shown or ""):
         return (
@@ -155,9 +155,9 @@ def _check_slots(spark: SparkSession, processes: int, master: str, each: str) ->
         time.sleep(0.5)
 
 
-def _probed(
+def _probe_executors(
     spark: SparkSession, processes: int, folder: Path | None, modules: list[str], look: str
-) -> list[dict[str, Any]]:  # fmt: skip
+) -> list[dict[str, Any]]:
     """The findings of one task per process, on the executor that runs it.
 
     Args:
@@ -181,10 +181,13 @@ def _probed(
             pass
         gpus = BarrierTaskContext.get().resources().get("gpu")
         found = {
-            "host": socket.gethostname(), "python": sys.executable, "sees": not seen or os.access(seen, os.R_OK),
+            "host": socket.gethostname(),
+            "python": sys.executable,
+            "sees": not seen or os.access(seen, os.R_OK),
             "lacks": [m for m in modules if importlib.util.find_spec(m) is None],
-            "given": list(gpus.addresses) if gpus else [], "shown": os.environ.get("CUDA_VISIBLE_DEVICES"),
-        }  # fmt: skip
+            "given": list(gpus.addresses) if gpus else [],
+            "shown": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        }
         if look and not found["lacks"]:
             done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True)
             found |= {"look": done.stdout.split(), "failed": done.stderr.strip().rpartition("\n")[2]}

@@ -45,7 +45,7 @@ KEYS = 64
 
 
 @dataclass
-class Post:
+class DriverConnections:
     """The driver's end of the connections.
 
     Attributes:
@@ -103,7 +103,7 @@ class Post:
                 return
             self.joined.add(rank)
             self.signs += 1
-            for name, path in self._sent().items():
+            for name, path in self._files_to_send().items():
                 with contextlib.ExitStack() as stack:  # memory-mapped: not a copy for each of these threads
                     file = stack.enter_context(path.open("rb"))
                     there = stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
@@ -115,7 +115,7 @@ class Post:
                 if remote_task.BACK.fullmatch(name := str(head.get("name", ""))):
                     self._write(name, content, add=bool(head.get("add")))
 
-    def _sent(self) -> dict[str, Path]:
+    def _files_to_send(self) -> dict[str, Path]:
         """The files to send to a task, by their names in its folder."""
         given = {f"attempt/{name}": self.here / name for name in ("sparkdiff.zip", "assignment.pickle", "start.py")}
         given[f"attempt/{CACHE}/manifest.json"] = self.cache / "manifest.json"
@@ -173,8 +173,10 @@ def ranks_of(manifest: Manifest, world: int) -> dict[str, list[int]]:
             readers.setdefault(part.shard, []).append(rank)
     return {
         piece.path: readers[shard]
-        for split in SPLITS for shard, pieces in enumerate(manifest.splits.get(split, ())) for piece in pieces
-    }  # fmt: skip
+        for split in SPLITS
+        for shard, pieces in enumerate(manifest.splits.get(split, ()))
+        for piece in pieces
+    }
 
 
 def check_limit(manifest: Manifest, world: int, limit: int | None, where: Path) -> list[int]:
@@ -187,13 +189,15 @@ def check_limit(manifest: Manifest, world: int, limit: int | None, where: Path) 
     needed = [sum(pieces[name].bytes for name, of in ranks.items() if rank in of) for rank in range(world)]
     if limit is not None and max(needed) > limit:
         raise InputError(
-            f"the cache in {jvm.stores.named(where)} takes up to {max(needed):,} bytes on the local disk of each process "
+            f"the cache in {jvm.stores.path_or_url(where)} takes up to {max(needed):,} bytes on the local disk of each process "
             f"({world}), and localCacheLimit={limit:,}: raise it, or use more processes"
         )
     return needed
 
 
-def train(spark: SparkSession, post: Post, manifest: Manifest, world: int, needed: list[int], *, gpus: bool) -> None:
+def train(
+    spark: SparkSession, post: DriverConnections, manifest: Manifest, world: int, needed: list[int], *, gpus: bool
+) -> None:
     """Run the barrier stage until its processes have ended.
 
     Raises:
@@ -202,16 +206,22 @@ def train(spark: SparkSession, post: Post, manifest: Manifest, world: int, neede
     ranks = ranks_of(manifest, world)
     root = next(iter(ranks)).partition("/")[0]
     facts = {
-        "host": spark.sparkContext.getConf().get("spark.driver.host"), "port": post.port, "secret": post.secret,
-        "world": world, "gpus": gpus, "root": root, "ranks": ranks, "needed": needed,
+        "host": spark.sparkContext.getConf().get("spark.driver.host"),
+        "port": post.port,
+        "secret": post.secret,
+        "world": world,
+        "gpus": gpus,
+        "root": root,
+        "ranks": ranks,
+        "needed": needed,
         "files": {name: piece.sha256 for name, piece in manifest.pieces.items()},
-    }  # fmt: skip
-    own = jvm.cloned(spark)  # with the user's settings, such as a store's keys, and some that only it has
+    }
+    own = jvm.clone_session(spark)  # with the user's settings, such as a store's keys, and some that only it has
     own.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", 1)  # a record is a file
     own.conf.set("spark.sql.adaptive.enabled", "false")
     cloudpickle.register_pickle_by_value(remote_task)
     try:
-        dealt = _dealt(own, post.cache / root, ranks, world).mapInArrow(_task(facts), "rank long", barrier=True)
+        dealt = _files_by_rank(own, post.cache / root, ranks, world).mapInArrow(_task(facts), "rank long", barrier=True)
     finally:
         cloudpickle.unregister_pickle_by_value(remote_task)
     dealt.collect()
@@ -222,7 +232,7 @@ def _task(facts: Mapping[str, Any]) -> Any:
     return lambda batches: run(batches, facts)
 
 
-def _dealt(spark: SparkSession, root: Path, ranks: Mapping[str, list[int]], world: int) -> DataFrame:
+def _files_by_rank(spark: SparkSession, root: Path, ranks: Mapping[str, list[int]], world: int) -> DataFrame:
     """The files of the cache, one per row, with a partition for each rank, in the order of the ranks."""
     numbers = spark.range(KEYS * world).selectExpr("id", f"pmod(hash(id), {world}) AS rank")
     keys = {row["rank"]: row["id"] for row in numbers.groupBy("rank").agg(F.min("id").alias("id")).collect()}

@@ -52,7 +52,7 @@ def run(batches: Iterable[pa.RecordBatch], facts: Mapping[str, Any]) -> Iterator
             receive_files(driver, folder)
             _keep(batches, attempt / "cache", facts, rank, lambda: send(driver, {"alive": True}))
         except Exception as e:
-            send(driver, {"name": f"attempt/rank-{rank}.json"}, json.dumps(_told(e, rank)).encode())
+            send(driver, {"name": f"attempt/rank-{rank}.json"}, json.dumps(_error_report(e, rank)).encode())
             context.allGather("")  # the others start, and notice it
         else:
             addresses = context.allGather(_address(context) if rank == 0 else "-")
@@ -61,14 +61,21 @@ def run(batches: Iterable[pa.RecordBatch], facts: Mapping[str, Any]) -> Iterator
     yield pa.RecordBatch.from_arrays([pa.array([rank])], ["rank"])
 
 
-def _told(error: Exception, rank: int) -> dict[str, Any]:
+def _error_report(error: Exception, rank: int) -> dict[str, Any]:
     """The report of an error that occurred before the process began, in the form of a process's own report."""
     full = isinstance(error, _FullError)
     return {
-        "rank": rank, "host": socket.gethostname(), "pid": os.getpid(), "parents": [], "time": time.time(), "ours": full,
-        "error": "FullDiskError" if full else type(error).__name__, "message": str(error), "lost": False,
+        "rank": rank,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "parents": [],
+        "time": time.time(),
+        "ours": full,
+        "error": "FullDiskError" if full else type(error).__name__,
+        "message": str(error),
+        "lost": False,
         "traceback": "".join(traceback.format_exception(error)),
-    }  # fmt: skip
+    }
 
 
 class _FullError(Exception):
@@ -161,9 +168,14 @@ def _environment(context: Any, facts: Mapping[str, Any], rank: int, address: str
     """Environment variables as torchrun sets them, and the GPUs that Spark gave to this task."""
     host, port = address.split()
     environment = {
-        **os.environ, "RANK": str(rank), "WORLD_SIZE": str(facts["world"]), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1",
-        "MASTER_ADDR": host, "MASTER_PORT": port,
-    }  # fmt: skip
+        **os.environ,
+        "RANK": str(rank),
+        "WORLD_SIZE": str(facts["world"]),
+        "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": "1",
+        "MASTER_ADDR": host,
+        "MASTER_PORT": port,
+    }
     if facts["gpus"]:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(context.resources()["gpu"].addresses)
     return environment
@@ -174,9 +186,12 @@ def _train(driver: Connection, folder: Path, environment: dict[str, str]) -> Non
     sent = dict(_states(folder))  # the files that have just been received
     with (folder / "said.txt").open("wb") as said:
         process = subprocess.Popen(
-            [sys.executable, str(folder / "attempt" / "start.py")], env=environment, stdin=subprocess.DEVNULL, stdout=said,
+            [sys.executable, str(folder / "attempt" / "start.py")],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=said,
             stderr=subprocess.STDOUT,
-        )  # fmt: skip
+        )
     try:
         while process.poll() is None:
             send_back(driver, folder, sent)

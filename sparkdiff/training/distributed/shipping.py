@@ -29,18 +29,21 @@ def equip(here: Path, assignment: Any, loss: Any, module: str) -> None:
         InputError: the assignment cannot be pickled.
     """
     package.write_zip(here / "sparkdiff.zip", STAY)
-    files.write_bytes(here / "assignment.pickle", _pickled(assignment, _own_module(loss)))
+    files.write_bytes(here / "assignment.pickle", _pickle_value(assignment, _own_module(loss)))
     paths = [str(Path(p).absolute()) for p in sys.path if p]
-    files.write_bytes(here / "start.py", f"""import os, sys
+    files.write_bytes(
+        here / "start.py",
+        f"""import os, sys
 here = os.path.dirname(os.path.abspath(__file__))
 sys.path[:1] = [os.path.join(here, "sparkdiff.zip")]  # in place of this script's own folder
 sys.path += [p for p in {paths!r} if p not in sys.path]
 from {module} import main
 main(here)
-""".encode())  # fmt: skip
+""".encode(),
+    )
 
 
-def _pickled(value: Any, module: ModuleType | None) -> bytes:
+def _pickle_value(value: Any, module: ModuleType | None) -> bytes:
     try:
         if module is not None:
             cloudpickle.register_pickle_by_value(module)

@@ -29,12 +29,12 @@ import torch
 
 from sparkdiff.data.stream import Stream
 from sparkdiff.errors import SparkdiffError, WriteError
-from sparkdiff.evaluation.data import Data, rows_at_once
 from sparkdiff.evaluation.scores import Score
+from sparkdiff.evaluation.split_batches import Data, rows_at_once
 from sparkdiff.machine import line_files
 from sparkdiff.objectives import losses, metrics
 from sparkdiff.objectives.metric import Metric
-from sparkdiff.objectives.objective import Objective, penalised
+from sparkdiff.objectives.objective import Objective, with_penalties
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
@@ -46,9 +46,9 @@ from sparkdiff.tensors.team import LostProcessError, Team, tells_of_another
 from sparkdiff.training import local_steps
 from sparkdiff.training.distributed import choice
 from sparkdiff.training.loop import train
-from sparkdiff.training.monotone import Monotone
-from sparkdiff.training.ongoing import Training
+from sparkdiff.training.monotone import MonotonePenalty
 from sparkdiff.training.preparation import Start
+from sparkdiff.training.training_run import Training
 
 ROOM = "free some space, or set checkpointDir to a folder on a disk with more space"
 SECONDS = "seconds.json"
@@ -71,7 +71,7 @@ class Assignment:
     start: Start
     options: Options
     metric: str  # name for display
-    monotone: Monotone | None
+    monotone: MonotonePenalty | None
     less: int = 0  # see `Training.reduce`
     epochs: int | None = None  # see `Results`
     timing: bool = False  # only time a step
@@ -91,9 +91,15 @@ class Assignment:
 
 
 def work(
-    assignment: Assignment, training: Training, stream: Stream, team: Team, on_step: Callable[[Training], None],
-    tick: Callable[[], None] = lambda: None, folder: Path | None = None, say: Callable[[str], None] = lambda text: None,
-) -> None:  # fmt: skip
+    assignment: Assignment,
+    training: Training,
+    stream: Stream,
+    team: Team,
+    on_step: Callable[[Training], None],
+    tick: Callable[[], None] = lambda: None,
+    folder: Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> None:
     """Train to the end, as one process of a team.
 
     Args:
@@ -102,11 +108,11 @@ def work(
     """
     at = functools.cache(functools.partial(stream.on, resident=not assignment.less))
 
-    def timed(place: Place, team: Team) -> float:
+    def time_step(place: Place, team: Team) -> float:
         with _current(place):
             return seconds_per_step(assignment, at(place), team, place, tick)
 
-    here, team = choice.chosen(assignment.options, team, folder, timed, say)
+    here, team = choice.choose_place(assignment.options, team, folder, time_step, say)
     with _current(here):
         try:
             _train_at(here, assignment, training, at(here), team, on_step, tick)
@@ -120,9 +126,14 @@ def _current(place: Place) -> contextlib.AbstractContextManager[None]:
 
 
 def _train_at(
-    place: Place, a: Assignment, training: Training, stream: Stream, team: Team, on_step: Callable[[Training], None],
+    place: Place,
+    a: Assignment,
+    training: Training,
+    stream: Stream,
+    team: Team,
+    on_step: Callable[[Training], None],
     tick: Callable[[], None],
-) -> None:  # fmt: skip
+) -> None:
     """Train at a place, with the batches of the stream there, until the training has ended or `on_step` raises."""
     training.move(place)
     if a.less and not place.on_cpu:
@@ -145,12 +156,12 @@ def seconds_per_step(
     with _current(place):
         try:
             with torch.random.fork_rng(devices=[]):  # a user's loss may draw random numbers
-                return _timed(a, stream, team, place, tick)
+                return _time_steps(a, stream, team, place, tick)
         finally:
             stream.leave()
 
 
-def _timed(a: Assignment, stream: Stream, team: Team, place: Place, tick: Callable[[], None]) -> float:
+def _time_steps(a: Assignment, stream: Stream, team: Team, place: Place, tick: Callable[[], None]) -> float:
     # The clock ends this training, not maxSeconds.
     training = replace(a, network=a.network.clone(), options=replace(a.options, maxSeconds=None)).training()
     clock = choice.StepTimer(place, stream.steps("train", a.options.batchSize), a.options.maxEpochs)
@@ -159,7 +170,7 @@ def _timed(a: Assignment, stream: Stream, team: Team, place: Place, tick: Callab
         tick()
         clock(training)
 
-    with contextlib.suppress(choice.Enough):
+    with contextlib.suppress(choice.TimingDone):
         _train_at(place, a, training, stream, team, on_step, tick)
     return clock.seconds_per_step() * training.parts
 
@@ -168,12 +179,12 @@ def objectives(options: Options, network: Network, label: LabelStats) -> tuple[O
     """The objective that training minimises, and the metric that validation measures.
 
     Raises:
-        InputError: see `losses.resolve`, `metrics.resolve` and `penalised`.
+        InputError: see `losses.resolve`, `metrics.resolve` and `with_penalties`.
     """
     o, head, columns = options, network.head, network.graph.head.outputs
     objective = losses.resolve(o.loss, o.lossParams, head, columns, label)
     metric = metrics.resolve(o, objective, head, columns, label)
-    return penalised(objective, o.penalties, head, label, o.guardCols), metric
+    return with_penalties(objective, o.penalties, head, label, o.guardCols), metric
 
 
 class Checkpoints:
@@ -186,9 +197,7 @@ class Checkpoints:
         awaited: whether the driver reads the result of the training from the file.
     """
 
-    def __init__(
-        self, path: Path, timeout: float, check: Callable[[], None] = lambda: None, *, awaited: bool = False
-    ):  # fmt: skip
+    def __init__(self, path: Path, timeout: float, check: Callable[[], None] = lambda: None, *, awaited: bool = False):
         self.path, self.every, self.last = path, min(30.0, timeout / 10), time.monotonic()
         self.check, self.awaited = check, awaited
 
@@ -214,14 +223,18 @@ def main(folder: str) -> None:
     """Main function of every process of an attempt; `folder` is the folder of the attempt."""
     here, rank, world = Path(folder), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     me: dict[str, Any] = {
-        "rank": rank, "host": socket.gethostname(), "pid": os.getpid(), "parents": parents(), "sparkdiff": __file__,
+        "rank": rank,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "parents": parents(),
+        "sparkdiff": __file__,
         "python": sys.executable,
-    }  # fmt: skip
+    }
     _write(here, rank, me)
     die_with_parents(me["parents"])
 
     @contextlib.contextmanager
-    def failures_told() -> Iterator[None]:
+    def report_failures() -> Iterator[None]:
         try:
             yield
         except BaseException as e:
@@ -234,10 +247,10 @@ def main(folder: str) -> None:
                 _write(here, rank, me)
             raise SystemExit(1) from e
 
-    with failures_told():
+    with report_failures():
         # Written by the driver into a folder that only its user may write to.
         assignment: Assignment = pickle.loads((here / "assignment.pickle").read_bytes())
-        with (here / f"rank-{rank}.stack").open("w") as stack, _group(assignment.options.timeout), failures_told():
+        with (here / f"rank-{rank}.stack").open("w") as stack, _group(assignment.options.timeout), report_failures():
             # Reported before the group is left, as leaving may wait for processes that wait for this one.
             _train(assignment, here, Team(rank, world), Watchdog(assignment.options.timeout, stack))
 
@@ -262,7 +275,7 @@ def _train(assignment: Assignment, here: Path, team: Team, watchdog: "Watchdog")
             line = {
                 "epoch": training.epoch,
                 "step": training.step,
-                "best": training.chosen.metric,
+                "best": training.best.metric,
                 "left": len(training.active),
                 "ended": training.ended,
             }

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparkdiff.tensors.products import dot
+from sparkdiff.tensors.backward import dot
 from sparkdiff.tuning.hypergradients.implicit import Point
 from sparkdiff.tuning.hypergradients.penalties import best_single, towards
-from sparkdiff.tuning.hypergradients.weights import Linear
+from sparkdiff.tuning.hypergradients.weights import LinearModel
 
 STEPS, RATE = 30, 0.2
 
@@ -41,8 +41,8 @@ class ChosenAlternatives:
     losses: tuple[float, ...]
 
 
-def chosen(
-    model: Linear,
+def choose_alternatives(
+    model: LinearModel,
     places: Sequence[Sequence[Sequence[int]]],
     grid: Sequence[float],
     steps: int = STEPS,
@@ -89,13 +89,16 @@ def chosen(
         now = towards(model, now, logs().detach())
     shares = tuple(gate.detach().softmax(0) for gate in gates)
     hardened = tuple(int(s.argmax()) for s in shares)
-    return ChosenAlternatives(improved(model, places, hardened, grid, fits), shares, tuple(losses))
+    return ChosenAlternatives(improve_positions(model, places, hardened, grid, fits), shares, tuple(losses))
 
 
-def improved(
-    model: Linear, places: Sequence[Sequence[Sequence[int]]], start: tuple[int, ...], grid: Sequence[float],
+def improve_positions(
+    model: LinearModel,
+    places: Sequence[Sequence[Sequence[int]]],
+    start: tuple[int, ...],
+    grid: Sequence[float],
     fits: Sequence[float] = (),
-) -> tuple[int, ...]:  # fmt: skip
+) -> tuple[int, ...]:
     """The positions (one alternative per place) from which no change at one place lowers the loss on held-out rows.
 
     Each model is judged at its best penalty: the best of `fits`, or of the grid if `fits` has none with a solution.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparkdiff.tuning.hypergradients.weights import Linear
+from sparkdiff.tuning.hypergradients.weights import LinearModel
 
 ENOUGH = 1e-10
 """Largest slope at a solution, as a share of the sum of its rows' absolute slopes."""
@@ -38,30 +38,30 @@ class Point:
     factors: Factors
 
 
-def point(model: Linear, logs: Tensor, near: Point | Tensor) -> Point | None:
+def point(model: LinearModel, logs: Tensor, near: Point | Tensor) -> Point | None:
     """The solution at these log penalties, by Newton steps from `near`; None if they don't converge, or the
     gradient isn't finite.
     """
     ridge = model.ridge(logs)
     if isinstance(near, Point):
-        moved = solved(near.factors, (ridge - model.ridge(near.logs)) * near.weights * model.free[:, None])
+        moved = lu_solve(near.factors, (ridge - model.ridge(near.logs)) * near.weights * model.free[:, None])
         weights = follow(model, ridge, near.weights - moved, near.factors)
     else:
         weights = follow(model, ridge, near)
     if weights is None:
         return None
-    factors = factored(model.jacobian(weights, ridge))
+    factors = lu_factors(model.jacobian(weights, ridge))
     at = weights.clone().requires_grad_()
     loss = model.loss(at)
     (pull,) = torch.autograd.grad(loss, at)
-    back = solved(factors, pull, adjoint=True)
+    back = lu_solve(factors, pull, adjoint=True)
     by_column = -(back * ridge * weights * model.free[:, None])[:, :, : len(model.group)].sum((0, 1))
     gradient = torch.zeros_like(logs).index_add_(0, model.group, by_column)
     good = bool(gradient.isfinite().all())
     return Point(logs, weights, float(loss.detach()), gradient, factors) if good else None
 
 
-def follow(model: Linear, ridge: Tensor, weights: Tensor, factors: Factors | None = None) -> Tensor | None:
+def follow(model: LinearModel, ridge: Tensor, weights: Tensor, factors: Factors | None = None) -> Tensor | None:
     """Take Newton steps to the solution, with an older Jacobian as long as it reduces the slope fast enough; return the
     weights, or None if the steps don't converge.
     """
@@ -74,15 +74,15 @@ def follow(model: Linear, ridge: Tensor, weights: Tensor, factors: Factors | Non
         if not left < torch.inf:
             return None
         if factors is None or left > SLOW * last:
-            factors = factored(model.jacobian(weights, ridge))
+            factors = lu_factors(model.jacobian(weights, ridge))
         last = left
-        weights = weights - solved(factors, slope)
+        weights = weights - lu_solve(factors, slope)
     return None
 
 
-def factored(jacobian: Tensor) -> Factors:
+def lu_factors(jacobian: Tensor) -> Factors:
     return torch.linalg.lu_factor_ex(jacobian)[:2]
 
 
-def solved(factors: Factors, right: Tensor, *, adjoint: bool = False) -> Tensor:
+def lu_solve(factors: Factors, right: Tensor, *, adjoint: bool = False) -> Tensor:
     return torch.linalg.lu_solve(*factors, right.flatten(1)[:, :, None], adjoint=adjoint)[:, :, 0].reshape(right.shape)

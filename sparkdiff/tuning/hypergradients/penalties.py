@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.tuning.hypergradients.implicit import Point, point
-from sparkdiff.tuning.hypergradients.weights import Linear
+from sparkdiff.tuning.hypergradients.weights import LinearModel
 
 STEPS, RATE = 40, 0.2
 """Number of Adam's steps, and their learning rate for the penalties' logarithms."""
@@ -22,7 +22,7 @@ HALVES = 6
 
 
 @dataclass(frozen=True)
-class Tuned:
+class TunedPenalties:
     """The result of tuning.
 
     Attributes:
@@ -36,13 +36,15 @@ class Tuned:
     losses: tuple[float, ...]
 
 
-def tuned(model: Linear, grid: Sequence[float], steps: int = STEPS, spread: float = SPREAD) -> Tuned | None:
+def tune_penalties(
+    model: LinearModel, grid: Sequence[float], steps: int = STEPS, spread: float = SPREAD
+) -> TunedPenalties | None:
     """Tune the penalties from the best single one of the grid; None if no single penalty has a solution."""
     single = best_single(model, grid)
-    return None if single is None else descended(model, single, steps, spread)
+    return None if single is None else descend(model, single, steps, spread)
 
 
-def best_single(model: Linear, grid: Sequence[float]) -> Point | None:
+def best_single(model: LinearModel, grid: Sequence[float]) -> Point | None:
     """The point of the best penalty of the grid, common to all columns; None if no penalty has a solution."""
     best, least = None, math.inf
     for penalty, solutions in zip(grid, model.at_once(grid), strict=True):
@@ -57,7 +59,7 @@ def best_single(model: Linear, grid: Sequence[float]) -> Point | None:
     return point(model, logs, best[1])
 
 
-def descended(model: Linear, start: Point, steps: int = STEPS, spread: float = SPREAD) -> Tuned:
+def descend(model: LinearModel, start: Point, steps: int = STEPS, spread: float = SPREAD) -> TunedPenalties:
     """Take steps of Adam from the best single penalty to the most probable penalties given the held-out rows.
 
     A row's loss divided by twice the mean loss is used as its negative log-likelihood: this holds for squared errors,
@@ -82,10 +84,10 @@ def descended(model: Linear, start: Point, steps: int = STEPS, spread: float = S
         way.append(found)
         with torch.no_grad():
             at.copy_(found.logs)
-    return Tuned(start, min(way, key=objective), tuple(p.loss for p in way))
+    return TunedPenalties(start, min(way, key=objective), tuple(p.loss for p in way))
 
 
-def towards(model: Linear, start: Point, goal: Tensor) -> Point | None:
+def towards(model: LinearModel, start: Point, goal: Tensor) -> Point | None:
     """The solution at the log penalties `goal`, or else at a point on the way there; None if none of them has one."""
     for half in range(HALVES):
         found = point(model, start.logs + (goal - start.logs) / 2**half, start)

@@ -11,7 +11,7 @@ from torch.nn import functional
 from sparkdiff.tuning.solvers import classification, least_squares
 from sparkdiff.tuning.solvers.families import FAMILIES, LINKS, Family, LinkFunction
 from sparkdiff.tuning.solvers.problem import Chunk, Chunks, Moments, RowTable, Setting, Solution, moments, table
-from sparkdiff.tuning.solvers.reweighting import generalized
+from sparkdiff.tuning.solvers.reweighting import solve_generalized
 
 
 class Response(Protocol):
@@ -31,14 +31,14 @@ class Response(Protocol):
         """The loss of each row: (n, folds)."""
 
 
-class ByWeights:
+class WeightedMeanResponse:
     """Responses whose sum of slopes is divided by the sum of the weights."""
 
     def mass(self, margin: Tensor, weight: Tensor) -> Tensor:
         return weight.sum(0)
 
 
-class SquaresResponse(ByWeights):
+class SquaresResponse(WeightedMeanResponse):
     """Squared error."""
 
     sets = 1
@@ -50,7 +50,7 @@ class SquaresResponse(ByWeights):
         return (margin[:, :, 0] - label[:, None]).square()
 
 
-class Binomial(ByWeights):
+class BinomialResponse(WeightedMeanResponse):
     """Log-loss of two classes."""
 
     sets = 1
@@ -63,7 +63,7 @@ class Binomial(ByWeights):
 
 
 @dataclass(frozen=True)
-class MultinomialResponse(ByWeights):
+class MultinomialResponse(WeightedMeanResponse):
     """Log-loss of several classes."""
 
     sets: int
@@ -78,7 +78,7 @@ class MultinomialResponse(ByWeights):
 
 
 @dataclass(frozen=True)
-class Generalized:
+class GeneralizedResponse:
     """Half the deviance of a family. Spark's iterations end where the sum of the slopes, divided by the sum of the
     *working* weights, and the penalty's slope add up to zero.
     """
@@ -122,15 +122,15 @@ def response_of(kind: str, setting: Setting, classes: int) -> Response:
         return SquaresResponse()
     if kind == "LogisticRegression":
         several = setting.family == "multinomial" or (setting.family == "auto" and classes > 2)
-        return MultinomialResponse(classes) if several else Binomial()
+        return MultinomialResponse(classes) if several else BinomialResponse()
     link = setting.link or FAMILIES[setting.family].links[0]
     if (setting.family, link) == ("gaussian", "identity"):
         return SquaresResponse()
-    return Generalized(setting.family, FAMILIES[setting.family], LINKS[link])
+    return GeneralizedResponse(setting.family, FAMILIES[setting.family], LINKS[link])
 
 
 @dataclass(frozen=True)
-class Linear:
+class LinearModel:
     """A linear model on rows; each fold holds out some of them. Weights are (folds, sets, width), in units of the
     table's columns, with the intercept last.
 
@@ -250,12 +250,12 @@ class Linear:
         """Spark's models with one penalty for all columns, [penalty][fold]."""
         settings = [replace(self.setting, regParam=penalty) for penalty in penalties]
         if self.kind == "LinearRegression":
-            return least_squares.linear(self.chunks, settings, self.folds)
+            return least_squares.solve_linear(self.chunks, settings, self.folds)
         if self.kind == "LogisticRegression":
-            return classification.logistic(self.chunks, settings, self.folds, self.classes)
-        return generalized(self.chunks, settings, self.folds)
+            return classification.solve_logistic(self.chunks, settings, self.folds, self.classes)
+        return solve_generalized(self.chunks, settings, self.folds)
 
-    def without(self, groups: Collection[int]) -> "Linear | None":
+    def without(self, groups: Collection[int]) -> "LinearModel | None":
         """The model without the columns of these groups, and with all other columns in one group; None if it can't be
         solved.
         """
@@ -294,7 +294,7 @@ class Linear:
 
 def linear_model(
     kind: str, chunks: Chunks, setting: Setting, folds: int, group: Tensor, classes: int = 0
-) -> Linear | None:
+) -> LinearModel | None:
     """A model with one penalty for each group of columns; None if the rows cannot be used.
 
     Args:
@@ -319,7 +319,7 @@ def linear_model(
     unit[:, :, : len(rows.scale)] = units(kind, setting, found, rows, response, label, block.own)[:, None]
     free = torch.ones(folds, rows.width, dtype=torch.float64)
     free[:, : len(rows.scale)] = (~found.constant).to(free.dtype)
-    return Linear(
+    return LinearModel(
         kind,
         setting,
         chunks,
@@ -343,7 +343,7 @@ def units(
 ) -> Tensor:
     """The factor of ½·θ² in the penalty of each column at regParam 1: (folds, d)."""
     folds = len(found.weight)
-    unbiased = found.unbiased[:, None]
+    unbiased = found.bessel_correction[:, None]
     if kind == "LogisticRegression":
         problems = [(replace(setting, regParam=1.0, elasticNetParam=0.0), fold) for fold in range(folds)]
         return classification.penalties(rows, found, problems, 1).ridge[:, : len(rows.scale)]

@@ -79,8 +79,8 @@ def alternatives(*stages: Any) -> Alternatives:
     for name, columns in wanted:
         if columns != wanted[0][1]:
             raise InputError(
-                f"the options of alternatives() write different columns: {wanted[0][0]} writes {_told(wanted[0][1])}, {name} "
-                f"writes {_told(columns)}; set the same outputCol on each, because later stages read one column"
+                f"the options of alternatives() write different columns: {wanted[0][0]} writes {_column_names(wanted[0][1])}, "
+                f"{name} writes {_column_names(columns)}; set the same outputCol on each, because later stages read one column"
             )
     if len(given) < len(stages):
         _instead_of(given)
@@ -115,7 +115,7 @@ def _columns(stage: Any, names: Iterable[str], end: int) -> list[str]:
     return []
 
 
-def _told(columns: Sequence[str]) -> str:
+def _column_names(columns: Sequence[str]) -> str:
     return ", ".join(map(repr, columns)) or "columns that no Param names"
 
 
@@ -130,13 +130,13 @@ def _instead_of(given: Sequence[Any]) -> dict[str, str]:
     for stage in given:
         if inputs(stage) != read:
             raise InputError(
-                f"alternatives() with None: {type(given[0]).__name__} reads {_told(read)}, {type(stage).__name__} reads "
-                f"{_told(inputs(stage))}, so it can't be told what stages read where there is none"
+                f"alternatives() with None: {type(given[0]).__name__} reads {_column_names(read)}, {type(stage).__name__} reads "
+                f"{_column_names(inputs(stage))}, so it can't be told what stages read where there is none"
             )
     if not read or len(read) != len(write) or any(stage.hasParam("predictionCol") for stage in given):
         raise InputError(
-            f"alternatives() with None: {type(given[0]).__name__} reads {_told(read)} and writes {_told(write)}, so it can't "
-            "be told what later stages read in place of each column"
+            f"alternatives() with None: {type(given[0]).__name__} reads {_column_names(read)} and writes {_column_names(write)}, "
+            "so it can't be told what later stages read in place of each column"
         )
     return dict(zip(write, read, strict=True))
 
@@ -163,7 +163,7 @@ def _tunes(stage: Any) -> bool:
     return isinstance(stage, Params) and stage.hasParam("pipeline") and stage.isDefined("pipeline")
 
 
-def chosen(estimator: Any, choices: Mapping[str, int]) -> Any:
+def with_choices(estimator: Any, choices: Mapping[str, int]) -> Any:
     """The estimator with one stage in place of each `Alternatives` in it; the same object if it has none.
 
     Args:
@@ -173,11 +173,11 @@ def chosen(estimator: Any, choices: Mapping[str, int]) -> Any:
         return estimator
     if isinstance(estimator, Alternatives):
         estimator = Pipeline(stages=[estimator])
-    new, _ = _chosen(estimator, choices, {})
+    new, _ = _stage_with_choices(estimator, choices, {})
     return new
 
 
-def _chosen(stage: Any, choices: Mapping[str, int], names: dict[str, str]) -> tuple[Any, dict[str, str]]:
+def _stage_with_choices(stage: Any, choices: Mapping[str, int], names: dict[str, str]) -> tuple[Any, dict[str, str]]:
     """A stage without alternatives that reads columns by their new `names`, and the names that apply after it."""
     if stage is None:
         return None, names
@@ -187,21 +187,21 @@ def _chosen(stage: Any, choices: Mapping[str, int], names: dict[str, str]) -> tu
         if one is None:
             empty = _instead_of([s for s in inner if s is not None])
             return None, {**names, **{column: names.get(read, read) for column, read in empty.items()}}
-        return _chosen(one, choices, names)
+        return _stage_with_choices(one, choices, names)
     if isinstance(stage, Pipeline) and _inner(stage):
         stages = []
         for part in stage.getStages():
-            new, names = _chosen(part, choices, names)
+            new, names = _stage_with_choices(part, choices, names)
             if new is not None:
                 stages.append(new)
         return Pipeline()._resetUid(stage.uid).setStages(stages), names
     if _tunes(stage) and _inner(stage):
-        new, names = _chosen(stage.getOrDefault("pipeline"), choices, names)
+        new, names = _stage_with_choices(stage.getOrDefault("pipeline"), choices, names)
         return stage.copy({stage.getParam("pipeline"): new}), names
-    return _renamed(stage, names) if names else stage, names
+    return _with_input_columns(stage, names) if names else stage, names
 
 
-def _renamed(stage: Any, names: Mapping[str, str]) -> Any:
+def _with_input_columns(stage: Any, names: Mapping[str, str]) -> Any:
     """The stage with other input columns.
 
     Raises:

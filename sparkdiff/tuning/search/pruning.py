@@ -13,14 +13,17 @@ from sparkdiff.errors import InputError
 from sparkdiff.pipeline.nesting import last_stage
 from sparkdiff.tuning.search import rungs
 from sparkdiff.tuning.search.alternatives import Alternatives, places
-from sparkdiff.tuning.search.dimensions import SearchSpace
 from sparkdiff.tuning.search.samplers import SamplingPlan
+from sparkdiff.tuning.search.search_space import SearchSpace
 from sparkdiff.tuning.search.study import Study, Trial, TrialOutcome
 
 AUTO = {
-    "FineTuner": "maxEpochs", "GBTClassifier": "maxIter", "GBTRegressor": "maxIter", "RandomForestClassifier": "numTrees",
+    "FineTuner": "maxEpochs",
+    "GBTClassifier": "maxIter",
+    "GBTRegressor": "maxIter",
+    "RandomForestClassifier": "numTrees",
     "RandomForestRegressor": "numTrees",
-}  # fmt: skip
+}
 """The resource of a last stage by its class: the Param that counts its epochs or trees; for other classes, rows."""
 BOOSTED = ("GBTClassifier", "GBTRegressor")
 LEAST_BOOSTED = 1 / 9
@@ -118,7 +121,9 @@ class Pruning:
         """The number of the first trial of each bracket."""
         return [0, *accumulate(bracket.size for bracket in self.brackets)]
 
-    def evaluated(self, number: int, batch: Sequence[Trial], study: Study, evaluate: Evaluate) -> list[TrialOutcome]:
+    def evaluate_bracket(
+        self, number: int, batch: Sequence[Trial], study: Study, evaluate: Evaluate
+    ) -> list[TrialOutcome]:
         """The outcome of each trial of a bracket; a rung that was evaluated before a kill isn't evaluated again."""
         bracket = replace(self.brackets[number], size=len(batch))
         sign, seconds, why = -1.0 if self.larger else 1.0, [0.0] * len(batch), [""] * len(batch)

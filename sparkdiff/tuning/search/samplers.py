@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from sparkdiff.errors import InputError, did_you_mean
-from sparkdiff.tuning.search.dimensions import Configuration, SearchSpace
-from sparkdiff.tuning.search.space import Choice, Distribution, Integer, Uniform
+from sparkdiff.tuning.search.distributions import Choice, Distribution, Integer, Uniform
+from sparkdiff.tuning.search.search_space import Configuration, SearchSpace
 
 try:
     import optuna
@@ -71,11 +71,11 @@ class SamplingPlan:
         return max(4, min(50, self.total // 5))
 
     @cached_property
-    def shuffled(self) -> list[Configuration] | None:
+    def shuffled_settings(self) -> list[Configuration] | None:
         """All settings in the random order in which the sampler `random` tries them; None if there are too many to
         list, or if they aren't equally likely.
         """
-        settings = self.space.listed()
+        settings = self.space.configurations()
         if settings is None or any(q.when or getattr(q.distribution, "log", False) for q in self.space.dimensions):
             return None
         order = np.random.RandomState(seed_of(self.seed, 0, "order")).permutation(len(settings))
@@ -90,8 +90,8 @@ class SamplingPlan:
             match self.name:
                 case "grid":
                     return ListedSettings(self.space.grid())
-                case "random" if self.shuffled is not None:
-                    return ListedSettings(self.shuffled)  # none twice before all were tried
+                case "random" if self.shuffled_settings is not None:
+                    return ListedSettings(self.shuffled_settings)  # none twice before all were tried
                 case "random":
                     return optuna.samplers.RandomSampler(seed=seed)
                 case "tpe":  # `group`: dimensions with a condition are modelled on the trials that met it
@@ -134,7 +134,7 @@ def seed_of(seed: int, number: int, what: str = "") -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {number} {what}".encode()).digest()[:4], "big")
 
 
-def suggested(trial: Any, name: str, given: Distribution) -> Any:
+def suggest_value(trial: Any, name: str, given: Distribution) -> Any:
     """The value that an Optuna trial suggests for the dimension `name`."""
     if isinstance(given, Uniform):
         return trial.suggest_float(name, given.low, given.high, log=given.log)
@@ -147,7 +147,7 @@ def suggested(trial: Any, name: str, given: Distribution) -> Any:
 # Ours -----------------------------------------------------------------------------------------------------------------
 
 
-class Independent(Base):  # type: ignore[misc]
+class IndependentSampler(Base):  # type: ignore[misc]
     """A sampler that draws each dimension separately."""
 
     def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
@@ -157,7 +157,7 @@ class Independent(Base):  # type: ignore[misc]
         return {}
 
 
-class ListedSettings(Independent):
+class ListedSettings(IndependentSampler):
     """A sampler that takes the settings of a list, one per trial. Optuna's GridSampler would repeat settings in which a
     dimension isn't active.
     """
@@ -178,7 +178,7 @@ class FinishedTrial:
     value: float
 
 
-class Walking(Independent):
+class LocalSearchSampler(IndependentSampler):
     """A sampler that draws values near a configuration, which it chooses from the trials so far."""
 
     def __init__(self, plan: SamplingPlan, number: int):
@@ -191,10 +191,10 @@ class Walking(Independent):
 
     def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
         if self.place is None:
-            self.place = self.around(finished(study))
+            self.place = self.around(finished_trials(study))
         configuration, width = self.place
         near = None if configuration is None else configuration.get(param_name)
-        return drawn(
+        return draw_value(
             param_distribution,
             near,
             width,
@@ -203,13 +203,13 @@ class Walking(Independent):
         )
 
 
-def finished(study: Any) -> list[FinishedTrial]:
+def finished_trials(study: Any) -> list[FinishedTrial]:
     sign = -1.0 if study.direction == optuna.study.StudyDirection.MAXIMIZE else 1.0
     complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
     return [FinishedTrial(t.number, t.params, sign * t.value) for t in complete]
 
 
-def drawn(distribution: Any, near: Any, width: float, random: np.random.RandomState, *, known: bool) -> Any:
+def draw_value(distribution: Any, near: Any, width: float, random: np.random.RandomState, *, known: bool) -> Any:
     """A random value of one of Optuna's distributions; if `known`, from a window around `near` whose width is the share
     `width` of the whole range. A category that is known stays unless it is redrawn, with probability `width`.
     """
@@ -233,7 +233,7 @@ def drawn(distribution: Any, near: Any, width: float, random: np.random.RandomSt
     return min(max(value, distribution.low), distribution.high)
 
 
-class Annealing(Walking):
+class Annealing(LocalSearchSampler):
     """Simulated annealing: a trial near the current configuration replaces it if the trial is better, and sometimes if
     it is worse.
 
@@ -259,7 +259,7 @@ class Annealing(Walking):
         return min(number / max(self.plan.total, 1), 1.0)
 
 
-class RecursiveRandom(Walking):
+class RecursiveRandom(LocalSearchSampler):
     """Recursive random search (Ye and Kalyanaraman 2003): explore at random, then search around the best place in boxes
     that move to better places and shrink without them, until they are small; then explore again.
 

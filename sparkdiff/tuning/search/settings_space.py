@@ -10,10 +10,10 @@ from typing import Any
 
 from pyspark.ml.param import Param
 
-from sparkdiff.pipeline.unfitted import AS_FITTED, ESTIMATOR, Unfitted, UnfittedStage
+from sparkdiff.pipeline.unfitted_form import AS_FITTED, ESTIMATOR, UnfittedForm, UnfittedStage
 from sparkdiff.tuning.search.alternatives import inputs, outputs
-from sparkdiff.tuning.search.dimensions import Configuration, SearchSpace
-from sparkdiff.tuning.search.space import Choice, Distribution, Integer, choice, integer, loguniform, uniform
+from sparkdiff.tuning.search.distributions import Choice, Distribution, Integer, choice, integer, loguniform, uniform
+from sparkdiff.tuning.search.search_space import Configuration, SearchSpace
 
 DENSE = 1_000
 """Largest number of features with which scalers may be tried with centring, which makes sparse rows dense."""
@@ -139,13 +139,19 @@ MACHINE = {
 }
 TREE = {"maxDepth": _whole(1, DEEPEST), "minInstancesPerNode": _whole(1, 100, log=True), "maxBins": _times(1, 4)}
 FOREST = {
-    **TREE, "maxDepth": _whole(1, DEEPEST_OF_FORESTS), "numTrees": _times(0.5, 4, 50), "subsamplingRate": _between(0.5, 1.0),
-    "featureSubsetStrategy": _one_of("auto", "all", "onethird", "sqrt"),
-}  # fmt: skip
-BOOSTED = {
-    **TREE, "maxIter": _times(0.5, 4, 50), "stepSize": _logarithmic(0.02, 0.5), "maxDepth": _whole(1, 8),
+    **TREE,
+    "maxDepth": _whole(1, DEEPEST_OF_FORESTS),
+    "numTrees": _times(0.5, 4, 50),
     "subsamplingRate": _between(0.5, 1.0),
-}  # fmt: skip
+    "featureSubsetStrategy": _one_of("auto", "all", "onethird", "sqrt"),
+}
+BOOSTED = {
+    **TREE,
+    "maxIter": _times(0.5, 4, 50),
+    "stepSize": _logarithmic(0.02, 0.5),
+    "maxDepth": _whole(1, 8),
+    "subsamplingRate": _between(0.5, 1.0),
+}
 CHI = {
     "numTopFeatures": _if("selectorType", "numTopFeatures", _times(0.25, 4)),
     "percentile": _if("selectorType", "percentile", _between(0.05, 1.0)),
@@ -174,13 +180,15 @@ RANGES: Mapping[str, Mapping[str, Range]] = {
     "RandomForestClassifier": {**FOREST, "impurity": _one_of("gini", "entropy")},
     "RandomForestRegressor": FOREST,
     "RobustScaler": {
-        "lower": _between(0.05, 0.45), "upper": _between(0.55, 0.95), "withScaling": _one_of(True, False),
+        "lower": _between(0.05, 0.45),
+        "upper": _between(0.55, 0.95),
+        "withScaling": _one_of(True, False),
         "withCentering": _unless(_is_wide, _one_of(False, True)),
     },
     "StandardScaler": {"withStd": _one_of(True, False), "withMean": _unless(_is_wide, _one_of(False, True))},
     "TargetEncoder": {"smoothing": _logarithmic(0.1, 1000.0)},
     "VectorIndexer": {"maxCategories": _whole(2, 32)},
-}  # fmt: skip
+}
 """The Params that are searched, by the class of an estimator or transformer."""
 
 WIDTHS: Mapping[str, Mapping[str, Range]] = {
@@ -195,7 +203,7 @@ WIDTHS: Mapping[str, Mapping[str, Range]] = {
 """Params that determine the width of a stage's output. They are searched unless a later stage requires that width."""
 
 
-def settings_space(form: Unfitted) -> dict[Param[Any], Distribution]:
+def settings_space(form: UnfittedForm) -> dict[Param[Any], Distribution]:
     """A space for `sparkdiff.Search` and `tuned` over the settings of the stages of a pipeline.
 
     Args:
@@ -210,7 +218,7 @@ def settings_space(form: Unfitted) -> dict[Param[Any], Distribution]:
         if one.role == AS_FITTED:
             continue
         fixed = _feeds_one_width(one, form.stages[i + 1 :])
-        stage = _searched(one)
+        stage = _stage_to_search(one)
         name = type(stage.stage).__name__
         space |= _distributions(stage, {**RANGES.get(name, {}), **({} if fixed else WIDTHS.get(name, {}))})
     return space
@@ -241,7 +249,7 @@ def first_settings(space: SearchSpace) -> list[Configuration]:
     return [now] if freed == now else [now, freed]
 
 
-def _searched(one: UnfittedStage) -> Stage:
+def _stage_to_search(one: UnfittedStage) -> Stage:
     """The stage whose settings are searched: the given one; for a OneVsRest, its classifier."""
     if one.role == ESTIMATOR and one.stage.hasParam("classifier"):
         return Stage(one.stage.getOrDefault("classifier"), one.model.models[0])

@@ -21,18 +21,18 @@ from sparkdiff.data.splits import (
     below,
     check_columns,
     find_boundaries,
-    numbered,
+    number_equal_rows,
     seconds,
     unit_and_block,
     with_splits,
 )
 from sparkdiff.errors import InputError
 from sparkdiff.options import Options
-from sparkdiff.pipeline.names import named, read_by_name
+from sparkdiff.pipeline.column_names import col_by_name, read_by_name
 from sparkdiff.proof.division import STRETCHES, Division, divide, folds_of
-from sparkdiff.tuning.scores import CLASSIFIERS
+from sparkdiff.tuning.evaluator_metrics import CLASSIFIERS
 from sparkdiff.tuning.search.samplers import seed_of
-from sparkdiff.tuning.search.settings import Settings
+from sparkdiff.tuning.search.search_options import Settings
 
 MOST_CLASSES = 1000
 """Largest number of distinct labels that are checked one by one."""
@@ -55,7 +55,7 @@ def folds_in(settings: Settings) -> int:
 
 
 @dataclass(frozen=True)
-class Divided:
+class DividedRows:
     """Rows of a search, with the columns SPLIT, BLOCK and TIME."""
 
     rows: DataFrame
@@ -64,7 +64,7 @@ class Divided:
         """The rows of a part, with the columns of the data only."""
         return self.rows.where(F.col(SPLIT) == split).drop(SPLIT, BLOCK, TIME)
 
-    def judged(self, share: float) -> DataFrame:
+    def rows_to_predict(self, share: float) -> DataFrame:
         """The rows that decide, with BLOCK and TIME (0 if there are no times), and a share of the rows, or groups, that
         fit the models, which are marked by a null TIME.
         """
@@ -76,7 +76,7 @@ class Divided:
         return of_both.withColumn(TIME, F.when(~trains, time)).drop(SPLIT)
 
 
-def divided(df: DataFrame, settings: Settings) -> tuple[DataFrame, Division]:
+def divide_rows(df: DataFrame, settings: Settings) -> tuple[DataFrame, Division]:
     """All rows, and their division: folds, stretches of time, or rows that fit, rows that choose and fresh rows.
 
     The division is by a hash, of whole groups if there are any; with times, the latest rows decide. The caller must
@@ -88,7 +88,7 @@ def divided(df: DataFrame, settings: Settings) -> tuple[DataFrame, Division]:
     """
     chooses = _options(settings, settings.validationFraction / (1 - settings.testFraction), "rows that choose")
     check_columns(df, chooses)
-    df = df.select(*map(named, read_by_name(df)))  # no stage can read columns that share a name
+    df = df.select(*map(col_by_name, read_by_name(df)))  # no stage can read columns that share a name
     _check_units(df, settings)
     if settings.folds:
         division = divide([Source(df)], chooses)
@@ -100,21 +100,21 @@ def divided(df: DataFrame, settings: Settings) -> tuple[DataFrame, Division]:
         boundaries = find_boundaries([Source(df.where(~tests))], chooses), own
         chosen = time > boundaries[0].deciding[0]
     else:
-        df = numbered(df, fresh)
+        df = number_equal_rows(df, fresh)
         tests, chosen = (below(unit_and_block(df, o)[0], o.validationFraction, "split") for o in (fresh, chooses))
     parts = {TRAIN: ~tests & ~chosen, VALIDATION: ~tests & chosen, TEST: tests}
     train, validation, test = (Source(df.where(rows), name, numbered=True) for name, rows in parts.items())
     return df, Division("fresh rows", (train, validation), ((train, test),), boundaries=boundaries)
 
 
-def dealt(sources: Sequence[Source], settings: Settings, boundaries: Boundaries | None = None) -> Divided:
+def assign_splits(sources: Sequence[Source], settings: Settings, boundaries: Boundaries | None = None) -> DividedRows:
     """The rows of these sources that belong to a split.
 
     Args:
         boundaries: see `with_splits`.
     """
     parts = with_splits(sources, _options(settings, settings.validationFraction, "rows that choose"), boundaries)
-    return Divided(functools.reduce(DataFrame.unionByName, parts).where(F.col(SPLIT).isNotNull()))
+    return DividedRows(functools.reduce(DataFrame.unionByName, parts).where(F.col(SPLIT).isNotNull()))
 
 
 def _check_units(df: DataFrame, settings: Settings) -> None:
@@ -122,12 +122,12 @@ def _check_units(df: DataFrame, settings: Settings) -> None:
     if (column := settings.timeCol or settings.groupCol) is None:
         return
     of, holds = ("timeCol", "nulls, NaN or infinite times") if settings.timeCol else ("groupCol", "nulls")
-    with jvm.blamed("Spark failed while reading the rows"):
-        if not df.where((seconds(df, column) if settings.timeCol else named(column)).isNull()).isEmpty():
+    with jvm.as_input_error("Spark failed while reading the rows"):
+        if not df.where((seconds(df, column) if settings.timeCol else col_by_name(column)).isNull()).isEmpty():
             raise InputError(f"{of}={column!r} holds {holds}, so it can't be told to which part these rows belong")
 
 
-def check_rows(parts: Sequence[Divided], settings: Settings, evaluators: Sequence[Any]) -> list[dict[str, int]]:
+def check_rows(parts: Sequence[DividedRows], settings: Settings, evaluators: Sequence[Any]) -> list[dict[str, int]]:
     """Count the rows of each part by split, in one job before the first fit.
 
     Args:
@@ -138,11 +138,11 @@ def check_rows(parts: Sequence[Divided], settings: Settings, evaluators: Sequenc
     """
     column = _label(parts[0].rows, evaluators)
     label, most = (
-        (named(column).cast("double") if column else F.lit(None)).alias("label"),
+        (col_by_name(column).cast("double") if column else F.lit(None)).alias("label"),
         2 * len(parts) * MOST_CLASSES,
     )
     every = (rows.rows.select(F.lit(k).alias("part"), SPLIT, label) for k, rows in enumerate(parts))
-    with jvm.blamed("Spark failed while reading the rows"):
+    with jvm.as_input_error("Spark failed while reading the rows"):
         counts = functools.reduce(DataFrame.union, every).groupBy("part", SPLIT, "label").count().limit(most).collect()
     totals, classes = [dict[str, int]() for _ in parts], dict[str, set[Any]]()
     for k, name in [(part, name) for part in range(len(parts)) for name in (TRAIN, TEST if part else VALIDATION)]:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sparkdiff.errors import InputError
-from sparkdiff.store import marker
+from sparkdiff.store import folder_marker
 from sparkdiff.store.files import read_object, write_bytes
-from sparkdiff.store.lease import held, lease_of
-from sparkdiff.tuning.search.dimensions import Configuration
-from sparkdiff.tuning.search.samplers import SamplingPlan, suggested
+from sparkdiff.store.lease import hold_lease, lease_of
+from sparkdiff.tuning.search.samplers import SamplingPlan, suggest_value
+from sparkdiff.tuning.search.search_space import Configuration
 
 try:
     import optuna
@@ -78,9 +78,11 @@ class Study:
         self.asked: dict[int, Any] = {}
         with quiet():
             self.study = optuna.create_study(
-                storage=None if folder is None else journal(folder), study_name=NAME, load_if_exists=True,
+                storage=None if folder is None else journal(folder),
+                study_name=NAME,
+                load_if_exists=True,
                 directions=["maximize" if larger else "minimize" for larger in plan.larger],
-            )  # fmt: skip
+            )
             for configuration in first[len(self.study.get_trials(deepcopy=False)) :]:
                 self.study.enqueue_trial(configuration)
         self.study.set_user_attr(TOTAL, plan.total)
@@ -96,13 +98,13 @@ class Study:
             done = [n < len(known) and known[n].state.is_finished() for n in range(first, last)]
             if not all(done):
                 return [
-                    _trial(known[n]) if is_done else self._asked(n, known)
+                    _trial(known[n]) if is_done else self._ask(n, known)
                     for n, is_done in zip(range(first, last), done, strict=True)
                 ]
             first = last
         return []
 
-    def _asked(self, number: int, known: Sequence[Any]) -> Trial:
+    def _ask(self, number: int, known: Sequence[Any]) -> Trial:
         with quiet():
             self.study.sampler = self.plan.sampler(number)
             asked = (
@@ -110,7 +112,7 @@ class Study:
             )  # asked before a kill: the trial gets the same values again
             trial = self._again(known[number]) if asked else self.study.ask()
             assert trial.number == number
-            configuration = self.plan.space.sample(lambda q: suggested(trial, q.name, q.distribution))
+            configuration = self.plan.space.sample(lambda q: suggest_value(trial, q.name, q.distribution))
         self.asked[number] = trial
         return Trial(number, configuration, "running")
 
@@ -177,9 +179,14 @@ def _trial(t: Any) -> Trial:
     if state == "pruned" and steps:
         values = (steps[max(steps)],)
     return Trial(
-        t.number, dict(t.params), state, values, t.user_attrs.get("why", ""), t.user_attrs.get("seconds", 0.0),
+        t.number,
+        dict(t.params),
+        state,
+        values,
+        t.user_attrs.get("why", ""),
+        t.user_attrs.get("seconds", 0.0),
         tuple((step / STEPS, value) for step, value in sorted(steps.items())),
-    )  # fmt: skip
+    )
 
 
 @contextlib.contextmanager
@@ -227,7 +234,7 @@ def _read_whole(path: Path, read: Callable[[], T]) -> T:
         ) from e
 
 
-def stored(folder: Path) -> tuple[list[Trial], int, bool]:
+def read_study(folder: Path) -> tuple[list[Trial], int, bool]:
     """The trials of a study in a folder, their total number, and whether larger is better. Writes nothing.
 
     Raises:
@@ -247,7 +254,7 @@ def stored(folder: Path) -> tuple[list[Trial], int, bool]:
 
 
 @contextlib.contextmanager
-def opened(folder: Path, request: Mapping[str, Any]) -> Iterator[Path]:
+def lock_search_folder(folder: Path, request: Mapping[str, Any]) -> Iterator[Path]:
     """The folder of a search, locked against other processes.
 
     Args:
@@ -260,7 +267,7 @@ def opened(folder: Path, request: Mapping[str, Any]) -> Iterator[Path]:
     asked = json.loads(json.dumps(request, sort_keys=True))
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(held(lease_of(folder), f"runDir={str(folder)!r}"))
+            stack.enter_context(hold_lease(lease_of(folder), f"runDir={str(folder)!r}"))
             _claim(folder, asked)
         except OSError as e:
             raise InputError(f"runDir={str(folder)!r} cannot be used: {e.strerror}; choose another folder") from e
@@ -269,11 +276,11 @@ def opened(folder: Path, request: Mapping[str, Any]) -> Iterator[Path]:
 
 def _claim(folder: Path, asked: Mapping[str, Any]) -> None:
     """Write the request to a folder, or compare it with the one that is stored there."""
-    marker.check_owner(folder, marker.SEARCH, f"runDir={str(folder)!r}", "folder")
+    folder_marker.check_owner(folder, folder_marker.SEARCH, f"runDir={str(folder)!r}", "folder")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = folder / REQUEST
     if not path.exists() and not (folder / JOURNAL).exists():
-        marker.mark(folder, marker.SEARCH)
+        folder_marker.mark(folder, folder_marker.SEARCH)
         write_bytes(path, json.dumps(asked, sort_keys=True, indent=1).encode())
         return
     begun = _read_whole(path, lambda: read_object(path))

@@ -20,19 +20,26 @@ from sparkdiff.data.row_hashes import COPY, coin, with_copies
 from sparkdiff.data.splits import below
 from sparkdiff.errors import SparkdiffError, WriteError
 from sparkdiff.pipeline.nesting import inside
-from sparkdiff.tuning.cached_rows import Kept
+from sparkdiff.tuning.cached_rows import RowsStore
 from sparkdiff.tuning.cross_validation import outcomes, why_not_at_once
 from sparkdiff.tuning.fits import GridTask, leaves_of
 from sparkdiff.tuning.folds import Folds
-from sparkdiff.tuning.search.alternatives import Alternatives, chosen
-from sparkdiff.tuning.search.dimensions import SearchSpace
-from sparkdiff.tuning.search.splitting import Divided
+from sparkdiff.tuning.search.alternatives import Alternatives, with_choices
+from sparkdiff.tuning.search.search_space import SearchSpace
+from sparkdiff.tuning.search.splitting import DividedRows
 from sparkdiff.tuning.search.study import Trial, TrialOutcome
 
 FAILURES = (
-    SparkdiffError, *jvm.SparkError, ValueError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError,
+    SparkdiffError,
+    *jvm.SparkError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    AssertionError,
+    ArithmeticError,
     RuntimeError,
-)  # fmt: skip
+)
 """Errors of a setting that can't be fitted: the trial fails, and the search continues. A WriteError or an OSError ends
 it."""
 HELD = "__sparkdiff_held"
@@ -40,7 +47,7 @@ TOGETHER, FEW = 100, 8
 """Numbers of trials in a batch: if a batch is solved at once, and if each trial is a fit of its own."""
 
 
-class Several(Evaluator):
+class SeveralEvaluators(Evaluator):
     """Several evaluators as one, whose metric is a tuple."""
 
     def __init__(self, evaluators: Sequence[Any]):
@@ -48,7 +55,7 @@ class Several(Evaluator):
         self.evaluators = evaluators
 
     def _evaluate(self, dataset: DataFrame) -> Any:
-        with jvm.cached(dataset) as rows:
+        with jvm.cache_rows(dataset) as rows:
             return tuple(evaluator.evaluate(rows) for evaluator in self.evaluators)
 
 
@@ -61,7 +68,7 @@ class Trials:
     """
 
     space: SearchSpace
-    rows: Divided
+    rows: DividedRows
     evaluators: Sequence[Any]
     parallelism: int
     resource: Any = None
@@ -69,7 +76,7 @@ class Trials:
 
     @property
     def evaluator(self) -> Any:
-        return self.evaluators[0] if len(self.evaluators) == 1 else Several(self.evaluators)
+        return self.evaluators[0] if len(self.evaluators) == 1 else SeveralEvaluators(self.evaluators)
 
     def evaluate(self, trials: Sequence[Trial], resource: float | None = None) -> list[TrialOutcome]:
         """The outcome of each trial, fitted to the training rows and judged on the validation rows.
@@ -99,7 +106,7 @@ class Trials:
                 return {number: f for trial in trials for number, f in self._group([trial], resource).items()}
             return {trials[0].number: TrialOutcome(None, jvm.cause(e), time.perf_counter() - start)}
         seconds = (time.perf_counter() - start) / len(trials)
-        return {trial.number: _found(m, seconds) for trial, m in zip(trials, metrics, strict=True)}
+        return {trial.number: _outcome(m, seconds) for trial, m in zip(trials, metrics, strict=True)}
 
     def _metrics(self, estimator: Any, maps: Sequence[Mapping[Any, Any]], resource: float | None) -> list[Any]:
         folds = self._folds
@@ -137,7 +144,7 @@ class Trials:
             model = Pipeline(stages=self._leaves(self.space.estimator)[: self._shared_stages]).fit(train)
             train, validation = model.transform(train).cache(), model.transform(validation).cache()
             self.held += [train, validation]
-        return _one_fold(train, validation, Kept(Path(self.scratch.name), {}))
+        return _one_fold(train, validation, RowsStore(Path(self.scratch.name), {}))
 
     @cached_property
     def scratch(self) -> TemporaryDirectory[str]:
@@ -147,11 +154,11 @@ class Trials:
     def _share(self, share: float) -> Folds:
         """The folds with a share of the training rows, by a hash: a larger share contains all rows of a smaller one."""
         ((_, validation),) = self._folds.pairs
-        train = self._numbered
+        train = self._rows_with_copies
         return _one_fold(train.where(below(coin(train), share, "share")).drop(COPY), validation)
 
     @cached_property
-    def _numbered(self) -> DataFrame:
+    def _rows_with_copies(self) -> DataFrame:
         ((train, _),) = self._folds.pairs
         return with_copies(train)
 
@@ -163,16 +170,16 @@ class Trials:
 
     def chunk(self) -> int:
         """Number of trials that are evaluated together if they learn nothing from each other."""
-        task = GridTask.of(chosen(self.space.estimator, {}), [{}], self.evaluator)
+        task = GridTask.of(with_choices(self.space.estimator, {}), [{}], self.evaluator)
         return max(FEW if why_not_at_once(task) else TOGETHER, self.parallelism)
 
 
-def _one_fold(train: DataFrame, validation: DataFrame, kept: Kept | None = None) -> Folds:
+def _one_fold(train: DataFrame, validation: DataFrame, kept: RowsStore | None = None) -> Folds:
     both = train.withColumn(HELD, F.lit(-1)).unionByName(validation.withColumn(HELD, F.lit(0)))
     return Folds(both, F.col(HELD), 1, lambda: [(train, validation)], drawn=False, kept=kept)
 
 
-def _found(metric: Any, seconds: float) -> TrialOutcome:
+def _outcome(metric: Any, seconds: float) -> TrialOutcome:
     values = metric if isinstance(metric, tuple) else (metric,)
     if any(math.isnan(value) for value in values):
         return TrialOutcome(None, "the metric is NaN", seconds)

@@ -17,14 +17,14 @@ from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
 from sparkdiff.data.splits import Source
-from sparkdiff.pipeline.unfitted import Unfitted, refit
-from sparkdiff.tuning.search.dimensions import SearchSpace
-from sparkdiff.tuning.search.procedure import SearchTask, best_of, records
+from sparkdiff.pipeline.unfitted_form import UnfittedForm, refit
 from sparkdiff.tuning.search.samplers import SamplingPlan
-from sparkdiff.tuning.search.settings import Settings
+from sparkdiff.tuning.search.search_options import Settings
+from sparkdiff.tuning.search.search_run import SearchTask, best_of, records
+from sparkdiff.tuning.search.search_space import SearchSpace
 from sparkdiff.tuning.search.settings_space import first_settings
-from sparkdiff.tuning.search.splitting import Divided, dealt
-from sparkdiff.tuning.search.study import Study, Trial, opened
+from sparkdiff.tuning.search.splitting import DividedRows, assign_splits
+from sparkdiff.tuning.search.study import Study, Trial, lock_search_folder
 from sparkdiff.tuning.search.trials import Trials
 
 CHOOSE = 0.25
@@ -72,11 +72,20 @@ class TunedSettings:
     records: list[dict[str, Any]]
 
 
-def tuned(
-    form: Unfitted, space: Mapping[Any, Any], evaluator: Any, rows: DataFrame, *,
-    groupCol: str | None = None, timeCol: str | None = None, numTrials: int = 30, maxSeconds: float | None = None,
-    seed: int = 0, keep: int = 1, folder: Path | None = None,
-) -> TunedSettings:  # fmt: skip
+def tune_within_budget(
+    form: UnfittedForm,
+    space: Mapping[Any, Any],
+    evaluator: Any,
+    rows: DataFrame,
+    *,
+    groupCol: str | None = None,
+    timeCol: str | None = None,
+    numTrials: int = 30,
+    maxSeconds: float | None = None,
+    seed: int = 0,
+    keep: int = 1,
+    folder: Path | None = None,
+) -> TunedSettings:
     """Find the best settings of a pipeline within a budget; the first trials are those of `first_settings`.
 
     The same seed finds the same settings, bit for bit if no `maxSeconds` is given. A search that is started again with
@@ -100,22 +109,29 @@ def tuned(
     """
     begun = time.monotonic()
     form.check()
-    settings = Settings.of({
-        "numTrials": numTrials, "validationFraction": CHOOSE, "groupCol": groupCol, "timeCol": timeCol, "seed": seed,
-        "maxSeconds": maxSeconds, "numFolds": 0,
-        "rowsAreNew": True,  # only the caller knows which stages stay as fitted, and which rows these have seen
-    })  # fmt: skip
+    settings = Settings.of(
+        {
+            "numTrials": numTrials,
+            "validationFraction": CHOOSE,
+            "groupCol": groupCol,
+            "timeCol": timeCol,
+            "seed": seed,
+            "maxSeconds": maxSeconds,
+            "numFolds": 0,
+            "rowsAreNew": True,  # only the caller knows which stages stay as fitted, and which rows these have seen
+        }
+    )
     task = SearchTask.of(SearchSpace.of(form.estimator, space), [evaluator], settings, None)
     with ExitStack() as stack:
         if folder is not None:
-            stack.enter_context(opened(folder, task.request(rows)))
-        inner = dealt([Source(rows)], settings)
-        stack.enter_context(jvm.cached(inner.rows))
-        study, stopped = _studied(task, inner, folder, begun)
-    return _told(form, task, study, stopped, rows, keep)
+            stack.enter_context(lock_search_folder(folder, task.request(rows)))
+        inner = assign_splits([Source(rows)], settings)
+        stack.enter_context(jvm.cache_rows(inner.rows))
+        study, stopped = _run_trials(task, inner, folder, begun)
+    return _fit_best_settings(form, task, study, stopped, rows, keep)
 
 
-def _studied(task: SearchTask, rows: Divided, folder: Path | None, begun: float) -> tuple[Study, str]:
+def _run_trials(task: SearchTask, rows: DividedRows, folder: Path | None, begun: float) -> tuple[Study, str]:
     """The study with its trials, and the limit that ended them.
 
     Args:
@@ -170,7 +186,9 @@ def _usual(known: Sequence[Trial]) -> float:
     return statistics.median(t.seconds for t in known[1:]) if known[1:] else known[0].seconds / 2
 
 
-def _told(form: Unfitted, task: SearchTask, study: Study, stopped: str, data: DataFrame, keep: int) -> TunedSettings:
+def _fit_best_settings(
+    form: UnfittedForm, task: SearchTask, study: Study, stopped: str, data: DataFrame, keep: int
+) -> TunedSettings:
     known = [t for t in study.trials() if t.state != "running"]
     best_of(study)  # raises the reason if there is none
     sign = -1.0 if task.larger[0] else 1.0
@@ -180,9 +198,15 @@ def _told(form: Unfitted, task: SearchTask, study: Study, stopped: str, data: Da
     first = next((t for t in known if t.number == 0 and t.state == "complete"), None)
     return TunedSettings(
         best=tuple(
-            TunedSetting(refit(form, data, task.space.setting(t.configuration)[1]), t.configuration, t.number, t.values[0])
+            TunedSetting(
+                refit(form, data, task.space.setting(t.configuration)[1]), t.configuration, t.number, t.values[0]
+            )
             for t in chosen
         ),
-        current=first.values[0] if first else None, trials=len(known), failed=sum(t.state == "failed" for t in known),
-        seconds=sum(t.seconds for t in known), stopped=stopped, records=records(known, task),
-    )  # fmt: skip
+        current=first.values[0] if first else None,
+        trials=len(known),
+        failed=sum(t.state == "failed" for t in known),
+        seconds=sum(t.seconds for t in known),
+        stopped=stopped,
+        records=records(known, task),
+    )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sparkdiff.tuning.solvers.descent import Minimum, Penalised, Slope, minimise
+from sparkdiff.tuning.solvers.descent import ElasticNetPenalties, Minimum, Slope, minimise
 from sparkdiff.tuning.solvers.problem import (
     CACHE,
     Block,
@@ -17,7 +17,7 @@ from sparkdiff.tuning.solvers.problem import (
     Setting,
     Solution,
     batches,
-    failed,
+    failed_solution,
     moments,
     sample,
     table,
@@ -30,7 +30,7 @@ CHEAP = 5e8
 """Number of multiplications up to which full Hessians are always computed."""
 
 
-def logistic(
+def solve_logistic(
     chunks: Chunks, settings: list[Setting], folds: int, classes: int, memory: int = MEMORY
 ) -> list[list[Solution]]:
     """Models of LogisticRegression, [setting][fold]; `classes` as Spark counts them (labels are 0 to classes - 1).
@@ -50,7 +50,7 @@ def logistic(
                     solved = together(rows, found, [(settings[i], f) for i, f in some], sets)
                     answers.update(zip(some, solved, strict=True))
     return [
-        [answers.get((i, f)) or failed(found, sets_of(s, classes)) for f in range(folds)]
+        [answers.get((i, f)) or failed_solution(found, sets_of(s, classes)) for f in range(folds)]
         for i, s in enumerate(settings)
     ]
 
@@ -167,7 +167,7 @@ def by_newton(rows: RowTable, problems: list[tuple[Setting, int]], sets: int) ->
     return hessians < max(CHEAP, 1.5 * 25 * every * 4 * sets * width)
 
 
-def penalties(rows: RowTable, found: Moments, problems: list[tuple[Setting, int]], sets: int) -> Penalised:
+def penalties(rows: RowTable, found: Moments, problems: list[tuple[Setting, int]], sets: int) -> ElasticNetPenalties:
     """The penalties of the problems, in units of the columns' scale.
 
     Spark's L2 is regParam·(1 - α)/2·Σ b², its L1 regParam·α·Σ |b|, where b is a coefficient, times its column's
@@ -177,14 +177,16 @@ def penalties(rows: RowTable, found: Moments, problems: list[tuple[Setting, int]
     lasso, free = torch.zeros_like(ridge), torch.ones_like(ridge)
     d = len(rows.scale)
     for i, (setting, fold) in enumerate(problems):
-        unit = (rows.variance[fold] * found.unbiased[fold]).sqrt() if setting.standardization else 1 / rows.scale
+        unit = (
+            (rows.variance[fold] * found.bessel_correction[fold]).sqrt() if setting.standardization else 1 / rows.scale
+        )
         ridge[i, :, :d] = setting.regParam * (1 - setting.elasticNetParam) * unit.square()
         lasso[i, :, :d] = setting.regParam * setting.elasticNetParam * unit
         free[i, :, :d] = (~found.constant[fold]).to(free.dtype)
     # Adding the same number to all classes' coefficients of a column changes no probability.
     shift = ((lasso == 0).all(1) & (free > 0).all(1)).to(ridge.dtype) * (sets > 1)
     m = len(problems)
-    return Penalised(ridge.reshape(m, -1), lasso.reshape(m, -1), free.reshape(m, -1), shift)
+    return ElasticNetPenalties(ridge.reshape(m, -1), lasso.reshape(m, -1), free.reshape(m, -1), shift)
 
 
 def solutions(rows: RowTable, problems: list[tuple[Setting, int]], sets: int, minimum: Minimum) -> list[Solution]:

@@ -21,7 +21,7 @@ PIVOT = 1e-10
 
 
 @dataclass(frozen=True)
-class Penalised:
+class ElasticNetPenalties:
     """Penalties ½·ridge·x² + lasso·|x| of each problem's parameters x: (problems, parameters)."""
 
     ridge: Tensor
@@ -32,8 +32,8 @@ class Penalised:
     """1 for a column whose parameters sum to zero over sets (classes) at a minimum, so that curvature along this sum
     may be added to the Hessian; else 0: (problems, width)."""
 
-    def of(self, which: Tensor) -> "Penalised":
-        return Penalised(self.ridge[which], self.lasso[which], self.free[which], self.shift[which])
+    def of(self, which: Tensor) -> "ElasticNetPenalties":
+        return ElasticNetPenalties(self.ridge[which], self.lasso[which], self.free[which], self.shift[which])
 
     def __len__(self) -> int:
         return len(self.ridge)
@@ -63,7 +63,7 @@ class Minimum:
     """True where the minimum was reached: (problems,) bool."""
 
 
-def minimise(slopes: Slopes, hessians: Hessians, given: Penalised, start: Tensor, *, newton: bool) -> Minimum:
+def minimise(slopes: Slopes, hessians: Hessians, given: ElasticNetPenalties, start: Tensor, *, newton: bool) -> Minimum:
     """Minimise the functions with their penalties.
 
     Args:
@@ -83,7 +83,7 @@ def minimise(slopes: Slopes, hessians: Hessians, given: Penalised, start: Tensor
 class DescentState:
     """The state of the descent of each problem. Problems in `active` still move; `factors` and `memory` hold only these."""
 
-    def __init__(self, given: Penalised, start: Tensor, newton: bool) -> None:
+    def __init__(self, given: ElasticNetPenalties, start: Tensor, newton: bool) -> None:
         m = len(given)
         self.given, self.newton = given, newton
         self.at, self.gradient = start.clone(), torch.zeros_like(start)
@@ -191,7 +191,7 @@ class DescentState:
         return -q
 
 
-def regular(h: Tensor, own: Penalised) -> Tensor:
+def regular(h: Tensor, own: ElasticNetPenalties) -> Tensor:
     """The Hessians, made regular: parameters that stay zero are decoupled from the others, and curvature is added along
     moves that are equal in all sets, where `own.shift` allows it.
     """
@@ -204,7 +204,7 @@ def regular(h: Tensor, own: Penalised) -> Tensor:
     return h
 
 
-def towards(h: Tensor, own: Penalised, at: Tensor, gradient: Tensor) -> Tensor:
+def towards(h: Tensor, own: ElasticNetPenalties, at: Tensor, gradient: Tensor) -> Tensor:
     """Newton's direction, NaN where there is none: (problems, parameters)."""
     way, bent = torch.empty_like(at), (own.lasso > 0).any(1)
     for which, step in (((~bent).nonzero()[:, 0], _straight), (bent.nonzero()[:, 0], _bent)):
@@ -213,7 +213,7 @@ def towards(h: Tensor, own: Penalised, at: Tensor, gradient: Tensor) -> Tensor:
     return way
 
 
-def _straight(h: Tensor, own: Penalised, at: Tensor, gradient: Tensor) -> Tensor:
+def _straight(h: Tensor, own: ElasticNetPenalties, at: Tensor, gradient: Tensor) -> Tensor:
     """Newton's direction for problems without lasso penalties."""
     factor, wrong = torch.linalg.cholesky_ex(h + torch.diag_embed(own.ridge))
     pivots = factor.diagonal(dim1=1, dim2=2).square() / h.diagonal(dim1=1, dim2=2)
@@ -221,7 +221,7 @@ def _straight(h: Tensor, own: Penalised, at: Tensor, gradient: Tensor) -> Tensor
     return torch.where(((wrong == 0) & (pivots.amin(1) > PIVOT))[:, None], way, torch.nan)
 
 
-def _bent(h: Tensor, own: Penalised, at: Tensor, gradient: Tensor) -> Tensor:
+def _bent(h: Tensor, own: ElasticNetPenalties, at: Tensor, gradient: Tensor) -> Tensor:
     """Newton's direction for problems with lasso penalties."""
     smooth = gradient - own.ridge * at
     b = quadratic.times(h, at) - smooth

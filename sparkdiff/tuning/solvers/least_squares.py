@@ -7,17 +7,26 @@ from torch import Tensor
 
 from sparkdiff.tuning.solvers import quadratic
 from sparkdiff.tuning.solvers.limits import NORMAL_COLUMNS
-from sparkdiff.tuning.solvers.problem import MATRICES, Chunks, Moments, Setting, Solution, failed, gram, moments
+from sparkdiff.tuning.solvers.problem import (
+    MATRICES,
+    Chunks,
+    Moments,
+    Setting,
+    Solution,
+    failed_solution,
+    gram,
+    moments,
+)
 
 PIVOT = 1e-10
 """Smallest pivot of a correlation matrix: below it, columns count as linearly dependent, the model as undetermined."""
 
 
-def linear(chunks: Chunks, settings: list[Setting], folds: int) -> list[list[Solution]]:
+def solve_linear(chunks: Chunks, settings: list[Setting], folds: int) -> list[list[Solution]]:
     """Models of LinearRegression, [setting][fold]."""
     found = moments(chunks, folds)
     if not found.usable:
-        return [[failed(found) for _ in range(folds)] for _ in settings]
+        return [[failed_solution(found) for _ in range(folds)] for _ in settings]
     columns: list[list[Solution]] = [[] for _ in settings]
     size = max(MATRICES // (8 * (len(found.centre) + 2) ** 2) - 1, 1)
     for first in range(0, folds, size):
@@ -113,7 +122,7 @@ def normal(setting: Setting, columns: int) -> bool:
 
 def label_variance(setting: Setting, given: NormalSums, found: Moments, fold: int) -> Tensor:
     """The label's variance by which Spark divides: the population variance for normal equations, else the sample's."""
-    return given.spread if normal(setting, len(found.centre)) else given.spread * found.unbiased[fold]
+    return given.spread if normal(setting, len(found.centre)) else given.spread * found.bessel_correction[fold]
 
 
 def penalty(setting: Setting, given: NormalSums, found: Moments, fold: int, inverse: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,7 +133,7 @@ def penalty(setting: Setting, given: NormalSums, found: Moments, fold: int, inve
     standard deviation and b is a coefficient, multiplied by its column's standard deviation (by 1 without
     standardization) and divided by σ.
     """
-    factor = 1.0 if normal(setting, len(found.centre)) else float(found.unbiased[fold])
+    factor = 1.0 if normal(setting, len(found.centre)) else float(found.bessel_correction[fold])
     deviation = (given.variance * factor).sqrt() if setting.standardization else 1 / found.scale
     sigma = label_variance(setting, given, found, fold).sqrt() * found.label_scale
     root = given.label.sqrt()

@@ -21,13 +21,13 @@ def is_wide(kind: str, setting: Setting, facts: RowFacts, *, sparse: bool) -> bo
     return sparse or coefficients(setting, facts) > WIDEST[kind]
 
 
-def _undetermined(setting: Setting, facts: RowFacts) -> bool:
+def _has_many_optima(setting: Setting, facts: RowFacts) -> bool:
     """True if a multinomial model of two classes has many optimal solutions, which differ in their raw predictions."""
     pure = setting.regParam > 0 and setting.elasticNetParam == 1
     return pure and setting.family == "multinomial" and facts.classes == 2
 
 
-def unsolved(kind: str, setting: Setting, facts: RowFacts) -> str:
+def why_left_to_spark(kind: str, setting: Setting, facts: RowFacts) -> str:
     """The reason why Spark has to fit this setting; empty if it is solved here. `kind` is the name of Spark's class."""
     if kind not in WIDEST:
         return f"{kind} is fitted by Spark"
@@ -46,7 +46,7 @@ def unsolved(kind: str, setting: Setting, facts: RowFacts) -> str:
             return f"Spark fits family={setting.family!r}; here it is one of {', '.join(FAMILIES)}"
         if setting.link is not None and setting.link not in FAMILIES[setting.family].links:
             return f"Spark judges link={setting.link!r} of family={setting.family!r}"
-    if kind == "LogisticRegression" and _undetermined(setting, facts):
+    if kind == "LogisticRegression" and _has_many_optima(setting, facts):
         return (
             "elasticNetParam=1 leaves open how two classes share their coefficients, so Spark fits family='multinomial'"
         )

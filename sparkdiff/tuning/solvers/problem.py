@@ -109,7 +109,7 @@ class Moments:
         return self.low == self.high
 
     @property
-    def unbiased(self) -> Tensor:
+    def bessel_correction(self) -> Tensor:
         """Factor by which Spark's Summarizer multiplies the population's variance: (folds,)."""
         return self.weight / (self.weight - self.squares / self.weight).clamp_min(torch.finfo(torch.float64).tiny)
 
@@ -159,12 +159,12 @@ def moments(chunks: Chunks, folds: int, classes: int = 0) -> Moments:
     least = torch.stack([low[o].amin(0) for o in others])
     most = torch.stack([high[o].amax(0) for o in others])
     return Moments(
-        weight=left_out(weight),
-        squares=left_out(squares),
+        weight=sums_without_fold(weight),
+        squares=sums_without_fold(squares),
         low=least[:, :-1],
         high=most[:, :-1],
         labels=torch.stack([least[:, -1], most[:, -1]], 1),
-        classes=left_out(counts),
+        classes=sums_without_fold(counts),
         centre=centre[:-1],
         scale=deviation[:-1],
         label_centre=centre[-1],
@@ -173,7 +173,7 @@ def moments(chunks: Chunks, folds: int, classes: int = 0) -> Moments:
     )
 
 
-def failed(found: Moments, sets: int = 1) -> Solution:
+def failed_solution(found: Moments, sets: int = 1) -> Solution:
     """A placeholder for a model that could not be solved; `sets` is the number of rows of its coefficients."""
     nothing = torch.full((sets, len(found.centre)), torch.nan, dtype=torch.float64)
     return Solution(
@@ -181,7 +181,7 @@ def failed(found: Moments, sets: int = 1) -> Solution:
     )
 
 
-def left_out(sums: Tensor) -> Tensor:
+def sums_without_fold(sums: Tensor) -> Tensor:
     """(folds + 1, ...) sums of the groups -> (folds, ...) sums over all groups except the fold's own."""
     return torch.stack([sums[[g for g in range(len(sums)) if g != f]].sum(0) for f in range(len(sums) - 1)])
 

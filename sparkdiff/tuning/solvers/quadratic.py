@@ -121,17 +121,17 @@ def with_signs(h: Tensor, ridge: Tensor, b: Tensor, lasso: Tensor, x: Tensor, si
     if x.shape[1] <= SMALL:
         flat = used.to(x.dtype)
         system = h * flat[:, :, None] * flat[:, None, :] + torch.diag_embed((ridge + NEAR) * flat + 1 - flat)
-        return solved(system, right * flat) * flat
+        return cholesky_solution(system, right * flat) * flat
     found = torch.zeros_like(x)
     for i in range(len(x)):
         own = used[i].nonzero()[:, 0]
         if len(own):
             system = h[i % len(h)][own[:, None], own] + torch.diag(ridge[i, own] + NEAR)
-            found[i, own] = solved(system[None], right[i, own][None])[0]
+            found[i, own] = cholesky_solution(system[None], right[i, own][None])[0]
     return found
 
 
-def solved(system: Tensor, right: Tensor) -> Tensor:
+def cholesky_solution(system: Tensor, right: Tensor) -> Tensor:
     factor, wrong = torch.linalg.cholesky_ex(system)
     found = torch.cholesky_solve(right[:, :, None], factor)[:, :, 0]
     return torch.where((wrong == 0)[:, None], found, torch.nan)

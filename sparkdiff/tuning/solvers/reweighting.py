@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.tuning.solvers.families import FAMILIES, LINKS, Family, LinkFunction
-from sparkdiff.tuning.solvers.least_squares import linear
+from sparkdiff.tuning.solvers.least_squares import solve_linear
 from sparkdiff.tuning.solvers.problem import (
     CACHE,
     Chunk,
@@ -18,7 +18,7 @@ from sparkdiff.tuning.solvers.problem import (
     Setting,
     Solution,
     batches,
-    failed,
+    failed_solution,
     moments,
     table,
 )
@@ -28,7 +28,7 @@ TOLERANCE = 1e-11
 PIVOT = 1e-10
 
 
-def generalized(chunks: Chunks, settings: list[Setting], folds: int, memory: int = 2**30) -> list[list[Solution]]:
+def solve_generalized(chunks: Chunks, settings: list[Setting], folds: int, memory: int = 2**30) -> list[list[Solution]]:
     """Models of GeneralizedLinearRegression, [setting][fold].
 
     Rows stay in memory between passes if they need no more than `memory` bytes; else each pass reads `chunks` again.
@@ -37,7 +37,7 @@ def generalized(chunks: Chunks, settings: list[Setting], folds: int, memory: int
     direct = [i for i, s in enumerate(settings) if kind_of(s) == ("gaussian", "identity")]
     if direct:
         plain = [replace(settings[i], elasticNetParam=0.0, standardization=True, solver="normal") for i in direct]
-        answers.update(zip(direct, linear(lambda: without_offset(chunks), plain, folds), strict=True))
+        answers.update(zip(direct, solve_linear(lambda: without_offset(chunks), plain, folds), strict=True))
     found = moments(chunks, folds)
     for kind in sorted({(*kind_of(s), s.fitIntercept) for s in settings}):
         chosen = [i for i, s in enumerate(settings) if i not in direct and (*kind_of(s), s.fitIntercept) == kind]
@@ -60,7 +60,7 @@ def of_kind(chunks: Chunks, settings: list[Setting], folds: int, found: Moments,
     """The models of settings with one family and one link, all with or all without an intercept."""
     name, link = kind_of(settings[0])
     family = FAMILIES[name]
-    nothing = [[failed(found) for _ in range(folds)] for _ in settings]
+    nothing = [[failed_solution(found) for _ in range(folds)] for _ in settings]
     if not found.usable or not family.labels(float(found.labels.min()), float(found.labels.max())):
         return nothing
     rows = table(chunks, folds, found, intercept=settings[0].fitIntercept, memory=memory)

@@ -14,7 +14,7 @@ from sparkdiff.tuning.solvers.classification import sets_of
 from sparkdiff.tuning.solvers.descent import TOLERANCE, Minimum
 from sparkdiff.tuning.solvers.least_squares import normal
 from sparkdiff.tuning.solvers.problem import MATRICES, Setting, Solution
-from sparkdiff.tuning.solvers.wide_rows import Whole, WideRows, wide_rows
+from sparkdiff.tuning.solvers.wide_rows import RowsInMemory, WideRows, wide_rows
 
 STEPS, TRIALS, INNER = 100, 40, 500
 """Largest numbers of Newton steps, of trial lengths of a step, and of conjugate gradient iterations for a step."""
@@ -72,7 +72,7 @@ def minimise(function: Function, given: Costs, start: Tensor) -> Minimum:
     own, costs, now = function, given, start
     place = own.look(now)
     for step in range(STEPS):
-        total = penalised(place.value, costs, now)
+        total = penalised_loss(place.value, costs, now)
         slope = quadratic.subgradient((place.gradient + costs.ridge * now) * costs.free, costs.lasso, now) * costs.free
         left = largest(slope)
         if step == 0:
@@ -98,7 +98,7 @@ def minimise(function: Function, given: Costs, start: Tensor) -> Minimum:
     return Minimum(at, value, found)
 
 
-def penalised(loss: Tensor, costs: Costs, at: Tensor) -> Tensor:
+def penalised_loss(loss: Tensor, costs: Costs, at: Tensor) -> Tensor:
     return loss + (0.5 * costs.ridge * at.square() + costs.lasso * at.abs()).sum((0, 2))
 
 
@@ -148,7 +148,7 @@ def along(
         new = at + length[:, None] * way
         new = torch.where(bent & (new.sign() != side), 0.0, new)
         place = own.look(new)
-        value = penalised(place.value, costs, new)
+        value = penalised_loss(place.value, costs, new)
         limit = total + 1e-4 * dot(slope, new - at) + 1e-13 * total.abs()
         open_ = ~(value <= limit)
         if not bool(open_.any()):
@@ -161,7 +161,7 @@ def along(
 Problems = list[tuple[Setting, int]]
 
 
-def wide(whole: Whole, settings: list[Setting], folds: int, classes: int = 0) -> list[list[Solution]]:
+def solve_wide(whole: RowsInMemory, settings: list[Setting], folds: int, classes: int = 0) -> list[list[Solution]]:
     """Models with a penalty, [setting][fold]: LogisticRegression if there are `classes`, else LinearRegression."""
     answers: dict[tuple[int, int], Solution] = {}
     for intercept in (True, False):
@@ -218,7 +218,7 @@ def strengths(problems: Problems) -> tuple[Tensor, Tensor]:
 
 def logistic(rows: WideRows, problems: Problems, sets: int) -> list[Solution]:
     fold = folds_of(problems)
-    unit = units(rows, problems, rows.unbiased[fold])
+    unit = units(rows, problems, rows.bessel_correction[fold])
     ridge, lasso = strengths(problems)
     given = costs(rows, problems, sets, ridge * unit.square(), lasso * unit)
     start = torch.zeros_like(given.ridge)
@@ -226,7 +226,7 @@ def logistic(rows: WideRows, problems: Problems, sets: int) -> list[Solution]:
         kinds = functional.one_hot(rows.label.long(), max(sets, 2)).to(torch.float64)
         log = (rows.own[:, fold].T @ kinds).log()
         start[-1] = log[:, 1:] - log[:, :1] if sets == 1 else log - log.mean(1, keepdim=True)
-    loss = Logistic(rows, fold) if sets == 1 else MultinomialLoss(rows, fold)
+    loss = LogisticLoss(rows, fold) if sets == 1 else MultinomialLoss(rows, fold)
     return solutions(rows, problems, minimise(loss, given, start))
 
 
@@ -234,7 +234,7 @@ def linear(rows: WideRows, problems: Problems, sets: int) -> list[Solution]:
     """Solutions of LinearRegression, computed with a moved and scaled label. Penalties: see `least_squares.penalty`."""
     fold, intercept = folds_of(problems), problems[0][0].fitIntercept
     plain = torch.tensor([normal(s, rows.width) for s, _ in problems])
-    factor = torch.where(plain, 1.0, rows.unbiased[fold])
+    factor = torch.where(plain, 1.0, rows.bessel_correction[fold])
     mean = rows.own.T @ rows.label
     variance = (rows.own * (rows.label[:, None] - mean).square()).sum(0)
     centre = mean.mean() if intercept else mean.new_zeros(())
@@ -299,7 +299,7 @@ class SquaresLoss(_Loss):
         return Iterate(
             0.5 * (left * error).sum(0),
             self.rows.sums(left)[:, :, None],
-            lambda which, way: curved(self.rows, some(own, which), way),
+            lambda which, way: hessian_product(self.rows, some(own, which), way),
             diagonal(self.rows, self.fold, torch.ones(1, len(self.fold), 1, dtype=torch.float64)),
         )
 
@@ -309,7 +309,7 @@ def some(columns: Tensor, which: Tensor) -> Tensor:
     return columns if len(which) == columns.shape[1] else columns[:, which]
 
 
-def curved(rows: WideRows, curve: Tensor, way: Tensor) -> Tensor:
+def hessian_product(rows: WideRows, curve: Tensor, way: Tensor) -> Tensor:
     return rows.sums(rows.margins(way[:, :, 0]) * curve)[:, :, None]
 
 
@@ -321,7 +321,7 @@ def diagonal(rows: WideRows, fold: Tensor, curve: Tensor) -> Tensor:
     return torch.cat([variance, torch.ones_like(variance[:1])])[:, :, None] * curve
 
 
-class Logistic(_Loss):
+class LogisticLoss(_Loss):
     def look(self, at: Tensor) -> Iterate:
         own, y = self.rows.own[:, self.fold], self.rows.label[:, None]
         margin = self.rows.margins(at[:, :, 0])
@@ -331,9 +331,11 @@ class Logistic(_Loss):
         value, gradient = (loss * own).sum(0), self.rows.sums((p - y) * own)
         curve = p * (1 - p) * own
         return Iterate(
-            value, gradient[:, :, None], lambda which, way: curved(self.rows, some(curve, which), way),
+            value,
+            gradient[:, :, None],
+            lambda which, way: hessian_product(self.rows, some(curve, which), way),
             diagonal(self.rows, self.fold, curve.sum(0)[None, :, None]),
-        )  # fmt: skip
+        )
 
 
 class MultinomialLoss(_Loss):

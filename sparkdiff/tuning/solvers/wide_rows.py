@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparkdiff.tensors.rows import Rows, SparseRows, extremes, offsets_of, product, taken
+from sparkdiff.tensors.rows import Rows, SparseRows, extremes, offsets_of, product, rows_at
 from sparkdiff.tuning.solvers.problem import CACHE
 
 
 @dataclass(frozen=True)
-class Whole:
+class RowsInMemory:
     """All rows, or a part of them, in memory."""
 
     x: Rows
@@ -44,7 +44,7 @@ class WideRows:
     """True for a column with a single value in a fold's training rows: (d, folds) bool"""
     lost: Tensor
     """True if some column has a single value, other than 0, in a fold's training rows: (folds,) bool"""
-    unbiased: Tensor
+    bessel_correction: Tensor
     """Factor by which Spark's Summarizer multiplies the population's variance: (folds,)"""
 
     def margins(self, at: Tensor) -> Tensor:
@@ -58,11 +58,11 @@ class WideRows:
         return torch.cat([product(self.turned, left) - self.centre[:, None] * total, total])
 
 
-def gather(parts: Iterable[Whole], count: int) -> Whole:
+def gather(parts: Iterable[RowsInMemory], count: int) -> RowsInMemory:
     """All parts joined to `count` rows; dense parts are copied into the result one by one, so that no second copy of all
     is in memory.
     """
-    found: list[Whole] = []
+    found: list[RowsInMemory] = []
     x: Tensor | None = None
     place = 0
     for part in parts:
@@ -73,10 +73,10 @@ def gather(parts: Iterable[Whole], count: int) -> Whole:
         found.append(part)
     label, weight, fold = (torch.cat([getattr(p, name) for p in found]) for name in ("label", "weight", "fold"))
     sparse = [p.x for p in found if isinstance(p.x, SparseRows)]
-    return Whole(SparseRows.cat(sparse) if x is None else x, label, weight, fold)
+    return RowsInMemory(SparseRows.cat(sparse) if x is None else x, label, weight, fold)
 
 
-def wide_rows(whole: Whole, folds: int, *, intercept: bool) -> WideRows:
+def wide_rows(whole: RowsInMemory, folds: int, *, intercept: bool) -> WideRows:
     x, width = whole.x, whole.x.shape[1] if isinstance(whole.x, Tensor) else whole.x.width
     columns = torch.arange(width)
     if isinstance(x, SparseRows):
@@ -86,7 +86,7 @@ def wide_rows(whole: Whole, folds: int, *, intercept: bool) -> WideRows:
     own = own / weight
     n, d = len(whole.label), len(columns)
     even = torch.full((n, 1), 1 / n, dtype=torch.float64)
-    mean = transposed(x, even)[:, 0]
+    mean = transposed_product(x, even)[:, 0]
     deviation = spread(x, even, mean)[:, 0].sqrt()
     scale = deviation if intercept else torch.hypot(deviation, mean)
     scale = torch.where(scale > 1e-12 * mean.abs(), scale, torch.where(mean != 0, mean.abs(), 1.0))
@@ -95,10 +95,19 @@ def wide_rows(whole: Whole, folds: int, *, intercept: bool) -> WideRows:
     constant = torch.stack([single(x, own[:, f] > 0) for f in range(folds)], 1)
     turned = turn(x)
     return WideRows(
-        x=x, turned=turned, columns=columns, width=width, centre=middle if intercept else torch.zeros(d, dtype=torch.float64),
-        scale=scale, label=whole.label, own=own, variance=spread(x, own, middle), constant=constant,
-        lost=(constant & (product(turned, own) != 0)).any(0), unbiased=weight / (weight - squares / weight).clamp_min(1e-300),
-    )  # fmt: skip
+        x=x,
+        turned=turned,
+        columns=columns,
+        width=width,
+        centre=middle if intercept else torch.zeros(d, dtype=torch.float64),
+        scale=scale,
+        label=whole.label,
+        own=own,
+        variance=spread(x, own, middle),
+        constant=constant,
+        lost=(constant & (product(turned, own) != 0)).any(0),
+        bessel_correction=weight / (weight - squares / weight).clamp_min(1e-300),
+    )
 
 
 def turn(x: Rows) -> Rows:
@@ -109,7 +118,7 @@ def turn(x: Rows) -> Rows:
     return SparseRows(x.rows()[order], x.values[order], offsets, len(x))
 
 
-def transposed(x: Rows, left: Tensor) -> Tensor:
+def transposed_product(x: Rows, left: Tensor) -> Tensor:
     """Product of the transpose of x (n, d) and `left` (n, k): (d, k), for small k."""
     if not isinstance(x, SparseRows):
         return x.T @ left
@@ -122,10 +131,10 @@ def spread(x: Rows, shares: Tensor, near: Tensor) -> Tensor:
     """
     if isinstance(x, SparseRows):
         moved = x.values - near[x.indices]
-        stored = transposed(x.with_values(torch.ones_like(moved)), shares)
+        stored = transposed_product(x.with_values(torch.ones_like(moved)), shares)
         off = 1 - stored  # rows where the number is zero
-        first = transposed(x.with_values(moved), shares) - off * near[:, None]
-        second = transposed(x.with_values(moved.square()), shares) + off * near.square()[:, None]
+        first = transposed_product(x.with_values(moved), shares) - off * near[:, None]
+        second = transposed_product(x.with_values(moved.square()), shares) + off * near.square()[:, None]
     else:
         first, second = (shares.new_zeros(len(near), shares.shape[1]) for _ in range(2))
         size = max(CACHE // len(near), 64)
@@ -138,5 +147,5 @@ def spread(x: Rows, shares: Tensor, near: Tensor) -> Tensor:
 
 def single(x: Rows, rows: Tensor) -> Tensor:
     """True for columns with one value in these rows: (d,) bool."""
-    low, high = extremes(taken(x, rows.nonzero()[:, 0]))
+    low, high = extremes(rows_at(x, rows.nonzero()[:, 0]))
     return low == high

@@ -33,7 +33,7 @@ from sparkdiff import InputError
 from sparkdiff.data import cache as caches
 from sparkdiff.data.cache import Cache, DamagedCache
 from sparkdiff.data.fingerprint import source_facts
-from sparkdiff.data.frames import Made
+from sparkdiff.data.frames import TransformedRows
 from sparkdiff.data.splits import Source
 from sparkdiff.data.stream import Stream
 from sparkdiff.job import steps
@@ -157,19 +157,34 @@ def test_another_dataframe_of_the_same_schema_rebuilds(spark: SparkSession, nume
 def test_what_only_training_looks_at_hits(df: DataFrame, model: PipelineModel) -> None:
     first = fingerprint_of(model, df)
     for options in (
-        {"learningRate": 1e-4}, {"loss": "squared"}, {"freeze": ["PCAModel"]}, {"target": ["components"]}, {"regAnchor": 0.0},
-        {"batchSize": 7}, {"maxEpochs": 3}, {"guard": 1.0}, {"stream": "arrow"}, {"cacheInMemory": False},
-    ):  # fmt: skip
+        {"learningRate": 1e-4},
+        {"loss": "squared"},
+        {"freeze": ["PCAModel"]},
+        {"target": ["components"]},
+        {"regAnchor": 0.0},
+        {"batchSize": 7},
+        {"maxEpochs": 3},
+        {"guard": 1.0},
+        {"stream": "arrow"},
+        {"cacheInMemory": False},
+    ):
         assert fingerprint_of(model, df, **options) == first, options  # type: ignore[arg-type]
 
 
 @pytest.mark.once
 def test_what_changes_rows_or_columns_rebuilds(df: DataFrame, numeric: PipelineModel) -> None:
     each = [
-        {}, {"seed": 1}, {"validationFraction": 0.3}, {"validationIndicatorCol": "held"}, {"groupCol": "user"},
-        {"timeCol": "when"}, {"weightCol": "weight"}, {"labelCol": "wait"}, {"reference": ["StandardScalerModel"]},
+        {},
+        {"seed": 1},
+        {"validationFraction": 0.3},
+        {"validationIndicatorCol": "held"},
+        {"groupCol": "user"},
+        {"timeCol": "when"},
+        {"weightCol": "weight"},
+        {"labelCol": "wait"},
+        {"reference": ["StandardScalerModel"]},
         {"guardCols": ["hour"]},
-    ]  # fmt: skip
+    ]
     keys = [fingerprint_of(numeric, df, **options) for options in each]
     assert len(set(keys)) == len(each), dict(zip(map(str, each), keys, strict=True))
 
@@ -413,9 +428,9 @@ def test_a_damaged_cache_is_built_again(
     """What is built, another test compares; here it is copied."""
     copied: list[Path] = []
 
-    def copy(request: Any, told: str, to: Path, data: Path, columns: list[Any]) -> Made:
+    def copy(request: Any, told: str, to: Path, data: Path, columns: list[Any]) -> TransformedRows:
         copied.append(shutil.copytree(whole.folder, to, dirs_exist_ok=True))
-        return Made([], {})
+        return TransformedRows([], {})
 
     monkeypatch.setattr(caches, "fingerprint", lambda request, folder: whole.fingerprint)
     monkeypatch.setattr(caches, "_build", copy)
@@ -455,7 +470,7 @@ def test_two_processes_may_build_the_same_cache(
 ) -> None:
     build, others = caches._build, []
 
-    def overtaken(*arguments: Any) -> Made:
+    def overtaken(*arguments: Any) -> TransformedRows:
         made = build(*arguments)
         monkeypatch.setattr(caches, "_build", build)
         others.append(cached(numeric, df, folder))  # another one begins later and is done earlier
@@ -477,7 +492,7 @@ def test_two_jobs_may_fit_the_same_pipeline(df: DataFrame, folder: Path, monkeyp
             VectorAssembler(inputCols=NUMBERS, outputCol="x"),
             LinearRegression(featuresCol="x", labelCol="riders"),
         ]
-        return steps.fitted_on(Pipeline(stages=stages), [Source(df)], Options(cacheDir=str(folder)), said.append)
+        return steps.fit_or_reuse(Pipeline(stages=stages), [Source(df)], Options(cacheDir=str(folder)), said.append)
 
     def overtaken(*arguments: Any) -> PipelineModel:
         monkeypatch.setattr(steps, "fit_on_training_rows", fit)
@@ -621,11 +636,12 @@ def test_null_becomes_nan(df: DataFrame, folder: Path) -> None:
     assert x.isnan().sum(0).tolist() == [300, 0, 0, 0]
     encoded = Pipeline(
         stages=[
-            StringIndexer(inputCol="hour", outputCol="index"), OneHotEncoder(inputCol="index", outputCol="onehot"),
+            StringIndexer(inputCol="hour", outputCol="index"),
+            OneHotEncoder(inputCol="index", outputCol="onehot"),
             VectorAssembler(inputCols=["onehot", *NUMBERS], outputCol="x", handleInvalid="keep"),
             LinearRegression(featuresCol="x", labelCol="riders", maxIter=1),
         ]
-    ).fit(df)  # fmt: skip
+    ).fit(df)
     scalars = cached(encoded, rows, folder)  # scalars, since the one-hot block is made in torch
     temp = both(scalars, next(c["name"] for c in scalars.manifest["columns"] if c["column"] == "temp"))
     assert temp.shape == (1500,)
@@ -690,9 +706,10 @@ def texts(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Data
 @pytest.fixture(scope="module")
 def text_model(texts: DataFrame) -> PipelineModel:
     stages = [
-        Tokenizer(inputCol="text", outputCol="words"), HashingTF(inputCol="words", outputCol="tf", numFeatures=1 << 12),
+        Tokenizer(inputCol="text", outputCol="words"),
+        HashingTF(inputCol="words", outputCol="tf", numFeatures=1 << 12),
         LogisticRegression(featuresCol="tf", maxIter=2, regParam=0.5),
-    ]  # fmt: skip
+    ]
     return Pipeline(stages=stages).fit(texts)
 
 

@@ -16,11 +16,11 @@ from small_data import tune
 from sparkdiff import InputError
 from sparkdiff.data.blocks import MAX_BLOCKS
 from sparkdiff.data.splits import BLOCK, SPLIT, Source, training_rows, with_splits
-from sparkdiff.diagnostics import predictions
+from sparkdiff.diagnostics import prediction_differences
 from sparkdiff.options import Options
 from sparkdiff.proof.division import Division, divide, inner
-from sparkdiff.tuning.search.settings import Settings
-from sparkdiff.tuning.search.splitting import divided
+from sparkdiff.tuning.search.search_options import Settings
+from sparkdiff.tuning.search.splitting import divide_rows
 
 pytestmark = pytest.mark.once  # hashes of our own: no stack changes them
 
@@ -39,11 +39,11 @@ def on_both_sides(parts: Sequence[Source]) -> DataFrame:
 
 
 def of_search(df: DataFrame) -> DataFrame:
-    return on_both_sides(divided(df, Settings(validationFraction=0.2, testFraction=0.2))[1].proves[0])
+    return on_both_sides(divide_rows(df, Settings(validationFraction=0.2, testFraction=0.2))[1].proves[0])
 
 
 def of_search_in_folds(df: DataFrame) -> DataFrame:
-    return on_both_sides(divided(df, Settings(validationFraction=0.2, testFraction=0.0, numFolds=5))[1].explores)
+    return on_both_sides(divide_rows(df, Settings(validationFraction=0.2, testFraction=0.0, numFolds=5))[1].explores)
 
 
 def of_a_fold_that_proves(df: DataFrame) -> DataFrame:
@@ -64,8 +64,13 @@ def in_five(df: DataFrame) -> Division:
 
 
 DEALS = [
-    by_side, of_search, of_search_in_folds, of_a_fold_that_proves, of_the_half_that_proves, of_the_rows_that_choose_in_a_fold,
-]  # fmt: skip
+    by_side,
+    of_search,
+    of_search_in_folds,
+    of_a_fold_that_proves,
+    of_the_half_that_proves,
+    of_the_rows_that_choose_in_a_fold,
+]
 
 
 @pytest.mark.parametrize("deal", DEALS)
@@ -155,9 +160,9 @@ def test_a_sample_of_rows_to_compare_has_its_share_of_each(
         seen.append(df)
         raise InputError("seen")
 
-    monkeypatch.setattr(predictions, "_counted", stop)
+    monkeypatch.setattr(prediction_differences, "_count_differences", stop)
     with pytest.raises(InputError, match="seen"):
-        predictions.predictions(model, model, rows, sample=200)
+        prediction_differences.predictions(model, model, rows, sample=200)
     assert [r["count"] for r in seen[0].groupBy("x").count().collect()] == pytest.approx([50] * 4, abs=25)
 
 

@@ -33,8 +33,8 @@ from small_data import NUMBERS, Write, files, fingerprint_of, tune
 from sparkdiff import jvm
 from sparkdiff.data.fingerprint import source_facts
 from sparkdiff.data.row_hashes import row_hashes
-from sparkdiff.jvm.plans import plan_facts, remote_facts, table_versions
-from sparkdiff.store import digests
+from sparkdiff.jvm.query_plans import plan_facts, remote_facts, table_versions
+from sparkdiff.store import model_digests
 
 Query = Callable[[SparkSession], DataFrame]
 
@@ -46,16 +46,59 @@ def facts(df: DataFrame) -> str:
 # Queries --------------------------------------------------------------------------------------------------------------
 
 STRINGS = (
-    "NULL", "'null'", "'NULL'", "''", "' '", "'a'", "'b'", "'a, b'", "'a,b'", "'1'", "'none#0'", "'#1'", "'#2'", "'a) AS #1'",
-)  # fmt: skip
+    "NULL",
+    "'null'",
+    "'NULL'",
+    "''",
+    "' '",
+    "'a'",
+    "'b'",
+    "'a, b'",
+    "'a,b'",
+    "'1'",
+    "'none#0'",
+    "'#1'",
+    "'#2'",
+    "'a) AS #1'",
+)
 TYPES = (
-    "NULL", "cast(NULL AS int)", "cast(NULL AS string)", "1", "1L", "1S", "1Y", "1D", "1F", "1.0BD", "1.00BD", "'1'", "true",
-    "'true'", "date'1970-01-02'", "timestamp'1970-01-02 00:00:00'", "timestamp_ntz'1970-01-02 00:00:00'", "interval 1 day",
-    "interval 24 hours 1 second", "X'31'", "0D", "-0.0D", "double('NaN')", "float('NaN')", "'NaN'",
-)  # fmt: skip
+    "NULL",
+    "cast(NULL AS int)",
+    "cast(NULL AS string)",
+    "1",
+    "1L",
+    "1S",
+    "1Y",
+    "1D",
+    "1F",
+    "1.0BD",
+    "1.00BD",
+    "'1'",
+    "true",
+    "'true'",
+    "date'1970-01-02'",
+    "timestamp'1970-01-02 00:00:00'",
+    "timestamp_ntz'1970-01-02 00:00:00'",
+    "interval 1 day",
+    "interval 24 hours 1 second",
+    "X'31'",
+    "0D",
+    "-0.0D",
+    "double('NaN')",
+    "float('NaN')",
+    "'NaN'",
+)
 LISTS = (
-    "'a, b'", "'a', 'b'", "'a,b'", "'a', 'b', NULL", "'a', 'b', 'null'", "'a', 'NULL'", "'[a, b]'", "NULL", "'null'",
-)  # fmt: skip
+    "'a, b'",
+    "'a', 'b'",
+    "'a,b'",
+    "'a', 'b', NULL",
+    "'a', 'b', 'null'",
+    "'a', 'NULL'",
+    "'[a, b]'",
+    "NULL",
+    "'null'",
+)
 TEN = ", ".join(f"'{i}'" for i in range(10))  # beyond which Spark keeps a set
 TEMPLATES = {
     "a default": ("SELECT coalesce(a, {}) AS v FROM rows", STRINGS),
@@ -74,16 +117,23 @@ OTHERS = (
     ("SELECT n BETWEEN 1 AND 2 AS v FROM rows", "SELECT n BETWEEN 2 AND 2 AS v FROM rows"),
     ("SELECT nullif(n, 1) AS v FROM rows", "SELECT nullif(n, 2) AS v FROM rows"),
     ("SELECT a LIKE 'x#%' ESCAPE '#' AS v FROM rows", "SELECT a LIKE 'x#%' AS v FROM rows"),
-    ("SELECT from_json(a, 'x date') AS v FROM rows",
-     "SELECT from_json(a, 'x date', map('dateFormat', 'dd')) AS v FROM rows",
-     "SELECT from_json(a, 'x date', map('dateFormat', 'MM')) AS v FROM rows"),
+    (
+        "SELECT from_json(a, 'x date') AS v FROM rows",
+        "SELECT from_json(a, 'x date', map('dateFormat', 'dd')) AS v FROM rows",
+        "SELECT from_json(a, 'x date', map('dateFormat', 'MM')) AS v FROM rows",
+    ),
     ("SELECT a AS v, b AS w FROM rows", "SELECT b AS v, a AS w FROM rows", "SELECT a AS w, b AS v FROM rows"),
     ("WITH q AS (SELECT * FROM rows) SELECT a FROM q", "WITH q AS (SELECT * FROM rows WHERE n > 1) SELECT a FROM q"),
-    ("SELECT * FROM rows WHERE a = (SELECT max(a) FROM other)", "SELECT * FROM rows WHERE a = (SELECT min(a) FROM other)"),
+    (
+        "SELECT * FROM rows WHERE a = (SELECT max(a) FROM other)",
+        "SELECT * FROM rows WHERE a = (SELECT min(a) FROM other)",
+    ),
     ("SELECT * FROM rows EXCEPT ALL SELECT * FROM other", "SELECT * FROM other EXCEPT ALL SELECT * FROM rows"),
-    ("SELECT * FROM (SELECT a, n FROM rows) PIVOT (sum(n) FOR a IN ('x', 'null'))",
-     "SELECT * FROM (SELECT a, n FROM rows) PIVOT (sum(n) FOR a IN ('x', NULL))"),
-)  # fmt: skip
+    (
+        "SELECT * FROM (SELECT a, n FROM rows) PIVOT (sum(n) FOR a IN ('x', 'null'))",
+        "SELECT * FROM (SELECT a, n FROM rows) PIVOT (sum(n) FOR a IN ('x', NULL))",
+    ),
+)
 ALIKE = {query for group in OTHERS for query in group if "from_json" in query or "FROM other" in query}
 GROUPS = [tuple(template.format(v) for v in values) for template, values in TEMPLATES.values()] + list(OTHERS)
 
@@ -230,18 +280,23 @@ ROWS: list[tuple[str, list[list[Any]]]] = [
     ("a string, b string", [["x", None], [None, "x"], ["", "x"], ["x", ""], [None, None]]),
     ("a array<int>, b array<int>", [[[1, 2], [3]], [[1], [2, 3]], [[], [1, 2, 3]], [None, [1, 2, 3]], [[1, 2, 3], []]]),
     ("a array<int>", [[[1, None]], [[None, 1]], [[1]], [None], [[]], [[None]]]),
-    ("a array<array<string>>", [[[["p"], ["q"]]], [[["p", "q"]]], [[["p", "q"], []]], [[["p", "q"], None]], [[["p, q"]]]]),
+    (
+        "a array<array<string>>",
+        [[[["p"], ["q"]]], [[["p", "q"]]], [[["p", "q"], []]], [[["p", "q"], None]], [[["p, q"]]]],
+    ),
     ("a struct<x: int, y: int>", [[(1, None)], [(None, 1)], [(None, None)], [None]]),
     ("a map<string, int>", [[{"p": None}], [{"p": 1}], [{}], [None], [{"null": 1}]]),
     ("a double, b double", [[0.0, 1.0], [-0.0, 1.0], [float("nan"), 1.0], [None, 1.0], [1.0, 0.0]]),
-]  # fmt: skip
+]
 
 
 VECTORS = [
-    (Vectors.dense([1.0, 2.0]), Vectors.dense([3.0])), (Vectors.dense([1.0]), Vectors.dense([2.0, 3.0])),
-    (Vectors.sparse(2, [0], [1.0]), Vectors.dense([3.0])), (Vectors.sparse(3, [0], [1.0]), Vectors.dense([3.0])),
+    (Vectors.dense([1.0, 2.0]), Vectors.dense([3.0])),
+    (Vectors.dense([1.0]), Vectors.dense([2.0, 3.0])),
+    (Vectors.sparse(2, [0], [1.0]), Vectors.dense([3.0])),
+    (Vectors.sparse(3, [0], [1.0]), Vectors.dense([3.0])),
     (None, Vectors.dense([3.0])),
-]  # fmt: skip
+]
 
 
 def test_contents_that_differ_in_one_null_or_boundary_differ(spark: SparkSession) -> None:
@@ -400,7 +455,10 @@ def test_which_default_named_column_a_stage_reads_counts(df: DataFrame, tmp_path
     def hash_of(inputCols: list[str], folder: str) -> list[str | None]:
         model = PipelineModel(stages(inputCols))
         model.save(f"file://{tmp_path}/{folder}")
-        return [digests.hash_of(model, None, None), digests.hash_of(None, f"file://{tmp_path}/{folder}", None)]
+        return [
+            model_digests.hash_of(model, None, None),
+            model_digests.hash_of(None, f"file://{tmp_path}/{folder}", None),
+        ]
 
     first, second = hash_of(names, "first"), hash_of(names[::-1], "second")
     assert len({*first}) == len({*second}) == 1
@@ -420,7 +478,7 @@ def test_which_default_named_column_of_the_rows_a_stage_reads_counts(df: DataFra
 
     one, other, again = model(names[0]), model(names[1]), model(names[0])
     first, second = PipelineModel(one.stages[:1]), PipelineModel(other.stages[:1])
-    assert digests.hash_of(first, None, None) != digests.hash_of(second, None, None)
+    assert model_digests.hash_of(first, None, None) != model_digests.hash_of(second, None, None)
     assert fingerprint_of(one, rows) == fingerprint_of(again, rows) != fingerprint_of(other, rows)
 
 
@@ -428,11 +486,11 @@ def test_a_stage_that_is_called_as_the_column_that_it_reads_is_not_that_column(d
     """Such a uid and the column both became a number, and so did those of the other column."""
 
     def named(column: str, uid: str) -> PipelineModel:
-        return PipelineModel([jvm.named(VectorAssembler(inputCols=[column], outputCol="x"), uid)])
+        return PipelineModel([jvm.set_uid(VectorAssembler(inputCols=[column], outputCol="x"), uid)])
 
     def hash_of(model: PipelineModel, folder: str) -> str | None:
         model.save(f"file://{tmp_path}/{folder}")
-        return digests.hash_of(None, f"file://{tmp_path}/{folder}", None)
+        return model_digests.hash_of(None, f"file://{tmp_path}/{folder}", None)
 
     assert hash_of(named("temp", "temp"), "1") != hash_of(named("hum", "hum"), "2")
     assert hash_of(named("temp", "first"), "3") == hash_of(named("temp", "second"), "4")
@@ -492,8 +550,8 @@ def test_the_same_stages_are_saved_once_for_their_digest(
     df: DataFrame, model: PipelineModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saves: list[Any] = []
-    save = digests.saved
-    monkeypatch.setattr(digests, "saved", lambda *given: saves.append(given) or save(*given))
+    save = model_digests.temporary_save
+    monkeypatch.setattr(model_digests, "temporary_save", lambda *given: saves.append(given) or save(*given))
     indexer = model.stages[0].copy()
     own = PipelineModel([indexer, *model.stages[1:]])
     first = fingerprint_of(own, df)
@@ -510,10 +568,10 @@ def test_stages_within_a_stage_count_as_they_are_now(spark: SparkSession, tmp_pa
     rows = spark.createDataFrame([(Vectors.dense(float(x)), float(x > 1)) for x in range(4)], ["features", "label"])
     one, other = (LogisticRegression(regParam=r).fit(rows) for r in (0.1, 0.2))
     stage = OneVsRestModel(models=[one, one])._set(classifier=LogisticRegression())
-    before = digests.digest_of([stage], tmp_path)
-    assert digests.digest_of([stage], tmp_path) == before
+    before = model_digests.digest_of([stage], tmp_path)
+    assert model_digests.digest_of([stage], tmp_path) == before
     stage.models[0] = other
-    assert digests.digest_of([stage], tmp_path) != before
+    assert model_digests.digest_of([stage], tmp_path) != before
 
 
 @pytest.mark.parametrize("v2", [False, True], ids=["files", "a table of another kind"])
@@ -527,9 +585,11 @@ def test_a_version_that_the_plan_shows_is_named(spark: SparkSession, df: DataFra
         new, old, now = (
             reader.parquet(path).filter("temp > 0")
             for reader in (
-                spark.read.option("versionAsOf", 12), spark.read.option("versionasof", 11), spark.read.option("other", 11),
+                spark.read.option("versionAsOf", 12),
+                spark.read.option("versionasof", 11),
+                spark.read.option("other", 11),
             )
-        )  # fmt: skip
+        )
         (entry,) = table_versions(new)
         assert entry["versionAsOf"] == "12" and (v2 or entry["table"].endswith(path.removeprefix("file://")))
         assert table_versions(new.union(old).union(new)) == [entry, {**entry, "versionAsOf": "11"}]

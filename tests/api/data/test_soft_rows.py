@@ -10,7 +10,7 @@ from pyspark.sql import DataFrame, SparkSession, functions as F
 
 from sparkdiff import InputError
 from sparkdiff.data import soft_labels
-from sparkdiff.data.soft_labels import Hardened
+from sparkdiff.data.soft_labels import SoftLabels
 from sparkdiff.data.splits import REFERENCE, TRAIN, VALIDATION, Source
 from sparkdiff.options import Options
 
@@ -26,19 +26,24 @@ def rows(spark: SparkSession) -> DataFrame:
     true = number < KNOWN
     chances[true] = np.eye(3)[number[true] % 3]
     chances[-1] = [0.5, 0.5, 0.0]
-    table = pa.table({
-        "number": number, "soft": [list(c) for c in chances], "weight": 1.0 + number % 4,
-        "user": np.where(true, number % 20, np.where(number % 2, number % 20, 100 + number % 40)),
-        "when": np.where(true, number * 2.0, number / 2.0), "held": number % 5 == 0,
-    })  # fmt: skip
+    table = pa.table(
+        {
+            "number": number,
+            "soft": [list(c) for c in chances],
+            "weight": 1.0 + number % 4,
+            "user": np.where(true, number % 20, np.where(number % 2, number % 20, 100 + number % 40)),
+            "when": np.where(true, number * 2.0, number / 2.0),
+            "held": number % 5 == 0,
+        }
+    )
     schema = "number long, soft array<double>, weight double, user long, when double, held boolean"
     given = spark.createDataFrame([tuple(row.values()) for row in table.to_pylist()], schema)
     return given.withColumn("soft", array_to_vector("soft")).coalesce(1).cache()
 
 
-def hardened(df: DataFrame, weightCol: str | None = None, **options: Any) -> tuple[Hardened, dict[str, Any]]:
+def hardened(df: DataFrame, weightCol: str | None = None, **options: Any) -> tuple[SoftLabels, dict[str, Any]]:
     """What is made of the rows, and its rows by split as numpy arrays."""
-    found = soft_labels.hardened([Source(df)], Options.of(options), "soft", weightCol, 3)
+    found = soft_labels.explode_classes([Source(df)], Options.of(options), "soft", weightCol, 3)
     frames = {
         s.split: s.df.select("number", "soft", found.weightCol, "user", "when", "held").toPandas()
         for s in found.sources
@@ -60,7 +65,9 @@ def test_training_rows_weigh_what_their_probabilities_are(rows: DataFrame) -> No
     assert (held["soft"] == held["number"] % 3).all() and (held[found.weightCol] == 1 + held["number"] % 4).all()
     assert not set(held["number"]) & set(train["number"]) and 20 <= len(held) <= 60
     assert (found.soft, found.certain, found.held) == (ROWS - KNOWN, KNOWN - len(held), len(held)) and not found.leftOut
-    assert "400 training rows" in found.told() and f"{len(held)} validation rows have true labels" in found.told()
+    assert (
+        "400 training rows" in found.sentence() and f"{len(held)} validation rows have true labels" in found.sentence()
+    )
 
 
 def test_no_group_is_on_both_sides_and_one_without_labels_trains(rows: DataFrame) -> None:
@@ -68,7 +75,7 @@ def test_no_group_is_on_both_sides_and_one_without_labels_trains(rows: DataFrame
     train, held = (set(frames[s]["user"]) for s in (TRAIN, VALIDATION))
     assert held and not train & held and held < set(range(20)) and set(range(100, 140, 2)) <= train
     lost = set(range(ROWS)) - set(frames[TRAIN]["number"]) - set(frames[VALIDATION]["number"])
-    assert found.leftOut == len(lost) > 0 and f"{found.leftOut} rows with probabilities" in found.told()
+    assert found.leftOut == len(lost) > 0 and f"{found.leftOut} rows with probabilities" in found.sentence()
     users = {r["number"]: r["user"] for r in rows.select("number", "user").collect()}
     assert all(n >= KNOWN and users[n] in held for n in lost)
 
@@ -95,10 +102,10 @@ def test_given_sides_and_reference_rows_stay(rows: DataFrame) -> None:
     known, guessed = rows.where(f"number < {KNOWN}"), rows.where(f"number >= {KNOWN}")
     numbers = known.withColumn("soft", (F.col("number") % 3).cast("double"))
     sources = [Source(guessed), Source(numbers.limit(50), VALIDATION), Source(rows, REFERENCE)]
-    found = soft_labels.hardened(sources, Options(), "soft", None, 3)
+    found = soft_labels.explode_classes(sources, Options(), "soft", None, 3)
     counts = {s.split: s.df.count() for s in found.sources}
     assert counts == {TRAIN: 3 * (ROWS - KNOWN) - 1, VALIDATION: 50, REFERENCE: KNOWN} and found.held == 50
-    assert soft_labels.given(sources, "soft") and not soft_labels.given(sources[1:], "soft")
+    assert soft_labels.has_vector_labels(sources, "soft") and not soft_labels.has_vector_labels(sources[1:], "soft")
 
 
 @pytest.mark.parametrize(
@@ -116,10 +123,10 @@ def test_labels_that_are_no_probabilities_are_named(spark: SparkSession, label: 
     df = spark.createDataFrame(table, "number double, soft array<double>").coalesce(1)
     df = df.withColumn("soft", F.when(F.col("soft").isNotNull(), array_to_vector(F.col("soft"))))
     with pytest.raises(InputError, match=said):
-        soft_labels.hardened([Source(df)], Options(), "soft", None, 3)
+        soft_labels.explode_classes([Source(df)], Options(), "soft", None, 3)
     if label is None:
         with pytest.raises(InputError, match="is null in all 2 rows"):
-            soft_labels.hardened([Source(df.where("number > 45"))], Options(), "soft", None, 3)
+            soft_labels.explode_classes([Source(df.where("number > 45"))], Options(), "soft", None, 3)
 
 
 def test_columns_that_are_not_there_are_named(rows: DataFrame) -> None:
@@ -137,11 +144,11 @@ def test_without_true_labels_time_is_no_error(rows: DataFrame) -> None:
 
 
 def test_reference_rows_need_true_labels(rows: DataFrame) -> None:
-    def made(reference: DataFrame) -> Hardened:
-        return soft_labels.hardened([Source(rows), Source(reference, REFERENCE)], Options(), "soft", None, 3)
+    def made(reference: DataFrame) -> SoftLabels:
+        return soft_labels.explode_classes([Source(rows), Source(reference, REFERENCE)], Options(), "soft", None, 3)
 
     some = made(rows.where("number >= 150 AND number < 260"))
-    assert some.leftOutReference == 60 and "60 rows with probabilities among the reference rows" in some.told()
+    assert some.leftOutReference == 60 and "60 rows with probabilities among the reference rows" in some.sentence()
     with pytest.raises(InputError, match="none of the reference rows has a true label in labelCol='soft'"):
         made(rows.where("number >= 260"))
 
@@ -155,5 +162,5 @@ def test_weights_are_checked_as_those_of_hard_labels(rows: DataFrame) -> None:
 
 def test_a_column_that_a_model_made_is_doubted(rows: DataFrame) -> None:
     mark = {"ml_attr": {"num_attrs": 3}}
-    assert "made labelCol='soft'" in hardened(rows.withMetadata("soft", mark))[0].told()
-    assert "warning" not in hardened(rows)[0].told()
+    assert "made labelCol='soft'" in hardened(rows.withMetadata("soft", mark))[0].sentence()
+    assert "warning" not in hardened(rows)[0].sentence()

@@ -25,7 +25,7 @@ from sparkdiff.data.fingerprint import Request, content, fingerprint
 from sparkdiff.data.row_hashes import COPY, row_hash
 from sparkdiff.data.splits import BLOCK, SPLIT, TIME, Boundaries, Source, find_boundaries, with_splits
 from sparkdiff.evaluation import guard
-from sparkdiff.fine_tuning.procedure import fine_tune
+from sparkdiff.fine_tuning.fine_tuning_run import fine_tune
 from sparkdiff.fine_tuning.task import Outcome, prepare
 from sparkdiff.options import Options
 from sparkdiff.report import Phases
@@ -163,10 +163,16 @@ def drawn() -> pa.Table:
     random = np.random.default_rng(3)
     normal = random.normal(size=SOME)
     kinds = (
-        random.integers(-2, 3, SOME), 0.0 * normal, 5e-324 * random.integers(-3, 4, SOME), normal, -np.exp(normal),
-        np.sign(normal) * np.exp(random.uniform(-700, 700, SOME)), np.full(SOME, 0.9), np.full(SOME, np.nan),
+        random.integers(-2, 3, SOME),
+        0.0 * normal,
+        5e-324 * random.integers(-3, 4, SOME),
+        normal,
+        -np.exp(normal),
+        np.sign(normal) * np.exp(random.uniform(-700, 700, SOME)),
+        np.full(SOME, 0.9),
+        np.full(SOME, np.nan),
         np.where(normal < 0, -np.inf, np.inf),
-    )  # fmt: skip
+    )
     micros = 1_760_000_000_000_000 + random.integers(0, 10**10, SOME)
     columns = {
         "mixed": pa.array(np.choose(random.integers(0, len(kinds), SOME), kinds), mask=random.random(SOME) < 0.1),
@@ -197,7 +203,7 @@ def test_cuts_are_the_exact_quantiles_however_rows_are_partitioned(
 
 def test_ranks_between_two_guesses_are_counted(spark: SparkSession, monkeypatch: pytest.MonkeyPatch) -> None:
     """A guess that knows nothing of the rows costs time only."""
-    monkeypatch.setattr(splits, "_guessed", lambda values, shares: [-1.0, 2.5, 1e9])
+    monkeypatch.setattr(splits, "_approximate_quantiles", lambda values, shares: [-1.0, 2.5, 1e9])
     values = np.random.default_rng(0).permutation(np.repeat(np.arange(40.0), np.arange(40)))
     df = spark.createDataFrame(pd.DataFrame({"t": values}))
     shares = [0.0, 0.001, 0.25, 0.5, 0.999, 1.0]
@@ -213,7 +219,7 @@ def test_the_quantile_lies_in_the_bucket_that_counts_say() -> None:
             continue
         values = np.repeat(np.arange(len(counts)), counts)
         shares = [0.0, *random.random(4), 1.0]
-        places = splits.located(shares, counts)
+        places = splits.bucket_ranks(shares, counts)
         assert [i for i, _ in places] == np.quantile(values, shares, method="inverted_cdf").tolist()
         assert all(1 <= rank <= counts[i] for i, rank in places)
         at = [sum(counts[:i]) + rank for i, rank in places]
@@ -222,7 +228,7 @@ def test_the_quantile_lies_in_the_bucket_that_counts_say() -> None:
 
 def test_rows_that_change_between_two_readings_are_told(spark: SparkSession, monkeypatch: pytest.MonkeyPatch) -> None:
     restless = spark.range(500).withColumn("t", F.rand())
-    monkeypatch.setattr(splits, "_ranked", lambda rows, wanted: {})  # as where buckets hold fewer rows by now
+    monkeypatch.setattr(splits, "_values_at_ranks", lambda rows, wanted: {})  # as where buckets hold fewer rows by now
     monkeypatch.setattr(splits, "ACCURACY", 2)
     with pytest.raises(InputError, match="timeCol='t' had other values when"):
         find_boundaries([Source(restless)], Options.of({"timeCol": "t"}))

@@ -176,4 +176,4 @@ def test_notes_in_a_shared_folder_are_for_all(rows: DataFrame, tmp_path: Path) -
     shared.chmod(0o777)
     frames._note(shared, ["0123456789abcdef"])
     assert stat.S_IMODE((shared / ".seen-stages").stat().st_mode) == 0o777
-    assert frames._seen(shared, "0123456789abcdef") and not frames._seen(shared, "f" * 16)
+    assert frames._was_needed(shared, "0123456789abcdef") and not frames._was_needed(shared, "f" * 16)

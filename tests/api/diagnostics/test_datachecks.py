@@ -14,9 +14,9 @@ from small_data import NUMBERS, cached, tune, unfitted
 
 from sparkdiff.data.splits import Source
 from sparkdiff.data.stream import Stream
-from sparkdiff.diagnostics.rows import check
-from sparkdiff.evaluation.checks import training_labels
-from sparkdiff.evaluation.data import Data
+from sparkdiff.diagnostics.row_warnings import check
+from sparkdiff.evaluation.row_checks import training_labels
+from sparkdiff.evaluation.split_batches import Data
 from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
@@ -31,7 +31,7 @@ def doubts(model: Any, data: DataFrame | list[Source], folder: Path, **options: 
     network = Network(task.cut.graph, task.cut.live)
     with Stream(cache.folder, backend="arrow") as stream:
         data, label = Data(stream, cache.columns(task.cut)), training_labels(cache.manifest["stats"])
-        return check(network, data, cache.described(task.cut), task.options, label, cache.splits)
+        return check(network, data, cache.manifest_entries(task.cut), task.options, label, cache.splits)
 
 
 OLD = "number % 7 <> 0"
@@ -226,12 +226,16 @@ HEADS = {
     "gamma log": lambda **p: GeneralizedLinearRegression(labelCol="wait", family="gamma", link="log", **p),
     "poisson sqrt": lambda **p: GeneralizedLinearRegression(labelCol="riders", family="poisson", link="sqrt", **p),
     "gaussian": lambda **p: GeneralizedLinearRegression(labelCol="riders", family="gaussian", **p),
-    "tweedie": lambda **p: GeneralizedLinearRegression(labelCol="wait", family="tweedie", variancePower=1.5, linkPower=0.0, **p),
+    "tweedie": lambda **p: GeneralizedLinearRegression(
+        labelCol="wait", family="tweedie", variancePower=1.5, linkPower=0.0, **p
+    ),
     "binomial probit": lambda **p: GeneralizedLinearRegression(labelCol="rain", family="binomial", link="probit", **p),
     "logistic": lambda **p: LogisticRegression(labelCol="rain", regParam=0.01, **p),
-    "logistic, not standardised": lambda **p: LogisticRegression(labelCol="rain", regParam=0.1, standardization=False, **p),
+    "logistic, not standardised": lambda **p: LogisticRegression(
+        labelCol="rain", regParam=0.1, standardization=False, **p
+    ),
     "softmax": lambda **p: LogisticRegression(labelCol="kind", regParam=0.01, **p),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(

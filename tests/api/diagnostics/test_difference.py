@@ -27,9 +27,9 @@ from small_data import NUMBERS, Write, unfitted
 
 from sparkdiff import InputError, translate, write_back
 from sparkdiff.cli import main
-from sparkdiff.diagnostics.models import Difference, between
-from sparkdiff.diagnostics.predictions import predictions
-from sparkdiff.store.digests import hash_of_folder
+from sparkdiff.diagnostics.model_differences import Difference, between
+from sparkdiff.diagnostics.prediction_differences import predictions
+from sparkdiff.store.model_digests import hash_of_folder
 
 pytestmark = pytest.mark.once  # hashes, options and messages of our own: no stack changes them
 

@@ -19,7 +19,7 @@ from small_data import QUICK, tune, unfitted
 
 from sparkdiff import FineTuner, Search
 from sparkdiff.cli import DONE, FAILED, main
-from sparkdiff.diagnostics.predictions import compare_outputs
+from sparkdiff.diagnostics.prediction_differences import compare_outputs
 
 
 class Shifted(Transformer, HasInputCol, HasOutputCol, DefaultParamsReadable, DefaultParamsWritable):  # type: ignore[type-arg]
@@ -116,9 +116,12 @@ def test_fits_of_a_pipeline_within_a_search_are_not_compared(model: PipelineMode
     """A Pipeline doesn't tell its stages that a CrossValidator fits it."""
     tuner = FineTuner(model, cacheDir=str(folder), **QUICK | {"maxEpochs": 1})
     search = TrainValidationSplit(
-        estimator=Pipeline(stages=[tuner]), estimatorParamMaps=[{tuner.regAnchor: 0.0}, {tuner.regAnchor: 0.5}],
-        evaluator=RegressionEvaluator(labelCol="riders"), collectSubModels=True, parallelism=2,
-    )  # fmt: skip
+        estimator=Pipeline(stages=[tuner]),
+        estimatorParamMaps=[{tuner.regAnchor: 0.0}, {tuner.regAnchor: 0.5}],
+        evaluator=RegressionEvaluator(labelCol="riders"),
+        collectSubModels=True,
+        parallelism=2,
+    )
     found = search.fit(df)
     assert [trial.stages[0].summary.saved for trial in found.subModels] == [{}, {}]
     assert found.bestModel.stages[0].summary.saved["rows"] >= 1000
@@ -128,9 +131,13 @@ def test_a_search_warns_too(df: DataFrame) -> None:
     head = LinearRegression(featuresCol="components", labelCol="riders")
     pipeline = Pipeline(stages=[shifted(0.5), *unfitted("riders", 3, head).getStages()])
     search = Search(
-        pipeline, space={head.regParam: [0.0, 0.1]}, evaluator=RegressionEvaluator(labelCol="riders"), numFolds=0,
-        sampler="grid", rowsAreNew=True,
-    )  # fmt: skip
+        pipeline,
+        space={head.regParam: [0.0, 0.1]},
+        evaluator=RegressionEvaluator(labelCol="riders"),
+        numFolds=0,
+        sampler="grid",
+        rowsAreNew=True,
+    )
     with pytest.warns(UserWarning, match=FORGOTTEN):
         found = search.fit(df)
     assert found.summary.saved["differs"] in found.summary.warnings
@@ -182,13 +189,25 @@ def test_a_job_stops_and_leaves_no_folder(
 # The comparison -------------------------------------------------------------------------------------------------------
 
 SAME = {
-    "nan": "double('nan')", "zero": "-0.0d", "vector": "array(-0.0d, 1.0d, null)", "text": "'a'", "none": "cast(null as int)",
-    "map": "map('a', 1)", "struct": "named_struct('x', 1.0d)", "time": "timestamp'2024-01-01 00:00:00.000001'",
-}  # fmt: skip
+    "nan": "double('nan')",
+    "zero": "-0.0d",
+    "vector": "array(-0.0d, 1.0d, null)",
+    "text": "'a'",
+    "none": "cast(null as int)",
+    "map": "map('a', 1)",
+    "struct": "named_struct('x', 1.0d)",
+    "time": "timestamp'2024-01-01 00:00:00.000001'",
+}
 OTHER = {
-    "nan": "1.0d", "zero": "0.0d", "vector": "array(0.0d, 1.0d, null)", "text": "'b'", "none": "1",
-    "map": "map('a', 2)", "struct": "named_struct('x', 2.0d)", "time": "timestamp'2024-01-01 00:00:00.000002'",
-}  # fmt: skip
+    "nan": "1.0d",
+    "zero": "0.0d",
+    "vector": "array(0.0d, 1.0d, null)",
+    "text": "'b'",
+    "none": "1",
+    "map": "map('a', 2)",
+    "struct": "named_struct('x', 2.0d)",
+    "time": "timestamp'2024-01-01 00:00:00.000002'",
+}
 
 
 def sql(columns: dict[str, str], rows: str = "*", where: str = "true") -> SQLTransformer:

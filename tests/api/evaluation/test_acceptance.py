@@ -34,7 +34,7 @@ from sparkdiff import FineTuner, FineTunerModel, InputError, write_back
 from sparkdiff.data.splits import REFERENCE, Source
 from sparkdiff.data.stream import Stream
 from sparkdiff.evaluation.compatibility import compare
-from sparkdiff.evaluation.data import Data
+from sparkdiff.evaluation.split_batches import Data
 from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
@@ -326,8 +326,9 @@ def weighed(
     """By label an original, its validation rows, and by metric what was tuned with weights."""
     found = {}
     for label, head, slack, metrics in (
-        ("kind", LogisticRegression, 0.5, ("f1", "accuracy")), ("riders", LinearRegression, 20.0, ("rmse", "r2")),
-    ):  # fmt: skip
+        ("kind", LogisticRegression, 0.5, ("f1", "accuracy")),
+        ("riders", LinearRegression, 20.0, ("rmse", "r2")),
+    ):
         scaler = StandardScaler(inputCol="raw", outputCol="x", withMean=True)
         model = pipeline(part[label], head(featuresCol="x", labelCol=label, regParam=slack), scaler)
         each = [{"metric": metric} for metric in metrics]

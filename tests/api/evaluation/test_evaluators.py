@@ -18,8 +18,8 @@ from small_data import NUMBERS, cached, sides, tune, unfitted
 from sparkdiff import InputError
 from sparkdiff.data.stream import Stream
 from sparkdiff.evaluation import paired_rows
-from sparkdiff.evaluation.data import Data
 from sparkdiff.evaluation.scores import score
+from sparkdiff.evaluation.split_batches import Data
 from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.objectives.metrics import NAMES as METRICS
 from sparkdiff.options import Options
@@ -136,11 +136,12 @@ def test_binary_evaluator_on_probabilities(rows: DataFrame, shared: Path) -> Non
 @pytest.mark.parametrize(
     ("kind", "weight"),
     [
-        ("three classes", None), pytest.param("three classes", "weight", marks=pytest.mark.nightly),
+        ("three classes", None),
+        pytest.param("three classes", "weight", marks=pytest.mark.nightly),
         ("one missing, one never predicted", "weight"),
         pytest.param("thresholds", "weight", marks=pytest.mark.nightly),
     ],
-)  # fmt: skip
+)
 def test_multiclass_evaluator(rows: DataFrame, shared: Path, kind: str, weight: str | None) -> None:
     label = "two" if kind.startswith("one missing") else "kind"
     head = LogisticRegression(labelCol="kind", maxIter=2)
@@ -175,8 +176,10 @@ def test_directions(rows: DataFrame, shared: Path) -> None:
 
 
 NEEDS = {
-    "areaUnderROC": "rows of both classes", "weightedFalsePositiveRate": "rows of several classes", "r2": "labels that differ",
-}  # fmt: skip
+    "areaUnderROC": "rows of both classes",
+    "weightedFalsePositiveRate": "rows of several classes",
+    "r2": "labels that differ",
+}
 
 
 @pytest.mark.once

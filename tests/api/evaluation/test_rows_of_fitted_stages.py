@@ -51,18 +51,23 @@ LINEAR: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "poisson": (GeneralizedLinearRegression, {"family": "poisson", "labelCol": "count", "regParam": 0.1}),
     "gamma": (GeneralizedLinearRegression, {"family": "gamma", "link": "log", "labelCol": "size"}),
     "probit": (GeneralizedLinearRegression, {"family": "binomial", "link": "probit", "labelCol": "flag"}),
-    "tweedie": (GeneralizedLinearRegression, {"family": "tweedie", "variancePower": 1.5, "linkPower": 0.0, "labelCol": "size"}),
+    "tweedie": (
+        GeneralizedLinearRegression,
+        {"family": "tweedie", "variancePower": 1.5, "linkPower": 0.0, "labelCol": "size"},
+    ),
     "logistic": (LogisticRegression, {"labelCol": "flag"}),
     "logistic, ridge": (LogisticRegression, {"labelCol": "flag", "regParam": 0.1, "tol": 1e-9}),
     "logistic, lasso": (
-        LogisticRegression, {"labelCol": "flag", "regParam": 0.05, "elasticNetParam": 1.0, "tol": 1e-10, "maxIter": 500}
+        LogisticRegression,
+        {"labelCol": "flag", "regParam": 0.05, "elasticNetParam": 1.0, "tol": 1e-10, "maxIter": 500},
     ),
     "three classes": (LogisticRegression, {"labelCol": "class", "tol": 1e-9}),
     "three classes, elastic net": (
-        LogisticRegression, {"labelCol": "class", "regParam": 0.02, "elasticNetParam": 0.5, "tol": 1e-10, "maxIter": 500}
+        LogisticRegression,
+        {"labelCol": "class", "regParam": 0.02, "elasticNetParam": 0.5, "tol": 1e-10, "maxIter": 500},
     ),
     "hinge": (LinearSVC, {"labelCol": "flag", "regParam": 0.1, "maxIter": 100, "tol": 1e-9}),
-}  # fmt: skip
+}
 
 
 def table(seed: int) -> pd.DataFrame:

@@ -79,10 +79,13 @@ def seen(spark: SparkSession) -> DataFrame:
     return drawn(spark, 0, 800).cache()
 
 
-@pytest.mark.parametrize(("head", "seed"), [
-    *((head, 0) for head in ("boosted", "linear")),
-    *(pytest.param(head, seed, marks=pytest.mark.nightly) for seed in range(1, 20) for head in HEADS),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("head", "seed"),
+    [
+        *((head, 0) for head in ("boosted", "linear")),
+        *(pytest.param(head, seed, marks=pytest.mark.nightly) for seed in range(1, 20) for head in HEADS),
+    ],
+)
 def test_what_ships_from_the_rows_that_a_pipeline_was_fitted_on_is_no_worse_on_new_rows(
     spark: SparkSession, new: DataFrame, seen: DataFrame, head: str, seed: int, tmp_path: Path
 ) -> None:
@@ -118,10 +121,14 @@ VERBS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize(("verb", "head"), [
-    ("Improver", "boosted"), pytest.param("folds", "boosted", marks=pytest.mark.nightly),
-    pytest.param("Grower", "linear", marks=pytest.mark.nightly),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("verb", "head"),
+    [
+        ("Improver", "boosted"),
+        pytest.param("folds", "boosted", marks=pytest.mark.nightly),
+        pytest.param("Grower", "linear", marks=pytest.mark.nightly),
+    ],
+)
 def test_what_is_proven_on_the_rows_that_a_pipeline_was_fitted_on_is_no_worse_on_new_rows(
     seen: DataFrame, new: DataFrame, tmp_path: Path, verb: str, head: str
 ) -> None:
@@ -132,9 +139,14 @@ def test_what_is_proven_on_the_rows_that_a_pipeline_was_fitted_on_is_no_worse_on
     assert worse_by(found, new) < 3
 
 
-@pytest.mark.parametrize("verb", [
-    "Improver", pytest.param("folds", marks=pytest.mark.nightly), pytest.param("Grower", marks=pytest.mark.nightly),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "verb",
+    [
+        "Improver",
+        pytest.param("folds", marks=pytest.mark.nightly),
+        pytest.param("Grower", marks=pytest.mark.nightly),
+    ],
+)
 def test_an_original_of_many_other_rows_is_the_rival_and_is_not_refused(
     spark: SparkSession, seen: DataFrame, tmp_path: Path, verb: str
 ) -> None:
@@ -207,10 +219,14 @@ def test_what_differs_between_fits_side_by_side_differs_in_their_refits(seen: Da
     assert second.summary.metrics == up_to_rounding(alone) != first.summary.metrics
 
 
-@pytest.mark.parametrize(("verb", "keeps", "options"), [
-    (FineTuner, "freeze", {}), (Grower, "freeze", {"rounds": 1, "parts": ["crosses"]}),
-    (Improver, "keepStages", {"arms": ["finetune"], "budget": "20 passes", "baseline": False}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("verb", "keeps", "options"),
+    [
+        (FineTuner, "freeze", {}),
+        (Grower, "freeze", {"rounds": 1, "parts": ["crosses"]}),
+        (Improver, "keepStages", {"arms": ["finetune"], "budget": "20 passes", "baseline": False}),
+    ],
+)
 def test_where_no_refit_can_be_made_the_pipeline_is_kept_with_a_way_out(
     seen: DataFrame, tmp_path: Path, verb: Any, keeps: str, options: dict[str, Any]
 ) -> None:

@@ -17,7 +17,7 @@ from small_data import NUMBERS, tune
 
 import sparkdiff
 from sparkdiff import InputError, jvm
-from sparkdiff.diagnostics.models import ParamDifference, between
+from sparkdiff.diagnostics.model_differences import ParamDifference, between
 from sparkdiff.evaluation.feature_names import entering
 from sparkdiff.options import Options
 from sparkdiff.pipeline.cut import analyse
@@ -34,8 +34,9 @@ THRESHOLD = ["LogisticRegressionModel.threshold"]
 @pytest.fixture(scope="module")
 def rain(df: DataFrame) -> PipelineModel:
     stages = [
-        VectorAssembler(inputCols=NUMBERS, outputCol="features"), LogisticRegression(labelCol="rain", regParam=0.1, maxIter=5),
-    ]  # fmt: skip
+        VectorAssembler(inputCols=NUMBERS, outputCol="features"),
+        LogisticRegression(labelCol="rain", regParam=0.1, maxIter=5),
+    ]
     return Pipeline(stages=stages).fit(df)
 
 
@@ -48,9 +49,16 @@ def test_it_moves_with_the_cost_of_decisions(rain: PipelineModel, df: DataFrame,
     plan = sparkdiff.plan(rain)
     assert plan.stages[1].numParameters == 5  # without what trains on request only
     found = tune(
-        rain, df, shared, labelCol="rain", loss="cost", lossParams=COSTS, unfreeze=THRESHOLD, maxEpochs=15,
+        rain,
+        df,
+        shared,
+        labelCol="rain",
+        loss="cost",
+        lossParams=COSTS,
+        unfreeze=THRESHOLD,
+        maxEpochs=15,
         learningRate=1e-2,
-    )  # fmt: skip
+    )
     summary, old, new = found.summary, rain.stages[1], found.pipelineModel.stages[1]
     assert summary.decision == "tuned"
     assert summary.metric == "expectedCost"
@@ -67,7 +75,7 @@ def test_it_moves_with_the_cost_of_decisions(rain: PipelineModel, df: DataFrame,
     # All that is shown is of one margin: probability = sigmoid(margin), and the decision is by the new threshold.
     shown = loaded.transform(df).select(
         vector_to_array("rawPrediction")[1], vector_to_array("probability")[1], "prediction"
-    )  # fmt: skip
+    )
     raw, p, prediction = np.array([tuple(r) for r in shown.collect()]).T
     assert np.allclose(p, 1 / (1 + np.exp(-raw)), rtol=0, atol=1e-12)
     assert np.array_equal(prediction, (raw > np.log(new.getThreshold() / (1 - new.getThreshold()))).astype(float))
@@ -76,9 +84,16 @@ def test_it_moves_with_the_cost_of_decisions(rain: PipelineModel, df: DataFrame,
 
 def test_accuracy_may_choose(rain: PipelineModel, df: DataFrame, shared: Path) -> None:
     found = tune(
-        rain, df, shared, labelCol="rain", loss="cost", lossParams={"costs": [[0.0, 1.0], [1.0, 0.0]]}, metric="accuracy",
-        unfreeze=THRESHOLD, maxEpochs=3,
-    )  # fmt: skip
+        rain,
+        df,
+        shared,
+        labelCol="rain",
+        loss="cost",
+        lossParams={"costs": [[0.0, 1.0], [1.0, 0.0]]},
+        metric="accuracy",
+        unfreeze=THRESHOLD,
+        maxEpochs=3,
+    )
     best = MulticlassClassificationEvaluator(labelCol="rain", metricName="accuracy")
     assert best.evaluate(found.pipelineModel.transform(df)) >= best.evaluate(rain.transform(df)) - 0.02
 
@@ -152,14 +167,16 @@ def test_one_against_the_rest_decides_without_them(rain: PipelineModel) -> None:
 
 def test_no_param_moves_unasked(df: DataFrame) -> None:
     """Where all parameters move, only what Spark keeps in a model's data does."""
-    model = Pipeline(stages=[
-        Binarizer(inputCol="temp", outputCol="warm", threshold=0.3),
-        Binarizer(inputCols=["wind", "hum"], outputCols=["windy", "humid"], thresholds=[0.1, 0.2]),
-        Bucketizer(inputCol="hum", outputCol="bin", splits=[-np.inf, 0.0, np.inf]),
-        Bucketizer(inputCols=["hum"], outputCols=["bins"], splitsArray=[[-np.inf, 0.0, 1.0, np.inf]]),
-        VectorAssembler(inputCols=["warm", "windy", "humid", "bin", "bins", "wind"], outputCol="features"),
-        LogisticRegression(labelCol="rain", threshold=0.4, maxIter=1),
-    ]).fit(df.limit(200))  # fmt: skip
+    model = Pipeline(
+        stages=[
+            Binarizer(inputCol="temp", outputCol="warm", threshold=0.3),
+            Binarizer(inputCols=["wind", "hum"], outputCols=["windy", "humid"], thresholds=[0.1, 0.2]),
+            Bucketizer(inputCol="hum", outputCol="bin", splits=[-np.inf, 0.0, np.inf]),
+            Bucketizer(inputCols=["hum"], outputCols=["bins"], splitsArray=[[-np.inf, 0.0, 1.0, np.inf]]),
+            VectorAssembler(inputCols=["warm", "windy", "humid", "bin", "bins", "wind"], outputCol="features"),
+            LogisticRegression(labelCol="rain", threshold=0.4, maxIter=1),
+        ]
+    ).fit(df.limit(200))
     network = sparkdiff.translate(model)
     assert [name for name, _ in network.named_parameters()] == [
         "stages.5.coefficientMatrix",
@@ -232,9 +249,15 @@ def test_processes_and_runs_that_go_on_change_nothing(
     rain: PipelineModel, df: DataFrame, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int
 ) -> None:
     given: dict[str, Any] = {
-        "labelCol": "rain", "loss": "cost", "lossParams": COSTS, "unfreeze": THRESHOLD, "maxEpochs": 4, "guard": 1.0,
-        "learningRate": 1e-2, "checkpointDir": str(tmp_path),
-    }  # fmt: skip
+        "labelCol": "rain",
+        "loss": "cost",
+        "lossParams": COSTS,
+        "unfreeze": THRESHOLD,
+        "maxEpochs": 4,
+        "guard": 1.0,
+        "learningRate": 1e-2,
+        "checkpointDir": str(tmp_path),
+    }
     with monkeypatch.context() as patched:
         patched.setattr(launch, "Checkpoints", Broken)
         with pytest.raises(KeyboardInterrupt):
@@ -253,6 +276,6 @@ def test_processes_and_runs_that_go_on_change_nothing(
     # Another run starts at the new threshold; who doesn't ask leaves it there.
     more = tune(
         loaded.pipelineModel, df, shared, labelCol="rain", maxEpochs=2, guard=1.0, learningRate=1e-2
-    ).pipelineModel.stages[1]  # fmt: skip
+    ).pipelineModel.stages[1]
     assert more.getThreshold() == thresholds[1]
     assert more.coefficients != loaded.pipelineModel.stages[1].coefficients

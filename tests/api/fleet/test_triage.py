@@ -13,10 +13,10 @@ from small_data import QUICK, pipeline
 import sparkdiff
 from sparkdiff import InputError
 from sparkdiff.cli import WRONG_INPUT, main
-from sparkdiff.fleet import procedure
-from sparkdiff.forecasting.facts import FACTS
-from sparkdiff.forecasting.forecast import PastRun
-from sparkdiff.history import store
+from sparkdiff.fleet import triage_run
+from sparkdiff.forecasting.pipeline_facts import FACTS
+from sparkdiff.forecasting.run_forecasts import PastRun
+from sparkdiff.history import run_store
 
 FAST = {**QUICK, "stream": "arrow", "verbosity": 0}
 
@@ -34,7 +34,7 @@ def learned(monkeypatch: pytest.MonkeyPatch) -> None:
     for i in range(40):
         gain = -0.05 + 0.01 * (i % 20)
         few.append(PastRun({"rows": 1500.0, "lastEpochGain": gain}, gain > 0.05, max(gain, 0.0), 4.0))
-    monkeypatch.setattr(procedure, "priors", lambda: tuple(few))
+    monkeypatch.setattr(triage_run, "priors", lambda: tuple(few))
 
 
 def test_triage_runs_the_best_and_learns_from_it(
@@ -51,7 +51,7 @@ def test_triage_runs_the_best_and_learns_from_it(
     assert [p.outcome for p in found.pipelines] == ["tuned", "skipped", "refused"]
     assert "pipelines before it promise" in found.pipelines[1].why and "churned" in found.pipelines[2].why
     assert [*found.models] == ["slack"] and found.pipelines[0].gain > 0.02 and found.own == 0
-    [run] = store.rows(tmp_path / "runs")
+    [run] = run_store.rows(tmp_path / "runs")
     assert json.loads(run["tags"][FACTS])["gradientSignal"] > 5
     again = [{"name": "tuned", "model": found.models["slack"], "data": df}]
     second = sparkdiff.triage(again, budget="1h", dryRun=True, **options)
@@ -64,7 +64,7 @@ def test_triage_runs_the_best_and_learns_from_it(
 def test_a_run_that_will_not_make_it_is_stopped_and_leaves_nothing(
     learned: None, best: PipelineModel, df: DataFrame, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(procedure, "EARLY", 2)
+    monkeypatch.setattr(triage_run, "EARLY", 2)
     options: dict[str, Any] = {**FAST, "learningRate": 10.0, "maxEpochs": 30, "patience": 30}
     found = sparkdiff.triage(
         [{"model": best, "data": df}], budget="1h", storeDir=str(tmp_path / "runs"), cacheDir=str(shared), **options

@@ -14,9 +14,9 @@ from small_data import QUICK, pipeline
 
 from sparkdiff.data import rehearsal
 from sparkdiff.fine_tuning.task import prepare
-from sparkdiff.forecasting import facts
-from sparkdiff.forecasting.facts import Facts, SampleError, Samples, measured, training_facts
-from sparkdiff.jvm.counting import counted
+from sparkdiff.forecasting import pipeline_facts
+from sparkdiff.forecasting.pipeline_facts import Facts, SampleError, Samples, measure_facts, training_facts
+from sparkdiff.jvm.job_counter import count_jobs
 from sparkdiff.options import Options
 
 FAST = {**QUICK, "verbosity": 0, "seed": 2}
@@ -24,7 +24,7 @@ FAST = {**QUICK, "verbosity": 0, "seed": 2}
 
 def facts_of(task: Any, df: DataFrame) -> Facts:
     with contextlib.closing(Samples()) as samples:
-        return measured(task, df, samples)[0]
+        return measure_facts(task, df, samples)[0]
 
 
 def test_facts_tell_slack_from_an_optimum(numeric: PipelineModel, df: DataFrame) -> None:
@@ -73,7 +73,7 @@ def test_facts_are_of_rows_from_the_whole_table(
     numeric: PipelineModel, df: DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The held-out rows lie at the end of a table that is longer than the sample."""
-    for module in (facts, rehearsal):
+    for module in (pipeline_facts, rehearsal):
         monkeypatch.setattr(module, "SAMPLE", 400)
     count = df.count()
     number = F.monotonically_increasing_id() % (1 << 33)
@@ -102,8 +102,8 @@ def test_a_table_is_counted_and_drawn_from_once(numeric: PipelineModel, df: Data
     task, jobs, found = prepare(numeric, Options.of(FAST), df), list[int | None](), list[dict[str, float]]()
     with contextlib.closing(Samples()) as samples:
         for _ in range(2):
-            with counted(df.sparkSession) as count:
-                found.append({**measured(task, df, samples)[0], "secondsPerRow": 0.0})
+            with count_jobs(df.sparkSession) as count:
+                found.append({**measure_facts(task, df, samples)[0], "secondsPerRow": 0.0})
                 jobs.append(count())
         few = samples.of(df, task.options.seed).few
         assert few.storageLevel.useMemory and not df.storageLevel.useMemory

@@ -47,9 +47,12 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     kind, season = random.integers(0, 4, 1500), random.integers(0, 3, 1500)
     x, noise = random.normal(size=(2, 1500))
     rows = {
-        "x": x, "kind": np.array([*"abcd"])[kind], "season": np.array(["dry", "wet", "cold"])[season],
-        "sales": x + random.normal(size=(4, 3))[kind, season] + 0.3 * noise, "noise": noise,
-    }  # fmt: skip
+        "x": x,
+        "kind": np.array([*"abcd"])[kind],
+        "season": np.array(["dry", "wet", "cold"])[season],
+        "sales": x + random.normal(size=(4, 3))[kind, season] + 0.3 * noise,
+        "noise": noise,
+    }
     pq.write_table(pa.table(rows), tmp_path / "rows.parquet")
     (tmp_path / "grown_here.py").write_text(PIPELINE.replace("LABEL", "sales"))
     (tmp_path / "job.yaml").write_text(JOB)

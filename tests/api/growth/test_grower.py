@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from grounds import prepare_ground
+from contexts import prepare_context
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.feature import (
@@ -34,10 +34,10 @@ import sparkdiff
 from sparkdiff import Grower, GrowerModel, InputError, ParityError
 from sparkdiff.data.splits import Source
 from sparkdiff.fine_tuning.task import check_runs
-from sparkdiff.growth import inputs, procedure
+from sparkdiff.growth import growth_steps, part_inputs
+from sparkdiff.growth.growth_options import GrowthSettings
+from sparkdiff.growth.growth_steps import prepare_growth
 from sparkdiff.growth.parts import units
-from sparkdiff.growth.procedure import ground
-from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.improvement.arms import growing
 from sparkdiff.improvement.budget import Limit
 from sparkdiff.jvm import sessions
@@ -60,13 +60,19 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     chance = 1 / (1 + np.exp(-(x + 2 * bend - 0.5)))
     path = tmp_path_factory.mktemp("rows") / "rows.parquet"
     columns = {
-        "id": np.arange(ROWS), "x": x, "y": y, "z": np.where(random.random(ROWS) < 0.05, np.nan, z),
-        "kind": np.array([*"abcde"])[kind], "season": np.array(["spring", "summer", "autumn", "winter"])[season],
-        "shop": [f"s{s}" for s in shop], "count": random.poisson(np.exp(margin)).astype(float),
-        "busy": (random.random(ROWS) < chance).astype(float), "sales": x + effect + random.normal(scale=0.5, size=ROWS),
+        "id": np.arange(ROWS),
+        "x": x,
+        "y": y,
+        "z": np.where(random.random(ROWS) < 0.05, np.nan, z),
+        "kind": np.array([*"abcde"])[kind],
+        "season": np.array(["spring", "summer", "autumn", "winter"])[season],
+        "shop": [f"s{s}" for s in shop],
+        "count": random.poisson(np.exp(margin)).astype(float),
+        "busy": (random.random(ROWS) < chance).astype(float),
+        "sales": x + effect + random.normal(scale=0.5, size=ROWS),
         "grade": np.argmax(np.stack([0 * x, 2 * bend, x]) + random.gumbel(size=(3, ROWS)), 0).astype(float),
         "noise": random.poisson(1.0, ROWS).astype(float),
-    }  # fmt: skip
+    }
     pq.write_table(pa.table(columns), path)
     return path
 
@@ -91,7 +97,9 @@ def explored(
 ) -> tuple[Any, Mapping[str, Any]]:
     """The pipeline that a growth makes on the rows that explore, and what its rounds have learned; nothing is proven."""
     given = GrowthSettings.of({"parts": parts, "rounds": 1, "maxLoss": 0, **settings})
-    step = growing.grown(prepare_ground(model, rows, cacheDir=str(cache), **WHOLE), Limit(None, None), given, "grow", 0)
+    step = growing.grow_and_train(
+        prepare_context(model, rows, cacheDir=str(cache), **WHOLE), Limit(None, None), given, "grow", 0
+    )
     assert step.candidates, step.says
     return step.candidates[0].model, step.learned
 
@@ -249,25 +257,25 @@ def test_parts_learn_from_the_rows_that_there_is_room_for(
     rows: DataFrame, poisson: PipelineModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All rows that choose are among them; all training rows train the whole, and all growths of a run take the same ones."""
-    monkeypatch.setattr(inputs, "LARGEST", 250_000)
+    monkeypatch.setattr(part_inputs, "LARGEST", 250_000)
     taken: list[Any] = []
-    monkeypatch.setattr(procedure, "table_of", lambda *a: taken.append(inputs.table_of(*a)) or taken[-1])
+    monkeypatch.setattr(growth_steps, "table_of", lambda *a: taken.append(part_inputs.table_of(*a)) or taken[-1])
     settings, no_limit = GrowthSettings(parts=("crosses",), rounds=1), Limit(None, None)
-    ground = prepare_ground(poisson, rows, cacheDir=str(tmp_path), runId="mine", **WHOLE)
-    ground = replace(ground, folder=tmp_path / "mine")
-    step = growing.grown(ground, no_limit, settings, "grow", 0)
+    context = prepare_context(poisson, rows, cacheDir=str(tmp_path), runId="mine", **WHOLE)
+    context = replace(context, folder=tmp_path / "mine")
+    step = growing.grow_and_train(context, no_limit, settings, "grow", 0)
     assert step.candidates[0].name.startswith("+ kind x season"), step.candidates[0].name
     [table] = taken
     assert 300 < len(table.train) < 0.8 * table.most
     assert table.most + len(table.validation) == ROWS
     [warning] = [w for w in step.learned["warnings"] if "parts learned from" in w]
     assert warning.startswith(f"parts learned from {len(table.train):,} of {table.most:,} training rows")
-    monkeypatch.setattr(inputs, "LARGEST", 200_000)  # as on a machine with less memory, on which the run goes on
-    growing.grown(replace(ground, fold=0), no_limit, settings, "grow", 0)
+    monkeypatch.setattr(part_inputs, "LARGEST", 200_000)  # as on a machine with less memory, on which the run goes on
+    growing.grow_and_train(replace(context, fold=0), no_limit, settings, "grow", 0)
     assert torch.equal(taken[1].train.label, table.train.label)
-    monkeypatch.setattr(inputs, "LARGEST", 20_000)
+    monkeypatch.setattr(part_inputs, "LARGEST", 20_000)
     with pytest.raises(InputError, match=r"validation rows take .* GiB of memory.*hold out fewer rows"):
-        growing.grown(replace(ground, folder=tmp_path / "another"), no_limit, settings, "grow", 0)
+        growing.grow_and_train(replace(context, folder=tmp_path / "another"), no_limit, settings, "grow", 0)
 
 
 def test_sparse_rows_take_no_more_than_the_room_that_there_is(rows: DataFrame, shared: Path) -> None:
@@ -280,10 +288,10 @@ def test_sparse_rows_take_no_more_than_the_room_that_there_is(rows: DataFrame, s
         HashingTF(inputCol="words", outputCol="f", numFeatures=1024),
     ]
     last = LinearRegression(featuresCol="f", labelCol="sales", regParam=0.1, maxIter=2)
-    start = prepare_ground(Pipeline(stages=[*split, last]).fit(texts), texts, cacheDir=str(shared))
-    there = ground(start.model, start.options, [], start.sources, None)
-    with start.begun(there.task) as run:
-        table = inputs.table_of(run, there.known, room)
+    start = prepare_context(Pipeline(stages=[*split, last]).fit(texts), texts, cacheDir=str(shared))
+    there = prepare_growth(start.model, start.options, [], start.sources, None)
+    with start.open_run(there.task) as run:
+        table = part_inputs.table_of(run, there.known, room)
     held = [
         x for s in (table.train, table.validation) for x in (s.features.indices, s.features.values, s.label, s.margin)
     ]
@@ -381,7 +389,7 @@ def test_entities_that_training_rows_lack_are_warned_of(
 
     And to Spark's indexer a shop that is null and one that is unknown are the same.
     """
-    monkeypatch.setattr(inputs, "LARGEST", 250_000)
+    monkeypatch.setattr(part_inputs, "LARGEST", 250_000)
     some = rows.withColumn("shop", F.when(F.col("id") % 3 > 0, F.col("shop")))
     model = fitted(rows, LinearRegression(labelCol="sales"))
     found, learned = explored(model, some, shared, "effects", entityCols=["shop"])
@@ -400,7 +408,7 @@ def test_rows_that_the_pipeline_drops_are_not_grown_on(rows: DataFrame, poisson:
     first = StringIndexer(inputCol="shop", outputCol="some", **skip).fit(rows.where("shop < 's2'"))
     last = VectorAssembler(inputCols=["z"], outputCol="seen", **skip)
     model = PipelineModel([first, *poisson.stages, last])
-    data = ground(model, Options(), ["kind"], [Source(rows)], None).task.cut.transform(rows)
+    data = prepare_growth(model, Options(), ["kind"], [Source(rows)], None).task.cut.transform(rows)
     assert data.count() == model.transform(rows).count() < rows.where("shop < 's2'").count()
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from grounds import prepare_ground
+from contexts import prepare_context
 from pyspark.ml import Pipeline
 from pyspark.ml.feature import SQLTransformer, StandardScaler, VectorAssembler
 from pyspark.ml.regression import LinearRegression
@@ -17,10 +17,10 @@ from pyspark.sql import DataFrame, SparkSession, functions as F
 
 from sparkdiff import Events, Grower, GrowerModel, InputError
 from sparkdiff.data.splits import TEST, TRAIN, Source
-from sparkdiff.growth import inputs, procedure
+from sparkdiff.growth import growth_steps, part_inputs
 from sparkdiff.growth.clock import Clock
+from sparkdiff.growth.growth_options import GrowthSettings
 from sparkdiff.growth.parts import trees
-from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.improvement import by_folds, proving
 from sparkdiff.improvement.arms import growing
 from sparkdiff.improvement.budget import Limit
@@ -32,9 +32,12 @@ pytestmark = pytest.mark.once
 ROWS = 1500
 QUICK: dict[str, Any] = {"rounds": 1, "maxEpochs": 3, "recipe": "fast", "numFolds": 2}
 FOLDS: dict[str, Any] = {
-    "parts": ("effects",), "entityCols": ["shop"], "maxServingCost": 3.0, "dropColumns": sessions.VERSION >= (4, 0),
+    "parts": ("effects",),
+    "entityCols": ["shop"],
+    "maxServingCost": 3.0,
+    "dropColumns": sessions.VERSION >= (4, 0),
     "labelCol": "sales",
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +47,13 @@ def rows(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> DataF
     x, y, noise, error = random.normal(size=(4, ROWS))
     shop = random.integers(0, 20, ROWS)
     columns = {
-        "x": x, "y": y, "shop": [f"s{s}" for s in shop], "noise": noise, "bent": x + 2 * np.abs(y) + error / 2,
+        "x": x,
+        "y": y,
+        "shop": [f"s{s}" for s in shop],
+        "noise": noise,
+        "bent": x + 2 * np.abs(y) + error / 2,
         "sales": x + random.normal(scale=0.8, size=20)[shop] + error / 2,
-    }  # fmt: skip
+    }
     path = tmp_path_factory.mktemp("rows") / "rows.parquet"
     pq.write_table(pa.table(columns), path)
     return spark.read.parquet(f"file://{path}")
@@ -98,9 +105,9 @@ def told() -> Told:
 
 @pytest.fixture(scope="module")
 def grown(rows: DataFrame, made: Made, told: Told, tmp_path_factory: pytest.TempPathFactory) -> GrowerModel:
-    def remade(ground: Any, making: Any, arms: Any) -> Any:
-        found = proving_remade(ground, making, arms)
-        made.setdefault(ground.fold, []).append((ground, found))
+    def remade(context: Any, making: Any, arms: Any) -> Any:
+        found = proving_remade(context, making, arms)
+        made.setdefault(context.fold, []).append((context, found))
         return found
 
     proving_remade, cache = proving.remake, str(tmp_path_factory.mktemp("grown"))
@@ -137,10 +144,10 @@ def test_what_ships_is_made_from_all_rows_with_an_inner_part_that_chooses(
     grown: GrowerModel, rows: DataFrame, made: Made
 ) -> None:
     assert [*made] == [2, 0]
-    [(ground, found)] = made[0]
+    [(context, found)] = made[0]
     assert found.model is grown.pipelineModel
-    assert sum(s.df.count() for s in ground.sources if s.split == TRAIN) == ROWS
-    chooses = [s for s in growing.inner(ground.sources, ground.options) if s.split != TRAIN]
+    assert sum(s.df.count() for s in context.sources if s.split == TRAIN) == ROWS
+    chooses = [s for s in growing.inner(context.sources, context.options) if s.split != TRAIN]
     assert 0.1 * ROWS < sum(s.df.count() for s in chooses) < 0.3 * ROWS
     assert numbers(grown.originalModel) == pytest.approx(numbers(unfitted("sales").fit(rows)), rel=1e-9)
 
@@ -189,7 +196,7 @@ def test_a_growth_that_is_killed_goes_on_and_ends_in_the_same_bits(
     """While it explores, and while what ships is made, as in the fold that proves."""
     given = {"cacheDir": str(tmp_path), "runId": "mine", **FOLDS, **QUICK}
     trained: list[int] = []
-    monkeypatch.setattr(growing, "grow_rounds", lambda *a, **k: trained.append(1) or procedure.grow_rounds(*a, **k))
+    monkeypatch.setattr(growing, "grow_rounds", lambda *a, **k: trained.append(1) or growth_steps.grow_rounds(*a, **k))
     for fold in (1, 0):
         with pytest.raises(Gone):
             Grower(unfitted("sales"), callbacks=[Stop(fold)], **given).fit(rows)
@@ -270,16 +277,16 @@ def test_ensembles_of_trees_alone_are_trained_again_with_as_many_trees(
     rows: DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In no rounds: none of the rows of a fold is held out. Of more rows than there is room for, they learn from a sample."""
-    monkeypatch.setattr(trees, "SIZES", (trees.Size(4, 60),))
-    monkeypatch.setattr(inputs, "LARGEST", 80_000)
+    monkeypatch.setattr(trees, "SIZES", (trees.EnsembleSize(4, 60),))
+    monkeypatch.setattr(part_inputs, "LARGEST", 80_000)
     again: list[tuple[int | None, int, int]] = []
 
-    def counted(ground: Any, made: Mapping[str, Any], settings: Any) -> Any:
-        model = trees_again(ground, made, settings)
+    def counted(context: Any, made: Mapping[str, Any], settings: Any) -> Any:
+        model = trees_again(context, made, settings)
         [(number, name, epochs)] = made["trees"]
         [part] = [s for s in model.stages if "grown_trees" in s.uid and hasattr(s, "trees")]
         assert (number, name) == (1, "trees of 4 leaves")
-        again.append((ground.fold, epochs, len(part.trees)))
+        again.append((context.fold, epochs, len(part.trees)))
         return model
 
     trees_again = growing._trees_again
@@ -301,7 +308,7 @@ def test_time_that_is_over_bounds_the_rounds_of_the_folds_too(
     rows: DataFrame, shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As many rounds as those that explored had time for."""
-    joined = procedure.RoundProgress.joined
+    joined = growth_steps.RoundProgress.end_round
     clock = Clock(3000.0)
 
     def over(self: Any, tried: Any) -> str:
@@ -309,12 +316,14 @@ def test_time_that_is_over_bounds_the_rounds_of_the_folds_too(
         return joined(self, tried)
 
     monkeypatch.setattr(growing.Clock, "of", staticmethod(lambda seconds: clock))
-    monkeypatch.setattr(procedure.RoundProgress, "joined", over)
-    ground = prepare_ground(unfitted("sales").fit(rows), rows, cacheDir=str(shared), recipe="fast", maxEpochs=1)
+    monkeypatch.setattr(growth_steps.RoundProgress, "end_round", over)
+    context = prepare_context(unfitted("sales").fit(rows), rows, cacheDir=str(shared), recipe="fast", maxEpochs=1)
     arm = growing.with_settings(GrowthSettings(parts=("effects",), entityCols=("shop",), rounds=4), 3000.0, {})
-    step = arm.run(ground, 0, Limit(None, None), ())
+    step = arm.run(context, 0, Limit(None, None), ())
     assert "maxSeconds was over" in step.says
     again: list[int] = []
-    monkeypatch.setattr(growing, "grown", lambda ground, limit, settings, *more: again.append(settings.rounds) or step)
-    assert arm.make(ground, step.candidates[0].making.settings) is step.candidates[0].model
+    monkeypatch.setattr(
+        growing, "grow_and_train", lambda context, limit, settings, *more: again.append(settings.rounds) or step
+    )
+    assert arm.make(context, step.candidates[0].making.settings) is step.candidates[0].model
     assert again == [1]

@@ -16,15 +16,15 @@ from pyspark.sql import DataFrame, SparkSession
 
 from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.growth.assembly import grown_pipeline
-from sparkdiff.growth.inputs import linear_head
 from sparkdiff.growth.part import Part, PipelinePlace
+from sparkdiff.growth.part_inputs import linear_head
 from sparkdiff.growth.parts import coding, shapes
 from sparkdiff.growth.parts.blocks import Block
 from sparkdiff.growth.parts.coding import Coding
 from sparkdiff.growth.parts.crosses import Crosses
 from sparkdiff.growth.parts.effects import Intercepts, Slopes
 from sparkdiff.growth.parts.shapes import Shapes
-from sparkdiff.growth.table import Column, Split, Table
+from sparkdiff.growth.row_tensors import Column, Split, Table
 from sparkdiff.jvm import sessions
 from sparkdiff.options import Options
 
@@ -42,13 +42,13 @@ NAMES = ("p", "q", "r", "new", None)
 NAN = math.nan
 SPECIAL = [
     # x,     number, a_index, user, z
-    (None,   3,      0.0,     1.0,  0.5),
-    (NAN,    4,      3.0,     2.0,  NAN),
-    (-0.0,   0,      7.0,     99.0, -0.0),
-    (0.0,    11,     -1.0,    3.0,  0.0),
-    (math.inf, 1000, NAN,     NAN,  math.inf),
-    (-math.inf, -5,  1.0,     0.0,  -math.inf),
-]  # fmt: skip
+    (None, 3, 0.0, 1.0, 0.5),
+    (NAN, 4, 3.0, 2.0, NAN),
+    (-0.0, 0, 7.0, 99.0, -0.0),
+    (0.0, 11, -1.0, 3.0, 0.0),
+    (math.inf, 1000, NAN, NAN, math.inf),
+    (-math.inf, -5, 1.0, 0.0, -math.inf),
+]
 
 
 def split_of(values: np.ndarray, features: np.ndarray) -> Split:
@@ -65,10 +65,16 @@ def table() -> Table:
     x = np.where(random.random(n) < 0.1, NAN, random.normal(size=n).round(1))
     values = np.stack(
         [
-            x, random.integers(0, 12, n), random.integers(0, 3, n), random.integers(0, 25, n), random.normal(size=n),
-            random.integers(0, 3, n), random.integers(0, 2, n),
-        ], 1,
-    )  # fmt: skip
+            x,
+            random.integers(0, 12, n),
+            random.integers(0, 3, n),
+            random.integers(0, 25, n),
+            random.normal(size=n),
+            random.integers(0, 3, n),
+            random.integers(0, 2, n),
+        ],
+        1,
+    )
     split = split_of(values.astype(np.float64), random.normal(size=(n, 2)))
     return Table("features", COLUMNS, split, split)
 
@@ -162,9 +168,14 @@ CASES = {0: (gaps, crosses, steps, curves, intercepts, slopes), 3: (crosses, ste
     ],
 )
 def test_stages_compute_what_the_parts_compute(
-    classes: int, constructors: bool, table: Table, coded: list[Coding], rows: tuple[DataFrame, Split], tmp_path: Path,
+    classes: int,
+    constructors: bool,
+    table: Table,
+    coded: list[Coding],
+    rows: tuple[DataFrame, Split],
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     """All parts in one pipeline, as each plan that Spark makes takes longer than these rows."""
     frame, split = rows
     if classes:

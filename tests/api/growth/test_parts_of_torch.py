@@ -19,7 +19,7 @@ from torch import Tensor
 from sparkdiff.growth import parts
 from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.part import Item, Part, PipelinePlace, Stages
-from sparkdiff.growth.table import Split, Table
+from sparkdiff.growth.row_tensors import Split, Table
 from sparkdiff.tensors.rows import dense
 
 PREFIX = "glr_units1"

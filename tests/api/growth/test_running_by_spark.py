@@ -13,7 +13,7 @@ from climbing import bits
 from item_rounds import ITEMS, changed, rounds_of
 from pyspark.sql import SparkSession
 
-from sparkdiff.growth import processes
+from sparkdiff.growth import worker_pool
 from sparkdiff.growth.checkpoints import ItemError
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("spark", "climbing_kind")]
@@ -46,7 +46,7 @@ def test_a_task_that_is_killed_begins_again(tmp_path: Path, alone: list[tuple[ob
 
 @pytest.mark.once
 def test_tasks_that_are_lost_too_often_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "ATTEMPTS", 2)
+    monkeypatch.setattr(worker_pool, "ATTEMPTS", 2)
     with pytest.raises(ItemError, match=r"the Spark tasks that train were lost 2 times: .*: runId='mine' goes on"):
         rounds_of(tmp_path, [changed(1, **{"dies": 3, "with its parent": True})], **TASKS, runId="mine")
 

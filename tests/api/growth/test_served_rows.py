@@ -19,19 +19,22 @@ from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.growth import parts
 from sparkdiff.growth.assembly import columns_last, grown_pipeline
 from sparkdiff.growth.criterion import Criterion
-from sparkdiff.growth.inputs import linear_head, upstream_columns
 from sparkdiff.growth.part import Part
+from sparkdiff.growth.part_inputs import linear_head, upstream_columns
 from sparkdiff.growth.parts.shapes import Shapes
 from sparkdiff.growth.rounds import Member
-from sparkdiff.growth.table import Split, Table
+from sparkdiff.growth.row_tensors import Split, Table
 from sparkdiff.options import Options
 
 MARK = "grown"
 NAN, INF = math.nan, math.inf
 ODD: dict[str, tuple[Any, ...]] = {
-    "x": (None, NAN, INF, -INF, 1e300, -1e300, -0.0), "z": (None, NAN, INF, -INF, 1e300, 0.0),
-    "hour": (None, NAN, INF, -INF, 1e300, 99.0, -1.0), "kind": (None, "unseen", ""), "flag": (None, False),
-}  # fmt: skip
+    "x": (None, NAN, INF, -INF, 1e300, -1e300, -0.0),
+    "z": (None, NAN, INF, -INF, 1e300, 0.0),
+    "hour": (None, NAN, INF, -INF, 1e300, 99.0, -1.0),
+    "kind": (None, "unseen", ""),
+    "flag": (None, False),
+}
 """Values that no training row has."""
 
 
@@ -110,9 +113,14 @@ def predicted(served: DataFrame) -> dict[str, float]:
 
 
 KINDS = (
-    ("units", "8 units"), ("crosses", ""), ("shapes", "curves"), ("effects", "effect of hour on features"),
-    ("embeddings", "embedding of kind x features"), ("embeddings", "embedding of hour"), ("trees", "trees of 31"),
-)  # fmt: skip
+    ("units", "8 units"),
+    ("crosses", ""),
+    ("shapes", "curves"),
+    ("effects", "effect of hour on features"),
+    ("embeddings", "embedding of kind x features"),
+    ("embeddings", "embedding of hour"),
+    ("trees", "trees of 31"),
+)
 
 
 @pytest.fixture(scope="module")

@@ -13,21 +13,21 @@ from pyspark.ml.linalg import Vectors
 from pyspark.sql import DataFrame, SparkSession
 from tables import table_of
 
-from sparkdiff.growth import costs
+from sparkdiff.growth import cost_table
 from sparkdiff.growth.part import Part, PipelinePlace
 from sparkdiff.growth.parts import trees
-from sparkdiff.growth.table import Split, Table
+from sparkdiff.growth.row_tensors import Split, Table
 
 NAN, INF = math.nan, math.inf
 SPECIAL = [
     # x,    y,      a,    b,    user
-    (None,  1.0,    None, 0.0,  0.0),
-    (NAN,   None,   NAN,  NAN,  NAN),
-    (INF,   -INF,   6.0,  99.0, 40.0),
-    (-INF,  INF,    -1.0, 0.5,  1e9),
-    (-0.0,  5e-324, 0.0,  -0.0, 3.9999999999),
-    (1e-35, -2e-35, 5.0,  3.0,  39.0),
-]  # fmt: skip
+    (None, 1.0, None, 0.0, 0.0),
+    (NAN, None, NAN, NAN, NAN),
+    (INF, -INF, 6.0, 99.0, 40.0),
+    (-INF, INF, -1.0, 0.5, 1e9),
+    (-0.0, 5e-324, 0.0, -0.0, 3.9999999999),
+    (1e-35, -2e-35, 5.0, 3.0, 39.0),
+]
 
 
 def part_of(library: str, kind: str) -> tuple[Part, Table]:
@@ -98,4 +98,6 @@ def test_stages_compute_what_the_part_computes(
         assert [s.uid for s in pipeline.stages] == [s.uid for s in model.stages]
         found = np.array([r["all"].toArray() for r in pipeline.transform(frame).orderBy("id").select("all").collect()])
         np.testing.assert_allclose(found[:, 2:] @ coefficients.T, expected, rtol=1e-12, atol=1e-12)
-    assert costs.of_steps(part.served(2.0).steps) == pytest.approx(sum(map(costs.of_stage, made.stages)))
+    assert cost_table.of_steps(part.serving_work(2.0).steps) == pytest.approx(
+        sum(map(cost_table.of_stage, made.stages))
+    )

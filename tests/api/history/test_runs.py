@@ -19,7 +19,7 @@ import sparkdiff
 from sparkdiff import FineTunerModel, InputError
 from sparkdiff.cli import DONE, WRONG_INPUT, main
 from sparkdiff.data.stream import Stream
-from sparkdiff.history import caches, store
+from sparkdiff.history import caches, run_store
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def kept(
 
 
 def test_a_row_tells_what_the_summary_tells(kept: tuple[Path, Any, Any], df: DataFrame) -> None:
-    first, second, third, last = store.rows(kept[0])
+    first, second, third, last = run_store.rows(kept[0])
     assert [r["kept"] for r in (first, second, third, last)] == [False, False, False, True]
     assert (
         first["model"] == second["parent"] and second["model"] == third["parent"] and third["model"] == last["parent"]
@@ -65,7 +65,7 @@ def test_a_row_tells_what_the_summary_tells(kept: tuple[Path, Any, Any], df: Dat
 
 
 def test_nothing_of_the_rows_and_no_folder_is_in_the_store(kept: tuple[Path, Any, Any], shared: Path) -> None:
-    for run in store.rows(kept[0]):
+    for run in run_store.rows(kept[0]):
         told = json.dumps(run, default=str)
         assert str(shared) not in told and "h0" not in told and "h4" not in told
         assert "tags" in told and "hour" in told  # columns are named
@@ -73,16 +73,16 @@ def test_nothing_of_the_rows_and_no_folder_is_in_the_store(kept: tuple[Path, Any
 
 def test_a_user_may_allow_more(numeric: PipelineModel, df: DataFrame, shared: Path, tmp_path: Path) -> None:
     tune(numeric, df, shared, storeDir=str(tmp_path), redact=False, maxEpochs=1, guardCols=["hour"])
-    told = json.dumps(store.rows(tmp_path), default=str)
+    told = json.dumps(run_store.rows(tmp_path), default=str)
     assert str(shared) in told and '\\"h4\\"' in told
 
 
 def test_the_frame_has_the_same_runs(kept: tuple[Path, Any, Any]) -> None:
     found = sparkdiff.runs(str(kept[0]))
     rows = found.where("not kept and tags['team'] = 'risk'").sort("finished").collect()
-    assert [r["model"] for r in rows] == [r["model"] for r in store.rows(kept[0])[:3]]
+    assert [r["model"] for r in rows] == [r["model"] for r in run_store.rows(kept[0])[:3]]
     assert found.schema["stages"].dataType.elementType.names == ["stageClass", "role", "trained"]
-    store.compact(kept[0])
+    run_store.compact(kept[0])
     assert sparkdiff.runs(str(kept[0])).count() == 4
 
 
@@ -91,7 +91,7 @@ def test_a_copied_and_renamed_model_names_all_ancestors(kept: tuple[Path, Any, A
     models[-1].write().save(f"file://{tmp_path / 'first'}")
     shutil.copytree(tmp_path / "first", tmp_path / "another name")
     found = sparkdiff.why(tmp_path / "another name", str(where))
-    rows = store.rows(where)
+    rows = run_store.rows(where)
     assert [s.run["id"] for s in found.steps] == [r["id"] for r in rows[2::-1]]
     assert found.origin == rows[0]["parent"] and [r["id"] for r in found.attempts] == [rows[3]["id"]]
     assert found.steps[0].cacheOf == rows[0]["id"] and found.steps[2].cacheOf is None
@@ -119,7 +119,7 @@ def test_why_from_a_shell_by_relative_paths_and_without_spark(kept: tuple[Path, 
     assert (
         picture.count("finetune, ") == 3
         and picture.count('class="reused"') == 2
-        and store.rows(where)[2]["model"][:12] in picture
+        and run_store.rows(where)[2]["model"][:12] in picture
     )
 
 
@@ -150,7 +150,7 @@ def test_a_search_is_kept(df: DataFrame, numeric: PipelineModel, tmp_path: Path)
         storeDir=str(tmp_path),
         numFolds=2,
     ).fit(scored)
-    (row,) = store.rows(tmp_path)
+    (row,) = run_store.rows(tmp_path)
     assert (row["verb"], row["decision"], row["parent"]) == ("search", found.summary.decision, None)
     assert [t["value"] for t in row["tried"]] == [r["rmse"] for r in found.records] and row["model"] is not None
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from grounds import prepare_ground
+from contexts import prepare_ground
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import GBTClassifier
 from pyspark.ml.feature import StandardScaler, StringIndexer, VectorAssembler
@@ -20,21 +20,27 @@ from sparkdiff import Improver, ImproverModel, InputError
 from sparkdiff.data.splits import TRAIN, VALIDATION, Source
 from sparkdiff.growth import boosters
 from sparkdiff.improvement import proving
+from sparkdiff.improvement.arm_context import ArmContext
 from sparkdiff.improvement.arms import boosting
 from sparkdiff.improvement.arms.growing import IMPORT
 from sparkdiff.improvement.budget import Account, Budget, Limit
-from sparkdiff.improvement.ground import Ground
-from sparkdiff.improvement.log import StepLog
 from sparkdiff.improvement.race import race
+from sparkdiff.improvement.step_log import StepLog
 from sparkdiff.jvm import trees
 from sparkdiff.options import Options
 from sparkdiff.proof.division import divide
 from sparkdiff.report import Phases
 
 OPTIONS: dict[str, Any] = {
-    "arms": ["import"], "budget": "200 passes", "baseline": False, "recipe": "fast", "maxEpochs": 3, "guard": 0.5,
-    "rowsAreNew": True, "numFolds": 2,
-}  # fmt: skip
+    "arms": ["import"],
+    "budget": "200 passes",
+    "baseline": False,
+    "recipe": "fast",
+    "maxEpochs": 3,
+    "guard": 0.5,
+    "rowsAreNew": True,
+    "numFolds": 2,
+}
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +79,9 @@ def improved(
 ) -> ImproverModel:
     make = proving.remake
 
-    def noted(ground: Any, making: Any, arms: Any) -> Any:
-        found = make(ground, making, arms)
-        remade[making.arm, ground.fold] = found.model
+    def noted(context: Any, making: Any, arms: Any) -> Any:
+        found = make(context, making, arms)
+        remade[making.arm, context.fold] = found.model
         return found
 
     with pytest.MonkeyPatch.context() as patched:
@@ -99,7 +105,7 @@ def params(stage: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     return tuple({p.name: v for p, v in known.items()} for known in (stage._paramMap, stage._defaultParamMap))  # type: ignore[return-value]
 
 
-Explores = Callable[..., Ground]
+Explores = Callable[..., ArmContext]
 ONE_EACH = Limit(None, 40.0)
 """Passes for one ensemble beside the trees that are there, and one in their place."""
 
@@ -109,7 +115,7 @@ def explores(rows: DataFrame, cache: str) -> Explores:
     """The rows that explore, for a pipeline and these settings of an improvement."""
     train, held = (rows.where(f"number >= 600 and number % 5 {sign} 0") for sign in (">", "="))
 
-    def explored(model: PipelineModel, **settings: Any) -> Ground:
+    def explored(model: PipelineModel, **settings: Any) -> ArmContext:
         return prepare_ground(model, train, held, settings, cacheDir=cache, recipe="fast", maxEpochs=3)
 
     return explored
@@ -168,14 +174,14 @@ def test_trees_that_are_joined_stay_and_others_begin_with_the_mean(
     seen: list[tuple[bool, Any]] = []
     made = boosting._pipeline
 
-    def noted(ground: Any, ensemble: Any) -> Any:
-        model = made(ground, ensemble)
+    def noted(context: Any, ensemble: Any) -> Any:
+        model = made(context, ensemble)
         seen.append((ensemble.base is None, model.stages[-1]))
         return model
 
     monkeypatch.setattr(boosting, "_pipeline", noted)
-    ground = explores(few, maxServingCost=1.0)
-    step = boosting.run(ground, 0, ONE_EACH, ())
+    context = explores(few, maxServingCost=1.0)
+    step = boosting.run(context, 0, ONE_EACH, ())
     assert not step.candidates and "all of them cost more to serve than maxServingCost allows" in step.says
     old = few.stages[-1]
     assert {joins for joins, _ in seen} == {True, False}
@@ -187,7 +193,7 @@ def test_trees_that_are_joined_stay_and_others_begin_with_the_mean(
             assert nodes.prediction[:first].tolist() == own.prediction.tolist()
         else:
             assert nodes.offsets[1] == 1  # a tree of one leaf
-            mean = few.transform(ground.sources[0].df).agg(F.avg("prediction")).first()
+            mean = few.transform(context.sources[0].df).agg(F.avg("prediction")).first()
             assert nodes.prediction[0] == pytest.approx(mean[0], rel=1e-9)
         assert set(stage.treeWeights[old.getNumTrees :]) == {1.0}
 
@@ -195,13 +201,13 @@ def test_trees_that_are_joined_stay_and_others_begin_with_the_mean(
 def test_classes_get_trees_of_half_the_log_odds(rows: DataFrame, explores: Explores) -> None:
     last = GBTClassifier(labelCol="rain", maxIter=2, maxDepth=1, seed=0, leafCol="leaf")
     model = pipeline(last.setThresholds([0.4, 0.6])).fit(rows.where("number < 600"))
-    ground = explores(model)
-    [found] = boosting.run(ground, 0, ONE_EACH, ()).candidates
-    assert found.found.scores[VALIDATION].mean < ground.start.scores[VALIDATION].mean
+    context = explores(model)
+    [found] = boosting.run(context, 0, ONE_EACH, ()).candidates
+    assert found.found.scores[VALIDATION].mean < context.start.scores[VALIDATION].mean
     new = found.model.stages[-1]
     assert set(new.treeWeights[model.stages[-1].getNumTrees :]) == {0.5}
     assert params(new) == params(model.stages[-1])
-    shown = found.model.transform(ground.sources[0].df).select("rain", "probability", "leaf").toPandas()
+    shown = found.model.transform(context.sources[0].df).select("rain", "probability", "leaf").toPandas()
     p = np.stack([v.toArray() for v in shown["probability"]])[np.arange(len(shown)), shown["rain"].astype(int)]
     assert found.found.scores[TRAIN].mean == pytest.approx(-np.log(p).mean(), rel=1e-9)
     assert shown["leaf"][0].size == new.getNumTrees
@@ -221,7 +227,7 @@ def test_more_trees_are_refused_with_the_reason(
         kept.fit(rows)
     shaped = Improver(few, penalties={"monotone": {"wind": 1.0}}, **OPTIONS)
     assert "not tried: penalties: monotone is not possible" in shaped.explain(rows)
-    monkeypatch.setattr(boosters, "installed", lambda: None)
+    monkeypatch.setattr(boosters, "preferred_library", lambda: None)
     assert "'trees' needs LightGBM, XGBoost or scikit-learn" in Improver(few, **OPTIONS).explain(rows)
     monkeypatch.undo()
     monkeypatch.setattr(boosting, "LARGEST", 1000)

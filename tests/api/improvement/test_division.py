@@ -201,10 +201,17 @@ def test_rows_that_choose_within_a_fold_are_rows_that_train_in_it(df: DataFrame)
     assert not one & other
 
 
-@pytest.mark.parametrize(("options", "folds"), [
-    ({"numFolds": "auto"}, 5), ({"numFolds": "auto", "timeCol": "number"}, 5), ({"numFolds": 3}, 3), ({"numFolds": 0}, 0),
-    ({"numFolds": "auto", "validationFraction": 0.79}, 5), ({"numFolds": "auto", "validationFraction": 0.9}, 0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "folds"),
+    [
+        ({"numFolds": "auto"}, 5),
+        ({"numFolds": "auto", "timeCol": "number"}, 5),
+        ({"numFolds": 3}, 3),
+        ({"numFolds": 0}, 0),
+        ({"numFolds": "auto", "validationFraction": 0.79}, 5),
+        ({"numFolds": "auto", "validationFraction": 0.9}, 0),
+    ],
+)
 def test_the_smaller_standard_error_decides_between_folds_and_held_out_rows(
     options: dict[str, Any], folds: int
 ) -> None:
@@ -212,11 +219,18 @@ def test_the_smaller_standard_error_decides_between_folds_and_held_out_rows(
     assert division.folds_of(Options.of(options)) == folds
 
 
-@pytest.mark.parametrize(("column", "options", "says"), [
-    ("held", {"validationIndicatorCol": "held", "numFolds": "auto"}, r"Col='held' holds null in 500 rows.*neither side.*drop"),
-    ("number", {"timeCol": "number"}, r"timeCol='number' holds null or NaN or an infinite value in 500 rows.*drop"),
-    ("number", {"timeCol": "number", "numFolds": 0}, r"timeCol='number' holds null"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("column", "options", "says"),
+    [
+        (
+            "held",
+            {"validationIndicatorCol": "held", "numFolds": "auto"},
+            r"Col='held' holds null in 500 rows.*neither side.*drop",
+        ),
+        ("number", {"timeCol": "number"}, r"timeCol='number' holds null or NaN or an infinite value in 500 rows.*drop"),
+        ("number", {"timeCol": "number", "numFolds": 0}, r"timeCol='number' holds null"),
+    ],
+)
 def test_rows_without_a_side_are_refused(df: DataFrame, column: str, options: dict[str, Any], says: str) -> None:
     """They would be missing from all of it, without a word."""
     data = df.withColumn(column, F.when(F.col("number") >= 500, F.col(column)))

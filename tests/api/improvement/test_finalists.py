@@ -22,9 +22,14 @@ from sparkdiff.proof.division import Division, divide
 from sparkdiff.training.recipes import Recipe
 
 QUICK: dict[str, Any] = {
-    "budget": "60 passes", "maxEpochs": 4, "learningRate": 0.01, "parallelism": 1, "numFolds": 2, "baseline": False,
+    "budget": "60 passes",
+    "maxEpochs": 4,
+    "learningRate": 0.01,
+    "parallelism": 1,
+    "numFolds": 2,
+    "baseline": False,
     "rowsAreNew": True,
-}  # fmt: skip
+}
 STAYS = {"maxEpochs": 1, "learningRate": 1e-12}
 """With these a training changes nothing, and only the refit is proven."""
 
@@ -79,17 +84,24 @@ def squares(model: Any, rows: DataFrame) -> np.ndarray[Any, Any]:
 # Rows -----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("options", "folds", "all_rows"), [
-    ({"numFolds": 3, "groupCol": "user"}, 2, True),
-    # On each commit tests/api/test_by_folds.py has stretches of time.
-    pytest.param({"timeCol": "number", "numFolds": "auto"}, 3, True, marks=pytest.mark.nightly),
-    ({"validationIndicatorCol": "held", "numFolds": "auto"}, 1, False),
-    ({"numFolds": 0, "validationFraction": 0.5}, 1, False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "folds", "all_rows"),
+    [
+        ({"numFolds": 3, "groupCol": "user"}, 2, True),
+        # On each commit tests/api/test_by_folds.py has stretches of time.
+        pytest.param({"timeCol": "number", "numFolds": "auto"}, 3, True, marks=pytest.mark.nightly),
+        ({"validationIndicatorCol": "held", "numFolds": "auto"}, 1, False),
+        ({"numFolds": 0, "validationFraction": 0.5}, 1, False),
+    ],
+)
 def test_a_finalist_is_made_without_the_rows_that_prove_it_and_ships_from_all(
-    df: DataFrame, wrong: PipelineModel, improve: Callable[..., ImproverModel], options: dict[str, Any], folds: int,
+    df: DataFrame,
+    wrong: PipelineModel,
+    improve: Callable[..., ImproverModel],
+    options: dict[str, Any],
+    folds: int,
     all_rows: bool,
-) -> None:  # fmt: skip
+) -> None:
     """By Spark's own fits and figures: on the rows of each fold, and on those that make what ships."""
     found, division = improve(wrong, df, "refit", **STAYS, **options), divided(df, **options)
     parts = [{s.split: s.df for s in rows} for rows in division.proves]
@@ -230,9 +242,10 @@ def test_what_cannot_be_made_in_a_fold_is_left_out_by_name(
     """A value of which the only row proves: the refit without it doesn't know it; the pipeline as it was fitted does."""
     data = with_one_that_proves(df)
     stages = [
-        StringIndexer(inputCol="hour", outputCol="index"), VectorAssembler(inputCols=[*NUMBERS, "index"], outputCol="features"),
+        StringIndexer(inputCol="hour", outputCol="index"),
+        VectorAssembler(inputCols=[*NUMBERS, "index"], outputCol="features"),
         LinearRegression(labelCol="riders", regParam=3.0),
-    ]  # fmt: skip
+    ]
     model = Pipeline(stages=stages).fit(data)
     found = improve(model, data, "finetune", maxEpochs=8, learningRate=0.1)
     assert [r["arm"] for r in found.summary.table if r["folds"]] == ["finetune"]
@@ -258,8 +271,8 @@ def test_what_diverges_on_all_rows_is_not_shipped(
 ) -> None:
     again = proving.train_again
 
-    def too_far(ground: Any, base: Any, recipe: Recipe, *rest: Any) -> Any:
-        return again(ground, base, recipe if ground.fold else Recipe(1e6, 0.0), *rest)
+    def too_far(context: Any, base: Any, recipe: Recipe, *rest: Any) -> Any:
+        return again(context, base, recipe if context.fold else Recipe(1e6, 0.0), *rest)
 
     monkeypatch.setattr(proving, "train_again", too_far)
     model = projected().fit(df)
@@ -277,7 +290,7 @@ def test_what_looks_unlike_the_pipelines_of_the_folds_is_not_shipped(
 ) -> None:
     fit = refitting.fit_anew
     monkeypatch.setattr(
-        refitting, "fit_anew", lambda ground, *rest: ground.model if ground.fold == 0 else fit(ground, *rest)
+        refitting, "fit_anew", lambda context, *rest: context.model if context.fold == 0 else fit(context, *rest)
     )
     found = improve(wrong, df, "refit", **STAYS)
     assert found.pipelineModel is wrong and not found.offers

@@ -13,7 +13,7 @@ from pyspark.sql import SparkSession
 from small_data import riders, same, unfitted, weights
 
 from sparkdiff.cli import DONE, WRONG_INPUT, main
-from sparkdiff.store.marker import MARKER, read_marker
+from sparkdiff.store.folder_marker import MARKER, read_marker
 
 
 @pytest.fixture
@@ -28,10 +28,23 @@ def test_from_a_saved_model_and_a_table_to_offers(
 ) -> None:
     unfitted().fit(spark.read.parquet(f"file://{folder}/rows.parquet")).save(f"file://{folder}/rides")
     command = [
-        "improve", "rides", "--data", "rows.parquet", "--label", "riders", "--output", "out", "--budget", "60 passes",
-        "improver.arms=[finetune,simplify]", "fineTuner.recipe=fast", "fineTuner.maxEpochs=5", "fineTuner.runId=mine",
-        "fineTuner.rowsAreNew=true", "fineTuner.numFolds=2",
-    ]  # fmt: skip
+        "improve",
+        "rides",
+        "--data",
+        "rows.parquet",
+        "--label",
+        "riders",
+        "--output",
+        "out",
+        "--budget",
+        "60 passes",
+        "improver.arms=[finetune,simplify]",
+        "fineTuner.recipe=fast",
+        "fineTuner.maxEpochs=5",
+        "fineTuner.runId=mine",
+        "fineTuner.rowsAreNew=true",
+        "fineTuner.numFolds=2",
+    ]
     assert main(command) == DONE
     out = capsys.readouterr().out
     assert out.index("improvement of PipelineModel") < out.index("your pipeline") < out.index("decision: improved")
@@ -58,9 +71,20 @@ def test_from_a_saved_model_and_a_table_to_offers(
 def test_a_killed_improvement_begins_anew_with_another_budget(spark: SparkSession, folder: Path) -> None:
     unfitted().fit(spark.read.parquet(f"file://{folder}/rows.parquet")).save(f"file://{folder}/rides")
     command = [
-        "improve", "rides", "--data", "rows.parquet", "--label", "riders", "--output", "out", "improver.arms=[finetune]",
-        "fineTuner.recipe=fast", "fineTuner.maxEpochs=2", "fineTuner.rowsAreNew=true", "fineTuner.numFolds=2",
-    ]  # fmt: skip
+        "improve",
+        "rides",
+        "--data",
+        "rows.parquet",
+        "--label",
+        "riders",
+        "--output",
+        "out",
+        "improver.arms=[finetune]",
+        "fineTuner.recipe=fast",
+        "fineTuner.maxEpochs=2",
+        "fineTuner.rowsAreNew=true",
+        "fineTuner.numFolds=2",
+    ]
     killed = subprocess.Popen([sys.executable, "-m", "sparkdiff", *command, "--budget", "2000 passes"])
     places, latest = folder / ".cache" / "checkpoints", time.monotonic() + 300
     while not (kept := [*places.glob("*-improve/order.pt")]):

@@ -18,19 +18,24 @@ from small_data import half_deviance, predictions, riders, same, unfitted
 
 from sparkdiff import Events, ImprovementSummary, Improver, ImproverModel, InputError
 from sparkdiff.data.splits import Source
-from sparkdiff.fine_tuning.task import Shared, prepare
+from sparkdiff.fine_tuning.task import FitResults, prepare
+from sparkdiff.improvement.arm_context import ArmContext
 from sparkdiff.improvement.arms import refitting
-from sparkdiff.improvement.ground import Ground
-from sparkdiff.improvement.settings import ImprovementSettings
+from sparkdiff.improvement.improvement_options import ImprovementSettings
 from sparkdiff.options import Options
 from sparkdiff.proof.division import divide
 from sparkdiff.report import Phases
 
 FOLDS = 3
 QUICK: dict[str, Any] = {
-    "budget": "90 passes", "recipe": "fast", "maxEpochs": 6, "learningRate": 0.01, "parallelism": 1, "numFolds": 2,
+    "budget": "90 passes",
+    "recipe": "fast",
+    "maxEpochs": 6,
+    "learningRate": 0.01,
+    "parallelism": 1,
+    "numFolds": 2,
     "rowsAreNew": True,
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -334,8 +339,10 @@ def test_what_makes_the_label_stays_as_it_is_fitted(statement: str, rows: DataFr
     made = stages if statement else [RFormula(formula="word ~ wind + noise", labelCol="target")]
     model = Pipeline(stages=[*made, LogisticRegression(labelCol="target", regParam=1.0)]).fit(data)
     options = Options(labelCol="target", cacheDir=cache)
-    ground = Ground(model, options, ImprovementSettings(), [Source(data)], None, Phases(False), Shared())
-    roles = {stage.uid: found.role for stage, found in zip(model.stages, refitting.form_of(ground).stages, strict=True)}
+    context = ArmContext(model, options, ImprovementSettings(), [Source(data)], None, Phases(False), FitResults())
+    roles = {
+        stage.uid: found.role for stage, found in zip(model.stages, refitting.form_of(context).stages, strict=True)
+    }
     assert roles[model.stages[0].uid] == "as fitted" and roles[model.stages[-1].uid] == "estimator"
 
 

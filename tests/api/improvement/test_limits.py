@@ -19,16 +19,16 @@ from small_data import NUMBERS, half_deviance, riders, sides, unfitted
 
 from sparkdiff import Grower, Improver, InputError, jvm
 from sparkdiff.data.splits import Source
-from sparkdiff.evaluation.recorded import keyed
-from sparkdiff.fine_tuning.task import Shared
-from sparkdiff.improvement import baseline, lanes
+from sparkdiff.evaluation.row_margins import with_row_hashes
+from sparkdiff.fine_tuning.task import FitResults
+from sparkdiff.improvement import baseline, parallel_tasks
+from sparkdiff.improvement.arm_context import ArmContext, measure, measure_original
 from sparkdiff.improvement.arms import fine_tuning, refitting, searching, simplifying
 from sparkdiff.improvement.budget import Limit
-from sparkdiff.improvement.candidate import Candidate, Making, Step
-from sparkdiff.improvement.folding import folded
-from sparkdiff.improvement.ground import Ground, measure, prepared
-from sparkdiff.improvement.log import StepLog
-from sparkdiff.improvement.settings import ImprovementSettings
+from sparkdiff.improvement.candidate import Candidate, CandidateRecipe, Step
+from sparkdiff.improvement.improvement_options import ImprovementSettings
+from sparkdiff.improvement.stage_folding import fold_stages
+from sparkdiff.improvement.step_log import StepLog
 from sparkdiff.options import Options
 from sparkdiff.proof.division import divide
 from sparkdiff.report import Phases
@@ -68,10 +68,10 @@ def test_what_is_to_be_kept_is_not_folded(rows: DataFrame) -> None:
     scaler, pca = model.stages[3:5]
 
     def left(**settings: object) -> list[str] | None:
-        ground = Ground(
-            model, Options(), ImprovementSettings.of(settings), [Source(rows)], None, Phases(False), Shared()
+        context = ArmContext(
+            model, Options(), ImprovementSettings.of(settings), [Source(rows)], None, Phases(False), FitResults()
         )
-        found = folded(ground, model)
+        found = fold_stages(context, model)
         return None if found is None else [s.uid for s in found.stages]
 
     assert left() == [s.uid for s in model.stages if s.uid not in (scaler.uid, pca.uid)]
@@ -91,7 +91,9 @@ def test_what_is_to_be_kept_has_any_name_that_freeze_takes(rows: DataFrame) -> N
     def kept(**settings: object) -> tuple[str, ...]:
         own = {k: v for k, v in settings.items() if k != "freeze"}
         options = Options.of({k: v for k, v in settings.items() if k == "freeze"})
-        return Ground(model, options, ImprovementSettings.of(own), [Source(rows)], None, Phases(False), Shared()).keeps
+        return ArmContext(
+            model, options, ImprovementSettings.of(own), [Source(rows)], None, Phases(False), FitResults()
+        ).keeps
 
     assert (
         kept(keepStages=["scaled"])
@@ -109,19 +111,21 @@ def test_rows_that_differ_in_where_a_null_is_are_different_rows(spark: SparkSess
     df = spark.createDataFrame(
         [(i, a, b, float(i % 3 == k % 2)) for i in range(200) for k, (a, b) in enumerate(values)],
         "number int, a double, b double, label double",
-    )  # fmt: skip
+    )
     made = [
         Imputer(inputCols=["a", "b"], outputCols=["c", "d"]),
         VectorAssembler(inputCols=["c", "d"], outputCol="features"),
     ]
     model = Pipeline(stages=[*made, LogisticRegression()]).fit(df.unionAll(df.where("a > 2")))
     options = Options.of({"groupCol": "number", "cacheDir": str(tmp_path)})
-    ground = prepared(Ground(model, options, ImprovementSettings(), [Source(df)], None, Phases(False), Shared()))
-    with ground.begun(ground.plan) as run:
-        data = keyed(run.data)
+    context = measure_original(
+        ArmContext(model, options, ImprovementSettings(), [Source(df)], None, Phases(False), FitResults())
+    )
+    with context.open_run(context.plan) as run:
+        data = with_row_hashes(run.data)
         for batch, *_ in data.batches("validation"):
             values_ = data.values(batch)
-            assert torch.equal(run.network.margin(values_), ground.start.recorded.margin(values_))
+            assert torch.equal(run.network.margin(values_), context.start.recorded.margin(values_))
 
 
 def test_the_last_row_is_what_sparks_own_trees_reach(
@@ -184,17 +188,19 @@ def test_a_single_stage_is_read_back_as_one(rows: DataFrame, tmp_path: Path) -> 
     data = VectorAssembler(inputCols=NUMBERS, outputCol="features").transform(rows)
     model = LinearRegression(labelCol="riders", solver="normal").fit(data)
     options = Options.of({"cacheDir": str(tmp_path)})
-    ground = prepared(Ground(model, options, ImprovementSettings(), [Source(data)], None, Phases(False), Shared()))
-    making = Making("refit", {"trees": [[1, "trees", 40]]}, Recipe(1e-3, 1e-4, mixup=0.2), 3)
-    step = Step("refit", 0, (Candidate("refit", "refitted", ground.start, making, value=0.3, seconds=2.5),), 0.0, "")
+    context = measure_original(
+        ArmContext(model, options, ImprovementSettings(), [Source(data)], None, Phases(False), FitResults())
+    )
+    making = CandidateRecipe("refit", {"trees": [[1, "trees", 40]]}, Recipe(1e-3, 1e-4, mixup=0.2), 3)
+    step = Step("refit", 0, (Candidate("refit", "refitted", context.start, making, value=0.3, seconds=2.5),), 0.0, "")
     StepLog(tmp_path).write(step)
-    found = StepLog(tmp_path).read(ground, "refit", 0)
+    found = StepLog(tmp_path).read(context, "refit", 0)
     assert found is not None
     [candidate] = found.candidates
     assert type(candidate.model) is type(model)
     assert candidate.model.uid == model.uid
     assert (candidate.making, candidate.value, candidate.seconds) == (making, 0.3, 2.5)
-    assert torch.equal(candidate.found.scores["validation"].blocks, ground.start.scores["validation"].blocks)
+    assert torch.equal(candidate.found.scores["validation"].blocks, context.start.scores["validation"].blocks)
 
 
 def test_a_metric_that_no_trial_could_be_judged_by_is_named_before_work(rows: DataFrame) -> None:
@@ -203,8 +209,8 @@ def test_a_metric_that_no_trial_could_be_judged_by_is_named_before_work(rows: Da
 
     def refused(**given: object) -> str:
         options = Options.of(given)
-        return searching.ARM.refused(
-            Ground(model, options, ImprovementSettings(), [Source(rows)], None, Phases(False), Shared())
+        return searching.ARM.refusal(
+            ArmContext(model, options, ImprovementSettings(), [Source(rows)], None, Phases(False), FitResults())
         )
 
     def own(margin: torch.Tensor, label: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -221,15 +227,15 @@ def test_trials_are_judged_with_the_class_weights_of_the_loss(rows: DataFrame, t
     made = [VectorAssembler(inputCols=NUMBERS, outputCol="features"), LogisticRegression(labelCol="rain")]
     model = Pipeline(stages=made).fit(rows)
     options = Options.of({"cacheDir": str(tmp_path), "loss": "focal", "lossParams": {"classWeights": "balanced"}})
-    given = Ground(model, options, ImprovementSettings(), [Source(rows)], None, Phases(False), Shared())
-    ground = prepared(given)
-    weights = ground.metricParams["classWeights"]
-    assert ground.goal is not None
-    counts = ground.goal.label.classes
+    given = ArmContext(model, options, ImprovementSettings(), [Source(rows)], None, Phases(False), FitResults())
+    context = measure_original(given)
+    weights = context.metricParams["classWeights"]
+    assert context.goal is not None
+    counts = context.goal.label.classes
     assert weights == pytest.approx((counts.sum() / (2 * counts)).tolist())
-    evaluator = searching._evaluator(ground)
+    evaluator = searching._evaluator(context)
     assert evaluator.getOrDefault("lossParams") == {"gamma": 2.0, "classWeights": weights}
-    named = dataclasses.replace(ground, options=dataclasses.replace(options, metric="focal"))
+    named = dataclasses.replace(context, options=dataclasses.replace(options, metric="focal"))
     assert "classWeights" not in named.metricParams
 
 
@@ -253,13 +259,13 @@ def test_what_is_made_ahead_is_stopped_where_nobody_waits_for_it_any_more(spark:
         begun.set()
         made.extend(spark.sql("select sum(sqrt(id)) from range(1000000000000)").collect())
 
-    with lanes.ahead([lambda: made.append("first"), forever, lambda: made.append("third")]):
+    with parallel_tasks.ahead([lambda: made.append("first"), forever, lambda: made.append("third")]):
         assert begun.wait(30)
     assert made == ["first"] and spark.range(3).count() == 3  # other jobs are not ended
 
 
 def test_tasks_run_side_by_side_and_end_together(spark: SparkSession) -> None:
-    both, said, brake = threading.Barrier(2, timeout=30), list[str](), lanes.Brake(())
+    both, said, brake = threading.Barrier(2, timeout=30), list[str](), parallel_tasks.StoppableListener(())
 
     def meets() -> str:
         both.wait()
@@ -276,10 +282,10 @@ def test_tasks_run_side_by_side_and_end_together(spark: SparkSession) -> None:
             brake.on_epoch({})
             time.sleep(0.01)
 
-    lanes.run(iter([("a", meets), ("b", meets)]), 2, Phases(False), brake)
+    parallel_tasks.run(iter([("a", meets), ("b", meets)]), 2, Phases(False), brake)
     assert said == [f"3 rows, {torch.get_num_threads()} threads"] * 2
     with pytest.raises(ValueError, match="the disk is full"):
-        lanes.run(iter([("a", waits), ("b", fails), ("c", meets)]), 2, Phases(False), brake)
+        parallel_tasks.run(iter([("a", waits), ("b", fails), ("c", meets)]), 2, Phases(False), brake)
     assert len(said) == 2
     assert not brake.pulled
 
@@ -287,11 +293,13 @@ def test_tasks_run_side_by_side_and_end_together(spark: SparkSession) -> None:
 def test_what_trained_on_rounded_rows_is_measured_on_exact_ones(rows: DataFrame, tmp_path: Path) -> None:
     model = unfitted().fit(rows)
     options = Options.of({"precision": "float32", "recipe": "fast", "maxEpochs": 2, "cacheDir": str(tmp_path)})
-    ground = prepared(Ground(model, options, ImprovementSettings(), [Source(rows)], None, Phases(False), Shared()))
-    step = fine_tuning.ARM.run(ground, 0, Limit(None, 8), ())
+    context = measure_original(
+        ArmContext(model, options, ImprovementSettings(), [Source(rows)], None, Phases(False), FitResults())
+    )
+    step = fine_tuning.ARM.run(context, 0, Limit(None, 8), ())
     [candidate] = step.candidates
     exact = measure(
-        dataclasses.replace(ground, options=dataclasses.replace(options, precision="float64")), candidate.model
+        dataclasses.replace(context, options=dataclasses.replace(options, precision="float64")), candidate.model
     )
     for split in ("train", "validation"):
         apart = candidate.found.scores[split].blocks - exact.scores[split].blocks
@@ -307,9 +315,9 @@ def test_clusters_are_compared_in_one_space(rows: DataFrame, tmp_path: Path) -> 
     ]
     model = Pipeline(stages=[*made, KMeans(k=3, seed=1)]).fit(small)
     options = Options.of({"cacheDir": str(tmp_path)})
-    ground = Ground(model, options, ImprovementSettings(), [Source(small)], None, Phases(False), Shared())
-    assert "distances" in simplifying.ARM.refused(ground)
-    assert [s.role for s in refitting.form_of(ground).stages] == ["as fitted", "as fitted", "estimator"]
+    context = ArmContext(model, options, ImprovementSettings(), [Source(small)], None, Phases(False), FitResults())
+    assert "distances" in simplifying.ARM.refusal(context)
+    assert [s.role for s in refitting.form_of(context).stages] == ["as fitted", "as fitted", "estimator"]
 
 
 def test_every_pipeline_is_measured_by_the_delta_of_the_original(rows: DataFrame, tmp_path: Path) -> None:
@@ -320,11 +328,11 @@ def test_every_pipeline_is_measured_by_the_delta_of_the_original(rows: DataFrame
     scales = [m.stages[1].scale for m in (model, other)]
     assert scales[1] < 0.8 * scales[0]
     options = Options.of({"cacheDir": str(tmp_path)})
-    ground = Ground(model, options, ImprovementSettings(), [Source(rows)], None, Phases(False), Shared())
-    ground = prepared(ground)
+    context = ArmContext(model, options, ImprovementSettings(), [Source(rows)], None, Phases(False), FitResults())
+    context = measure_original(context)
     errors = F.abs(F.col("riders") - F.col("prediction"))
     delta = 1.35 * scales[0]
     loss = F.when(errors < delta, errors**2 / 2).otherwise(delta * (errors - delta / 2))
     found = other.transform(sides(rows)["validation"]).select(F.avg(loss)).first()
     assert found is not None
-    assert measure(ground, other).scores["validation"].value == pytest.approx(found[0], rel=1e-9)
+    assert measure(context, other).scores["validation"].value == pytest.approx(found[0], rel=1e-9)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from grounds import prepare_ground
+from contexts import prepare_ground
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import GBTClassifier, LogisticRegression
 from pyspark.ml.feature import Imputer, OneHotEncoder, SQLTransformer, StandardScaler, StringIndexer, VectorAssembler
@@ -18,10 +18,10 @@ from pyspark.sql import DataFrame, SparkSession
 from sparkdiff import FineTuner
 from sparkdiff.data.cache import root
 from sparkdiff.data.splits import TRAIN, VALIDATION
-from sparkdiff.fine_tuning.task import Shared
+from sparkdiff.fine_tuning.task import FitResults
+from sparkdiff.improvement.arm_context import ArmContext, Measurement, measure, measure_original
 from sparkdiff.improvement.arms.growing import IMPORT
 from sparkdiff.improvement.budget import Limit
-from sparkdiff.improvement.ground import Ground, Measurement, measure, prepared
 from sparkdiff.options import Options
 from sparkdiff.pipeline.cut import within
 
@@ -44,15 +44,17 @@ def rows(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> DataF
 
 def pipeline(*front: Any, invalid: str = "keep") -> Pipeline:
     numbers = ["one_", "two_", "three_"]
-    return Pipeline(stages=[
-        *front,
-        Imputer(inputCols=["one", "Two", "three"], outputCols=numbers),
-        StringIndexer(inputCol="kind", outputCol="index", handleInvalid=invalid),
-        OneHotEncoder(inputCols=["index"], outputCols=["hot"], handleInvalid="keep"),
-        VectorAssembler(inputCols=[*numbers, "hot"], outputCol="plain"),
-        StandardScaler(inputCol="plain", outputCol="features", withMean=True),
-        LogisticRegression(regParam=0.1, maxIter=5),
-    ])  # fmt: skip
+    return Pipeline(
+        stages=[
+            *front,
+            Imputer(inputCols=["one", "Two", "three"], outputCols=numbers),
+            StringIndexer(inputCol="kind", outputCol="index", handleInvalid=invalid),
+            OneHotEncoder(inputCols=["index"], outputCols=["hot"], handleInvalid="keep"),
+            VectorAssembler(inputCols=[*numbers, "hot"], outputCol="plain"),
+            StandardScaler(inputCol="plain", outputCol="features", withMean=True),
+            LogisticRegression(regParam=0.1, maxIter=5),
+        ]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +62,7 @@ def model(rows: DataFrame) -> PipelineModel:
     return pipeline().fit(rows)
 
 
-def grounds(model: Any, rows: DataFrame, folder: Path) -> Ground:
+def contexts(model: Any, rows: DataFrame, folder: Path) -> ArmContext:
     return prepare_ground(
         model, rows, settings={"arms": ["import", "finetune"]}, cacheDir=str(folder), maxEpochs=2, recipe="fast"
     )
@@ -70,9 +72,9 @@ def caches(folder: Path) -> int:
     return len(list(folder.glob("*/manifest.json")))
 
 
-def alike(ground: Ground, found: Measurement) -> bool:
-    """Whether the margins are those of the ground up to rounding: the order of rows in a batch decides the last bits."""
-    return torch.allclose(ground.start.recorded.margins, found.recorded.margins, rtol=1e-12, atol=1e-12)
+def alike(context: ArmContext, found: Measurement) -> bool:
+    """Whether the margins are those of the context up to rounding: the order of rows in a batch decides the last bits."""
+    return torch.allclose(context.start.recorded.margins, found.recorded.margins, rtol=1e-12, atol=1e-12)
 
 
 def with_stages(model: PipelineModel, *changed: Any) -> PipelineModel:
@@ -85,20 +87,20 @@ def with_stages(model: PipelineModel, *changed: Any) -> PipelineModel:
 def test_trees_and_their_training_read_the_cache_of_the_pipeline_that_they_join(
     model: PipelineModel, rows: DataFrame, tmp_path: Path
 ) -> None:
-    ground = grounds(model, rows, tmp_path)
+    context = contexts(model, rows, tmp_path)
     assert caches(tmp_path) == 1
-    steps = [IMPORT.run(ground, number, Limit(60.0, None), ()) for number in (0, 1)]
+    steps = [IMPORT.run(context, number, Limit(60.0, None), ()) for number in (0, 1)]
     assert caches(tmp_path) == 1
     trees, *more = [c for s in steps for c in s.candidates]
     assert len(more) in (1, 2) and all(c.found.parity is not None for c in (trees, *more))
     # The same pipeline on rows of its own, in a cache of its own.
-    alone = grounds(trees.model, rows, tmp_path / "own")
+    alone = contexts(trees.model, rows, tmp_path / "own")
     assert torch.equal(alone.start.recorded.keys, trees.found.recorded.keys)
     apart = alone.start.scores[VALIDATION].blocks - trees.found.scores[VALIDATION].blocks
     assert float(apart.abs().max()) < 1e-9
     assert (
-        measure(ground, IMPORT.make(ground, trees.making.settings)).scores[VALIDATION].mean
-        < ground.start.scores[VALIDATION].mean
+        measure(context, IMPORT.make(context, trees.making.settings)).scores[VALIDATION].mean
+        < context.start.scores[VALIDATION].mean
     )
     assert caches(tmp_path) == 1
 
@@ -106,12 +108,12 @@ def test_trees_and_their_training_read_the_cache_of_the_pipeline_that_they_join(
 def test_what_has_other_stages_in_front_has_a_cache_of_its_own(
     model: PipelineModel, rows: DataFrame, tmp_path: Path
 ) -> None:
-    ground = grounds(model, rows, tmp_path)
+    context = contexts(model, rows, tmp_path)
     other = pipeline().fit(rows.where("one > 0")).stages
     for k, changed in enumerate(other[:2], 1):  # torch imputes; Spark indexes
-        found = measure(ground, with_stages(model, changed))
+        found = measure(context, with_stages(model, changed))
         assert caches(tmp_path) == k
-        alone = grounds(with_stages(model, changed), rows, tmp_path / f"own{k}")
+        alone = contexts(with_stages(model, changed), rows, tmp_path / f"own{k}")
         assert alike(alone, found)
 
 
@@ -119,27 +121,27 @@ def test_weights_in_torch_are_those_of_the_candidate_though_the_cache_has_what_t
     model: PipelineModel, rows: DataFrame, tmp_path: Path
 ) -> None:
     """The scaler trains, so it is no part of the cache, which yet has the features that the original's scaler makes."""
-    ground = grounds(model, rows, tmp_path)
+    context = contexts(model, rows, tmp_path)
     scaler = pipeline().fit(rows.where("one > 0")).stages[4]
-    found = measure(ground, with_stages(model, scaler))
-    alone = grounds(with_stages(model, scaler), rows, tmp_path / "own")
+    found = measure(context, with_stages(model, scaler))
+    alone = contexts(with_stages(model, scaler), rows, tmp_path / "own")
     assert caches(tmp_path) == 1
-    assert alike(alone, found) and not alike(ground, found)
+    assert alike(alone, found) and not alike(context, found)
 
 
 def test_rows_that_a_stage_drops_and_sql_are_never_shared(rows: DataFrame, tmp_path: Path) -> None:
     skipping = pipeline(invalid="skip").fit(rows.where("kind <> 'rare'"))
-    ground = grounds(skipping, rows, tmp_path / "skip")
+    context = contexts(skipping, rows, tmp_path / "skip")
     # The pipeline without the category keeps the rows that the indexer drops.
     front = [skipping.stages[0], VectorAssembler(inputCols=["one_", "two_", "three_"], outputCol="plain")]
     shorter = Pipeline(
         stages=[*front, StandardScaler(inputCol="plain", outputCol="features"), LogisticRegression(maxIter=5)]
     )
-    assert within(ground.task(shorter.fit(rows)).cut, ground.written.cut) is None
+    assert within(context.task(shorter.fit(rows)).cut, context.cache_plan.cut) is None
     # The plan of this one does not tell what it does.
     sql = pipeline(SQLTransformer(statement="SELECT *, one * 2 AS more FROM __THIS__ LIMIT 1000000")).fit(rows)
-    ground = grounds(sql, rows, tmp_path / "sql")
-    assert ground.written is ground.plan and within(ground.plan.cut, ground.written.cut) is None
+    context = contexts(sql, rows, tmp_path / "sql")
+    assert context.cache_plan is context.plan and within(context.plan.cut, context.cache_plan.cut) is None
 
 
 def test_what_growth_reads_is_in_a_cache_of_its_own_where_a_stage_writes_over_its_input(
@@ -150,9 +152,9 @@ def test_what_growth_reads_is_in_a_cache_of_its_own_where_a_stage_writes_over_it
     for k, last in enumerate(
         (LogisticRegression(regParam=0.1, maxIter=5), GBTClassifier(maxIter=2, maxDepth=2, seed=0))
     ):
-        ground = grounds(Pipeline(stages=[imputer, assembler, last]).fit(rows), rows, tmp_path / str(k))
-        [trees] = IMPORT.run(ground, 0, Limit(60.0, None), ()).candidates
-        alone = grounds(trees.model, rows, tmp_path / f"own{k}")
+        context = contexts(Pipeline(stages=[imputer, assembler, last]).fit(rows), rows, tmp_path / str(k))
+        [trees] = IMPORT.run(context, 0, Limit(60.0, None), ()).candidates
+        alone = contexts(trees.model, rows, tmp_path / f"own{k}")
         assert torch.equal(alone.start.recorded.margins, trees.found.recorded.margins)
 
 
@@ -167,16 +169,21 @@ def test_a_column_may_be_spelled_otherwise_in_another_pipeline(rows: DataFrame, 
         VectorAssembler(inputCols=["raw", "three"], outputCol="features"),
     )
     model = Pipeline(stages=[scaler, both, LogisticRegression(maxIter=5)]).fit(given)
-    ground = grounds(model, given, tmp_path)
-    assert measure(ground, PipelineModel(model.stages[1:])).parity is not None
+    context = contexts(model, given, tmp_path)
+    assert measure(context, PipelineModel(model.stages[1:])).parity is not None
 
 
 def test_caches_of_folds_stay_only_where_a_later_run_may_read_them(
     model: PipelineModel, rows: DataFrame, tmp_path: Path
 ) -> None:
     options: dict[str, Any] = {
-        "pipeline": model, "labelCol": "label", "numFolds": 3, "maxEpochs": 1, "recipe": "fast", "rowsAreNew": False
-    }  # fmt: skip
+        "pipeline": model,
+        "labelCol": "label",
+        "numFolds": 3,
+        "maxEpochs": 1,
+        "recipe": "fast",
+        "rowsAreNew": False,
+    }
     before = caches(root(Options()))
     FineTuner(**options).fit(rows)
     assert caches(root(Options())) <= before + 2  # of the pipeline itself, and of its refit on all rows
@@ -187,10 +194,10 @@ def test_caches_of_folds_stay_only_where_a_later_run_may_read_them(
 def test_of_what_may_ship_more_rows_are_compared_with_spark(
     model: PipelineModel, rows: DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sparkdiff.improvement.ground.FEWER_ROWS", 100)
-    explores = grounds(model, rows, tmp_path)
-    ships = prepared(replace(explores, allTrain=True, original=None, shared=Shared()))
-    [fewer, more] = [measure(ground, model).parity for ground in (explores, ships)]
+    monkeypatch.setattr("sparkdiff.improvement.arm_context.FEWER_ROWS", 100)
+    explores = contexts(model, rows, tmp_path)
+    ships = measure_original(replace(explores, allTrain=True, original=None, shared=FitResults()))
+    [fewer, more] = [measure(context, model).parity for context in (explores, ships)]
     assert fewer is not None and more is not None
     edges, every = 100, ships.rows[TRAIN]
     assert 100 <= fewer.rows < 100 + edges and every <= more.rows < every + edges  # none of them twice

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from grounds import prepare_ground
+from contexts import prepare_ground
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.clustering import KMeans
@@ -27,21 +27,21 @@ from pyspark.sql import DataFrame, functions as F
 
 from sparkdiff import FineTuner, Improver, InputError, Search, compact
 from sparkdiff.data.splits import Source
-from sparkdiff.diagnostics.predictions import changed_outputs
-from sparkdiff.fine_tuning.task import Shared
-from sparkdiff.growth.settings import GrowthSettings
+from sparkdiff.diagnostics.prediction_differences import find_output_changes
+from sparkdiff.fine_tuning.task import FitResults
+from sparkdiff.growth.growth_options import GrowthSettings
 from sparkdiff.improvement import arms
+from sparkdiff.improvement.arm_context import ArmContext
 from sparkdiff.improvement.arms import growing, refitting, searching, simplifying
 from sparkdiff.improvement.arms.refitting import form_of
 from sparkdiff.improvement.budget import Limit
-from sparkdiff.improvement.ground import Ground
-from sparkdiff.improvement.settings import ImprovementSettings
+from sparkdiff.improvement.improvement_options import ImprovementSettings
 from sparkdiff.options import Options
-from sparkdiff.pipeline.unfitted import unfitted
+from sparkdiff.pipeline.unfitted_form import unfitted_form
 from sparkdiff.report import Phases
-from sparkdiff.store.digests import hash_of
+from sparkdiff.store.model_digests import hash_of
+from sparkdiff.tuning.search.distributions import choice
 from sparkdiff.tuning.search.settings_space import settings_space
-from sparkdiff.tuning.search.space import choice
 
 OTHER = {"labelCol": "kind", "predictionCol": "other", "probabilityCol": "likely", "rawPredictionCol": "margins"}
 NAMES = ("hours", "filled", "assembled", "scaled", "unit", "segment", "other", "components", "features", "prediction")
@@ -81,12 +81,12 @@ def refitted(rows: DataFrame) -> PipelineModel:
     return Pipeline(stages=stages()).fit(rows)
 
 
-def ground(model: Any, rows: DataFrame, **options: Any) -> Ground:
+def context(model: Any, rows: DataFrame, **options: Any) -> ArmContext:
     given = Options.of({"predictionCol": "prediction", **options})
-    return Ground(model, given, ImprovementSettings.of({}), [Source(rows)], None, Phases(False), Shared())
+    return ArmContext(model, given, ImprovementSettings.of({}), [Source(rows)], None, Phases(False), FitResults())
 
 
-def anew(start: Ground) -> set[str]:
+def anew(start: ArmContext) -> set[str]:
     return {s.uid for s in form_of(start).stages if s.role == "estimator"}
 
 
@@ -98,7 +98,7 @@ def uids(model: PipelineModel, *names: str) -> set[str]:
 
 
 def test_only_what_the_loss_alone_depends_on_is_fitted_anew(model: PipelineModel, rows: DataFrame) -> None:
-    start = ground(model, rows)
+    start = context(model, rows)
     assert anew(start) == uids(model, "hours", "components", "prediction")
     why = {s.uid: s.reason for s in form_of(start).stages}
     [imputer, scaler, cluster] = [model.stages[NAMES.index(name)].uid for name in ("filled", "scaled", "segment")]
@@ -116,14 +116,14 @@ def test_a_stage_that_target_names_may_be_fitted_anew_though_others_read_it(
 ) -> None:
     """It is the same option as of fine-tuning: the only stages that change."""
     named = sorted(uids(model, "hours", "scaled", "prediction"))
-    start = ground(model, rows, target=named)
+    start = context(model, rows, target=named)
     assert anew(start) == {*named}  # the indexer, too, which can't train
     assert {s.uid for s in start.plan.plan.stages if s.trainable} == uids(model, "scaled", "prediction")
     why = {s.uid: s.reason for s in form_of(start).stages}
     assert why[model.stages[NAMES.index("components")].uid] == "not in target"
     for outside in uids(model, "segment", "other"):
         with pytest.raises(InputError, match=f"target='{outside}' can't train: no differentiable path to the loss"):
-            anew(ground(model, rows, target=[outside]))
+            anew(context(model, rows, target=[outside]))
 
 
 def test_a_statement_reads_what_it_names(rows: DataFrame) -> None:
@@ -140,24 +140,24 @@ def test_a_statement_reads_what_it_names(rows: DataFrame) -> None:
         ]
     ).fit(rows)
     _, scaler, imputer, _, _, _, head = pipeline.stages
-    assert anew(ground(pipeline, rows)) == {scaler.uid, imputer.uid, head.uid}
+    assert anew(context(pipeline, rows)) == {scaler.uid, imputer.uid, head.uid}
     read = SQLTransformer(statement="SELECT *, array_max(vector_to_array(SCALED)) AS risk FROM __THIS__")
-    start = ground(PipelineModel([*pipeline.stages, read]), rows)
+    start = context(PipelineModel([*pipeline.stages, read]), rows)
     assert anew(start) == {imputer.uid, head.uid}  # it does not read `twice`
     assert f"the columns of {read.uid}" in start.stay[scaler.uid]
     assert scaler.uid not in {s.uid for s in start.plan.plan.stages if s.trainable}
     follows = SQLTransformer(statement="SELECT *, scaled AS copy, prediction + 1 AS next FROM __THIS__")
-    assert scaler.uid in anew(ground(PipelineModel([*pipeline.stages, follows]), rows))
+    assert scaler.uid in anew(context(PipelineModel([*pipeline.stages, follows]), rows))
 
 
 def test_a_formula_is_fitted_anew_as_a_whole(rows: DataFrame) -> None:
     formula = RFormula(formula="rain ~ hour + wind", labelCol="made")
     head = LogisticRegression(labelCol="rain")
     alone = Pipeline(stages=[formula, head]).fit(rows)
-    start = ground(alone, rows, labelCol="rain")
+    start = context(alone, rows, labelCol="rain")
     assert anew(start) == {s.uid for s in alone.stages}
     beside = Pipeline(stages=[formula, KMeans(predictionCol="segment", k=2, seed=1), head]).fit(rows)
-    assert anew(ground(beside, rows, labelCol="rain")) == {beside.stages[2].uid}
+    assert anew(context(beside, rows, labelCol="rain")) == {beside.stages[2].uid}
 
 
 # What ships -----------------------------------------------------------------------------------------------------------
@@ -181,13 +181,13 @@ def test_no_arm_touches_what_is_outside_of_the_loss(
     model: PipelineModel, rows: DataFrame, shared: Path, tmp_path: Path
 ) -> None:
     """Neither what it tries nor what it makes of that once more."""
-    ground = replace(prepare_ground(model, rows, cacheDir=str(shared), predictionCol="prediction"), folder=tmp_path)
+    context = replace(prepare_ground(model, rows, cacheDir=str(shared), predictionCol="prediction"), folder=tmp_path)
     before, by_uid = outputs(model, rows), {s.uid: s for s in model.stages}
     for arm in (refitting.ARM, simplifying.ARM, searching.ARM):
-        assert not arm.refused(ground)
-        step = arm.run(ground, 0, Limit(None, 20.0), ())
+        assert not arm.refusal(context)
+        step = arm.run(context, 0, Limit(None, 20.0), ())
         assert step.candidates, step.says
-        made = [arm.make(ground, c.making.settings) for c in step.candidates]
+        made = [arm.make(context, c.making.settings) for c in step.candidates]
         for one in (*(c.model for c in step.candidates), *made):
             assert outputs(one, rows).equals(before), arm.name
             stays = [s for s in one.stages if s.uid in uids(model, *KEPT)]
@@ -198,7 +198,7 @@ def test_no_arm_touches_what_is_outside_of_the_loss(
 def test_a_candidate_that_changes_other_outputs_is_not_offered(
     model: PipelineModel, rows: DataFrame, shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(refitting, "form_of", lambda ground: unfitted(ground.model))
+    monkeypatch.setattr(refitting, "form_of", lambda context: unfitted_form(context.model))
     monkeypatch.setattr(arms, "ARMS", (replace(refitting.ARM, steps=1),))
     idle = {"maxLoss": 0.1, "entityCols": ["hour"], "parts": ["crosses"]}
     given = {"arms": ["refit"], "budget": "20 passes", "baseline": False, "cacheDir": str(shared), "rowsAreNew": True}
@@ -228,7 +228,7 @@ def test_fine_tuning_growth_and_folding_leave_other_outputs_alone(
     [[warm], [humid]] = rows.approxQuantile(["temp", "hum"], [0.5], 0.0)
     crossed = ((F.col("temp") > warm) != (F.col("hum") > humid)).cast("double")
     other = prepare_ground(model, rows.withColumn("rain", crossed), **options)
-    step = growing.grown(other, Limit(None, None), GrowthSettings(parts=("crosses",), rounds=1), "grow", 0)
+    step = growing.grow_and_train(other, Limit(None, None), GrowthSettings(parts=("crosses",), rounds=1), "grow", 0)
     assert step.candidates, step.says
     made = (tuned.pipelineModel, step.candidates[0].model, compact(model, [*OUTPUTS, "prediction"]))
     before = outputs(model, rows)
@@ -243,7 +243,7 @@ def compared(
     model: PipelineModel, rows: DataFrame, change: Callable[[list[Any]], list[Any]]
 ) -> tuple[list[str], list[str]]:
     """What differs after a change of the stages, although only the head may change."""
-    return changed_outputs(model, PipelineModel(change([*model.stages])), rows, [model.stages[-1].uid])
+    return find_output_changes(model, PipelineModel(change([*model.stages])), rows, [model.stages[-1].uid])
 
 
 def test_each_difference_is_named_with_stage_column_and_rows(
@@ -279,7 +279,7 @@ def test_a_column_of_chance_is_left_out_and_named(
     new = PipelineModel(
         [*model.stages[:-1], refitted.stages[-1], chance.copy()]
     )  # another object might do something else
-    differences, notes = changed_outputs(pipeline, new, rows, [model.stages[-1].uid])
+    differences, notes = find_output_changes(pipeline, new, rows, [model.stages[-1].uid])
     assert differences == []
     assert notes == [f"{chance.uid}: column 'chance' can't be compared: it has other values each time"]
 

@@ -48,7 +48,7 @@ def test_it_is_what_spark_loads(pipeline: PipelineModel, rows: DataFrame, tmp_pa
     stages = saved_models._stages(where)
     assert stages is not None
     assert len(stages[1]) == 12
-    mine, sparks = jvm.loaded(where), PipelineModel.load(jvm.model_at(where))
+    mine, sparks = jvm.load_model(where), PipelineModel.load(jvm.model_at(where))
     assert mine.uid == sparks.uid
     assert told(mine) == told(sparks)
     chosen = ["x8", "hourIndex", "r1", "p1", "r2", "p2"]
@@ -66,7 +66,7 @@ def test_an_encoder_of_spark_2_2_is_named(rows: DataFrame, tmp_path: Path) -> No
     with pytest.raises(
         InputError, match=rf"OneHotEncoder {encoder.uid} isn't fitted: .* Spark 2\.2 or older has saved .* fit it"
     ):
-        sparkdiff.Scorer(jvm.loaded(tmp_path / "model"))
+        sparkdiff.Scorer(jvm.load_model(tmp_path / "model"))
 
 
 def test_what_is_no_plain_pipeline_is_left_to_spark(
@@ -76,10 +76,13 @@ def test_what_is_no_plain_pipeline_is_left_to_spark(
     single = OneVsRestModel(models=[pipeline.stages[-1]])._set(classifier=LogisticRegression())
     in_python = PipelineModel([*numeric.stages[:2], single])
     for name, model in (
-        ("nested", nested), ("stage", numeric.stages[1]), ("empty", PipelineModel([])), ("python", in_python)
-    ):  # fmt: skip
+        ("nested", nested),
+        ("stage", numeric.stages[1]),
+        ("empty", PipelineModel([])),
+        ("python", in_python),
+    ):
         model.write().save(f"file://{tmp_path}/{name}")
-        mine, sparks = jvm.loaded(tmp_path / name), type(model).load(f"file://{tmp_path}/{name}")
+        mine, sparks = jvm.load_model(tmp_path / name), type(model).load(f"file://{tmp_path}/{name}")
         assert type(mine) is type(sparks)
         assert (mine.uid, told(mine)) == (sparks.uid, told(sparks))
 
@@ -89,7 +92,7 @@ def test_a_damaged_stage_is_spark_to_name(numeric: PipelineModel, tmp_path: Path
     (scaler,) = (tmp_path / "model" / "stages").glob("1_*")
     shutil.rmtree(scaler / "data")
     with pytest.raises(jvm.SparkError, match="data"):
-        jvm.loaded(tmp_path / "model")
+        jvm.load_model(tmp_path / "model")
     shutil.rmtree(scaler / "metadata")
     with pytest.raises(jvm.SparkError, match="metadata"):
-        jvm.loaded(tmp_path / "model")
+        jvm.load_model(tmp_path / "model")

@@ -23,11 +23,11 @@ from sparkdiff.data.cache import DamagedCache
 from sparkdiff.data.stream import Stream
 from sparkdiff.errors import StoreError, WriteError
 from sparkdiff.job.output import is_unfinished, summary_of
-from sparkdiff.job.writing import written
+from sparkdiff.job.output_writing import write_run_folder
 from sparkdiff.jvm import stores
 from sparkdiff.machine import processes
-from sparkdiff.store import files, marker, run_folder
-from sparkdiff.store.lease import HeldError, held
+from sparkdiff.store import files, folder_marker, run_folder
+from sparkdiff.store.lease import LeaseHeldError, hold_lease
 
 pytestmark = pytest.mark.once  # paths and messages of our own
 
@@ -89,7 +89,7 @@ def test_what_a_killed_driver_has_written_is_there_for_the_next(store: tuple[str
     where = jvm.folder("checkpointDir", f"{url}/kept")
 
     def opened(rows: int = 1) -> Any:
-        return run_folder.opened(where, "r", {"rows": rows}, replace=False, own=False, wait=0.0)
+        return run_folder.open_run_folder(where, "r", {"rows": rows}, replace=False, own=False, wait=0.0)
 
     with opened() as folder:
         (folder.path / "round-1").mkdir()
@@ -97,7 +97,7 @@ def test_what_a_killed_driver_has_written_is_there_for_the_next(store: tuple[str
         folder.state.write_bytes(b"state")
         folder.mirror.sync()
         assert (behind / "kept" / "r" / "state.pt").read_bytes() == b"state"
-        with pytest.raises(HeldError, match="runId='r' is in use by process"), opened():
+        with pytest.raises(LeaseHeldError, match="runId='r' is in use by process"), opened():
             pass
     assert not list((behind / "kept").glob(".r.lease"))
     shutil.rmtree(where)
@@ -116,7 +116,7 @@ def test_a_checkpoint_that_is_being_replaced_stays_in_the_store(store: tuple[str
     """The mirror may look in the moment in which the old one has another name already and the new one none."""
     where = jvm.folder("checkpointDir", f"{store[0]}/replaced")
     there = store[1] / "replaced" / "r"
-    with run_folder.opened(where, "r", {"rows": 1}, replace=False, own=False, wait=0.0) as folder:
+    with run_folder.open_run_folder(where, "r", {"rows": 1}, replace=False, own=False, wait=0.0) as folder:
         files.save(folder.state, {"epoch": 1})
         folder.mirror.sync()
         first = (there / "state.pt").read_bytes()
@@ -128,7 +128,7 @@ def test_a_checkpoint_that_is_being_replaced_stays_in_the_store(store: tuple[str
         folder.mirror.sync()
         # A training that is part of this run is sent with it, and nothing is fetched over it.
         inside = folder.path / run_folder.TRAININGS
-        with run_folder.opened(inside, "a", {"rows": 2}, replace=False, own=False, wait=0.0) as part:
+        with run_folder.open_run_folder(inside, "a", {"rows": 2}, replace=False, own=False, wait=0.0) as part:
             assert part.mirror is None
             files.save(part.state, {"epoch": 3})
             folder.mirror.sync()
@@ -142,7 +142,7 @@ def test_a_checkpoint_that_is_replaced_while_it_is_sent_is_no_fault_of_the_store
     """It has been gone for a moment: the next look sends the new one, and no warning is told."""
     where = jvm.folder("checkpointDir", f"{store[0]}/raced")
     send = stores.send
-    with run_folder.opened(where, "r", {"rows": 1}, replace=False, own=False, wait=0.0) as folder:
+    with run_folder.open_run_folder(where, "r", {"rows": 1}, replace=False, own=False, wait=0.0) as folder:
         files.save(folder.state, {"epoch": 1})
         folder.mirror.stop()
 
@@ -177,7 +177,7 @@ def test_a_run_that_a_store_refuses_leaves_the_one_before(
     said = {"summary.json": json.dumps({"fingerprints": {}}), "plan.json": "old"}
     for name, text in said.items():
         stores.write(output / name, text.encode())
-    marker.mark(output, marker.OUTPUT, said)
+    folder_marker.mark(output, folder_marker.OUTPUT, said)
     rename, lease = stores.rename, SimpleNamespace(check=lambda: None)
 
     def fill(folder: Path) -> None:
@@ -192,18 +192,18 @@ def test_a_run_that_a_store_refuses_leaves_the_one_before(
     with monkeypatch.context() as m:
         m.setattr(stores, "rename", refused)
         with pytest.raises(WriteError, match=r"the run cannot be written to .*/refused/x: denied; make it writable"):
-            written(output, lease, fill)
+            write_run_folder(output, lease, fill)
     assert {p.name: p.read_text() for p in there.glob("[!.]*")} == said
     assert [p.name for p in there.parent.glob("[!.]*")] == ["x"]
     # One that was killed while it was written is replaced, too; a file of the user never.
     stores.remove(output / "summary.json")
     assert is_unfinished(output)
-    written(output, lease, fill)
+    write_run_folder(output, lease, fill)
     assert "new" in json.loads((there / "summary.json").read_text())
     assert not is_unfinished(output)
     stores.write(output / "mine.txt", b"")
     with pytest.raises(InputError, match=r"contains mine\.txt"):
-        written(output, lease, fill)
+        write_run_folder(output, lease, fill)
 
 
 def test_a_cache_of_which_a_file_is_gone_is_written_again(
@@ -281,7 +281,7 @@ def test_what_a_killed_writer_of_a_cache_has_left_is_removed(
 ) -> None:
     """By the next one that writes the same cache; in a store it waits for one that still writes."""
     dead = subprocess.Popen(["true"])
-    owner = {"machine": processes.machine(), "pid": dead.pid, "started": processes.started(dead.pid) or 1}
+    owner = {"machine": processes.machine(), "pid": dead.pid, "started": processes.start_time(dead.pid) or 1}
     dead.wait()
     for url, folder in ((f"{store[0]}/killed", store[1] / "killed"), (str(tmp_path), tmp_path)):
         tuner = FineTuner(numeric, cacheDir=url, maxEpochs=1, recipe="fast", verbosity=0, rowsAreNew=True)
@@ -295,7 +295,7 @@ def test_what_a_killed_writer_of_a_cache_has_left_is_removed(
         left.mkdir(parents=True)
         (left / "part-0.parquet").write_bytes(b"x")
         if "://" in url:
-            (cache / marker.MARKER).write_text(marker.CACHE)
+            (cache / folder_marker.MARKER).write_text(folder_marker.CACHE)
         if "://" not in url:
             (left / ".owner").write_text(json.dumps(owner))
             lives.mkdir()
@@ -331,9 +331,16 @@ def test_the_working_copies_of_a_driver_that_was_killed_with_its_java(spark: Spa
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["lost", "read-only"])
 def test_a_store_that_fails_in_the_middle(
-    spark: SparkSession, numeric: PipelineModel, table: pa.Table, tmp_path: Path, store: tuple[str, Path],
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], how: str, request: pytest.FixtureRequest,
-) -> None:  # fmt: skip
+    spark: SparkSession,
+    numeric: PipelineModel,
+    table: pa.Table,
+    tmp_path: Path,
+    store: tuple[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    how: str,
+    request: pytest.FixtureRequest,
+) -> None:
     """It is one sentence, and nothing is lost: once it is as before, the same command goes on to the same end."""
     pq.write_table(table, tmp_path / "rows.parquet", coerce_timestamps="us")
     numeric.write().save(f"file://{tmp_path}/model")
@@ -356,12 +363,21 @@ def test_a_store_that_fails_in_the_middle(
 
     def command(name: str) -> list[str]:
         return [
-            "finetune", f"pipeline={tmp_path}/model", f"data.train.path={tmp_path}/rows.parquet",
-            f"output.path={url}/{name}", f"fineTuner.cacheDir={url}/caches", "fineTuner.maxEpochs=12",
-            "fineTuner.patience=12", "fineTuner.batchSize=16", "fineTuner.timeout=5", "fineTuner.recipe=fast",
-            "fineTuner.guard=1.0", "fineTuner.loss=losses:slow", "fineTuner.metric=rmse",
+            "finetune",
+            f"pipeline={tmp_path}/model",
+            f"data.train.path={tmp_path}/rows.parquet",
+            f"output.path={url}/{name}",
+            f"fineTuner.cacheDir={url}/caches",
+            "fineTuner.maxEpochs=12",
+            "fineTuner.patience=12",
+            "fineTuner.batchSize=16",
+            "fineTuner.timeout=5",
+            "fineTuner.recipe=fast",
+            "fineTuner.guard=1.0",
+            "fineTuner.loss=losses:slow",
+            "fineTuner.metric=rmse",
             f"fineTuner.checkpointDir={url}/checkpoints",
-        ]  # fmt: skip
+        ]
 
     assert main(command("calm")) == 0
     failed = threading.Event()
@@ -400,14 +416,14 @@ def test_a_store_that_fails_in_the_middle(
 
 def test_a_lease_in_a_store_of_a_dead_process_is_taken_over(store: tuple[str, Path]) -> None:
     where = jvm.folder("output", f"{store[0]}/x.lease")
-    with held(where, "x", beat=0.05, lasts=0.2) as lease, pytest.MonkeyPatch.context() as patched:
+    with hold_lease(where, "x", beat=0.05, lasts=0.2) as lease, pytest.MonkeyPatch.context() as patched:
         patched.setattr(lease, "_renew", lambda: None)  # it no longer renews it
         content = json.loads((store[1] / "x.lease").read_text())
         stores.write(where, json.dumps({**content, "machine": None}).encode())
-        with held(where, "x", wait=5, beat=0.05, lasts=0.2) as other:
-            assert not other.lost()
+        with hold_lease(where, "x", wait=5, beat=0.05, lasts=0.2) as other:
+            assert not other.is_lost()
             patched.undo()
-            assert lease.lost()
+            assert lease.is_lost()
 
 
 @pytest.mark.parametrize(

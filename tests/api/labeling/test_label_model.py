@@ -15,10 +15,10 @@ import sparkdiff
 from sparkdiff import InputError, LabelModel, LabelModelModel
 from sparkdiff.labeling import votes as votes_module
 from sparkdiff.labeling.estimates import Estimate, em, triplets
-from sparkdiff.labeling.plain import stages_of
-from sparkdiff.labeling.votes import counted
+from sparkdiff.labeling.posterior_stages import stages_of
+from sparkdiff.labeling.votes import count_vote_patterns
 from sparkdiff.pipeline.nesting import flatten
-from sparkdiff.pipeline.unfitted import check_unfitted
+from sparkdiff.pipeline.unfitted_form import check_unfitted
 
 VOTES = {
     "large": "CASE WHEN amount > 0.7 THEN 1 WHEN amount < 0.2 THEN 0 END",
@@ -35,12 +35,15 @@ def rows(spark: SparkSession) -> DataFrame:
     noise = random.random((4000, 4))
     table = [
         (
-            float(0.5 * noise[i, 0] + 0.5 * y[i]), bool(noise[i, 1] < (0.5 if y[i] else 0.1)),
-            float(noise[i, 2] if y[i] else min(1.0, noise[i, 2] + 0.3)), float(np.clip(noise[i, 3] + 0.4 * y[i], 0, 1)),
-            float(y[i]), float(y[i]) if i < 200 else None,
+            float(0.5 * noise[i, 0] + 0.5 * y[i]),
+            bool(noise[i, 1] < (0.5 if y[i] else 0.1)),
+            float(noise[i, 2] if y[i] else min(1.0, noise[i, 2] + 0.3)),
+            float(np.clip(noise[i, 3] + 0.4 * y[i], 0, 1)),
+            float(y[i]),
+            float(y[i]) if i < 200 else None,
         )
         for i in range(4000)
-    ]  # fmt: skip
+    ]
     schema = "amount double, `is new` boolean, known double, guess double, truth double, label double"
     return spark.createDataFrame(table, schema).coalesce(2).cache()
 
@@ -71,7 +74,7 @@ def test_a_rare_class_is_not_made_frequent(spark: SparkSession) -> None:
 
 
 def test_spark_computes_the_posterior(rows: DataFrame) -> None:
-    votes = counted(rows, VOTES, None, None, 0)
+    votes = count_vote_patterns(rows, VOTES, None, None, 0)
     estimate = triplets(votes.patterns, votes.weights)
     found = LabelModel(VOTES, method="triplets").fit(rows).transform(rows).limit(300)
     cast = [f"CAST(({told}) AS INT) AS v{i}" for i, told in enumerate(VOTES.values())]
@@ -293,7 +296,7 @@ def test_each_class_is_computed_as_by_numpy(spark: SparkSession) -> None:
     rows = spark.createDataFrame(table, "a double, b double, c double, d double").coalesce(1)
     votes = {"a": "a -- a note", "b": "IF(d = 0, NULL, b)", "c": "CAST(c AS INT)", "d": "IF(a = 0, DOUBLE('NaN'), d)"}
     found = LabelModel(votes, method="em").fit(rows)
-    counts = counted(rows, votes, None, None, 0)
+    counts = count_vote_patterns(rows, votes, None, None, 0)
     estimate = em(counts.patterns, counts.weights, 3)
     strange = [[float("nan"), 1.0, 1.0, 1.0], [1.7, -1.0, 3.0, 1e300], [float("inf"), None, None, None]]
     fresh = spark.createDataFrame([*table[:200], *strange], rows.schema).coalesce(1)
@@ -325,7 +328,7 @@ def test_a_sample_keeps_labelled_rows(rows: DataFrame, monkeypatch: pytest.Monke
     monkeypatch.setattr(votes_module, "MOST", 30)
     monkeypatch.setattr(votes_module, "SAMPLE", 10)
     few = rows.selectExpr("*", "IF(amount < 0.1, label, NULL) AS few")
-    found = counted(few, VOTES, "few", None, 0)
+    found = count_vote_patterns(few, VOTES, "few", None, 0)
     labelled, known = few.where("few IS NOT NULL").count(), found.known >= 0
     assert found.sampled and 0 < labelled <= 30
     assert found.rows[known].sum() == labelled and 0 < found.rows[~known].sum() < 60

@@ -94,8 +94,10 @@ def test_the_quantile_of_a_linear_regression_covers_what_it_says(made: Tune, tes
 @pytest.mark.nightly
 def test_expected_cost_of_a_logistic_regression(made: Tune, test_rows: DataFrame) -> None:
     models = made("bikeshare_busy", loss="cost", lossParams={"costs": COSTS})
-    before, after = (float(np.array(COSTS)[f.busy.astype(int), f.prediction.astype(int)].mean())
-                     for f in both(models, test_rows, "prediction", "busy"))  # fmt: skip
+    before, after = (
+        float(np.array(COSTS)[f.busy.astype(int), f.prediction.astype(int)].mean())
+        for f in both(models, test_rows, "prediction", "busy")
+    )
     assert models[1].summary.decision == "tuned"
     assert models[1].summary.metric == "expectedCost"
     assert any("no longer calibrated" in w for w in models[1].summary.warnings)

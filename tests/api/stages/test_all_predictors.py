@@ -16,7 +16,7 @@ from pyspark.ml.classification import (
     MultilayerPerceptronClassifier,
     NaiveBayes,
     OneVsRest,
-)  # fmt: skip
+)
 from pyspark.ml.feature import PCA, MinMaxScaler, SQLTransformer, StandardScaler, VectorAssembler
 from pyspark.ml.regression import AFTSurvivalRegression, FMRegressor, IsotonicRegression, LinearRegression
 from pyspark.sql import DataFrame, functions as F
@@ -53,44 +53,69 @@ def against_the_rest(y: Array, raw: Array) -> Array:
 Case = tuple[list[Callable[[], Any]], Callable[[], Any], str, Callable[[Array, Array], Array], str]
 CASES: dict[str, Case] = {
     "support vectors": (
-        [scaler, lambda: pca(2)], lambda: LinearSVC(featuresCol="x", labelCol="rain", maxIter=3, regParam=0.3), "rawPrediction",
-        lambda y, raw: np.maximum(0, 1 - (2 * y - 1) * raw[:, 1]), "hinge",
+        [scaler, lambda: pca(2)],
+        lambda: LinearSVC(featuresCol="x", labelCol="rain", maxIter=3, regParam=0.3),
+        "rawPrediction",
+        lambda y, raw: np.maximum(0, 1 - (2 * y - 1) * raw[:, 1]),
+        "hinge",
     ),
     "perceptron": (
         [scaled_to_x],
         lambda: MultilayerPerceptronClassifier(featuresCol="x", labelCol="kind", layers=[4, 3, 3], maxIter=4, seed=1),
-        "probability", log_loss, "logLoss",
+        "probability",
+        log_loss,
+        "logLoss",
     ),
     "factorization machine": (
-        [scaled_to_x], lambda: FMRegressor(featuresCol="x", labelCol="riders", factorSize=2, maxIter=5, seed=1), "prediction",
-        lambda y, m: (y - m) ** 2, "squared",
+        [scaled_to_x],
+        lambda: FMRegressor(featuresCol="x", labelCol="riders", factorSize=2, maxIter=5, seed=1),
+        "prediction",
+        lambda y, m: (y - m) ** 2,
+        "squared",
     ),
     "factorization machine of classes": (
-        [scaled_to_x], lambda: FMClassifier(featuresCol="x", labelCol="rain", factorSize=2, maxIter=20, seed=1), "probability",
-        log_loss, "logLoss",
+        [scaled_to_x],
+        lambda: FMClassifier(featuresCol="x", labelCol="rain", factorSize=2, maxIter=20, seed=1),
+        "probability",
+        log_loss,
+        "logLoss",
     ),
     "gaussian Bayes": (
-        [scaler, lambda: pca(3)], lambda: NaiveBayes(featuresCol="x", labelCol="kind", modelType="gaussian"), "probability",
-        log_loss, "logLoss",
+        [scaler, lambda: pca(3)],
+        lambda: NaiveBayes(featuresCol="x", labelCol="kind", modelType="gaussian"),
+        "probability",
+        log_loss,
+        "logLoss",
     ),
     "multinomial Bayes": (
-        [lambda: MinMaxScaler(inputCol="raw", outputCol="x")], lambda: NaiveBayes(featuresCol="x", labelCol="kind"),
-        "probability", log_loss, "logLoss",
+        [lambda: MinMaxScaler(inputCol="raw", outputCol="x")],
+        lambda: NaiveBayes(featuresCol="x", labelCol="kind"),
+        "probability",
+        log_loss,
+        "logLoss",
     ),
     "isotonic": (
-        [scaler, lambda: pca(1)], lambda: IsotonicRegression(featuresCol="x", labelCol="delay"), "prediction",
-        lambda y, m: (y - m) ** 2, "squared",
+        [scaler, lambda: pca(1)],
+        lambda: IsotonicRegression(featuresCol="x", labelCol="delay"),
+        "prediction",
+        lambda y, m: (y - m) ** 2,
+        "squared",
     ),
     "one against the rest": (
         [scaler, lambda: pca(2)],
         lambda: OneVsRest(featuresCol="x", labelCol="kind", classifier=LogisticRegression(regParam=0.3, maxIter=2)),
-        "rawPrediction", against_the_rest, "oneVsRest",
+        "rawPrediction",
+        against_the_rest,
+        "oneVsRest",
     ),
     "one against the rest of trees": (
-        [], lambda: OneVsRest(featuresCol="x", labelCol="kind", classifier=GBTClassifier(maxIter=2, maxDepth=2, seed=1)),
-        "rawPrediction", lambda y, raw: against_the_rest(y, 2 * raw), "oneVsRest",
+        [],
+        lambda: OneVsRest(featuresCol="x", labelCol="kind", classifier=GBTClassifier(maxIter=2, maxDepth=2, seed=1)),
+        "rawPrediction",
+        lambda y, raw: against_the_rest(y, 2 * raw),
+        "oneVsRest",
     ),
-}  # fmt: skip
+}
 
 
 def measured(
@@ -230,25 +255,35 @@ def test_a_censor_made_by_a_stage_is_had_from_the_cache(df: DataFrame, shared: P
 
 
 FRONT: dict[str, tuple[Callable[[], Any], str]] = {
-    "probability": (lambda: LogisticRegression(featuresCol="scaled", labelCol="rain", regParam=0.5, maxIter=1), "probability"),
+    "probability": (
+        lambda: LogisticRegression(featuresCol="scaled", labelCol="rain", regParam=0.5, maxIter=1),
+        "probability",
+    ),
     "rawPrediction": (lambda: LinearSVC(featuresCol="scaled", labelCol="rain", maxIter=1), "rawPrediction"),
     "raw of several": (
         lambda: OneVsRest(
             featuresCol="scaled", labelCol="kind", classifier=LogisticRegression(regParam=0.5, maxIter=1)
-        ), "rawPrediction",
+        ),
+        "rawPrediction",
     ),
-    "regression": (lambda: FMRegressor(featuresCol="scaled", labelCol="wait", factorSize=2, maxIter=2, seed=1), "prediction"),
+    "regression": (
+        lambda: FMRegressor(featuresCol="scaled", labelCol="wait", factorSize=2, maxIter=2, seed=1),
+        "prediction",
+    ),
     "curve": (lambda: IsotonicRegression(featuresCol="scaled", labelCol="wait", featureIndex=2), "prediction"),
     "times": (
-        lambda: AFTSurvivalRegression(featuresCol="scaled", labelCol="wait", censorCol="one", maxIter=1), "prediction",
+        lambda: AFTSurvivalRegression(featuresCol="scaled", labelCol="wait", censorCol="one", maxIter=1),
+        "prediction",
     ),
     "bayes": (lambda: NaiveBayes(featuresCol="scaled", labelCol="kind", modelType="gaussian"), "probability"),
     "perceptron": (
-        lambda: MultilayerPerceptronClassifier(featuresCol="scaled", labelCol="kind", layers=[4, 2, 3], maxIter=1, seed=1),
+        lambda: MultilayerPerceptronClassifier(
+            featuresCol="scaled", labelCol="kind", layers=[4, 2, 3], maxIter=1, seed=1
+        ),
         "probability",
     ),
     "a class": (lambda: LinearSVC(featuresCol="scaled", labelCol="rain", maxIter=1), "prediction"),
-}  # fmt: skip
+}
 """A predictor, and the column of its output that the last predictor reads."""
 
 
@@ -263,10 +298,14 @@ def test_gradients_reach_predictors_in_front(df: DataFrame, shared: Path) -> Non
                 front[case]._set(**{f"{name}Col": f"{name}{i}"})
         read.append(column if case == "raw of several" else f"{column}{i}")  # PySpark fits that one without its name
     stages = [
-        VectorAssembler(inputCols=NUMBERS, outputCol="raw"), scaler(), *front.values(),
+        VectorAssembler(inputCols=NUMBERS, outputCol="raw"),
+        scaler(),
+        *front.values(),
         VectorAssembler(inputCols=[*read, "scaled"], outputCol="x"),
-        LinearRegression(featuresCol="x", labelCol="riders", regParam=100.0),  # far from the optimum: training gains anywhere
-    ]  # fmt: skip
+        LinearRegression(
+            featuresCol="x", labelCol="riders", regParam=100.0
+        ),  # far from the optimum: training gains anywhere
+    ]
     data = df.withColumn("one", F.lit(1.0))
     model = Pipeline(stages=stages).fit(data)
     fitted = dict(zip(front, model.stages[2:], strict=False))

@@ -33,9 +33,16 @@ def nominal(df: DataFrame, values: int) -> DataFrame:
 def tuned(stages: list[Any], df: DataFrame, cache: Path) -> Any:
     model = Pipeline(stages=stages).fit(df)
     tuner = sparkdiff.FineTuner(
-        pipeline=model, labelCol="y", maxEpochs=4, learningRate=0.05, recipe="fast", guard=1.0, verbosity=0, cacheDir=str(cache),
+        pipeline=model,
+        labelCol="y",
+        maxEpochs=4,
+        learningRate=0.05,
+        recipe="fast",
+        guard=1.0,
+        verbosity=0,
+        cacheDir=str(cache),
         rowsAreNew=True,
-    )  # fmt: skip
+    )
     found = tuner.fit(df)
     assert found.summary.parity["before"]["ok"]
     assert found.summary.parity["after"]["ok"]
@@ -58,13 +65,20 @@ def test_categories_of_the_data(rows: DataFrame, tmp_path: Path) -> None:
 
 def test_names_behind_an_encoder(rows: DataFrame, tmp_path: Path) -> None:
     """The sliced vector is made in torch, and named by Spark on the cached rows."""
-    found = tuned([
-        StringIndexer(inputCol="name", outputCol="index"), OneHotEncoder(inputCol="index", outputCol="hot"),
-        Interaction(inputCols=["index", "a"], outputCol="products"),
-        VectorAssembler(inputCols=["hot", "products", "a"], outputCol="all"),
-        VectorSlicer(inputCol="all", outputCol="some", names=["a", "products_index_c:a", "hot_b", "products_index_a:a"]),
-        LinearRegression(featuresCol="some", labelCol="y", regParam=2.0),
-    ], rows, tmp_path)  # fmt: skip
+    found = tuned(
+        [
+            StringIndexer(inputCol="name", outputCol="index"),
+            OneHotEncoder(inputCol="index", outputCol="hot"),
+            Interaction(inputCols=["index", "a"], outputCol="products"),
+            VectorAssembler(inputCols=["hot", "products", "a"], outputCol="all"),
+            VectorSlicer(
+                inputCol="all", outputCol="some", names=["a", "products_index_c:a", "hot_b", "products_index_a:a"]
+            ),
+            LinearRegression(featuresCol="some", labelCol="y", regParam=2.0),
+        ],
+        rows,
+        tmp_path,
+    )
     stages = sparkdiff.plan(found.originalModel, schema=rows.schema).stages
     assert [s.role for s in stages] == ["referenced"] + ["translated"] * 5
     assert [s.cached for s in stages] == [True] + [False] * 5

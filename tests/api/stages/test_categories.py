@@ -146,10 +146,13 @@ def test_what_spark_refuses_is_refused_by_name(
 
 def test_a_surrogate_of_whole_numbers_stays_whole(gappy: DataFrame, tmp_path: Path) -> None:
     ages = gappy.withColumn("age", F.when(~F.isnan("age"), F.col("age")).cast("int"))
-    model = Pipeline(stages=[
-        Imputer(inputCols=["age", "b"], outputCols=["age1", "b1"]), VectorAssembler(inputCols=["age1", "b1"], outputCol="x"),
-        LinearRegression(featuresCol="x", labelCol="y"),
-    ]).fit(ages.where("id < 500"))  # fmt: skip
+    model = Pipeline(
+        stages=[
+            Imputer(inputCols=["age", "b"], outputCols=["age1", "b1"]),
+            VectorAssembler(inputCols=["age1", "b1"], outputCol="x"),
+            LinearRegression(featuresCol="x", labelCol="y"),
+        ]
+    ).fit(ages.where("id < 500"))
     assert not float(model.stages[0].surrogateDF.head()["age"]).is_integer()
     assert sparkdiff.verify(model, ages).ok
     found = sparkdiff.FineTuner(pipeline=model, labelCol="y", **FAST).fit(ages).pipelineModel
@@ -175,12 +178,14 @@ def steps(spark: SparkSession) -> DataFrame:
 
 @pytest.fixture(scope="module")
 def stepped(steps: DataFrame) -> PipelineModel:
-    return Pipeline(stages=[
-        Binarizer(inputCol="v", outputCol="old", threshold=20.0),
-        Bucketizer(splits=[0.0, 10.0, 60.0, 80.0], inputCol="v", outputCol="bin"),
-        VectorAssembler(inputCols=["old", "bin"], outputCol="x"),
-        LinearRegression(featuresCol="x", labelCol="y", regParam=0.01),
-    ]).fit(steps.limit(600))  # fmt: skip
+    return Pipeline(
+        stages=[
+            Binarizer(inputCol="v", outputCol="old", threshold=20.0),
+            Bucketizer(splits=[0.0, 10.0, 60.0, 80.0], inputCol="v", outputCol="bin"),
+            VectorAssembler(inputCols=["old", "bin"], outputCol="x"),
+            LinearRegression(featuresCol="x", labelCol="y", regParam=0.01),
+        ]
+    ).fit(steps.limit(600))
 
 
 def test_thresholds_train_on_request(steps: DataFrame, stepped: PipelineModel) -> None:
@@ -213,8 +218,15 @@ def test_settings_that_move_the_cut_share_no_cache(steps: DataFrame, stepped: Pi
 
 def test_where_no_gradient_comes_the_plan_says_so(stepped: PipelineModel, steps: DataFrame) -> None:
     encoder = OneHotEncoder(inputCol="bin", outputCol="hot").fit(stepped.stages[1].transform(steps))
-    hot = PipelineModel([stepped.stages[1], encoder, LinearRegression(featuresCol="hot", labelCol="y").fit(
-        encoder.transform(stepped.stages[1].transform(steps)))])  # fmt: skip
+    hot = PipelineModel(
+        [
+            stepped.stages[1],
+            encoder,
+            LinearRegression(featuresCol="hot", labelCol="y").fit(
+                encoder.transform(stepped.stages[1].transform(steps))
+            ),
+        ]
+    )
     with pytest.raises(InputError, match=r"unfreeze='Bucketizer.splits': .* no differentiable path to the loss"):
         plan(hot, unfreeze=["Bucketizer.splits"])
 
@@ -247,9 +259,15 @@ def wide(visits: DataFrame) -> PipelineModel:
     rows = [(Vectors.dense(0.0, 1.0), 0.0), (Vectors.dense(1.0, 0.0), 1.0)]
     base = LogisticRegression(maxIter=0).fit(visits.sparkSession.createDataFrame(rows, ["features", "label"]))
     weights = np.random.default_rng(1).normal(size=(1, MANY - 1 + 6 + 1)) / 10
-    linear = jvm.rebuild(base, {
-        "coefficientMatrix": weights, "interceptVector": np.zeros(1), "numClasses": 2, "isMultinomial": False,
-    })  # fmt: skip
+    linear = jvm.rebuild(
+        base,
+        {
+            "coefficientMatrix": weights,
+            "interceptVector": np.zeros(1),
+            "numClasses": 2,
+            "isMultinomial": False,
+        },
+    )
     return PipelineModel([encoder, assembler, linear])
 
 

@@ -129,10 +129,12 @@ def test_an_unseen_reason_to_train_a_scaler(
 
 def test_in_front_of_a_classifier(points: DataFrame, shared: Path) -> None:
     few = points.limit(40).cache()
-    mixed = Pipeline(stages=[
-        GaussianMixture(k=3, seed=1, maxIter=2, predictionCol="cluster", probabilityCol="shares"),
-        LogisticRegression(featuresCol="shares", regParam=0.1),
-    ]).fit(few)  # fmt: skip
+    mixed = Pipeline(
+        stages=[
+            GaussianMixture(k=3, seed=1, maxIter=2, predictionCol="cluster", probabilityCol="shares"),
+            LogisticRegression(featuresCol="shares", regParam=0.1),
+        ]
+    ).fit(few)
     assert [s.trainable for s in sparkdiff.plan(mixed).stages] == [True, True]
     found = tune(mixed, points, shared, learningRate=0.03, maxEpochs=8)
     assert found.summary.decision == "tuned", found.summary.reason
@@ -143,11 +145,13 @@ def test_in_front_of_a_classifier(points: DataFrame, shared: Path) -> None:
     assert sum(found.pipelineModel.stages[0].weights) == pytest.approx(1, abs=1e-12)
     assert found.summary.parity["after"]["ok"]
 
-    whole = Pipeline(stages=[
-        KMeans(k=3, seed=1, predictionCol="cluster"),
-        OneHotEncoder(inputCols=["cluster"], outputCols=["slots"]),
-        LogisticRegression(featuresCol="slots", maxIter=1),
-    ]).fit(few)  # fmt: skip
+    whole = Pipeline(
+        stages=[
+            KMeans(k=3, seed=1, predictionCol="cluster"),
+            OneHotEncoder(inputCols=["cluster"], outputCols=["slots"]),
+            LogisticRegression(featuresCol="slots", maxIter=1),
+        ]
+    ).fit(few)
     plan = sparkdiff.plan(whole)
     assert [s.trainable for s in plan.stages] == [False, False, True]
     assert plan.stages[0].reason == "no differentiable path to the loss: its output is an index"

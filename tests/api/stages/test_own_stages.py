@@ -84,12 +84,18 @@ def test_it_trains(shop: Any, spent: DataFrame, tmp_path: Path) -> None:
     saturation = saturation.copy(
         {saturation.inputCol: "spend", saturation.outputCol: "effect", saturation.steepness: 0.4}
     )
-    model = Pipeline(stages=[
-        saturation, VectorAssembler(inputCols=["effect", "price"], outputCol="features"), LinearRegression(labelCol="sales"),
-    ]).fit(spent)  # fmt: skip
+    model = Pipeline(
+        stages=[
+            saturation,
+            VectorAssembler(inputCols=["effect", "price"], outputCol="features"),
+            LinearRegression(labelCol="sales"),
+        ]
+    ).fit(spent)
     assert [(s.stageClass, s.trainable) for s in sparkdiff.plan(model).stages] == [
-        ("Saturation", True), ("VectorAssembler", False), ("LinearRegressionModel", True),
-    ]  # fmt: skip
+        ("Saturation", True),
+        ("VectorAssembler", False),
+        ("LinearRegressionModel", True),
+    ]
     tuned = sparkdiff.FineTuner(
         pipeline=model, maxEpochs=25, learningRate=0.02, cacheDir=str(tmp_path / "cache"), rowsAreNew=True
     ).fit(spent)

@@ -50,17 +50,21 @@ def test_without_intercept_it_stays_0(df: DataFrame, shared: Path) -> None:
 
 BOUNDS: dict[str, dict[str, Any]] = {
     "binomial": {
-        "labelCol": "rain", "lowerBoundsOnCoefficients": DenseMatrix(1, 4, [-0.1, -0.1, 0.0, -0.1]),
+        "labelCol": "rain",
+        "lowerBoundsOnCoefficients": DenseMatrix(1, 4, [-0.1, -0.1, 0.0, -0.1]),
         "upperBoundsOnCoefficients": DenseMatrix(1, 4, [0.1, 0.1, 0.4, 0.1]),
-        "lowerBoundsOnIntercepts": DenseVector([-0.5]), "upperBoundsOnIntercepts": DenseVector([-0.02]),
+        "lowerBoundsOnIntercepts": DenseVector([-0.5]),
+        "upperBoundsOnIntercepts": DenseVector([-0.02]),
     },
     "multinomial": {
-        "labelCol": "kind", "family": "multinomial",
+        "labelCol": "kind",
+        "family": "multinomial",
         "lowerBoundsOnCoefficients": DenseMatrix(3, 4, [-0.5] * 12),
         "upperBoundsOnCoefficients": DenseMatrix(3, 4, [0.5] * 12),
-        "lowerBoundsOnIntercepts": DenseVector([0.0] * 3), "upperBoundsOnIntercepts": DenseVector([0.01, 0.5, 0.5]),
+        "lowerBoundsOnIntercepts": DenseVector([0.0] * 3),
+        "upperBoundsOnIntercepts": DenseVector([0.01, 0.5, 0.5]),
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", list(BOUNDS))
@@ -117,24 +121,31 @@ def test_multinomial_with_two_classes(df: DataFrame, shared: Path) -> None:
 
 GLMS: dict[str, tuple[dict[str, Any], str, Callable[[Any, Any], Any]]] = {
     "gaussian log": (
-        {"labelCol": "wait", "family": "gaussian", "link": "log", "regParam": 0.5}, "squared", lambda y, m: (y - m) ** 2,
+        {"labelCol": "wait", "family": "gaussian", "link": "log", "regParam": 0.5},
+        "squared",
+        lambda y, m: (y - m) ** 2,
     ),
     "binomial cloglog": (
-        {"labelCol": "rain", "family": "binomial", "link": "cloglog", "regParam": 1.0}, "logLoss",
+        {"labelCol": "rain", "family": "binomial", "link": "cloglog", "regParam": 1.0},
+        "logLoss",
         lambda y, m: -np.log(np.where(y > 0, m, 1 - m)),
     ),
     "poisson identity": (
-        {"labelCol": "riders", "family": "poisson", "link": "identity", "regParam": 1.0, "maxIter": 3}, "poisson", half_deviance,
+        {"labelCol": "riders", "family": "poisson", "link": "identity", "regParam": 1.0, "maxIter": 3},
+        "poisson",
+        half_deviance,
     ),
     "gamma inverse": (
-        {"labelCol": "delay", "family": "gamma", "regParam": 1.0}, "gamma",
+        {"labelCol": "delay", "family": "gamma", "regParam": 1.0},
+        "gamma",
         lambda y, m: np.log(m / y) + (y - m) / m,
     ),
     "tweedie": (
-        {"labelCol": "riders", "family": "tweedie", "variancePower": 1.5, "linkPower": 0.0, "regParam": 1.0}, "tweedie",
+        {"labelCol": "riders", "family": "tweedie", "variancePower": 1.5, "linkPower": 0.0, "regParam": 1.0},
+        "tweedie",
         lambda y, m: 4 * np.sqrt(y) * -1 + 2 * y / np.sqrt(m) + 2 * np.sqrt(m),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", list(GLMS))

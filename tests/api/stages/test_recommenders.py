@@ -29,9 +29,10 @@ def ratings(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Da
     u, v = random.normal(size=(USERS, RANK)), random.normal(size=(ITEMS, RANK))
     rows = [
         (i, j, r, float(r > 0.5), 1 + abs(r), float(random.normal()))
-        for i in range(USERS) for j in range(ITEMS)
+        for i in range(USERS)
+        for j in range(ITEMS)
         if random.random() < 0.6 and (r := round(float(u[i] @ v[j] + 0.3 * random.normal()), 9)) is not None
-    ]  # fmt: skip
+    ]
     path = f"file://{tmp_path_factory.mktemp('ratings')}/ratings.parquet"
     schema = "user int, item long, rating double, preference double, confidence double, other double"
     spark.createDataFrame(rows, schema).coalesce(1).write.parquet(path)
@@ -102,10 +103,13 @@ def test_on_preferences_by_rank(ratings: DataFrame, shared: Path) -> None:
 
 
 def test_as_a_feature(ratings: DataFrame, shared: Path) -> None:
-    model = Pipeline(stages=[
-        als(regParam=0.5), VectorAssembler(inputCols=["prediction", "other"], outputCol="x"),
-        LinearRegression(featuresCol="x", labelCol="rating", predictionCol="final", regParam=0.3),
-    ]).fit(ratings)  # fmt: skip
+    model = Pipeline(
+        stages=[
+            als(regParam=0.5),
+            VectorAssembler(inputCols=["prediction", "other"], outputCol="x"),
+            LinearRegression(featuresCol="x", labelCol="rating", predictionCol="final", regParam=0.3),
+        ]
+    ).fit(ratings)
     plan = sparkdiff.plan(model)
     assert [s.trainable for s in plan.stages] == [True, False, True]
     assert plan.cacheCols == ("user", "item", "other")
@@ -165,15 +169,19 @@ def said(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> DataF
 
 def test_words_in_front_of_a_classifier(said: DataFrame, shared: Path) -> None:
     few = said.where("NOT text LIKE '%w39%'")
-    model = Pipeline(stages=[
-        Tokenizer(inputCol="text", outputCol="words"),
-        Word2Vec(vectorSize=4, minCount=3, seed=1, inputCol="words", outputCol="meaning"),
-        LogisticRegression(featuresCol="meaning"),
-    ]).fit(few)  # fmt: skip
+    model = Pipeline(
+        stages=[
+            Tokenizer(inputCol="text", outputCol="words"),
+            Word2Vec(vectorSize=4, minCount=3, seed=1, inputCol="words", outputCol="meaning"),
+            LogisticRegression(featuresCol="meaning"),
+        ]
+    ).fit(few)
     plan = sparkdiff.plan(model)
     assert [(s.role, s.trainable) for s in plan.stages] == [
-        ("referenced", False), ("translated", True), ("translated", True),
-    ]  # fmt: skip
+        ("referenced", False),
+        ("translated", True),
+        ("translated", True),
+    ]
     assert plan.stages[1].reason == "a differentiable path leads to the loss; Spark counts its words"
     assert sparkdiff.verify(model, said).ok
     network = sparkdiff.translate(model)

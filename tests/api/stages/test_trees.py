@@ -264,14 +264,19 @@ def test_groups_that_are_treated_alike(
 
 def test_a_gradient_reaches_what_stands_in_front(df: DataFrame, shared: Path) -> None:
     stages = [
-        VectorAssembler(inputCols=NUMBERS, outputCol="raw"), StandardScaler(inputCol="raw", outputCol="s", withMean=True),
-        PCA(inputCol="s", outputCol="x", k=2), GBTRegressor(labelCol="riders", maxIter=6, **SEED),
-    ]  # fmt: skip
+        VectorAssembler(inputCols=NUMBERS, outputCol="raw"),
+        StandardScaler(inputCol="raw", outputCol="s", withMean=True),
+        PCA(inputCol="s", outputCol="x", k=2),
+        GBTRegressor(labelCol="riders", maxIter=6, **SEED),
+    ]
     model = Pipeline(stages=stages).fit(df)
     shown = {s.stageClass: s.trainable for s in plan(model).stages}
     assert shown == {
-        "VectorAssembler": False, "StandardScalerModel": True, "PCAModel": True, "GBTRegressionModel": True,
-    }  # fmt: skip
+        "VectorAssembler": False,
+        "StandardScalerModel": True,
+        "PCAModel": True,
+        "GBTRegressionModel": True,
+    }
     found = tune(model, df, shared, guard=1.0, **FAST)
     new = found.pipelineModel
     assert found.summary.decision == "tuned"
@@ -285,10 +290,11 @@ def test_a_gradient_reaches_what_stands_in_front(df: DataFrame, shared: Path) ->
 
 def test_leaves_train_through_a_linear_stage(df: DataFrame, shared: Path) -> None:
     stages = [
-        *before(), GBTRegressor(labelCol="riders", predictionCol="trees", maxIter=6, **SEED),
+        *before(),
+        GBTRegressor(labelCol="riders", predictionCol="trees", maxIter=6, **SEED),
         VectorAssembler(inputCols=["trees", "wind"], outputCol="all"),
         LinearRegression(featuresCol="all", labelCol="riders"),
-    ]  # fmt: skip
+    ]
     model = Pipeline(stages=stages).fit(df)
     found = tune(model, df, shared, guard=1.0, predictionCol="prediction", **FAST)
     new = found.pipelineModel
@@ -302,11 +308,14 @@ def test_leaves_train_through_a_linear_stage(df: DataFrame, shared: Path) -> Non
 
 def test_numbers_of_leaves_have_no_gradient(df: DataFrame, shared: Path) -> None:
     stages = [
-        *before(), GBTClassifier(labelCol="rain", maxIter=3, leafCol="leaf", **SEED | {"featuresCol": "x"})
-        .setPredictionCol("own").setRawPredictionCol("ownRaw").setProbabilityCol("ownP"),
+        *before(),
+        GBTClassifier(labelCol="rain", maxIter=3, leafCol="leaf", **SEED | {"featuresCol": "x"})
+        .setPredictionCol("own")
+        .setRawPredictionCol("ownRaw")
+        .setProbabilityCol("ownP"),
         VectorAssembler(inputCols=["leaf", "wind"], outputCol="all"),
         LogisticRegression(featuresCol="all", labelCol="rain", regParam=0.3),
-    ]  # fmt: skip
+    ]
     model = Pipeline(stages=stages).fit(df)
     shown = {s.stageClass: s for s in plan(model).stages}
     found = tune(model, df, shared, guard=1.0, predictionCol="prediction", **FAST)
@@ -326,7 +335,7 @@ def test_wide_sparse_features_stay_sparse(df: DataFrame, shared: Path, monkeypat
     ]  # Spark would need many gigabytes to fit trees on so many
     old = nodes(narrow)
     wide = old.replace(featureIndex=np.where(old.leaf, -1, np.array(slots)[old.featureIndex]).astype(np.int32))
-    model = PipelineModel([hashed, trees.fitted(HEADS["rfc"](), wide, 1 << 18, numClasses=3)])
+    model = PipelineModel([hashed, trees.model_with_nodes(HEADS["rfc"](), wide, 1 << 18, numClasses=3)])
 
     to_dense = SparseRows.to_dense
 

@@ -51,19 +51,24 @@ def served(tuned: FineTunerModel, original: PipelineModel, df: DataFrame, folder
 def test_numbers(df: DataFrame, shared: Path, tmp_path: Path) -> None:
     """All but the selection and the expansion trains; the expansion isn't affine, so candidates are evaluated one by one."""
     selector = UnivariateFeatureSelector(featuresCol="monomials", labelCol="riders", outputCol="selected")
-    model = Pipeline(stages=[
-        VectorAssembler(inputCols=NUMBERS, outputCol="v"),
-        VectorSizeHint(inputCol="v", size=4),
-        RobustScaler(inputCol="v", outputCol="robust", withCentering=True),
-        PolynomialExpansion(inputCol="robust", outputCol="monomials"),
-        selector.setFeatureType("continuous").setLabelType("continuous").setSelectionThreshold(7),
-        MaxAbsScaler(inputCol="selected", outputCol="small"),
-        ElementwiseProduct(inputCol="small", outputCol="weighed", scalingVec=Vectors.dense(np.linspace(1, 2, 7))),
-        GeneralizedLinearRegression(featuresCol="weighed", labelCol="riders", family="poisson", regParam=5.0),
-    ]).fit(df)  # fmt: skip
+    model = Pipeline(
+        stages=[
+            VectorAssembler(inputCols=NUMBERS, outputCol="v"),
+            VectorSizeHint(inputCol="v", size=4),
+            RobustScaler(inputCol="v", outputCol="robust", withCentering=True),
+            PolynomialExpansion(inputCol="robust", outputCol="monomials"),
+            selector.setFeatureType("continuous").setLabelType("continuous").setSelectionThreshold(7),
+            MaxAbsScaler(inputCol="selected", outputCol="small"),
+            ElementwiseProduct(inputCol="small", outputCol="weighed", scalingVec=Vectors.dense(np.linspace(1, 2, 7))),
+            GeneralizedLinearRegression(featuresCol="weighed", labelCol="riders", family="poisson", regParam=5.0),
+        ]
+    ).fit(df)
     assert trained(model) == [
-        "RobustScalerModel", "MaxAbsScalerModel", "ElementwiseProduct", "GeneralizedLinearRegressionModel",
-    ]  # fmt: skip
+        "RobustScalerModel",
+        "MaxAbsScalerModel",
+        "ElementwiseProduct",
+        "GeneralizedLinearRegressionModel",
+    ]
     assert sparkdiff.verify(model, df).ok
     tuned = tune(model, df, shared)
     assert tuned.summary.gain > 0.05
@@ -87,12 +92,14 @@ def texts(spark: SparkSession) -> DataFrame:
 
 def test_words(texts: DataFrame, tmp_path: Path) -> None:
     """Counts stay sparse from the cache to the margin; what idf left out, and what was counted, stays as it was."""
-    model = Pipeline(stages=[
-        Tokenizer(inputCol="text", outputCol="words"),
-        HashingTF(inputCol="words", outputCol="counts", numFeatures=1 << 14),
-        IDF(inputCol="counts", outputCol="weighed", minDocFreq=20),
-        LogisticRegression(featuresCol="weighed", regParam=1.0),
-    ]).fit(texts)  # fmt: skip
+    model = Pipeline(
+        stages=[
+            Tokenizer(inputCol="text", outputCol="words"),
+            HashingTF(inputCol="words", outputCol="counts", numFeatures=1 << 14),
+            IDF(inputCol="counts", outputCol="weighed", minDocFreq=20),
+            LogisticRegression(featuresCol="weighed", regParam=1.0),
+        ]
+    ).fit(texts)
     found = sparkdiff.plan(model)
     assert trained(model) == ["IDFModel", "LogisticRegressionModel"]
     assert found.cacheCols == ("counts",)
@@ -107,11 +114,15 @@ def test_words(texts: DataFrame, tmp_path: Path) -> None:
 
 
 def test_stages_without_parameters_pass_gradients_on(df: DataFrame, shared: Path, tmp_path: Path) -> None:
-    model = Pipeline(stages=[
-        VectorAssembler(inputCols=NUMBERS, outputCol="v"), RobustScaler(inputCol="v", outputCol="robust"),
-        Normalizer(inputCol="robust", outputCol="unit"), VectorSlicer(inputCol="unit", outputCol="picked", indices=[3, 1, 2]),
-        LogisticRegression(featuresCol="picked", labelCol="rain", regParam=0.3),
-    ]).fit(df)  # fmt: skip
+    model = Pipeline(
+        stages=[
+            VectorAssembler(inputCols=NUMBERS, outputCol="v"),
+            RobustScaler(inputCol="v", outputCol="robust"),
+            Normalizer(inputCol="robust", outputCol="unit"),
+            VectorSlicer(inputCol="unit", outputCol="picked", indices=[3, 1, 2]),
+            LogisticRegression(featuresCol="picked", labelCol="rain", regParam=0.3),
+        ]
+    ).fit(df)
     assert trained(model) == ["RobustScalerModel", "LogisticRegressionModel"]
     tuned = tune(model, df, shared)
     loaded = served(tuned, model, df, tmp_path)

@@ -29,9 +29,9 @@ from sparkdiff import InputError, job as run
 from sparkdiff.data.splits import Source
 from sparkdiff.job import steps
 from sparkdiff.options import Options
-from sparkdiff.store.digests import params_of
-from sparkdiff.store.identity import UntoldError
-from sparkdiff.store.lease import HeldError
+from sparkdiff.store.identity import UnidentifiableError
+from sparkdiff.store.lease import LeaseHeldError
+from sparkdiff.store.model_digests import params_of
 from sparkdiff.store.run_folder import NotResumable
 
 pytestmark = pytest.mark.once
@@ -96,7 +96,7 @@ def elsewhere(spark: SparkSession) -> Iterator[None]:
 def fitted(df: DataFrame, folder: Path) -> Callable[[Pipeline], tuple[Any, str]]:
     def fit(pipeline: Pipeline) -> tuple[Any, str]:
         said: list[str] = []
-        model, path = steps.fitted_on(pipeline, [Source(df)], Options(cacheDir=str(folder)), said.append)
+        model, path = steps.fit_or_reuse(pipeline, [Source(df)], Options(cacheDir=str(folder)), said.append)
         assert path.exists()
         return model, said[-1]
 
@@ -145,7 +145,7 @@ def test_params_tell_a_pipeline_of_sparks(
     ],
 )
 def test_what_params_do_not_tell(spark: SparkSession, stage: Callable[[], Any], why: str) -> None:
-    with pytest.raises(UntoldError, match=why):
+    with pytest.raises(UnidentifiableError, match=why):
         params_of(Pipeline(stages=[Pipeline(stages=[stage()])]))
 
 
@@ -205,8 +205,8 @@ def test_a_run_belongs_to_one_threshold(df: DataFrame, shared: Path, tmp_path: P
 OWNER = """
 import sys
 from pathlib import Path
-from sparkdiff.store.lease import held
-with held(Path(sys.argv[1]), "runId='mine'"):
+from sparkdiff.store.lease import hold_lease
+with hold_lease(Path(sys.argv[1]), "runId='mine'"):
     print("held", flush=True)
     sys.stdin.readline()
 """
@@ -234,7 +234,7 @@ def test_a_run_of_another_process(
     df: DataFrame, numeric: PipelineModel, shared: Path, tmp_path: Path, owner: Callable[[Path], subprocess.Popen[str]]
 ) -> None:
     other, given = owner(tmp_path / ".mine.lease"), {"runId": "mine", "checkpointDir": str(tmp_path), "maxEpochs": 1}
-    with pytest.raises(HeldError, match=rf"runId='mine' is in use by process {other.pid} on .*waitForRun"):
+    with pytest.raises(LeaseHeldError, match=rf"runId='mine' is in use by process {other.pid} on .*waitForRun"):
         tune(numeric, df, shared, **given)
     threading.Timer(1.0, other.terminate).start()
     assert tune(numeric, df, shared, waitForRun=300, **given).summary.records
@@ -253,7 +253,7 @@ def test_who_loses_its_run_returns_nothing(df: DataFrame, numeric: PipelineModel
             )
         return (outputs["prediction"] - label) ** 2
 
-    with pytest.raises(HeldError, match=r"no longer belongs to this process.*process 1 on elsewhere"):
+    with pytest.raises(LeaseHeldError, match=r"no longer belongs to this process.*process 1 on elsewhere"):
         tune(numeric, df, shared, loss=overtaken, runId="mine", checkpointDir=str(tmp_path), maxEpochs=2)
     assert (tmp_path / "mine").exists()
     assert not (tmp_path / "mine" / "state.pt").exists()
@@ -263,9 +263,13 @@ def test_who_loses_its_run_returns_nothing(df: DataFrame, numeric: PipelineModel
 
 
 def test_a_finished_job_is_returned_for_the_same_data_and_pipeline_only(
-    spark: SparkSession, table: pa.Table, numeric: PipelineModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    spark: SparkSession,
+    table: pa.Table,
+    numeric: PipelineModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     owner: Callable[[Path], subprocess.Popen[str]],
-) -> None:  # fmt: skip
+) -> None:
     def write(rows: pa.Table) -> None:
         pq.write_table(rows, tmp_path / "rows.parquet", coerce_timestamps="us")
 
@@ -317,7 +321,7 @@ def test_a_finished_job_is_returned_for_the_same_data_and_pipeline_only(
     with pytest.raises(InputError, match="runId='mine' was started with other"):
         job("output.mode=overwrite")
     other = owner(tmp_path / ".run.lease")
-    with pytest.raises(HeldError, match=rf"output {tmp_path}/run is in use by process {other.pid} on"):
+    with pytest.raises(LeaseHeldError, match=rf"output {tmp_path}/run is in use by process {other.pid} on"):
         job()
 
 

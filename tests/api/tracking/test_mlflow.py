@@ -15,7 +15,7 @@ from small_data import NUMBERS, QUICK, files
 
 import sparkdiff
 from sparkdiff import FineTuner, FineTunerModel, Improver, InputError, Search
-from sparkdiff.machine.autologging import paused
+from sparkdiff.machine.autologging import pause_autologging
 
 mlflow = pytest.importorskip("mlflow", reason="needs the extra mlflow")
 pytest.importorskip("sqlalchemy", reason="MLflow's store needs it")
@@ -121,9 +121,9 @@ def test_a_fit_is_one_run_whatever_else_logs_by_itself(
     head = GeneralizedLinearRegression(featuresCol="assembled", labelCol="riders", family="poisson", maxIter=2)
     pipeline = Pipeline(stages=[numeric.stages[0], head])
     tuner = FineTuner(pipeline, cacheDir=str(shared), **{**QUICK, "maxEpochs": 1})
-    with paused():
+    with pause_autologging():
         pipeline.fit(df)
-        with paused():
+        with pause_autologging():
             pass
         pipeline.fit(df)
     assert runs() == []
@@ -162,9 +162,17 @@ def test_a_search_and_an_improvement_are_one_run_each(
         curve = "trials/rmse"
     else:
         estimator = Improver(
-            numeric, arms=["refit", "finetune"], budget="60 passes", parallelism=2, baseline=False, cacheDir=str(shared),
-            recipe="fast", maxEpochs=2, stream="arrow", rowsAreNew=True,
-        )  # fmt: skip
+            numeric,
+            arms=["refit", "finetune"],
+            budget="60 passes",
+            parallelism=2,
+            baseline=False,
+            cacheDir=str(shared),
+            recipe="fast",
+            maxEpochs=2,
+            stream="arrow",
+            rowsAreNew=True,
+        )
         curve = "finetune0/candidate0/validationMetric"
     estimator.fit(df)
     assert len(runs()) == 1  # MLflow's own

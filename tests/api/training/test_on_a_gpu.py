@@ -47,7 +47,7 @@ def test_auto_takes_it_keeps_that_and_finds_the_same(
     ours, theirs = (s.summary.history["validationMetric"] for s in (found, tuned_numeric))
     np.testing.assert_allclose(ours, theirs, rtol=1e-9)
     assert f"trained on {SHOWN}" in str(found.summary)
-    assert (tmp_path / "gpu" / choice.Note.FILE).exists()
+    assert (tmp_path / "gpu" / choice.DeviceNote.FILE).exists()
     again = tune(numeric, df, shared, **options, device="cpu")  # which is no other run
     assert (again.summary.device, again.summary.gain) == (SHOWN, found.summary.gain)
 

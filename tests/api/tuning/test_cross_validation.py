@@ -91,14 +91,17 @@ def searched(kind: str) -> dict[str, Any]:
         forest = RandomForestClassifier(labelCol="rain", numTrees=1, seed=1)
         grid = ParamGridBuilder().addGrid(forest.maxDepth, [1, 2]).build()
         return {
-            "estimator": forest, "estimatorParamMaps": grid, "evaluator": BinaryClassificationEvaluator(labelCol="rain"),
-        }  # fmt: skip
+            "estimator": forest,
+            "estimatorParamMaps": grid,
+            "evaluator": BinaryClassificationEvaluator(labelCol="rain"),
+        }
     if kind == "KMeans":
         means = KMeans(seed=1, maxIter=1)
         return {
-            "estimator": means, "estimatorParamMaps": ParamGridBuilder().addGrid(means.k, [2]).build(),
+            "estimator": means,
+            "estimatorParamMaps": ParamGridBuilder().addGrid(means.k, [2]).build(),
             "evaluator": ClusteringEvaluator(),
-        }  # fmt: skip
+        }
     if kind == "OneVsRest":
         inner = LinearSVC(maxIter=1)
         several = OneVsRest(classifier=inner, labelCol="rain")
@@ -192,9 +195,14 @@ def test_a_prefix_is_fitted_once_per_fold_whatever_follows(
     head = LinearSVC(featuresCol="x", labelCol="rain", maxIter=1)
     grid = ParamGridBuilder().addGrid(scale.withStd, [True, False]).addGrid(head.regParam, [0.1, 1.0]).build()
     given = {
-        "estimator": Pipeline(stages=[inner, scale, head]), "estimatorParamMaps": grid, "numFolds": 2, "seed": 3,
-        "evaluator": BinaryClassificationEvaluator(labelCol="rain"), "collectSubModels": True, "parallelism": 2,
-    }  # fmt: skip
+        "estimator": Pipeline(stages=[inner, scale, head]),
+        "estimatorParamMaps": grid,
+        "numFolds": 2,
+        "seed": 3,
+        "evaluator": BinaryClassificationEvaluator(labelCol="rain"),
+        "collectSubModels": True,
+        "parallelism": 2,
+    }
     few = rows.where("number < 300")
     jobs()
     theirs = tuning.CrossValidator(**given).fit(few)
@@ -203,8 +211,12 @@ def test_a_prefix_is_fitted_once_per_fold_whatever_follows(
     ours = sparkdiff.CrossValidator(**given).fit(few)
     counts = {name: fits.count(name) for name in set(fits)}
     assert counts == {
-        "CrossValidator": 1, "Pipeline": 2, "StringIndexer": 2 + 1, "StandardScaler": 2 + 1, "LinearSVC": 8 + 1,
-    }  # fmt: skip  # the last ones: the winner, by Spark itself
+        "CrossValidator": 1,
+        "Pipeline": 2,
+        "StringIndexer": 2 + 1,
+        "StandardScaler": 2 + 1,
+        "LinearSVC": 8 + 1,
+    }  #   # the last ones: the winner, by Spark itself
     assert jobs() < their_jobs
     assert found(ours) == pytest.approx(found(theirs), rel=1e-12)
     assert str(sparkdiff.CrossValidator(**given).explain(few)).startswith(
@@ -298,8 +310,10 @@ def test_each_fold_has_its_own_prefix(rows: DataFrame, fits: list[str]) -> None:
     grid = ParamGridBuilder().addGrid(pca.k, [2, 6]).addGrid(head.regParam, [0.01, 1.0]).build()
     given = {
         "estimator": Pipeline(stages=[Pipeline(stages=[index, encode, assemble]), scale, pca, head]),
-        "estimatorParamMaps": grid, "evaluator": RegressionEvaluator(labelCol="riders"),  "seed": 4,
-    }  # fmt: skip
+        "estimatorParamMaps": grid,
+        "evaluator": RegressionEvaluator(labelCol="riders"),
+        "seed": 4,
+    }
     theirs = tuning.TrainValidationSplit(**given).fit(rows)
     fits.clear()
     ours = sparkdiff.TrainValidationSplit(**given).fit(rows)
@@ -413,9 +427,13 @@ def test_a_column_with_the_name_of_ours_is_the_callers(rows: DataFrame) -> None:
     )
     maps = [{regression.regParam: r} for r in (0.01, 0.1)]
     spark, own = both(
-        few, estimator=pipeline, estimatorParamMaps=maps, evaluator=RegressionEvaluator(labelCol="riders"), seed=3,
+        few,
+        estimator=pipeline,
+        estimatorParamMaps=maps,
+        evaluator=RegressionEvaluator(labelCol="riders"),
+        seed=3,
         numFolds=2,
-    )  # fmt: skip
+    )
     np.testing.assert_allclose(found(own), found(spark), rtol=1e-6)
 
 
@@ -426,8 +444,11 @@ def test_what_is_saved_is_pysparks(rows: DataFrame, tmp_path: Path) -> None:
     estimator = LinearRegression(labelCol="riders")
     grid = ParamGridBuilder().addGrid(estimator.regParam, [0.1, 0.2]).build()
     given = {
-        "estimator": estimator, "estimatorParamMaps": grid, "evaluator": RegressionEvaluator(labelCol="riders"), "seed": 9,
-    }  # fmt: skip
+        "estimator": estimator,
+        "estimatorParamMaps": grid,
+        "evaluator": RegressionEvaluator(labelCol="riders"),
+        "seed": 9,
+    }
     for kind, more in (("CrossValidator", {"numFolds": 2}), ("TrainValidationSplit", {"trainRatio": 0.7})):
         search, where = getattr(sparkdiff, kind)(**given, **more), str(tmp_path / f"{kind}-{estimator.uid}")
         search.save(where)
@@ -498,9 +519,12 @@ def test_a_fold_that_is_trained_on_one_class_is_named(rows: DataFrame, label: st
     index = StringIndexer(inputCol="word", outputCol="wordIndex", handleInvalid="keep")
     head = LogisticRegression(labelCol="rain" if label == "rain" else "wordIndex", maxIter=2)
     given: dict[str, Any] = {
-        "estimator": head if label == "rain" else Pipeline(stages=[index, head]), "estimatorParamMaps": [{}, {head.maxIter: 1}],
-        "evaluator": BinaryClassificationEvaluator(labelCol=head.getLabelCol()), "foldCol": "fold", "numFolds": 3,
-    }  # fmt: skip
+        "estimator": head if label == "rain" else Pipeline(stages=[index, head]),
+        "estimatorParamMaps": [{}, {head.maxIter: 1}],
+        "evaluator": BinaryClassificationEvaluator(labelCol=head.getLabelCol()),
+        "foldCol": "fold",
+        "numFolds": 3,
+    }
     with pytest.raises(SparkError):
         tuning.CrossValidator(**given).fit(data)
     value = "0" if label == "rain" else "'dry'"
@@ -573,9 +597,13 @@ def test_rows_that_are_not_in_memory_fall_into_the_same_folds(df: DataFrame) -> 
     maps = [{regression.maxIter: 1000}, {regression.maxIter: 50}]  # one model; the second is Spark's
     pipeline = Pipeline(stages=[VectorAssembler(inputCols=NUMBERS, outputCol="features"), regression])
     spark, own = both(
-        shuffled, estimator=pipeline, estimatorParamMaps=maps, evaluator=RegressionEvaluator(labelCol="riders"), seed=3,
+        shuffled,
+        estimator=pipeline,
+        estimatorParamMaps=maps,
+        evaluator=RegressionEvaluator(labelCol="riders"),
+        seed=3,
         numFolds=2,
-    )  # fmt: skip
+    )
     np.testing.assert_allclose(found(own), found(spark), rtol=1e-6)
     assert found(own)[0] == pytest.approx(found(own)[1], rel=1e-6)
 

@@ -39,9 +39,12 @@ def generated(rows: int) -> dict[str, np.ndarray]:
     signal = x[:, 0] - x[:, 1] / 5 + 4 * x[:, 2] + draw.logistic(size=rows)
     return {
         **{f"x{i}": column for i, column in enumerate(x.T)},
-        "two": (signal > 0.5) * 1.0, "several": np.digitize(signal, [-1.0, 1.0]) * 1.0, "number": signal + 3.0,
-        "count": draw.poisson(np.exp(0.2 * signal)) * 1.0, "positive": np.exp(0.3 * signal),
-    }  # fmt: skip
+        "two": (signal > 0.5) * 1.0,
+        "several": np.digitize(signal, [-1.0, 1.0]) * 1.0,
+        "number": signal + 3.0,
+        "count": draw.poisson(np.exp(0.2 * signal)) * 1.0,
+        "positive": np.exp(0.3 * signal),
+    }
 
 
 def bike(rows: int) -> dict[str, np.ndarray]:
@@ -53,9 +56,13 @@ def bike(rows: int) -> dict[str, np.ndarray]:
     columns = {f"x{i}": column for i, column in enumerate(numbers.to_numpy(float).T)}
     several = np.digitize(riders, np.quantile(riders, [0.3, 0.7])) * 1.0
     return {
-        **columns, "two": (riders > np.median(riders)) * 1.0, "several": several, "number": riders, "count": riders,
+        **columns,
+        "two": (riders > np.median(riders)) * 1.0,
+        "several": several,
+        "number": riders,
+        "count": riders,
         "positive": riders + 1.0,
-    }  # fmt: skip
+    }
 
 
 def digits(rows: int) -> dict[str, np.ndarray]:
@@ -194,9 +201,12 @@ def small(write: Write, request: pytest.FixtureRequest) -> Iterator[DataFrame]:
 def test_small_grids_of_everything(small: DataFrame) -> None:
     two = LogisticRegression(labelCol="two", **TIGHT)
     maps = covering(
-        two, (1e-3, 0.0, True, True, "weight"), (1e-2, 0.5, True, False, None), (1e-2, 0.0, False, False, "weight"),
+        two,
+        (1e-3, 0.0, True, True, "weight"),
+        (1e-2, 0.5, True, False, None),
+        (1e-2, 0.0, False, False, "weight"),
         (1e-3, 0.5, False, True, None),
-    )  # fmt: skip
+    )
     assert compare(small, two, maps, of_two()) == []
     several = LogisticRegression(labelCol="several", **TIGHT)
     assert compare(small, several, maps_like(several, maps[:1] + maps[3:]), of_several()) == []
@@ -272,9 +282,12 @@ def test_words(write: Write, kind: str) -> None:
 def test_all_combinations(write: Write, name: str, kind: str) -> None:
     data = frame(write, name, 300)
     grid: dict[str, Any] = {
-        "regParam": [1e-4, 1e-2], "elasticNetParam": [0.0, 0.5], "standardization": [True, False],
-        "fitIntercept": [True, False], "weightCol": [None, "weight"],
-    }  # fmt: skip
+        "regParam": [1e-4, 1e-2],
+        "elasticNetParam": [0.0, 0.5],
+        "standardization": [True, False],
+        "fitIntercept": [True, False],
+        "weightCol": [None, "weight"],
+    }
     if kind == "linear":
         head: Any = LinearRegression(labelCol="number", **TIGHT)
         wrong = compare(data, head, every(head, **grid, solver=["auto", "l-bfgs"]), of_numbers())

@@ -14,7 +14,7 @@ from pyspark.ml.feature import VectorAssembler
 from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
 from pyspark.sql import DataFrame, SparkSession
 
-from sparkdiff.tuning.solvers import Setting, Solution, generalized, linear, logistic
+from sparkdiff.tuning.solvers import Setting, Solution, solve_generalized, solve_linear, solve_logistic
 
 TIGHT = {"tol": 1e-9, "maxIter": 500, "weightCol": "weight"}
 FOLD = 0
@@ -112,7 +112,7 @@ def test_logistic(df: DataFrame, data: Rows, labels: dict[str, Array], label: st
         for name in ("regParam", "elasticNetParam", "fitIntercept", "standardization", "family")
     }
     model = LogisticRegression(labelCol=label, **params, **TIGHT).fit(df)
-    [[ours, *_]] = logistic(own.chunks, [setting], 3, 3 if label == "three" else 2)
+    [[ours, *_]] = solve_logistic(own.chunks, [setting], 3, 3 if label == "three" else 2)
     check(own, setting, ours, (model.coefficientMatrix.toArray(), model.interceptVector.toArray()))
 
 
@@ -141,7 +141,7 @@ def test_linear(df: DataFrame, data: Rows, labels: dict[str, Array], setting: Se
         for name in ("regParam", "elasticNetParam", "fitIntercept", "standardization", "solver")
     }
     model = LinearRegression(labelCol="number", **params, **TIGHT).fit(df)
-    [[ours, *_]] = linear(own.chunks, [setting], 3)
+    [[ours, *_]] = solve_linear(own.chunks, [setting], 3)
     sigma = deviation(own, setting)
     check(own, setting, ours, (model.coefficients.toArray()[None], np.array([model.intercept])), sigma)
 
@@ -160,7 +160,7 @@ def test_generalized(df: DataFrame, data: Rows, labels: dict[str, Array], label:
     own = Rows(data.x, labels[label], data.weight, data.fold, labels["offset"])
     params = {n: v for n in ("family", "link", "regParam") if (v := getattr(setting, n)) is not None}
     model = GeneralizedLinearRegression(labelCol=label, offsetCol="offset", **params, **TIGHT).fit(df)
-    [[ours, *_]] = generalized(own.chunks, [setting], 3)
+    [[ours, *_]] = solve_generalized(own.chunks, [setting], 3)
     assert ours.converged and (setting.family == "gaussian" or ours.objective < 1e-9)
     expected = own.x @ model.coefficients.toArray() + model.intercept
     assert own.x @ ours.coefficients.numpy() + float(ours.intercept) == pytest.approx(expected, abs=1e-5)
@@ -184,9 +184,9 @@ def test_where_spark_stops_early_the_objective_is_smaller(
     if label == "number":
         model = LinearRegression(labelCol=label, weightCol="weight", solver="l-bfgs", **params).fit(df)
         theirs, sigma = (model.coefficients.toArray()[None], np.array([model.intercept])), deviation(own, setting)
-        [[ours, *_]] = linear(own.chunks, [setting], 3)
+        [[ours, *_]] = solve_linear(own.chunks, [setting], 3)
     else:
         classifier = LogisticRegression(labelCol=label, weightCol="weight", **params).fit(df)
         theirs, sigma = (classifier.coefficientMatrix.toArray(), classifier.interceptVector.toArray()), None
-        [[ours, *_]] = logistic(own.chunks, [setting], 3, 3 if label == "three" else 2)
+        [[ours, *_]] = solve_logistic(own.chunks, [setting], 3, 3 if label == "three" else 2)
     assert ours.converged and 0 < ours.objective < objective(own, setting, *theirs, sigma)

@@ -27,8 +27,8 @@ from pyspark.sql import DataFrame, SparkSession, functions as F
 
 from sparkdiff import InputError, Search, alternatives, integer, loguniform
 from sparkdiff.tuning.group_penalties import group_penalties
-from sparkdiff.tuning.search.by_slope import by_slope
-from sparkdiff.tuning.search.dimensions import SearchSpace
+from sparkdiff.tuning.search.hypergradient_method import by_slope
+from sparkdiff.tuning.search.search_space import SearchSpace
 from sparkdiff.tuning.soft_choice import soft_choice
 
 TIGHT = {"tol": 1e-10, "maxIter": 500}
@@ -41,10 +41,14 @@ def table(spark: SparkSession, folder: Path, n: int) -> DataFrame:
     a, b = draw.integers(0, 4, n), draw.integers(0, 12, n)
     margin = numbers[:, 0] + 0.8 * (a - 1.5)
     columns = {
-        "a": np.char.add("a", a.astype(str)), "b": np.char.add("b", b.astype(str)),
-        **{f"x{i}": numbers[:, i] for i in range(3)}, "constant": np.ones(n), "count": draw.poisson(np.exp(0.4 * margin)) * 1.0,
-        "label": (draw.random(n) < 1 / (1 + np.exp(-margin))) * 1.0, "part": np.arange(n) % 2,
-    }  # fmt: skip
+        "a": np.char.add("a", a.astype(str)),
+        "b": np.char.add("b", b.astype(str)),
+        **{f"x{i}": numbers[:, i] for i in range(3)},
+        "constant": np.ones(n),
+        "count": draw.poisson(np.exp(0.4 * margin)) * 1.0,
+        "label": (draw.random(n) < 1 / (1 + np.exp(-margin))) * 1.0,
+        "part": np.arange(n) % 2,
+    }
     pq.write_table(pa.table(columns), folder / "rows.parquet")
     return spark.read.parquet(f"file://{folder}/rows.parquet").coalesce(1)
 

@@ -17,7 +17,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from sparkdiff.objectives.metric import influence
 from sparkdiff.objectives.metrics import MULTICLASS
-from sparkdiff.tuning.scores import judge_of
+from sparkdiff.tuning.evaluator_metrics import judge_of
 
 Columns = dict[str, torch.Tensor]
 ROWS = 300
@@ -32,11 +32,15 @@ def columns() -> Columns:
     probability = random.dirichlet([0.3, 0.5, 0.2], ROWS)
     probability[0] = [1.0, 0.0, 0.0]
     columns = {
-        "label": (random.random(ROWS) < 1 / (1 + np.exp(-score))).astype(float), "weight": random.integers(0, 3, ROWS) / 2,
-        "raw": np.stack([-score, score], 1), "kind": kind.astype(float), "probability": probability,
-        "class": np.where(random.random(ROWS) < 0.6, kind, 1).astype(float), "y": random.normal(size=ROWS),
+        "label": (random.random(ROWS) < 1 / (1 + np.exp(-score))).astype(float),
+        "weight": random.integers(0, 3, ROWS) / 2,
+        "raw": np.stack([-score, score], 1),
+        "kind": kind.astype(float),
+        "probability": probability,
+        "class": np.where(random.random(ROWS) < 0.6, kind, 1).astype(float),
+        "y": random.normal(size=ROWS),
         "prediction": random.normal(size=ROWS),
-    }  # fmt: skip
+    }
     return {name: torch.from_numpy(column) for name, column in columns.items()}
 
 

@@ -31,15 +31,15 @@ from small_data import NUMBERS, QUICK
 import sparkdiff
 from sparkdiff import Events, InputError, Search, SearchModel, alternatives, choice, integer, loguniform, uniform
 from sparkdiff.tuning import cached_rows
-from sparkdiff.tuning.scores import judge_of
-from sparkdiff.tuning.search import judging
-from sparkdiff.tuning.search.alternatives import chosen
-from sparkdiff.tuning.search.dimensions import SearchSpace
-from sparkdiff.tuning.search.judging import Comparison, compare, decide
+from sparkdiff.tuning.evaluator_metrics import judge_of
+from sparkdiff.tuning.search import winner_comparison
+from sparkdiff.tuning.search.alternatives import with_choices
 from sparkdiff.tuning.search.pruning import resources_of
-from sparkdiff.tuning.search.settings import Settings
-from sparkdiff.tuning.search.splitting import Divided, check_rows, dealt, divided
-from sparkdiff.tuning.search.summary import decided
+from sparkdiff.tuning.search.search_options import Settings
+from sparkdiff.tuning.search.search_space import SearchSpace
+from sparkdiff.tuning.search.search_summary import decision_and_reason
+from sparkdiff.tuning.search.splitting import DividedRows, assign_splits, check_rows, divide_rows
+from sparkdiff.tuning.search.winner_comparison import Comparison, compare, decide
 
 pytestmark = pytest.mark.once  # the engine below has its tests on each stack
 
@@ -66,9 +66,11 @@ def parts(**head: Any) -> tuple[Pipeline, dict[str, Any]]:
 def task() -> Search:
     pipeline, s = parts()
     space = {
-        s["head"].regParam: loguniform(1e-5, 1), s["pca"].k: integer(2, 4), s["std"].withMean: choice(True, False),
+        s["head"].regParam: loguniform(1e-5, 1),
+        s["pca"].k: integer(2, 4),
+        s["std"].withMean: choice(True, False),
         s["head"].family: ["auto", "multinomial"],
-    }  # fmt: skip
+    }
     return Search(
         pipeline,
         space=space,
@@ -103,11 +105,14 @@ def test_the_winner_is_plain_spark_and_was_compared_on_fresh_rows(found: SearchM
     assert "<strong>winner: on the fresh rows" in summary._repr_html_()
 
 
-def parts_of(data: DataFrame, split: Settings) -> list[Divided]:
+def parts_of(data: DataFrame, split: Settings) -> list[DividedRows]:
     """The rows that explore, and those of each fold that proves."""
-    _, division = divided(data, split)
+    _, division = divide_rows(data, split)
     explores, proves = division.boundaries
-    return [dealt(division.explores, split, explores), *(dealt(sources, split, proves) for sources in division.proves)]
+    return [
+        assign_splits(division.explores, split, explores),
+        *(assign_splits(sources, split, proves) for sources in division.proves),
+    ]
 
 
 def test_fresh_rows_are_no_ones_and_the_winner_is_fitted_to_training_rows(
@@ -224,8 +229,8 @@ def test_rows_of_a_linear_stage_are_written_once_for_all_trials(
 ) -> None:
     data, search = line
     calls: list[int] = []
-    write = cached_rows.written
-    monkeypatch.setattr(cached_rows, "written", lambda *a: calls.append(1) or write(*a))  # type: ignore[func-returns-value]
+    write = cached_rows.write_rows
+    monkeypatch.setattr(cached_rows, "write_rows", lambda *a: calls.append(1) or write(*a))  # type: ignore[func-returns-value]
     model = search.copy({search.sampler: "tpe", search.numTrials: 11}).fit(data)
     assert len(calls) == 1 and model.summary.trials == 11
 
@@ -253,7 +258,7 @@ def test_alternatives_may_name_several_columns(spark: SparkSession) -> None:
     assert alternatives(*ways).names() == ["Imputer 0", "Imputer 1"]
     head = VectorAssembler(inputCols=["t", "w"], outputCol="features")
     place = alternatives(ways[0], None)
-    empty = chosen(Pipeline(stages=[place, head]), {place.uid: 1})
+    empty = with_choices(Pipeline(stages=[place, head]), {place.uid: 1})
     assert empty.getStages()[0].getInputCols() == ["temp", "wind"]
 
 
@@ -287,13 +292,17 @@ def gaps(rows: DataFrame) -> Iterator[tuple[DataFrame, Bucketizer, Pipeline]]:
 def test_a_winner_that_leaves_out_rows_does_not_ship(gaps: tuple[DataFrame, Bucketizer, Pipeline], way: str) -> None:
     data, bucket, pipeline = gaps
     evaluator = {
-        "own metric": Rmse("label"), "no value per row": RegressionEvaluator(metricName="r2", throughOrigin=True),
+        "own metric": Rmse("label"),
+        "no value per row": RegressionEvaluator(metricName="r2", throughOrigin=True),
         "folds": RegressionEvaluator(),
-    }[way]  # fmt: skip
+    }[way]
     search = Search(
-        pipeline, space={bucket.handleInvalid: ["skip"]}, evaluator=evaluator, sampler="grid",
+        pipeline,
+        space={bucket.handleInvalid: ["skip"]},
+        evaluator=evaluator,
+        sampler="grid",
         numFolds=2 if way == "folds" else 0,
-    )  # fmt: skip
+    )
     model = search.fit(data)
     assert model.summary.settings["Bucketizer.handleInvalid"] == "skip"
     assert model.summary.decision == "kept default" and not model.summary.tested
@@ -317,7 +326,9 @@ def test_a_stage_that_makes_several_rows_of_one_is_not_tested(line: tuple[DataFr
 def test_a_metric_that_is_nan_never_wins() -> None:
     for winner, default, better in [(1.0, math.nan, True), (math.nan, 1.0, False), (math.nan, math.nan, False)]:
         found = Comparison(winner, default, None, "Own gives no value per row")
-        assert decided(found, Settings(guard=1.0), metric="Own", larger=True, against="default")[0] is better
+        assert (
+            decision_and_reason(found, Settings(guard=1.0), metric="Own", larger=True, against="default")[0] is better
+        )
 
 
 def test_a_study_knows_what_its_trials_read_beside_the_rows(rows: DataFrame) -> None:
@@ -428,13 +439,28 @@ def test_the_values_per_row_of_a_metric_add_up_to_it(line: tuple[DataFrame, Sear
     counts = check_rows([explores, parts], split, [])[1]
     same = parts.part("test").cache()
     for label, names, evaluator, one, other in [
-        ("kind", ["f1", "logLoss"], MulticlassClassificationEvaluator,
-         LogisticRegression(labelCol="kind", maxIter=2), LogisticRegression(labelCol="kind", regParam=9.0)),
-        ("rain", ["areaUnderROC"], BinaryClassificationEvaluator,
-         LogisticRegression(labelCol="rain", maxIter=2), LogisticRegression(labelCol="rain", regParam=9.0)),
-        ("riders", ["rmse"], RegressionEvaluator,
-         LinearRegression(labelCol="riders"), LinearRegression(labelCol="riders", regParam=9.0)),
-    ]:  # fmt: skip
+        (
+            "kind",
+            ["f1", "logLoss"],
+            MulticlassClassificationEvaluator,
+            LogisticRegression(labelCol="kind", maxIter=2),
+            LogisticRegression(labelCol="kind", regParam=9.0),
+        ),
+        (
+            "rain",
+            ["areaUnderROC"],
+            BinaryClassificationEvaluator,
+            LogisticRegression(labelCol="rain", maxIter=2),
+            LogisticRegression(labelCol="rain", regParam=9.0),
+        ),
+        (
+            "riders",
+            ["rmse"],
+            RegressionEvaluator,
+            LinearRegression(labelCol="riders"),
+            LinearRegression(labelCol="riders", regParam=9.0),
+        ),
+    ]:
         good, bad = one.fit(data), other.fit(data)
         for name in names:
             judged = evaluator(labelCol=label, metricName=name, **({"weightCol": "weight"} if label != "rain" else {}))
@@ -474,7 +500,7 @@ def test_each_model_is_judged_on_the_rows_as_they_were(rows: DataFrame) -> None:
     few = Pipeline(stages=[assembler, LinearRegression(labelCol="riders")]).fit(gaps)
     found = decide([compare(few, mean, parts, counts, split, judge)], level=1.0, seed=0, factor=None, finalists=1)
     assert found.refused and "the winner leaves out" in found.untested
-    better, reason, _ = decided(found, Settings(guard=1.0), metric="rmse", larger=False, against="default")
+    better, reason, _ = decision_and_reason(found, Settings(guard=1.0), metric="rmse", larger=False, against="default")
     assert not better and "rows that the other model predicts" in reason
     assert compare(mean, few, parts, counts, split, judge).rows is not None
     gaps.unpersist()
@@ -488,14 +514,14 @@ def test_few_of_many_training_rows_are_looked_at(
     """Whatever the number of fresh rows."""
     data = VectorAssembler(inputCols=NUMBERS, outputCol="features").transform(rows)
     head, found = LinearRegression(labelCol="riders", regParam=50.0), list[int]()
-    scored = judging.scored
+    scored = winner_comparison.predict_both
 
     def counted(*given: Any) -> Any:
         found.append(len(read.weight) if not isinstance(read := scored(*given), str) else 0)
         return read
 
-    monkeypatch.setattr(judging, "TRAINING_ROWS", 100)
-    monkeypatch.setattr(judging, "scored", counted)
+    monkeypatch.setattr(winner_comparison, "TRAINING_ROWS", 100)
+    monkeypatch.setattr(winner_comparison, "predict_both", counted)
     judge = RegressionEvaluator(labelCol="riders")
     search = Search(
         head, space={head.regParam: [0.1]}, evaluator=judge, sampler="grid", testFraction=0.05, numFolds=0, **divides

@@ -21,9 +21,9 @@ from pyspark.sql import DataFrame, SparkSession, functions as F
 from sparkdiff import InputError, Search, uniform
 from sparkdiff.data.splits import SPLIT, TEST, TRAIN, VALIDATION
 from sparkdiff.proof.decision import FINALISTS
-from sparkdiff.tuning.search import procedure
-from sparkdiff.tuning.search.settings import Settings
-from sparkdiff.tuning.search.splitting import Divided, dealt, divided
+from sparkdiff.tuning.search import search_run
+from sparkdiff.tuning.search.search_options import Settings
+from sparkdiff.tuning.search.splitting import DividedRows, assign_splits, divide_rows
 
 pytestmark = pytest.mark.once  # the engine below has its tests on each stack
 N = 1800
@@ -71,19 +71,19 @@ def test_no_row_is_in_two_parts(data: DataFrame, by: dict[str, str], folds: int)
     """Though a column is another one at each reading."""
     new = F.udf(lambda: str(uuid.uuid4())).asNondeterministic()
     split = Settings(validationFraction=0.2, testFraction=0.2, numFolds=folds, **by)  # type: ignore[arg-type]
-    whole, division = divided(data.select("id", "user", "when").withColumn("token", new()), split)
+    whole, division = divide_rows(data.select("id", "user", "when").withColumn("token", new()), split)
     whole.cache()
 
-    def ids(part: Divided, name: str) -> set[int]:
+    def ids(part: DividedRows, name: str) -> set[int]:
         found = [r[0] for r in part.part(name).select("id").collect()]
         assert len(found) == len({*found}) > 0.05 * N
         return {*found}
 
-    first = dealt(division.explores, split, division.boundaries[0])
+    first = assign_splits(division.explores, split, division.boundaries[0])
     train, chooses, held = ids(first, TRAIN), ids(first, VALIDATION), list[set[int]]()
     assert not train & chooses
     for sources in division.proves:
-        part = dealt(sources, split, division.boundaries[1])
+        part = assign_splits(sources, split, division.boundaries[1])
         assert part.part(TRAIN).columns == ["id", "user", "when", "token"]
         fits, own = ids(part, TRAIN), ids(part, TEST)
         held.append(own)
@@ -110,18 +110,18 @@ def test_no_row_is_in_two_parts(data: DataFrame, by: dict[str, str], folds: int)
 def test_each_fold_is_proven_by_models_of_the_other_rows_and_all_rows_fit_what_ships(
     data: DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fits, proven, fitted, compare = list[Any](), list[Any](), procedure._fitted, procedure.compare
+    fits, proven, fitted, compare = list[Any](), list[Any](), search_run._fit_settings, search_run.compare
 
     def seen(task: Any, trial: Any, rows: DataFrame) -> Any:
         fits.append((trial and trial.configuration, {r[0] for r in rows.select("id").collect()}))
         return fitted(task, trial, rows)
 
-    def compared(winner: Any, default: Any, rows: Divided, *given: Any, **more: Any) -> Any:
+    def compared(winner: Any, default: Any, rows: DividedRows, *given: Any, **more: Any) -> Any:
         proven.append({r[0] for r in rows.part(TEST).select("id").collect()})
         return compare(winner, default, rows, *given, **more)
 
-    monkeypatch.setattr(procedure, "_fitted", seen)
-    monkeypatch.setattr(procedure, "compare", compared)
+    monkeypatch.setattr(search_run, "_fit_settings", seen)
+    monkeypatch.setattr(search_run, "compare", compared)
     model, every = weak().fit(data), {*range(N)}
     found = model.summary
     assert (
@@ -174,13 +174,13 @@ def test_a_tree_that_learns_noise_by_heart_ships_only_where_rows_leak(
     search = Search(
         tree, space={tree.maxDepth: [12]}, evaluator=RegressionEvaluator(labelCol="noise"), sampler="grid", numFolds=3
     )
-    part = Divided.part
+    part = DividedRows.part
 
-    def leaking(self: Divided, split: str) -> DataFrame:
+    def leaking(self: DividedRows, split: str) -> DataFrame:
         return part(self, TRAIN).unionByName(part(self, TEST)) if split == TRAIN else part(self, split)
 
     if leak:
-        monkeypatch.setattr(Divided, "part", leaking)
+        monkeypatch.setattr(DividedRows, "part", leaking)
     found = search.fit(rows).summary
     assert found.decision == ("winner" if leak else "kept default") and found.tested
     assert leak or found.fresh["winner"] > 1.05 * found.fresh["default"]
@@ -189,13 +189,13 @@ def test_a_tree_that_learns_noise_by_heart_ships_only_where_rows_leak(
 def test_the_p_value_allows_for_four_finalists_and_for_the_folds_dependence(
     data: DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told, decide = list[Any](), procedure.decide
+    told, decide = list[Any](), search_run.decide
 
     def both(folds: Any, **given: Any) -> Any:
         told.append((given, [fold.rows for fold in folds], decide(folds, **{**given, "finalists": 1}).verdict))
         return decide(folds, **given)
 
-    monkeypatch.setattr(procedure, "decide", both)
+    monkeypatch.setattr(search_run, "decide", both)
     head = LinearRegression(labelCol="y", regParam=0.3)  # a gain whose p isn't 0
     judge = RegressionEvaluator(labelCol="y", metricName="mae")
     for by, factor in (({}, None), ({"timeCol": "when"}, 2.0)):
@@ -247,9 +247,13 @@ def test_a_winner_that_is_worse_on_all_rows_than_those_of_the_folds_does_not_shi
 def test_a_second_run_and_more_threads_find_the_same_bits(data: DataFrame, spark: SparkSession) -> None:
     head = LinearRegression(labelCol="y", regParam=1.0)
     search = Search(
-        head, space={head.regParam: uniform(0, 0.5), head.elasticNetParam: uniform(0, 1)}, numTrials=6, sampler="random",
-        evaluator=RegressionEvaluator(labelCol="y"), numFolds=3,
-    )  # fmt: skip
+        head,
+        space={head.regParam: uniform(0, 0.5), head.elasticNetParam: uniform(0, 1)},
+        numTrials=6,
+        sampler="random",
+        evaluator=RegressionEvaluator(labelCol="y"),
+        numFolds=3,
+    )
     first = search.fit(data)
     same(first, search.copy({search.parallelism: 2}).fit(data))
 
@@ -265,12 +269,17 @@ def test_a_killed_search_goes_on(data: DataFrame, tmp_path: Path, monkeypatch: p
     def search(folder: str) -> Search:
         space = {head.regParam: uniform(0, 1)}
         return Search(
-            head, space=space, evaluator=RegressionEvaluator(labelCol="y"), numTrials=12, sampler="tpe", numFolds=3,
+            head,
+            space=space,
+            evaluator=RegressionEvaluator(labelCol="y"),
+            numTrials=12,
+            sampler="tpe",
+            numFolds=3,
             runDir=str(tmp_path / folder),
-        )  # fmt: skip
+        )
 
     whole, calls = search("whole").fit(data), list[int]()
-    evaluate, compare = procedure.Trials.evaluate, procedure.compare
+    evaluate, compare = search_run.Trials.evaluate, search_run.compare
 
     def counted(self: Any, trials: Any, *given: Any) -> Any:
         calls.append(len(trials))
@@ -284,14 +293,14 @@ def test_a_killed_search_goes_on(data: DataFrame, tmp_path: Path, monkeypatch: p
         return compare(*given, **more)
 
     with monkeypatch.context() as patched:
-        patched.setattr(procedure.Trials, "evaluate", counted)
-        patched.setattr(procedure, "compare", killed)
+        patched.setattr(search_run.Trials, "evaluate", counted)
+        patched.setattr(search_run, "compare", killed)
         with pytest.raises(Killed):
             search("run").fit(data)
     was, begun = phase, [*calls]
     phase, calls[:] = "", []
     with monkeypatch.context() as patched:
-        patched.setattr(procedure.Trials, "evaluate", counted)
+        patched.setattr(search_run.Trials, "evaluate", counted)
         same(whole, search("run").fit(data))
     assert sum(calls) == (12 - begun[0] if was == "explore" else 0)
 
@@ -370,5 +379,6 @@ def test_classes_of_a_metric_by_their_number_are_the_same_in_each_fold(data: Dat
 def test_what_has_no_effect_with_folds_is_told(data: DataFrame) -> None:
     warnings = weak(validationFraction=0.3, testFraction=0.3, numFolds="auto").fit(data).summary.warnings
     assert [w.partition(" has no effect: ")[2] for w in warnings] == [
-        "of 5 folds the first chooses among trials", "of 5 folds all but the first decide",
-    ]  # fmt: skip
+        "of 5 folds the first chooses among trials",
+        "of 5 folds all but the first decide",
+    ]

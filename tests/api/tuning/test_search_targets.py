@@ -20,7 +20,7 @@ from pyspark.ml.regression import LinearRegression
 from pyspark.sql import DataFrame, SparkSession, functions as F
 
 from sparkdiff import InputError, Search, alternatives
-from sparkdiff.tuning.search import procedure
+from sparkdiff.tuning.search import search_run
 
 pytestmark = pytest.mark.once  # the engine below has its tests on each stack
 
@@ -88,8 +88,12 @@ def threshold() -> Search:
 def order(judge: Any, **options: Any) -> Search:
     indexer, pipeline = indexed()
     return Search(
-        pipeline, space={indexer.stringOrderType: ["frequencyAsc"]}, evaluator=judge, sampler="grid", **{"numFolds": 0, **options}
-    )  # fmt: skip
+        pipeline,
+        space={indexer.stringOrderType: ["frequencyAsc"]},
+        evaluator=judge,
+        sampler="grid",
+        **{"numFolds": 0, **options},
+    )
 
 
 def score_of_class_1() -> Search:
@@ -161,10 +165,13 @@ def test_what_is_fitted_to_all_rows_has_the_labels_and_rows_of_the_default(
     assembler = VectorAssembler(inputCols=["x", "label"], outputCol="both", handleInvalid="skip")
     weak = LinearRegression(regParam=200.0)
     search = Search(
-        Pipeline(stages=[place, assembler, weak]), space={weak.regParam: [0.01]}, evaluator=RegressionEvaluator(),
-        sampler="grid", numFolds=2,
-    )  # fmt: skip
-    trials, fits, fitted = list[Any](), itertools.count(), procedure._fitted
+        Pipeline(stages=[place, assembler, weak]),
+        space={weak.regParam: [0.01]},
+        evaluator=RegressionEvaluator(),
+        sampler="grid",
+        numFolds=2,
+    )
+    trials, fits, fitted = list[Any](), itertools.count(), search_run._fit_settings
 
     def first(study: Any) -> Any:
         trials.extend(study.trials())
@@ -174,8 +181,8 @@ def test_what_is_fitted_to_all_rows_has_the_labels_and_rows_of_the_default(
         """The second fit of the winner is that to all rows."""
         return fitted(task, trial and trials[next(fits) > 0], rows)
 
-    monkeypatch.setattr(procedure, "best_of", first)
-    monkeypatch.setattr(procedure, "_fitted", faulty)
+    monkeypatch.setattr(search_run, "best_of", first)
+    monkeypatch.setattr(search_run, "_fit_settings", faulty)
     if fault == "label":
         with pytest.raises(InputError, match=rf"^SQLTransformer_.*{LABEL}"):
             search.fit(data)
@@ -221,8 +228,14 @@ def test_nothing_ships_beside_a_current_model_of_other_labels(
     new = pipeline("log(price)", 5.0)
     space = {new.getStages()[-1].getParam("regParam"): [0.01]}
     search = Search(
-        new, space=space, evaluator=judge(), sampler="grid", guard=1.0, current=pipeline("price", 9.0).fit(data), numFolds=folds
-    )  # fmt: skip
+        new,
+        space=space,
+        evaluator=judge(),
+        sampler="grid",
+        guard=1.0,
+        current=pipeline("price", 9.0).fit(data),
+        numFolds=folds,
+    )
     with pytest.raises(InputError, match=rf"^SQLTransformer_.*: .*{says}"):
         search.fit(data)
     if folds or judge is Rmse:
@@ -234,9 +247,13 @@ def test_nothing_ships_beside_a_current_model_of_other_labels(
 def test_a_study_that_goes_on_compares_no_other_labels(data: DataFrame, tmp_path: Path) -> None:
     place = alternatives(sql("price"), sql("log(price)"))
     search = Search(
-        Pipeline(stages=[place, LinearRegression()]), space={}, evaluator=RegressionEvaluator(), sampler="grid",
-        runDir=str(tmp_path), numFolds=0,
-    )  # fmt: skip
+        Pipeline(stages=[place, LinearRegression()]),
+        space={},
+        evaluator=RegressionEvaluator(),
+        sampler="grid",
+        runDir=str(tmp_path),
+        numFolds=0,
+    )
     for _ in range(2):
         with pytest.raises(InputError, match=LABEL):
             search.fit(data)
@@ -247,9 +264,13 @@ def test_the_current_model_numbers_the_classes_as_the_winner_does(data: DataFram
     current, (indexer, new) = pipeline.fit(data), indexed()
     head = new.getStages()[1]
     search = Search(
-        new, space={head.getParam("regParam"): [0.01]}, evaluator=curve("areaUnderPR"), sampler="grid", current=current,
+        new,
+        space={head.getParam("regParam"): [0.01]},
+        evaluator=curve("areaUnderPR"),
+        sampler="grid",
+        current=current,
         numFolds=0,
-    )  # fmt: skip
+    )
     with pytest.raises(InputError, match=rf"{indexer.uid}, .*{NUMBERED}"):
         search.fit(data)
     assert search.copy({search.evaluator: curve()}).fit(data).summary.tested

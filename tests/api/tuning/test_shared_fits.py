@@ -27,12 +27,14 @@ def rows(df: DataFrame) -> Iterator[DataFrame]:
     """In one partition, so that sums are the same to the last bit."""
     few = df.where("number < 240").withColumns(
         {
-            "one": F.lit(1.0), "count": F.floor(F.abs("wind") * 3) * F.col("held").cast("int"), "thing": F.col("number") % 7,
+            "one": F.lit(1.0),
+            "count": F.floor(F.abs("wind") * 3) * F.col("held").cast("int"),
+            "thing": F.col("number") % 7,
             "share": 0.5 + F.col("hum") ** 2,
             "words": F.split(F.concat_ws(" ", "hour", F.when(F.col("wind") > 0, F.col("hour")), F.lit("all")), " "),
             "class": (F.col("wind") > 0).cast("double") + (F.col("hum") > 1).cast("double"),
         }
-    )  # fmt: skip
+    )
     pieces = Pipeline(
         stages=[
             f.VectorAssembler(inputCols=[*NUMBERS, "one", "count"], outputCol="x"),
@@ -63,9 +65,27 @@ def weights(model: Any) -> list[Any]:
     if hasattr(model, "treeWeights"):
         trunks = [text.partition("\n")[2] for text in (tree.toDebugString for tree in model.trees)]
         return [trunks, list(model.treeWeights), model.featureImportances, model.getNumTrees]
-    names = ("pc", "explainedVariance", "idf", "docFreq", "numDocs", "mean", "std", "originalMin", "originalMax", "median",
-             "range", "labelsArray", "categorySizes", "vocabulary", "categoryMaps", "coefficientMatrix",
-             "toDebugString", "rank", "selectedFeatures")  # fmt: skip
+    names = (
+        "pc",
+        "explainedVariance",
+        "idf",
+        "docFreq",
+        "numDocs",
+        "mean",
+        "std",
+        "originalMin",
+        "originalMax",
+        "median",
+        "range",
+        "labelsArray",
+        "categorySizes",
+        "vocabulary",
+        "categoryMaps",
+        "coefficientMatrix",
+        "toDebugString",
+        "rank",
+        "selectedFeatures",
+    )
     held = [getattr(model, name) for name in names if hasattr(model, name)]
     return [str(one).partition("\n")[2] if isinstance(one, str) else one for one in held]
 
@@ -116,19 +136,38 @@ CASES: list[tuple[Any, dict[str, Any], Maps, int]] = [
     (f.CountVectorizer, BETWEEN | {"inputCol": "words"}, [{"binary": True}, {}, {"minTF": 2.0}, {"minDF": 2.0}], 2),
     (f.UnivariateFeatureSelector, TESTED, [{"selectionThreshold": 2}, {"selectionThreshold": 9}, {}], 2),
     (f.VarianceThresholdSelector, SELECTED, [{"varianceThreshold": 1.0}, {}, {"varianceThreshold": 99.0}], 1),
-    (c.GBTClassifier, BOOSTED | {"subsamplingRate": 0.7, "featureSubsetStrategy": "onethird", "stepSize": 0.3},
-     [{"maxIter": 1}, {"maxIter": 3, "thresholds": [0.3, 0.7]}], 1),
+    (
+        c.GBTClassifier,
+        BOOSTED | {"subsamplingRate": 0.7, "featureSubsetStrategy": "onethird", "stepSize": 0.3},
+        [{"maxIter": 1}, {"maxIter": 3, "thresholds": [0.3, 0.7]}],
+        1,
+    ),
     (GBTRegressor, BOOSTED | {"weightCol": "share", "maxIter": 3}, [{}, {"maxIter": 1, "leafCol": "leaf"}], 1),
     (c.NaiveBayes, COUNTED, [{"thresholds": [0.2, 0.3, 0.5]}, {}, {"smoothing": 0.5}], 1),
     (c.NaiveBayes, COUNTED | {"modelType": "complement", "weightCol": "weight"}, [{}, {"smoothing": 0.0}], 1),
     (c.NaiveBayes, COUNTED | {"modelType": "bernoulli", "featuresCol": "flags"}, [{"smoothing": 9.0}, {}], 1),
     (c.NaiveBayes, COUNTED | {"modelType": "gaussian"}, [{"smoothing": 9.0}, {}], 1),
-    (c.LogisticRegression, {"featuresCol": "x", "labelCol": "rain", "maxIter": 2},
-     [{"threshold": 0.3}, {"thresholds": [0.2, 0.8]}, {}], 1),
-    (ALS, {"userCol": "user", "itemCol": "thing", "ratingCol": "wind", "rank": 1, "maxIter": 1, "numUserBlocks": 1,
-      "numItemBlocks": 1},
-     [{"coldStartStrategy": "drop"}, {}], 1),
-]  # fmt: skip
+    (
+        c.LogisticRegression,
+        {"featuresCol": "x", "labelCol": "rain", "maxIter": 2},
+        [{"threshold": 0.3}, {"thresholds": [0.2, 0.8]}, {}],
+        1,
+    ),
+    (
+        ALS,
+        {
+            "userCol": "user",
+            "itemCol": "thing",
+            "ratingCol": "wind",
+            "rank": 1,
+            "maxIter": 1,
+            "numUserBlocks": 1,
+            "numItemBlocks": 1,
+        },
+        [{"coldStartStrategy": "drop"}, {}],
+        1,
+    ),
+]
 
 
 class Own(f.PCA):
@@ -176,9 +215,13 @@ def test_a_search_over_boosted_trees_fits_the_most_once_per_fold(
     grid = ParamGridBuilder().addGrid(pca.k, [2, 3]).addGrid(boosted.maxIter, [1, 3]).build()
     judge = BinaryClassificationEvaluator(labelCol="rain")
     given = {
-        "estimator": Pipeline(stages=[pca, boosted]), "estimatorParamMaps": grid, "evaluator": judge, "seed": 2,
-        "collectSubModels": True, "parallelism": 2,
-    }  # fmt: skip
+        "estimator": Pipeline(stages=[pca, boosted]),
+        "estimatorParamMaps": grid,
+        "evaluator": judge,
+        "seed": 2,
+        "collectSubModels": True,
+        "parallelism": 2,
+    }
     jobs()
     theirs = tuning.TrainValidationSplit(**given).fit(rows)
     their_jobs, fits = jobs(), []

@@ -20,13 +20,13 @@ from sparkdiff import InputError, choice, integer, loguniform
 from sparkdiff.data.splits import Source, training_rows
 from sparkdiff.objectives.metric import Metric
 from sparkdiff.options import Options
-from sparkdiff.pipeline.unfitted import unfitted
+from sparkdiff.pipeline.unfitted_form import unfitted_form
 from sparkdiff.tuning.mean_loss import OF_PROBABILITIES, MeanLoss, evaluator_of
 from sparkdiff.tuning.search import within_budget
-from sparkdiff.tuning.search.dimensions import SearchSpace
+from sparkdiff.tuning.search.search_space import SearchSpace
 from sparkdiff.tuning.search.settings_space import first_settings, settings_space
 from sparkdiff.tuning.search.trials import Trials
-from sparkdiff.tuning.search.within_budget import TunedSettings, tuned
+from sparkdiff.tuning.search.within_budget import TunedSettings, tune_within_budget
 
 OF_CLASSES = (*OF_PROBABILITIES, "hinge", "expectedCost")
 pytestmark = pytest.mark.once  # the engine below has its tests on each stack
@@ -46,13 +46,15 @@ def rows(df: DataFrame) -> Iterator[DataFrame]:
 @pytest.fixture(scope="module")
 def space(numeric: PipelineModel) -> dict[Any, Any]:
     """Small enough for a few trials to find that the components are too few."""
-    whole = settings_space(unfitted(numeric))
+    whole = settings_space(unfitted_form(numeric))
     return {p: d for p, d in whole.items() if p.name in ("k", "regParam")}
 
 
 @pytest.fixture(scope="module")
 def search(numeric: PipelineModel, rows: DataFrame, space: dict[Any, Any]) -> Callable[..., TunedSettings]:
-    return lambda **given: tuned(unfitted(numeric), space, judge(), rows, **{"numTrials": 5, "seed": 1, **given})
+    return lambda **given: tune_within_budget(
+        unfitted_form(numeric), space, judge(), rows, **{"numTrials": 5, "seed": 1, **given}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +74,7 @@ def test_the_winner_is_the_pipeline_fitted_to_all_training_rows(
     assert found[0].current == found[0].records[0]["rmse"] > best.metric
     assert found[0].records[0]["PCA.k"] == 2 and found[0].records[0]["GeneralizedLinearRegression.regParam"] == 0.0
     assert (found[0].trials, found[0].failed, found[0].stopped) == (5, 0, "trials")
-    again = unfitted(best.model).estimator.fit(rows)
+    again = unfitted_form(best.model).estimator.fit(rows)
     assert again.stages[-1].coefficients == best.model.stages[-1].coefficients
 
 
@@ -143,10 +145,10 @@ def test_a_deviance_judges_solutions_and_models_alike(
     numeric: PipelineModel, rows: DataFrame, space: dict[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evaluator = MeanLoss("poisson", "prediction", "riders", "weight")
-    given = unfitted(numeric)
-    at_once = tuned(given, space, evaluator, rows, numTrials=3, seed=1)
-    monkeypatch.setattr("sparkdiff.tuning.tails.judge_of", lambda evaluator: None)
-    by_spark = tuned(given, space, evaluator, rows, numTrials=3, seed=1)
+    given = unfitted_form(numeric)
+    at_once = tune_within_budget(given, space, evaluator, rows, numTrials=3, seed=1)
+    monkeypatch.setattr("sparkdiff.tuning.linear_last_stages.judge_of", lambda evaluator: None)
+    by_spark = tune_within_budget(given, space, evaluator, rows, numTrials=3, seed=1)
     one, other = ([r["poisson"] for r in found.records] for found in (at_once, by_spark))
     assert one == pytest.approx(other, rel=1e-6)
     shown = numeric.transform(rows).select("prediction", "riders", "weight").toPandas()
@@ -158,13 +160,18 @@ def test_a_deviance_judges_solutions_and_models_alike(
 @pytest.mark.parametrize(
     ("name", "kind", "column"),
     [
-        ("squared", RegressionEvaluator, "predictionCol"), ("r2", RegressionEvaluator, "predictionCol"),
-        ("poisson", MeanLoss, "column"), ("areaUnderROC", BinaryClassificationEvaluator, "rawPredictionCol"),
-        ("logLoss", MulticlassClassificationEvaluator, "probabilityCol"), ("hinge", MeanLoss, "column"),
-        ("f1", MulticlassClassificationEvaluator, "predictionCol"), ("focal", MeanLoss, "column"), ("brier", MeanLoss, "column"),
+        ("squared", RegressionEvaluator, "predictionCol"),
+        ("r2", RegressionEvaluator, "predictionCol"),
+        ("poisson", MeanLoss, "column"),
+        ("areaUnderROC", BinaryClassificationEvaluator, "rawPredictionCol"),
+        ("logLoss", MulticlassClassificationEvaluator, "probabilityCol"),
+        ("hinge", MeanLoss, "column"),
+        ("f1", MulticlassClassificationEvaluator, "predictionCol"),
+        ("focal", MeanLoss, "column"),
+        ("brier", MeanLoss, "column"),
         ("expectedCost", MeanLoss, "column"),
     ],
-)  # fmt: skip
+)
 def test_the_evaluator_of_a_metric(numeric: PipelineModel, df: DataFrame, name: str, kind: type, column: str) -> None:
     data = VectorAssembler(inputCols=NUMBERS, outputCol="features").transform(df)
     votes = kind in (BinaryClassificationEvaluator, MulticlassClassificationEvaluator) or name in OF_CLASSES
@@ -213,14 +220,16 @@ def test_a_metric_that_no_column_shows(numeric: PipelineModel, df: DataFrame) ->
 
 
 def test_the_current_setting_is_in_the_space(numeric: PipelineModel) -> None:
-    form = unfitted(numeric)
+    form = unfitted_form(numeric)
     space = SearchSpace.of(form.estimator, settings_space(form))
     now = space.current()
     assert now.keys() == {q.name for q in space.dimensions}
     assert now == {
-        "StandardScaler.withStd": True, "StandardScaler.withMean": True, "PCA.k": 2,
+        "StandardScaler.withStd": True,
+        "StandardScaler.withMean": True,
+        "PCA.k": 2,
         "GeneralizedLinearRegression.regParam": 0.0,
-    }  # fmt: skip
+    }
     assert first_settings(space) == [now, {**now, "PCA.k": 4, "GeneralizedLinearRegression.regParam": 1e-6}]
     for q in space.dimensions:
         if q.name == "PCA.k":
@@ -231,7 +240,7 @@ def test_a_forest_is_tried_with_deeper_trees_first(df: DataFrame) -> None:
     data = VectorAssembler(inputCols=NUMBERS, outputCol="features").transform(df)
     for depth, deep in ((3, 12), (14, 14)):
         forest = RandomForestRegressor(labelCol="rain", maxDepth=depth, numTrees=2, seed=1).fit(data)
-        form = unfitted(forest)
+        form = unfitted_form(forest)
         space = SearchSpace.of(form.estimator, settings_space(form))
         now = space.current()
         deeper = {**now, "RandomForestRegressor.maxDepth": deep}
@@ -241,7 +250,7 @@ def test_a_forest_is_tried_with_deeper_trees_first(df: DataFrame) -> None:
 def test_a_width_that_a_later_stage_needs_is_not_searched(df: DataFrame) -> None:
     before = [VectorAssembler(inputCols=NUMBERS, outputCol="a"), PCA(inputCol="a", outputCol="x", k=2)]
     net = MultilayerPerceptronClassifier(featuresCol="x", labelCol="kind", layers=[2, 4, 3], maxIter=2, seed=1)
-    form = unfitted(Pipeline(stages=[*before, net]).fit(df))
+    form = unfitted_form(Pipeline(stages=[*before, net]).fit(df))
     space = settings_space(form)
     assert {p.name for p in space} == {"layers", "maxIter"}
     layers = next(d for p, d in space.items() if p.name == "layers").listed()
@@ -252,13 +261,15 @@ def test_a_width_that_a_later_stage_needs_is_not_searched(df: DataFrame) -> None
     hint = VectorSizeHint(inputCol="x", size=2)
     many = OneVsRest(classifier=LogisticRegression(maxIter=2, regParam=1e-9), featuresCol="x", labelCol="kind")
     space = settings_space(
-        unfitted(Pipeline(stages=[*before, hint, Normalizer(inputCol="x", outputCol="n"), many]).fit(df))
+        unfitted_form(Pipeline(stages=[*before, hint, Normalizer(inputCol="x", outputCol="n"), many]).fit(df))
     )
     assert {p.name: d for p, d in space.items()} == {
-        "p": choice(2.0, 1.0), "regParam": loguniform(1e-9, 10.0), "elasticNetParam": space_of(space, "elasticNetParam"),
+        "p": choice(2.0, 1.0),
+        "regParam": loguniform(1e-9, 10.0),
+        "elasticNetParam": space_of(space, "elasticNetParam"),
         "maxIter": choice(2, 100),
-    }  # fmt: skip
-    free = settings_space(unfitted(Pipeline(stages=[*before, many, label]).fit(df)))
+    }
+    free = settings_space(unfitted_form(Pipeline(stages=[*before, many, label]).fit(df)))
     assert space_of(free, "k") == integer(1, 4)
 
 
@@ -269,9 +280,9 @@ def space_of(space: dict[Any, Any], name: str) -> Any:
 def test_nothing_to_search(df: DataFrame) -> None:
     data = VectorAssembler(inputCols=NUMBERS, outputCol="a").transform(df)
     scaler = StandardScaler(inputCol="a", outputCol="s").fit(data)
-    form = unfitted(PipelineModel([VectorAssembler(inputCols=NUMBERS, outputCol="a")]))
+    form = unfitted_form(PipelineModel([VectorAssembler(inputCols=NUMBERS, outputCol="a")]))
     assert settings_space(form) == {}
     with pytest.raises(InputError, match="can't be fitted anew: none of its stages is ever fitted"):
-        tuned(form, {}, judge(), df)
+        tune_within_budget(form, {}, judge(), df)
     with pytest.raises(InputError, match="space is empty"):
-        tuned(unfitted(PipelineModel([scaler])), {}, judge(), df)
+        tune_within_budget(unfitted_form(PipelineModel([scaler])), {}, judge(), df)

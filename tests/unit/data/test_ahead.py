@@ -12,7 +12,7 @@ from test_stream import Cache
 
 import sparkdiff.data.stream as streams
 from sparkdiff.data.stream import Stream
-from sparkdiff.data.stream.ahead import ahead
+from sparkdiff.data.stream.read_ahead import ahead
 
 LONG = 60  # seconds; what is waited for comes at once
 

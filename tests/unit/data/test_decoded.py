@@ -16,7 +16,7 @@ import torch
 from full_disk import no_room
 from test_stream import Cache
 
-from sparkdiff.data.stream import Stream, decoded, scratch
+from sparkdiff.data.stream import Stream, decoded_rows, scratch
 from sparkdiff.data.stream.files import Files
 from sparkdiff.tensors.rows import SparseRows
 
@@ -82,7 +82,7 @@ def test_rows_of_long_steps_come_in_the_order_of_memory(
     batchSize: int, rank: int, world: int, direct: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also of an epoch that goes on, and where they pass over the system's cache."""
-    monkeypatch.setattr(decoded, "LARGE", 0.0 if direct else 1.0)
+    monkeypatch.setattr(decoded_rows, "LARGE", 0.0 if direct else 1.0)
     folder = Cache(tmp_path / "cache", splits=UNEVEN).folder
     options = {"rank": rank, "world": world, "batchSize": batchSize}
     with Stream(folder, backend="arrow") as stream:
@@ -101,7 +101,7 @@ def test_a_file_system_that_cannot_pass_over_its_cache(
     folder = Cache(tmp_path / "cache", sparse=sparse).folder
     with Stream(folder, backend="arrow") as stream:
         expected = epochs(stream, range(3))
-    monkeypatch.setattr(decoded, "LARGE", 0.0)
+    monkeypatch.setattr(decoded_rows, "LARGE", 0.0)
     for refused in ("open", "preadv"):
         read.clear()
         with monkeypatch.context() as m, Stream(folder, backend="arrow", inMemory=False) as stream:
@@ -169,7 +169,7 @@ def test_a_disk_without_room_and_one_that_is_lost(
         expected = epochs(stream, range(3))
     read.clear()
     with monkeypatch.context() as m, Stream(folder, backend="arrow", inMemory=False) as stream:
-        m.setattr(decoded, "SHARE", 0.0)
+        m.setattr(decoded_rows, "SHARE", 0.0)
         assert same(epochs(stream, range(3)), expected)
         assert len(read) == 3 * len(set(read))
     for room in (0, 1000):  # found out at once, and in the midst
@@ -179,7 +179,7 @@ def test_a_disk_without_room_and_one_that_is_lost(
             assert len(read) > 2 * len(set(read))
             assert os.fstat(stream.decoded._file.fileno()).st_size == 0  # others need the disk more
     for large in (1.0, 0.0):
-        monkeypatch.setattr(decoded, "LARGE", large)
+        monkeypatch.setattr(decoded_rows, "LARGE", large)
         with Stream(folder, backend="arrow", inMemory=False) as stream:
             first = epochs(stream, range(1))
             assert stream.decoded._file is not None
@@ -210,7 +210,7 @@ def test_rows_that_take_more_than_expected_leave_half_of_the_disk(
     with Stream(folder, backend="arrow") as stream:
         expected = epochs(stream, range(3))
     read.clear()
-    monkeypatch.setattr(decoded.shutil, "disk_usage", lambda path: SimpleNamespace(free=4_000_000))
+    monkeypatch.setattr(decoded_rows.shutil, "disk_usage", lambda path: SimpleNamespace(free=4_000_000))
     with Stream(folder, backend="arrow", inMemory=False) as stream:
         assert same(epochs(stream, range(3)), expected)
         assert 0 < os.fstat(stream.decoded._file.fileno()).st_size < 2_000_000

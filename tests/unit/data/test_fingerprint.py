@@ -15,8 +15,8 @@ from sparkdiff.data.fingerprint import Request, anonymous, fingerprint
 from sparkdiff.options import Options
 from sparkdiff.pipeline.cut import Cut, CutColumn
 from sparkdiff.pipeline.graph import Graph
-from sparkdiff.store.digests import hash_of_folder, params_of
-from sparkdiff.store.identity import UntoldError
+from sparkdiff.store.identity import UnidentifiableError
+from sparkdiff.store.model_digests import hash_of_folder, params_of
 
 VALUES = [[1.5, -0.0, float("inf")], [], None]
 
@@ -24,9 +24,14 @@ VALUES = [[1.5, -0.0, float("inf")], [], None]
 def save(folder: Path, *, part: str = "0", values: Any = None, uid: str = "pca_0123456789ab", **changes: Any) -> Path:
     """A folder as Spark lays it out, with all kinds of columns in it."""
     metadata = {
-        "class": "org.apache.spark.ml.feature.PCAModel", "timestamp": 1, "sparkVersion": "4.0.5", "uid": uid,
-        "paramMap": {"inputCol": "scaled", "k": 2}, "defaultParamMap": {"outputCol": f"{uid}__output", "seed": 7}, **changes,
-    }  # fmt: skip
+        "class": "org.apache.spark.ml.feature.PCAModel",
+        "timestamp": 1,
+        "sparkVersion": "4.0.5",
+        "uid": uid,
+        "paramMap": {"inputCol": "scaled", "k": 2},
+        "defaultParamMap": {"outputCol": f"{uid}__output", "seed": 7},
+        **changes,
+    }
     for name in ("metadata", "data"):
         (folder / name).mkdir(parents=True)
     (folder / "metadata" / f"part-{part}").write_text(json.dumps(metadata))
@@ -107,7 +112,7 @@ def test_it_is_the_same_into_however_many_files_spark_divides_itemsets(tmp_path:
 def test_what_a_model_has_learnt_is_not_in_its_params(model: Callable[[], Any]) -> None:
     fitted = model()
     with pytest.raises(
-        UntoldError, match=rf"{fitted.uid} \({type(fitted).__name__}\) is fitted, and its Params do not contain"
+        UnidentifiableError, match=rf"{fitted.uid} \({type(fitted).__name__}\) is fitted, and its Params do not contain"
     ):
         params_of(Pipeline(stages=[Pipeline(stages=[fitted])]))
     assert params_of(Pipeline(stages=[Pipeline(stages=[])]))

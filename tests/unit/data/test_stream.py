@@ -22,7 +22,7 @@ from hypothesis import given, strategies as st
 
 import sparkdiff.data.stream as streams
 from sparkdiff.data.stream import DamagedCacheError, Stream, petastorm
-from sparkdiff.data.stream.order import divided, step_bounds
+from sparkdiff.data.stream.order import scaled_weights, step_bounds
 from sparkdiff.errors import InputError
 from sparkdiff.tensors.rows import SparseRows
 
@@ -673,12 +673,12 @@ def test_code_in_a_caches_metadata_never_runs(cache: Cache, in_memory: bool) -> 
 def test_weights_are_divided_exactly(shares: list[float], exponent: int) -> None:
     """Whatever the unit, the same weights come out bit for bit; beside them what is next to nothing counts nowhere."""
     weights = torch.from_numpy(np.ldexp([*shares, 2.0**-260, 0.0], exponent))
-    assert divided(weights, exponent).tolist() == [*shares, 0.0, 0.0]
+    assert scaled_weights(weights, exponent).tolist() == [*shares, 0.0, 0.0]
 
 
 def test_weights_that_doubles_hardly_hold_are_divided() -> None:
     tiny = torch.tensor([5e-324, 1e-320, 1e-310], dtype=torch.float64)
-    found = divided(tiny, int(np.frexp(1e-310)[1]))
+    found = scaled_weights(tiny, int(np.frexp(1e-310)[1]))
     assert bool(((found > 0) & (found <= 1)).all())
     assert torch.equal(found / found[0], torch.tensor([1.0, 2024.0, 1e-310 / 5e-324], dtype=torch.float64))
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from sparkdiff.diagnostics.duplicates import RowHashes
 from sparkdiff.diagnostics.outliers import Spread, farness
-from sparkdiff.diagnostics.rows import too_few_rows
-from sparkdiff.diagnostics.separation import auc, clustered_auc, drift, leaks_class, leaks_number, midranks
+from sparkdiff.diagnostics.row_warnings import too_few_rows
+from sparkdiff.diagnostics.separation import auc, auc_with_variance, drift, leaks_class, leaks_number, midranks
 from sparkdiff.evaluation.guard import Verdict
 from sparkdiff.tensors.rows import Rows, SparseRows
 
@@ -108,11 +108,11 @@ def test_the_error_of_a_clustered_auc_is_what_repeating_shows(runs: int, within:
         effect = normal(seed, 60).repeat_interleave(10)  # 60 clusters of 10 rows, 30 of them on each side
         margin = effect + normal(1000 + seed, 600)
         cluster = torch.arange(60).repeat_interleave(10)
-        area, variance = clustered_auc(margin, cluster % 2 == 0, cluster)
+        area, variance = auc_with_variance(margin, cluster % 2 == 0, cluster)
         areas.append(area)
         errors.append(math.sqrt(variance))
     assert float(np.mean(errors)) == pytest.approx(float(np.std(areas)), rel=within)
-    _, naive = clustered_auc(margin, cluster % 2 == 0, torch.arange(600))
+    _, naive = auc_with_variance(margin, cluster % 2 == 0, torch.arange(600))
     assert math.sqrt(naive) < 0.6 * float(np.std(areas))  # what ignoring the clusters would say
 
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from sparkdiff.data.stream import Batch
 from sparkdiff.errors import InputError
-from sparkdiff.evaluation.checks import check_finite, check_repeats
-from sparkdiff.evaluation.data import Data
+from sparkdiff.evaluation.row_checks import check_finite, check_repeats
 from sparkdiff.evaluation.scores import score
+from sparkdiff.evaluation.split_batches import Data
 from sparkdiff.objectives.losses import resolve
 from sparkdiff.objectives.metric import Metric
 from sparkdiff.stages.base import LabelStats, StageModule

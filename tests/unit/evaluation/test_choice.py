@@ -15,19 +15,19 @@ from torch import Tensor
 
 from sparkdiff.evaluation import guard
 from sparkdiff.evaluation.acceptance import Judgement, divergence, reason, ways_to_decide
-from sparkdiff.evaluation.data import Data
-from sparkdiff.evaluation.guard import Ledger, LedgerTrial, diverged
+from sparkdiff.evaluation.guard import Ledger, LedgerTrial, diverged_candidates
 from sparkdiff.evaluation.scores import Score, Tally
+from sparkdiff.evaluation.split_batches import Data
 from sparkdiff.evaluation.units import Units
 from sparkdiff.objectives.losses import resolve
 from sparkdiff.objectives.metric import Metric
 from sparkdiff.objectives.objective import Objective
 from sparkdiff.options import Options
 from sparkdiff.tensors.team import Team
-from sparkdiff.training.ongoing import Training
-from sparkdiff.training.parameters import flattened
+from sparkdiff.training.epoch_results import TrainedNetwork
+from sparkdiff.training.parameters import parameter_vector
 from sparkdiff.training.recipes import Recipe
-from sparkdiff.training.results import Trained
+from sparkdiff.training.training_run import Training
 
 pytestmark = pytest.mark.once  # torch alone, which all stacks have in one version
 
@@ -65,13 +65,18 @@ class Columns:
             (2,), first + self.rows[j], dtype=F64
         )
 
-    def kept(self, rows: Sequence[int]) -> "Columns":
+    def subset(self, rows: Sequence[int]) -> "Columns":
         return Columns(self.scores_of, self.count, [self.rows[j] for j in rows], self.loss, self.epoch)
 
 
 def trained(
-    original: Score, scores_of: Callable[[int, int], Score], candidates: int, epochs: int, loss: float = 0.0, **given: Any
-) -> Trained:  # fmt: skip
+    original: Score,
+    scores_of: Callable[[int, int], Score],
+    candidates: int,
+    epochs: int,
+    loss: float = 0.0,
+    **given: Any,
+) -> TrainedNetwork:
     """What a training finds whose candidates have these scores."""
     options = Options.of({"maxEpochs": epochs, "patience": epochs, **given})
     net = network((linear(), ["x"], "prediction"))
@@ -79,7 +84,7 @@ def trained(
     training.candidates = Columns(scores_of, candidates, list(range(candidates)), loss)  # type: ignore[assignment]
     objective = resolve("squared", {}, net.head, ("prediction",), stats())
     measured(training, None, objective)
-    return training.found(net)
+    return training.result(net)
 
 
 def measured(training: Training, data: Any, objective: Objective) -> None:
@@ -90,10 +95,10 @@ def measured(training: Training, data: Any, objective: Objective) -> None:
         training.end_epoch(data, active)
 
 
-def shipped(found: Trained, candidates: int) -> tuple[int, int] | None:
+def shipped(found: TrainedNetwork, candidates: int) -> tuple[int, int] | None:
     """The candidate and the epoch whose parameters the network holds, None where they are the original's."""
-    marks = flattened(found.network)
-    if torch.equal(marks, flattened(network((linear(), ["x"], "prediction")))):
+    marks = parameter_vector(found.network)
+    if torch.equal(marks, parameter_vector(network((linear(), ["x"], "prediction")))):
         return None
     [mark] = set(marks.tolist())
     return int(mark) % candidates, int(mark) // candidates
@@ -154,7 +159,7 @@ def test_what_was_tested_ships(name: str, seed: int, candidates: int, epochs: in
     others = [g for i, g in enumerate(found.ledger.gains) if i != verdict.best]
     first = guard.decide(
         torch.stack([gains, *others]), found.ledger.weights, chosen=0, original=original.blocks, units=Units(80)
-    )  # fmt: skip
+    )
     # In another order of columns a draw that ties with the score can fall on the other side of it.
     assert verdict.p == pytest.approx(first.p, abs=0.01)
     assert verdict.interval == pytest.approx(first.interval, rel=0.01)
@@ -175,7 +180,7 @@ def test_the_order_of_additions_chooses_nothing(seed: int, candidates: int) -> N
     runs = [
         trained(original, lambda k, epoch, change=change: change(scores[candidates * (epoch - 1) + k]), candidates, 3)
         for change in (lambda s: s, rounded, rounded)
-    ]  # fmt: skip
+    ]
     assert len({run.ledger.chosen for run in runs}) == 1
 
 
@@ -193,7 +198,7 @@ def test_a_column_that_gains_here_what_it_loses_there_counts_as_tried() -> None:
 
 def training_of(
     *metrics: float, data: Any = None, begun: Mapping[str, Any] | None = None, epochs: int | None = None, **given: Any
-) -> Training:  # fmt: skip
+) -> Training:
     """The ended training of a candidate with these metrics, of an original of 5, from a state if one is given."""
     ones = torch.ones(60, dtype=F64)
     options = Options.of({"maxEpochs": len(metrics), **given})
@@ -216,7 +221,7 @@ def test_small_improvements_do_not_extend_the_patience_unless_they_add_up() -> N
         """The last epoch, and the best."""
         training = training_of(*metrics, patience=3, **given)
         assert not training.cut
-        return training.epoch - 1, training.columns[training.chosen.column][1]
+        return training.epoch - 1, training.columns[training.best.column][1]
 
     assert end(*falling) == end(*falling, minDelta=0) == end(*falling, minDelta=0.01) == (7, 5)
     assert end(*falling, minDelta=0.1) == (4, 4)  # 0.5 of 5; the best epoch did not count
@@ -227,10 +232,10 @@ def test_small_improvements_do_not_extend_the_patience_unless_they_add_up() -> N
 
 def test_a_given_number_of_epochs_is_trained_and_the_last_one_counts_whatever_the_rows_say() -> None:
     training = training_of(4.0, 9.0, 8.0, 1.0, epochs=3, patience=1, data=Clock())
-    assert (training.epoch - 1, training.chosen.column, training.chosen.metric, training.cut) == (3, 2, 8.0, "")
-    assert bool((training.chosen.flat == 3).all())
+    assert (training.epoch - 1, training.best.column, training.best.metric, training.cut) == (3, 2, 8.0, "")
+    assert bool((training.best.flat == 3).all())
     diverged_at = training_of(4.0, math.nan, 3.0, epochs=3)
-    assert (diverged_at.epoch - 1, diverged_at.chosen.column, len(diverged(diverged_at.history))) == (2, 0, 1)
+    assert (diverged_at.epoch - 1, diverged_at.best.column, len(diverged_candidates(diverged_at.history))) == (2, 0, 1)
 
 
 class Clock:
@@ -248,7 +253,7 @@ class Clock:
 
 def test_the_clock_of_the_first_process_ends_training_in_all() -> None:
     training = training_of(4.0, 3.0, 2.0, 1.0, maxSeconds=10, data=Clock(5.0, 9.9, 10.1))
-    assert (training.epoch, training.chosen.column) == (4, 2)
+    assert (training.epoch, training.best.column) == (4, 2)
     assert training.cut == (
         "maxSeconds=10 ended training after epoch 3, when 1 of 1 candidates had not stopped: with more time they may gain more"
     )
@@ -269,13 +274,17 @@ def test_seconds_of_earlier_attempts_count() -> None:
 # Divergence -----------------------------------------------------------------------------------------------------------
 
 
-def run(*metrics: Sequence[float], losses: float = 0.0, **given: Any) -> tuple[Trained, str, str]:
+def run(*metrics: Sequence[float], losses: float = 0.0, **given: Any) -> tuple[TrainedNetwork, str, str]:
     """Candidates with these metrics, epoch by epoch, of an original of 5; what is told of those that diverged."""
     ones = torch.ones(60, dtype=F64)
     found = trained(
-        Score(5 * ones, ones, 0), lambda k, epoch: Score(metrics[k][epoch - 1] * ones, ones, 0), len(metrics),
-        len(metrics[0]), loss=losses, **given,
-    )  # fmt: skip
+        Score(5 * ones, ones, 0),
+        lambda k, epoch: Score(metrics[k][epoch - 1] * ones, ones, 0),
+        len(metrics),
+        len(metrics[0]),
+        loss=losses,
+        **given,
+    )
     options = Options.of(given)
     verdict = guard.decide(found.ledger.gains, found.ledger.weights, chosen=found.ledger.chosen)
     told = reason(Judgement(verdict, None), options, Metric("rmse"), 5.0, found.history)
@@ -288,7 +297,7 @@ def test_all_candidates_that_diverge_say_nothing_about_what_there_is_to_gain() -
         "all 2 candidates diverged in epoch 1 (learningRate=100): lower learningRate or set gradientClip; no epoch before had "
         "a smaller rmse on the validation rows, so the possible gain is unknown"
     )
-    assert (len(diverged(found.history)), found.ledger.chosen) == (2, -1)
+    assert (len(diverged_candidates(found.history)), found.ledger.chosen) == (2, -1)
     assert "the only candidate diverged in epoch 2 (" in run([6.0, math.nan])[1]
     assert "in epochs 1 to 2 (" in run([6.0, math.nan], [math.nan, 1.0], gradientClip=1.0)[1]
     assert "lower learningRate or gradientClip;" in run([math.nan], gradientClip=1.0)[1]
@@ -296,7 +305,7 @@ def test_all_candidates_that_diverge_say_nothing_about_what_there_is_to_gain() -
 
 def test_a_loss_that_is_not_finite_ends_a_candidate_whatever_its_metric() -> None:
     found, told, _ = run([4.0, 3.0], losses=math.inf)
-    assert (found.ledger.chosen, len(found.history), len(diverged(found.history))) == (-1, 2, 1)
+    assert (found.ledger.chosen, len(found.history), len(diverged_candidates(found.history))) == (-1, 2, 1)
     assert "diverged in epoch 1" in told
 
 
@@ -310,7 +319,7 @@ def test_some_candidates_that_diverge_are_counted() -> None:
     )
     found, told, lost = run([4.0, 3.0], [2.0, math.nan])  # what it had before counts
     assert found.ledger.trials[found.ledger.chosen] == (1, 1)
-    assert (len(diverged(found.history)), "diverged" in told, bool(lost)) == (1, False, True)
+    assert (len(diverged_candidates(found.history)), "diverged" in told, bool(lost)) == (1, False, True)
     _, told, lost = run([6.0])
     assert told.startswith(
         "no epoch of any candidate had a smaller rmse on the validation rows: nothing to gain from here; "
@@ -323,14 +332,14 @@ def test_a_loss_that_is_large_and_grows_diverges() -> None:
         rows = {"candidate": candidate, "recipe": "adam 1", "validationMetric": 1.0}
         return [rows | {"epoch": epoch, "trainLoss": loss} for epoch, loss in enumerate(losses)]
 
-    assert [row["epoch"] for row in diverged(of(0, 1.0, 2.1, 2.2))] == [1]
-    assert diverged(of(0, 1.0, 5.0, 4.0))  # steps that are too long lead anywhere
-    assert not diverged(of(0, 1.0, 1.9, 5.0)) and not diverged(of(0, 1.0, 5.0, 1.9))
-    assert diverged(of(0, 1.0, 5.0)) and not diverged(of(0, 1.0, 1.9))
-    assert not diverged(of(0, math.nan, 5.0, 6.0))  # it gained
-    assert diverged(of(0, -1.0, 0.5, 0.6)) and not diverged(of(0, -1.0, -0.9, -0.8))
+    assert [row["epoch"] for row in diverged_candidates(of(0, 1.0, 2.1, 2.2))] == [1]
+    assert diverged_candidates(of(0, 1.0, 5.0, 4.0))  # steps that are too long lead anywhere
+    assert not diverged_candidates(of(0, 1.0, 1.9, 5.0)) and not diverged_candidates(of(0, 1.0, 5.0, 1.9))
+    assert diverged_candidates(of(0, 1.0, 5.0)) and not diverged_candidates(of(0, 1.0, 1.9))
+    assert not diverged_candidates(of(0, math.nan, 5.0, 6.0))  # it gained
+    assert diverged_candidates(of(0, -1.0, 0.5, 0.6)) and not diverged_candidates(of(0, -1.0, -0.9, -0.8))
     several = [*of(0, 1.0, 9.0, 99.0), *of(1, 1.0, 0.9, 0.8), *of(2, 1.0, 9.0, 99.0, math.nan)]
-    assert [(row["candidate"], row["epoch"]) for row in diverged(several)] == [(0, 1), (2, 3)]
+    assert [(row["candidate"], row["epoch"]) for row in diverged_candidates(several)] == [(0, 1), (2, 3)]
     assert "2 of 3 candidates diverged in epochs 1 to 3" in divergence(several, Options())
 
 
@@ -352,13 +361,17 @@ def test_the_chosen_column_can_be_measured_again() -> None:
     assert none.measured_again(gains[0]) is none
 
 
-@pytest.mark.parametrize(("options", "how", "ways"), [
-    ({}, {}, "set numFolds=5, so that all rows decide, or validationFraction=0.3, or pass more rows"),
-    ({"groupCol": "user"}, {"folds": False}, "set validationFraction=0.3, or pass more groups"),
-    ({"timeCol": "day"}, {}, "set validationFraction=0.3, or pass more rows"),
-    ({"validationFraction": 0.4}, {}, "set numFolds=5, so that all rows decide, or pass more rows"),
-    ({"numFolds": 5}, {}, "pass more rows"), ({"validationIndicatorCol": "held"}, {}, "pass more rows"),
-    ({}, {"divided": False}, "pass more rows"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "how", "ways"),
+    [
+        ({}, {}, "set numFolds=5, so that all rows decide, or validationFraction=0.3, or pass more rows"),
+        ({"groupCol": "user"}, {"folds": False}, "set validationFraction=0.3, or pass more groups"),
+        ({"timeCol": "day"}, {}, "set validationFraction=0.3, or pass more rows"),
+        ({"validationFraction": 0.4}, {}, "set numFolds=5, so that all rows decide, or pass more rows"),
+        ({"numFolds": 5}, {}, "pass more rows"),
+        ({"validationIndicatorCol": "held"}, {}, "pass more rows"),
+        ({}, {"divided": False}, "pass more rows"),
+    ],
+)
 def test_only_ways_that_there_are_are_advised(options: dict[str, Any], how: dict[str, bool], ways: str) -> None:
     assert ways_to_decide(Options(**options), **{"folds": True, **how}) == f"to decide it, {ways}"

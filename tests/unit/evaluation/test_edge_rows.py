@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sparkdiff.errors import InputError
-from sparkdiff.evaluation.cached_parity import _accepted
+from sparkdiff.evaluation.cached_parity import _accepted_rows
 
 X = ("x", -1)
 
@@ -24,7 +24,7 @@ def test_rows_that_a_network_refuses_are_left_out_and_the_others_keep_their_orde
 
     network: Any = SimpleNamespace(graph=SimpleNamespace(casefold=str.lower), positions=(), run=run)
     rows: list[Any] = [{X: torch.tensor([i])} for i in range(100)]
-    found = _accepted(network, rows)
+    found = _accepted_rows(network, rows)
     assert [int(r[X]) for r in found] == [i for i in range(100) if i not in refused]
     assert all(set(r) == {X} for r in found)
     assert len(runs) <= 1 + 14 * len(refused)

@@ -17,11 +17,11 @@ from sparkdiff.evaluation.seen_rows import (
     LinearRows,
     Penalty,
     RowCount,
+    combine_evidence,
     p_of_equations,
     p_of_losses,
     reproduces,
     rows_of_roots,
-    seen_rows,
 )
 from sparkdiff.stages.linear import LinearRegression
 from sparkdiff.stages.predictor import LeastSquares
@@ -69,9 +69,11 @@ def test_the_p_value_is_that_of_the_score_and_its_own_covariance() -> None:
 
 
 CELLS = [
-    simulation.Cell("gaussian", 20, 1000, "less noise far out"), simulation.Cell("logistic", 20, 1000, ridge=0.2),
-    simulation.Cell("poisson", 20, 1000, ridge=0.2), simulation.Cell("gaussian", 20, 1000, lasso=0.05),
-]  # fmt: skip
+    simulation.Cell("gaussian", 20, 1000, "less noise far out"),
+    simulation.Cell("logistic", 20, 1000, ridge=0.2),
+    simulation.Cell("poisson", 20, 1000, ridge=0.2),
+    simulation.Cell("gaussian", 20, 1000, lasso=0.05),
+]
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
@@ -189,14 +191,15 @@ def test_trees_that_have_seen_rows_are_told_from_others() -> None:
 
 
 def test_the_evidence_is_weighed_in_words() -> None:
-    assert not seen_rows(500).shown and seen_rows(500).kind == ""
+    assert not combine_evidence(500).shown and combine_evidence(500).kind == ""
     nothing: dict[str, Any] = {"equations": 0.02, "losses": 0.01, "count": RowCount(500)}
-    assert seen_rows(500, **nothing) == seen_rows(500)
+    assert combine_evidence(500, **nothing) == combine_evidence(500)
     found = [
-        seen_rows(500, reproduced=True, equations=0.5), seen_rows(500, equations=0.001, losses=None),
-        seen_rows(500, losses=0.001, count=RowCount(510, 10)),
-    ]  # fmt: skip
+        combine_evidence(500, reproduced=True, equations=0.5),
+        combine_evidence(500, equations=0.001, losses=None),
+        combine_evidence(500, losses=0.001, count=RowCount(510, 10)),
+    ]
     assert [f.kind for f in found] == ["reproduction", "equations", "losses"] and all(f.shown for f in found)
     assert all(f.words.startswith("was fitted on ") for f in found) and "p = 0.001" in found[1].words
-    more = seen_rows(500, reproduced=True, equations=0.0, losses=0.0, count=RowCount(12_000))
+    more = combine_evidence(500, reproduced=True, equations=0.0, losses=0.0, count=RowCount(12_000))
     assert more == replace(more, shown=False, kind="count") and "about 12,000 rows, more than these 500" in more.words

@@ -13,11 +13,17 @@ from sparkdiff.errors import InputError
 pytestmark = [pytest.mark.slow, pytest.mark.once]
 
 SHORT = [
-    cell for cell in guard_size.CELLS + guard_size.HARDER_CELLS if cell.name in {
-        "500 rows, Student t(3)", "50 groups", "1,700 rows of a time series", "500 rows, a hopeless noisy candidate",
+    cell
+    for cell in guard_size.CELLS + guard_size.HARDER_CELLS
+    if cell.name
+    in {
+        "500 rows, Student t(3)",
+        "50 groups",
+        "1,700 rows of a time series",
+        "500 rows, a hopeless noisy candidate",
         "1,700 rows, gain of 0.1 sd",
     }
-]  # fmt: skip
+]
 """One cell of each kind, for each commit; `.ci/nightly` has all of them."""
 LONG = [cell for cell in guard_size.CELLS + guard_size.HARDER_CELLS if cell not in SHORT]
 FEW = ("areaUnderROC", "areaUnderPR", "f1", "weightedPrecision", "falsePositiveRateByLabel")

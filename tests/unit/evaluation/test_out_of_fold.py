@@ -90,11 +90,9 @@ def test_slices_of_several_folds_are_one_and_their_losses_count_less_where_folds
         torch.randn(1, 80, generator=random, dtype=torch.float64) - 0.3,
     )
     own = [(torch.arange(80) % 2 == k).double()[None] for k in (0, 1)]
-    parts = [
-        SliceSums((("hour", 3),), loss * w, gains * w, w, w.sum(1).long(), w.sum(1).long(), 1.0) for w in own
-    ]  # fmt: skip
+    parts = [SliceSums((("hour", 3),), loss * w, gains * w, w, w.sum(1).long(), w.sum(1).long(), 1.0) for w in own]
     every = parts[0].scaled(0.5) + parts[1].scaled(0.5)
     assert [int(every.rows), int(every.units), float(every.weights.sum())] == [80, 80, 40.0]
-    [one], [double] = (slices.judged(every, level=0.025, dependence=d) for d in (1.0, 2.0))
+    [one], [double] = (slices.changes_from_sums(every, level=0.025, dependence=d) for d in (1.0, 2.0))
     assert one.before == double.before == 1.0 and one.gain == pytest.approx(float(gains.mean()))
     assert one.p is not None and double.p is not None and one.p < double.p

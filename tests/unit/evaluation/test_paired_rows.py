@@ -33,8 +33,12 @@ AREA = Metric("areaUnderROC", larger=True, column=lambda x: x, value=BINARY["are
 
 
 def rows_of(
-    metric: Metric, columns: tuple[Tensor, Tensor], label: Tensor, weight: Tensor | None = None, group: Tensor | None = None
-) -> PairedRows:  # fmt: skip
+    metric: Metric,
+    columns: tuple[Tensor, Tensor],
+    label: Tensor,
+    weight: Tensor | None = None,
+    group: Tensor | None = None,
+) -> PairedRows:
     weight = torch.ones(len(label), dtype=F64) if weight is None else weight
     block = torch.arange(len(label)) % MAX_BLOCKS if group is None else group
     return pair(metric, columns, (label, label), weight, block, group, "rows" if group is None else "groups")

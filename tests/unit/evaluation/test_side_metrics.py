@@ -24,12 +24,14 @@ RANDOM = np.random.default_rng(0)
 N = 400
 REGRESSION, CLASSIFIER = {"rmse", "mae", "r2"}, {"accuracy", "logLoss", "brier"}
 HEADS = {
-    "linear": (linear(), 0, REGRESSION), "poisson": (glr("poisson", "log"), 0, REGRESSION),
+    "linear": (linear(), 0, REGRESSION),
+    "poisson": (glr("poisson", "log"), 0, REGRESSION),
     "binomial": (glr("binomial", "logit"), 0, REGRESSION),
     "two classes": (logistic(threshold=0.3), 2, {*CLASSIFIER, "areaUnderROC"}),
-    "softmax of two": (logistic(2, 2), 2, {*CLASSIFIER, "areaUnderROC"}), "three": (logistic(3, 3), 3, CLASSIFIER),
+    "softmax of two": (logistic(2, 2), 2, {*CLASSIFIER, "areaUnderROC"}),
+    "three": (logistic(3, 3), 3, CLASSIFIER),
     "one vs rest": (one_vs_rest(3), 3, {"accuracy"}),
-}  # fmt: skip
+}
 
 
 def both(heads: tuple[Predictor, Predictor], y: torch.Tensor, w: torch.Tensor, margins: list[torch.Tensor]) -> Any:

@@ -9,7 +9,7 @@ import torch
 from small_networks import least_squares
 
 from sparkdiff.errors import ParityError
-from sparkdiff.evaluation.checks import check_trained, tied_range
+from sparkdiff.evaluation.row_checks import check_trained, measure_tie_range
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.objectives.metric import Metric
 from sparkdiff.objectives.metrics import BINARY
@@ -36,7 +36,7 @@ def loss(metric: Metric, margin: torch.Tensor) -> float:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_range_has_every_order_of_tied_rows_and_is_no_wider(name: str) -> None:
     network, data, metric = given(name, MARGIN)
-    low, high = tied_range(network, data, metric)
+    low, high = measure_tie_range(network, data, metric)
     apart = [0.3 + 1e-3 * side * (2 * LABEL[1:5] - 1) for side in (1, -1)]
     apart[0] += 1e-4 * torch.arange(4)  # rows of class 1 one by one
     ends = [loss(metric, torch.cat([MARGIN[:1], tied, MARGIN[5:]])) for tied in apart]
@@ -49,7 +49,7 @@ def test_the_range_has_every_order_of_tied_rows_and_is_no_wider(name: str) -> No
 def test_no_order_of_tied_rows_leaves_the_range(name: str) -> None:
     front = torch.tensor([0.9, 0.0, 0.9, 0.0, 0.0, 0.0, 0.0], dtype=torch.float64)  # of class 0
     network, data, metric = given(name, front)
-    low, high = tied_range(network, data, metric)
+    low, high = measure_tie_range(network, data, metric)
     for order in itertools.permutations(range(5)):
         tied = front.clone()
         tied[front == 0] = 1e-3 * torch.tensor(order, dtype=torch.float64)
@@ -61,7 +61,7 @@ def test_a_metric_outside_of_what_ties_allow_is_an_error(name: str) -> None:
     network, data, metric = given(name, MARGIN)
     now = loss(metric, MARGIN)
     tuned = Score(torch.tensor([now]), torch.ones(1), 0, -1.0)
-    low, high = tied_range(network, data, metric)
+    low, high = measure_tie_range(network, data, metric)
     for best in (low, now, high):
         check_trained("m", best, tuned, metric, network, data)
     for best in (low - 1e-3, high + 1e-3):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparkdiff.evaluation import guard
 from sparkdiff.evaluation.acceptance import Judgement, reason
-from sparkdiff.evaluation.unseen_errors import Unseen, costs, unseen, wrong_label
+from sparkdiff.evaluation.unseen_errors import UnseenErrorCost, costs, unseen, wrong_label
 from sparkdiff.objectives import losses, metrics
 from sparkdiff.objectives.metric import Metric
 from sparkdiff.options import Options
@@ -64,7 +64,7 @@ def test_where_no_row_of_its_own_can_be_wrong_nothing_is_added(metric: str, head
     assert unseen(1.0, found, None) is None
 
 
-def sharpened(rows: int, times: float, errors: int = 0) -> tuple[guard.Verdict, Unseen]:
+def sharpened(rows: int, times: float, errors: int = 0) -> tuple[guard.Verdict, UnseenErrorCost]:
     """The verdict about margins that become so many times as large on rows that are right but for a few."""
     random = np.random.default_rng(1)
     old = torch.tensor(random.choice([-1, 1], rows) * random.uniform(1, 4, rows))
@@ -106,6 +106,6 @@ def test_a_gain_that_one_more_row_would_undo_keeps_the_original_and_says_so() ->
     verdict, found = sharpened(90, 5.0)
     judgement = Judgement(verdict, 0.025, unseen=found)
     assert verdict.accepted and not judgement.accepted
-    assert Judgement(verdict, 0.025, unseen=Unseen(9.0, 2.0)).accepted
+    assert Judgement(verdict, 0.025, unseen=UnseenErrorCost(9.0, 2.0)).accepted
     why = reason(judgement, Options(), metric_of("logLoss", logistic()), 0.1)
     assert "one more row that is predicted as surely, and wrongly, would undo it" in why and "set numFolds=5" in why

@@ -14,14 +14,15 @@ from pyspark.sql import DataFrame
 
 from sparkdiff.cli import main
 from sparkdiff.errors import InputError
-from sparkdiff.fleet import procedure
+from sparkdiff.fleet import triage_run
 from sparkdiff.fleet.budget import core_seconds
-from sparkdiff.fleet.procedure import (
+from sparkdiff.fleet.triage_results import FAILED, KEPT, REFUSED, SKIPPED, Triage, Triaged
+from sparkdiff.fleet.triage_run import (
     EARLY,
     AssessedEntry,
+    EarlyStop,
+    EarlyStopListener,
     Entry,
-    Stopped,
-    Watch,
     _run,
     _why_little,
     _why_not,
@@ -30,10 +31,9 @@ from sparkdiff.fleet.procedure import (
     names_of,
     triage,
 )
-from sparkdiff.fleet.results import FAILED, KEPT, REFUSED, SKIPPED, Triage, Triaged
-from sparkdiff.forecasting.facts import FACTS, Samples
-from sparkdiff.forecasting.forecast import NAMES, Forecast, Forecaster, PastRun, features, of_store, priors
-from sparkdiff.forecasting.history import history
+from sparkdiff.forecasting.model_history import history
+from sparkdiff.forecasting.pipeline_facts import FACTS, Samples
+from sparkdiff.forecasting.run_forecasts import NAMES, Forecast, Forecaster, PastRun, features, of_store, priors
 from sparkdiff.options import Options
 from sparkdiff.pipeline.nesting import Holder
 
@@ -226,11 +226,11 @@ class Fleet:
             self.seconds += j.forecast.coreSeconds if j.forecast else 0.0
             return Triaged(j.entry.name, j.forecast, self.outcomes.get(j.entry.name, KEPT), "", 0.0, 1.0, {}), None
 
-        monkeypatch.setattr(procedure, "entries_of", lambda *given: made)
-        monkeypatch.setattr(procedure, "Forecaster", lambda runs: None)
-        monkeypatch.setattr(procedure, "_judged", judge)
-        monkeypatch.setattr(procedure, "_run", run)
-        monkeypatch.setattr(procedure.cpu, "seconds", lambda: self.seconds)
+        monkeypatch.setattr(triage_run, "entries_of", lambda *given: made)
+        monkeypatch.setattr(triage_run, "Forecaster", lambda runs: None)
+        monkeypatch.setattr(triage_run, "_assess_entry", judge)
+        monkeypatch.setattr(triage_run, "_run", run)
+        monkeypatch.setattr(triage_run.cpu, "seconds", lambda: self.seconds)
 
 
 FOUR = (Forecast(0.9, 0.5, 10.0), Forecast(0.8, 0.5, 10.0), Forecast(0.1, 0.5, 10.0), Forecast(0.05, 0.5, 90.0))
@@ -268,7 +268,7 @@ def test_an_error_that_nobody_expected_fails_one_pipeline_only(monkeypatch: pyte
         def __init__(self, *given: Any, **options: Any) -> None:
             raise ZeroDivisionError("by chance")
 
-    monkeypatch.setattr(procedure, "FineTuner", Broken)
+    monkeypatch.setattr(triage_run, "FineTuner", Broken)
     found, model = _run(judged(FOUR[0], metricSign=1.0), None)
     assert (found.outcome, found.why, model) == (FAILED, "ZeroDivisionError: by chance", None)
     fleet = Fleet(monkeypatch, *FOUR)
@@ -280,12 +280,12 @@ def test_an_error_that_nobody_expected_fails_one_pipeline_only(monkeypatch: pyte
     assert fleet.ran == ["p0", "p1"] and [p.outcome for p in told.pipelines[:2]] == [FAILED, FAILED]
     assert "disk is full" in told.pipelines[0].why
     monkeypatch.undo()
-    monkeypatch.setattr(procedure, "prepare", Broken)
-    monkeypatch.setattr(procedure, "plain", lambda model: model)
+    monkeypatch.setattr(triage_run, "prepare", Broken)
+    monkeypatch.setattr(triage_run, "plain", lambda model: model)
     entry = Entry("p", None, None, None, {}, Options())  # type: ignore[arg-type]
-    assert procedure._judged(entry, [], None, Samples()).outcome == FAILED  # type: ignore[arg-type]
+    assert triage_run._assess_entry(entry, [], None, Samples()).outcome == FAILED  # type: ignore[arg-type]
     folds = Entry("p", None, None, None, {}, Options(numFolds=5))  # type: ignore[arg-type]
-    assert "numFolds=5" in procedure._judged(folds, [], None, Samples()).why  # type: ignore[arg-type]
+    assert "numFolds=5" in triage_run._assess_entry(folds, [], None, Samples()).why  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
@@ -293,12 +293,12 @@ def test_a_run_without_gain_is_stopped_and_another_one_is_not(sign: float) -> No
     def row(epoch: int, loss: float | None) -> dict[str, Any]:
         return {"epoch": epoch, "validationMetric": None if loss is None else sign * loss}
 
-    bad, good = Watch(sign), Watch(sign)
+    bad, good = EarlyStopListener(sign), EarlyStopListener(sign)
     for epoch in range(EARLY + 1):
         bad.on_epoch(row(epoch, 1.0))
         good.on_epoch(row(epoch, 1.0 if epoch != 3 else 0.9))
     bad_end = row(EARLY + 1, None)
-    with pytest.raises(Stopped):
+    with pytest.raises(EarlyStop):
         bad.on_epoch(bad_end)
     good.on_epoch(row(EARLY + 1, 2.0))
 
@@ -326,10 +326,12 @@ class Held(Holder):
 
 
 def test_a_store_knows_the_pipeline_in_a_model_that_holds_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(procedure, "hash_of", lambda model, path, folder: (model, path))
+    monkeypatch.setattr(triage_run, "hash_of", lambda model, path, folder: (model, path))
     for model, path, inside in (
-        (Held(), None, None), (Held(), "file:///m", "file:///m/pipelineModel"), (Identity(), "s3a://m/n", "s3a://m/n"),
-    ):  # fmt: skip
+        (Held(), None, None),
+        (Held(), "file:///m", "file:///m/pipelineModel"),
+        (Identity(), "s3a://m/n", "s3a://m/n"),
+    ):
         entry = Entry("p", model, path, None, {}, None)  # type: ignore[arg-type]
         assert entry.content() == (getattr(model, "pipelineModel", model), inside)
 
@@ -341,7 +343,7 @@ def test_wrong_fleets_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"churn: unknown option 'label'"):
         entries_of([{"model": "models/churn", "data": "x.parquet", "label": "y"}], {})
     table = pd.DataFrame({"x": [1]})
-    monkeypatch.setattr(procedure, "load_model", lambda path: Identity())
+    monkeypatch.setattr(triage_run, "load_model", lambda path: Identity())
     for data, why in ((table, "churn: data must be a Spark DataFrame"), (7, "churn: data must be")):
         with pytest.raises(InputError, match=why):
             entries_of([{"model": Path("models/churn"), "data": data}], {})
@@ -361,5 +363,5 @@ def test_the_command_fails_where_a_pipeline_does(outcome: str, code: int, monkey
     found = Triage((Triaged("p", None, outcome, "", 0.0, 1.0, {}),), 90.0, 1.0, 0, 0, {})
     for name in ("check_there", "start_session"):
         monkeypatch.setattr(f"sparkdiff.job.loading.{name}", lambda *a, **k: None)
-    monkeypatch.setattr("sparkdiff.fleet.procedure.triage_paths", lambda *a, **k: found)
+    monkeypatch.setattr("sparkdiff.fleet.triage_run.triage_paths", lambda *a, **k: found)
     assert main(["triage", "/m", "--data", "/d.parquet", "--budget", "90s", "--json"]) == code

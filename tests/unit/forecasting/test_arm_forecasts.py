@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from sparkdiff.forecasting.arms import ArmForecaster, ArmResult, PastImprovement, of_store, priors
-from sparkdiff.improvement.log import StepLog
-from sparkdiff.improvement.order import ArmOrder
-from sparkdiff.improvement.settings import ARMS
+from sparkdiff.forecasting.arm_forecasts import ArmForecaster, ArmResult, PastImprovement, of_store, priors
+from sparkdiff.improvement.arm_order import ArmOrder
+from sparkdiff.improvement.improvement_options import ARMS
+from sparkdiff.improvement.step_log import StepLog
 
 FACTS = {"rows": 1000.0, "heldOut": 200.0, "parameters": 10.0, "candidates": 1.0, "stages": 3.0, "width": 5.0}
 
@@ -66,13 +66,16 @@ def one(kind: str, value: float | None, outcome: str, seconds: float = 3.0) -> d
 
 def test_a_store_tells_what_each_arm_found() -> None:
     tried = [
-        one("finetune", 1.5, "accepted"), one("finetune", 1.0, "accepted"), one("grow", 0.5, "worse on city"),
-        one("search", None, "stopped: no time left"), one("refit", None, "not tried: nothing can be fitted anew"),
-    ]  # fmt: skip
+        one("finetune", 1.5, "accepted"),
+        one("finetune", 1.0, "accepted"),
+        one("grow", 0.5, "worse on city"),
+        one("search", None, "stopped: no time left"),
+        one("refit", None, "not tried: nothing can be fitted anew"),
+    ]
     [found] = of_store([stored(tried)])
     assert found.facts == FACTS and found.arms.keys() == {"finetune", "grow"}
-    assert found.arms["finetune"].gain == pytest.approx(0.5) and found.found("finetune")
-    assert found.arms["grow"].gain == 0.0 and not found.found("grow")
+    assert found.arms["finetune"].gain == pytest.approx(0.5) and found.is_near_best("finetune")
+    assert found.arms["grow"].gain == 0.0 and not found.is_near_best("grow")
     larger = stored([one("grow", 2.5, "accepted")], metricDirection="larger")
     assert of_store([larger])[0].arms["grow"].gain == pytest.approx(0.25)
 
@@ -81,17 +84,31 @@ def test_an_arm_that_was_stopped_early_teaches_only_what_it_had_found() -> None:
     """What it would have found is not known: that it had found nothing is no evidence against it."""
     evidence = json.dumps({"facts": FACTS, "stopped": ["refit", "finetune", "import"]})
     tried = [
-        one("grow", 1.0, "accepted"), one("refit", 1.9, "accepted"), one("finetune", 1.0, "accepted"),
-        one("search", None, "interrupted: "), one("import", 1.9, "not accepted"), one("simplify", None, "failed"),
-    ]  # fmt: skip
+        one("grow", 1.0, "accepted"),
+        one("refit", 1.9, "accepted"),
+        one("finetune", 1.0, "accepted"),
+        one("search", None, "interrupted: "),
+        one("import", 1.9, "not accepted"),
+        one("simplify", None, "failed"),
+    ]
     [found] = of_store([stored(tried, evidence=evidence)])
-    assert found.arms.keys() == {"grow", "finetune", "simplify"} and found.found("finetune")
+    assert found.arms.keys() == {"grow", "finetune", "simplify"} and found.is_near_best("finetune")
 
 
-@pytest.mark.parametrize("changes", [
-    {"verb": "finetune"}, {"evidence": None}, {"evidence": "[1]"}, {"evidence": "no json"}, {"evidence": '{"facts": {"x": 1}}'},
-    {"before": 0.0}, {"before": None}, {"tried": []}, {"tried": None},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"verb": "finetune"},
+        {"evidence": None},
+        {"evidence": "[1]"},
+        {"evidence": "no json"},
+        {"evidence": '{"facts": {"x": 1}}'},
+        {"before": 0.0},
+        {"before": None},
+        {"tried": []},
+        {"tried": None},
+    ],
+)
 def test_a_run_that_tells_nothing_is_left_out(changes: dict[str, Any]) -> None:
     assert of_store([{**stored([one("grow", 1.0, "accepted")]), **changes}]) == []
 
@@ -109,8 +126,8 @@ def test_the_shipped_improvements_are_readable_and_of_all_arms() -> None:
 def test_an_order_is_read_as_it_was_written(tmp_path: Path) -> None:
     """The run that goes on keeps the order, though the store has grown since."""
     order = ArmOrder(("grow", "refit"), {"grow": 0.5, "refit": 0.1}, 130, 2, "learned", FACTS)
-    assert StepLog(tmp_path).kept("order", lambda: order) == order
-    assert StepLog(tmp_path).kept("order", lambda: pytest.fail("it was decided anew")) == order
-    assert StepLog(None).kept("order", lambda: order) is order
+    assert StepLog(tmp_path).read_or_make("order", lambda: order) == order
+    assert StepLog(tmp_path).read_or_make("order", lambda: pytest.fail("it was decided anew")) == order
+    assert StepLog(None).read_or_make("order", lambda: order) is order
     told = order.asdict()
     assert json.loads(json.dumps(told)) == told and told["arms"] == ["grow", "refit"]

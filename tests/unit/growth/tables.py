@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from sparkdiff.data.blocks import MAX_BLOCKS
-from sparkdiff.growth.criterion import Criterion, Specification
+from sparkdiff.growth.criterion import Criterion, CriterionSpecification
 from sparkdiff.growth.part import Trainer
-from sparkdiff.growth.table import Column, Split, Table
+from sparkdiff.growth.row_tensors import Column, Split, Table
 from sparkdiff.options import Options
 from sparkdiff.stages.base import LabelStats
 from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegression, LogisticRegression
@@ -28,14 +28,27 @@ def head_of(kind: str, width: int) -> Predictor:
         return LinearRegression(zero, torch.zeros((), dtype=F64), 1.0, True, None)
     if kind == "poisson":
         return GeneralizedLinearRegression(
-            zero, torch.zeros((), dtype=F64), True, family="poisson", link="log", link_power=float("nan"),
-            variance_power=float("nan"), shows_link=False,
-        )  # fmt: skip
+            zero,
+            torch.zeros((), dtype=F64),
+            True,
+            family="poisson",
+            link="log",
+            link_power=float("nan"),
+            variance_power=float("nan"),
+            shows_link=False,
+        )
     rows = 3 if kind == "softmax" else 1
     return LogisticRegression(
-        zero.expand(rows, -1).clone(), torch.zeros(rows, dtype=F64), True, num_classes=max(rows, 2), thresholds=None,
-        threshold=0.5, bounds={}, shown=("rawPredictionCol", "probabilityCol", "predictionCol"), uid="head",
-    )  # fmt: skip
+        zero.expand(rows, -1).clone(),
+        torch.zeros(rows, dtype=F64),
+        True,
+        num_classes=max(rows, 2),
+        thresholds=None,
+        threshold=0.5,
+        bounds={},
+        shown=("rawPredictionCol", "probabilityCol", "predictionCol"),
+        uid="head",
+    )
 
 
 def table_of(
@@ -73,15 +86,17 @@ def table_of(
         return Split(*(t[which] for t in (features, values, label, weight, block, margin)))
 
     columns = (
-        Column("x", "x"), Column("y", "y"), Column("a", "a_index", LEVELS[0], tuple("abcdef"), indexes=True),
+        Column("x", "x"),
+        Column("y", "y"),
+        Column("a", "a_index", LEVELS[0], tuple("abcdef"), indexes=True),
         Column("b", "b_index", LEVELS[1], tuple("pqrs"), indexes=True),
         Column("user", "user_index", LEVELS[2], indexes=True, entity=True),
-    )  # fmt: skip
+    )
     table = Table("features", columns, split(~held), split(held), 3 if kind == "softmax" else 0)
     return table, specification_of(kind, table, label).criterion()
 
 
-def specification_of(kind: str, table: Table, label: Tensor, **options: Any) -> Specification:
+def specification_of(kind: str, table: Table, label: Tensor, **options: Any) -> CriterionSpecification:
     """What the criterion of such a table is made of."""
     assert isinstance(table.train.features, Tensor)
     head = head_of(kind, table.train.features.shape[1])
@@ -89,7 +104,7 @@ def specification_of(kind: str, table: Table, label: Tensor, **options: Any) -> 
         torch.bincount(label.long(), minlength=head.classes) if head.classes else torch.empty(0, dtype=torch.int64)
     )
     stats = LabelStats(float(label.mean()), float(label.std()), float(label.min()), float(label.max()), classes)
-    return Specification(head, ("prediction",), Options.of(options), stats)
+    return CriterionSpecification(head, ("prediction",), Options.of(options), stats)
 
 
 def share_gained(trainer: Trainer, epochs: int, table: Table, criterion: Criterion, planted: Planted) -> float:

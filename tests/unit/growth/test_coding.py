@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparkdiff.growth.parts import coding, crosses, score_test
 from sparkdiff.growth.parts.coding import Coding
-from sparkdiff.growth.table import Column, Split, Table
+from sparkdiff.growth.row_tensors import Column, Split, Table
 
 F64 = torch.float64
 

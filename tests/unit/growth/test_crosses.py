@@ -67,7 +67,7 @@ def test_cells_without_rows_stay_zero() -> None:
     assert not bool(grid[6].any() or grid[:, 4].any())
     assert bool((grid[:6, :4] != 0).all())
     assert trainer.part().parameters == 24
-    shown = trainer.part().shown()
+    shown = trainer.part().learned_table()
     assert shown[0] == {"a": "a", "b": "p", "effect": grid[0, 0].item()}
     assert len(shown) == 24
 

@@ -15,7 +15,7 @@ from sparkdiff.growth.descent import standardisation
 from sparkdiff.growth.part import Item
 from sparkdiff.growth.parts import coding, embeddings, score_test
 from sparkdiff.growth.parts.embeddings import LowRankTrainer, MainTrainer
-from sparkdiff.growth.table import Split, Table
+from sparkdiff.growth.row_tensors import Split, Table
 
 F64 = torch.float64
 TASTE = torch.randn(LEVELS[2], generator=torch.Generator().manual_seed(4), dtype=F64)
@@ -50,7 +50,7 @@ def test_a_main_effect_is_proposed_first_and_found(kind: str) -> None:
     found = trained(item, table, criterion)
     assert share(found.value, table, criterion, 0.8 * TASTE[table.validation.values[:, 4].long()]) > 0.75
     assert found.part is not None
-    shown = found.part.shown()
+    shown = found.part.learned_table()
     assert [row["user"] for row in shown] == [str(i) for i in range(40)]
     effect = torch.tensor([row["effect on class 1" if table.classes else "effect"] for row in shown])
     assert float(torch.corrcoef(torch.stack([effect, TASTE]))[0, 1]) > 0.9
@@ -68,7 +68,7 @@ def test_coefficients_of_each_value_are_proposed_and_found(kind: str) -> None:
     planted = 0.8 * TASTE[validation.values[:, 4].long()] * validation.values[:, 1]
     assert share(found.value, table, criterion, planted) > 0.7
     assert found.part is not None
-    [first, *_] = found.part.shown()
+    [first, *_] = found.part.learned_table()
     assert list(first) == ["user", "coordinate 1"]
     m = table.width
     assert found.part.parameters == 40 + m + validation.values.shape[1] + 1 + (m if table.classes else 0)
@@ -137,7 +137,7 @@ def test_the_part_is_what_is_trained(kind: str) -> None:
     for trainer in both(table, criterion, unit=2.5)[1:]:
         assert isinstance(trainer, LowRankTrainer)
         part = trainer.part()
-        added = trainer.added(trainer.parameters, far, torch.arange(len(far)))
+        added = trainer.part_margin(trainer.parameters, far, torch.arange(len(far)))
         torch.testing.assert_close(part.output(far), added, rtol=1e-10, atol=1e-10)
         assert float(added.std()) > 0.01
         assert part.products is not None
@@ -159,7 +159,7 @@ def test_a_pickled_training_goes_on_bit_for_bit(kind: str) -> None:
             trainer.epoch(table, criterion)
         one, other = whole.part(), resumed.part()
         assert torch.equal(one.output(table.train), other.output(table.train))
-        assert one.shown() == other.shown()
+        assert one.learned_table() == other.learned_table()
 
 
 @pytest.mark.parametrize("kind", HEADS)
@@ -183,7 +183,7 @@ def test_rows_without_weight_and_values_without_rows_do_not_count(kind: str) -> 
         assert output[~rare].all()
         unknown = dataclasses.replace(train, values=torch.full_like(train.values, 99.0))
         assert not one.part().output(unknown).any()
-        assert not any(row["user"] in ("0", "4", "other") for row in one.part().shown())
+        assert not any(row["user"] in ("0", "4", "other") for row in one.part().learned_table())
 
 
 def test_values_of_few_rows_stay_near_zero() -> None:

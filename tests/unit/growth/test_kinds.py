@@ -1,7 +1,7 @@
 """The names of kinds, which are known without torch, are those of the modules."""
 
 from sparkdiff.growth import parts
-from sparkdiff.growth.settings import KINDS, GrowthSettings
+from sparkdiff.growth.growth_options import KINDS, GrowthSettings
 
 
 def test_each_kind_has_a_module_and_a_description() -> None:

@@ -6,21 +6,21 @@ from typing import Any
 import pytest
 from tables import table_of
 
-from sparkdiff.growth.reporting import Told, why_none
-from sparkdiff.growth.rounds import Grown, Tried
-from sparkdiff.growth.serving import Serving
-from sparkdiff.growth.settings import GrowthSettings
+from sparkdiff.growth.growth_options import GrowthSettings
+from sparkdiff.growth.round_reports import GrowthReport, why_none
+from sparkdiff.growth.rounds import GrowthResult, ItemReport
+from sparkdiff.growth.serving_cost import ServingCostModel
 from sparkdiff.options import Options
 
-TRIED = Tried(1, "known", "known", 0.0, 1.0, 3, 0.1, 0.1, 1, "its gain is less than its penalty")
+TRIED = ItemReport(1, "known", "known", 0.0, 1.0, 3, 0.1, 0.1, 1, "its gain is less than its penalty")
 MORE = "to decide it, set validationFraction=0.3, or pass more rows"
 
 
-def told(*, gone: bool = False, **given: Any) -> Told:
+def told(*, gone: bool = False, **given: Any) -> GrowthReport:
     table, _ = table_of(rows=60)
-    grown = dataclasses.replace(Grown((), table, (), "it stopped"), **given)
+    grown = dataclasses.replace(GrowthResult((), table, (), "it stopped"), **given)
     lost: Any = ("a member",) if gone else ()
-    return Told(GrowthSettings(), grown, lost, Serving(1.0, 2.0, "LinearRegressionModel", 1, 6))
+    return GrowthReport(GrowthSettings(), grown, lost, ServingCostModel(1.0, 2.0, "LinearRegressionModel", 1, 6))
 
 
 @pytest.mark.parametrize(

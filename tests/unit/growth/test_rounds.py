@@ -9,13 +9,13 @@ import torch
 from tables import HEADS, table_of
 from torch import Tensor
 
-from sparkdiff.growth import costs, parts, rounds
-from sparkdiff.growth.part import Course, Found, Item, Part, PipelinePlace, Served, Stages
+from sparkdiff.growth import cost_table, parts, rounds
+from sparkdiff.growth.growth_steps import without_needless
+from sparkdiff.growth.part import Item, ItemResult, ItemTraining, Part, PipelinePlace, ServingWork, Stages
 from sparkdiff.growth.parts import units
-from sparkdiff.growth.procedure import without_needless
-from sparkdiff.growth.rounds import Grown, Limits, Member
-from sparkdiff.growth.serving import Serving
-from sparkdiff.growth.table import Split, Table
+from sparkdiff.growth.rounds import GrowthResult, Limits, Member
+from sparkdiff.growth.row_tensors import Split, Table
+from sparkdiff.growth.serving_cost import ServingCostModel
 from sparkdiff.objectives import losses, metrics
 from sparkdiff.options import Options
 from sparkdiff.stages.base import LabelStats
@@ -34,14 +34,14 @@ class Known(Part):
         effect = self.factor * split.values[:, self.column]
         return effect if split.margin.ndim == 1 else torch.stack([0 * effect, effect, -effect], 1)
 
-    def served(self, features: float) -> Served:
-        return Served([("Bucketizer", 1)], 1)
+    def serving_work(self, features: float) -> ServingWork:
+        return ServingWork([("Bucketizer", 1)], 1)
 
     def stages(self, place: PipelinePlace) -> Stages:
         return Stages([], [])
 
 
-FREE = Serving(10.0, math.inf, "LinearRegressionModel", 1, 6)
+FREE = ServingCostModel(10.0, math.inf, "LinearRegressionModel", 1, 6)
 LIMITS = Limits(("known",), 1, 0.0, 0, FREE)
 
 
@@ -62,7 +62,7 @@ def test_slopes_are_the_derivatives_of_the_loss_of_each_row(kind: str) -> None:
 def test_weights_of_the_mixture_minimise_the_loss_of_training_rows(kind: str) -> None:
     table, criterion = table_of(kind, 4000, planted=lambda c: 0.6 * c["y"])
     members = [Member(Known(2.0), 1.0, 1), Member(Known(-1.0, 0), 1.0, 2)]
-    found, mixed = rounds.mixed(members, table, criterion, LIMITS)
+    found, mixed = rounds.fit_weights(members, table, criterion, LIMITS)
     assert all(m.weight >= 0 for m in found)
     assert found[1].weight < 0.12, "a part that takes off what the margin has already gets no weight"
     assert found[0].weight == pytest.approx(0.3, abs=0.05)
@@ -82,9 +82,9 @@ def test_a_part_beside_what_knows_the_training_rows_by_heart_keeps_its_weight() 
     before = criterion.score(known.validation.margin, known.validation)
     after = criterion.score(known.validation.margin + part.output(known.validation), known.validation)
     gains = (before.blocks - after.blocks)[None]
-    one = Found(Item("known", "known", 1, 1.0, 0), part, 1, after.mean, 0.0, gains, 0.0)
+    one = ItemResult(Item("known", "known", 1, 1.0, 0), part, 1, after.mean, 0.0, gains, 0.0)
     limits = dataclasses.replace(LIMITS, complexity=0.1)
-    [mixed], _ = rounds.mixed([Member(part, 1.0, 1)], known, criterion, limits)
+    [mixed], _ = rounds.fit_weights([Member(part, 1.0, 1)], known, criterion, limits)
     assert mixed.weight < 0.01
     with pytest.MonkeyPatch.context() as m:
         m.setattr(parts, "propose", lambda *args: [one.item])
@@ -98,7 +98,7 @@ def test_a_penalty_makes_weights_smaller() -> None:
     table, criterion = table_of("poisson", 4000, planted=lambda c: 0.6 * c["y"])
     members = [Member(Known(1.0), 1.0, 1)]
     [free], [priced] = (
-        rounds.mixed(members, table, criterion, Limits(("known",), 1, c, 0, FREE))[0] for c in (0.0, 3.0)
+        rounds.fit_weights(members, table, criterion, Limits(("known",), 1, c, 0, FREE))[0] for c in (0.0, 3.0)
     )
     assert 0 < priced.weight < 0.97 * free.weight
 
@@ -115,12 +115,12 @@ def test_a_loss_without_curvature_has_newton_steps_of_one_unit() -> None:
 BEFORE = 2.0
 
 
-def found(gains: list[float], parameters: int, epoch: int = 1) -> Found:
+def found(gains: list[float], parameters: int, epoch: int = 1) -> ItemResult:
     part = Known(1.0)
     part.parameters = parameters  # type: ignore[misc]
     blocks = torch.tensor([gains] * epoch, dtype=torch.float64)
     value = BEFORE - sum(gains) / len(gains)
-    return Found(Item("known", str(parameters), epoch, 1.0, 0), part, epoch, value, 0.0, blocks, 0.0)
+    return ItemResult(Item("known", str(parameters), epoch, 1.0, 0), part, epoch, value, 0.0, blocks, 0.0)
 
 
 def test_the_simplest_of_those_that_gain_as_much_joins() -> None:
@@ -146,13 +146,15 @@ def test_a_cross_is_named_before_units_that_learn_it_too(monkeypatch: pytest.Mon
     table, criterion = table_of("poisson", 2400, planted=lambda c: effect[c["a"].long(), c["b"].long()])
     original = criterion.score(table.validation.margin, table.validation)
 
-    def run(number: int, items: Sequence[Item], at: Table, blocks: Tensor) -> list[Found]:
+    def run(number: int, items: Sequence[Item], at: Table, blocks: Tensor) -> list[ItemResult]:
         done = []
         for item in items:
-            course = Course(item, parts.trainer(item, at), criterion.score(at.validation.margin, at.validation).mean)
-            while not course.done:
+            course = ItemTraining(
+                item, parts.trainer(item, at), criterion.score(at.validation.margin, at.validation).mean
+            )
+            while not course.is_done:
                 course.step(at, criterion, blocks)
-            done.append(course.found())
+            done.append(course.result())
         return done
 
     monkeypatch.setattr(units, "SIZES", units.SIZES[1:2])
@@ -167,8 +169,8 @@ def test_a_small_gain_that_is_proven_is_not_dropped() -> None:
     table, criterion = table_of("linear", 30_000, planted=lambda c: 0.02 * c["y"] + 3)
     start = table.at(table.train.margin + 3, table.validation.margin + 3)
     useful, useless = Member(Known(0.02), 1.0, 1), Member(Known(1e-5, 0), 1.0, 2)
-    members, mixed = rounds.mixed([useful, useless], start, criterion, LIMITS)
-    grown = Grown(members, mixed, (), "")
+    members, mixed = rounds.fit_weights([useful, useless], start, criterion, LIMITS)
+    grown = GrowthResult(members, mixed, (), "")
     kept, gone = without_needless(grown, start, criterion, LIMITS, Options(), 0.005)
     assert [m.part for m in kept.members] == [useful.part]
     assert [m.part for m in gone] == [useless.part]
@@ -182,7 +184,7 @@ def test_a_limit_holds_for_the_whole_pipeline() -> None:
     blocks = criterion.score(table.validation.margin, table.validation).blocks
     one = dataclasses.replace(found([1.0], 3), value=0.1, gains=blocks[None])
 
-    def joined(limit: float) -> Grown:
+    def joined(limit: float) -> GrowthResult:
         limits = dataclasses.replace(LIMITS, rounds=3, serving=dataclasses.replace(FREE, limit=limit))
         with pytest.MonkeyPatch.context() as m:
             m.setattr(parts, "propose", lambda *args: [one.item])
@@ -190,7 +192,7 @@ def test_a_limit_holds_for_the_whole_pipeline() -> None:
 
     part = Known(1.0)
     apart, whole = FREE.before + FREE.share(part), FREE.cost([part])
-    assert whole == pytest.approx(apart + costs.of("VectorAssembler", 6) + costs.of("VectorSizeHint", 6))
+    assert whole == pytest.approx(apart + cost_table.of("VectorAssembler", 6) + cost_table.of("VectorSizeHint", 6))
     assert not joined(limit=(apart + whole) / 2).members
     [tried] = joined(limit=whole - 1e-9).tried
     assert tried.why.startswith("serving would cost")
@@ -202,9 +204,9 @@ def test_rounds_end_when_time_is_over_with_what_has_joined() -> None:
     table, criterion = table_of("poisson", 600, planted=lambda c: 0.6 * c["y"])
     original = criterion.score(table.validation.margin, table.validation)
     one = dataclasses.replace(found([1.0], 3), value=0.1, gains=original.blocks[None])
-    late = Found.late(one.item, original.mean, original.blocks)
+    late = ItemResult.late(one.item, original.mean, original.blocks)
 
-    def grown(*each: list[Found]) -> Grown:
+    def grown(*each: list[ItemResult]) -> GrowthResult:
         done = iter(each)
         with pytest.MonkeyPatch.context() as m:
             m.setattr(parts, "propose", lambda *args: [one.item] * 2)
@@ -233,10 +235,10 @@ def test_beside_a_model_that_fits_exactly_nothing_joins() -> None:
     before = criterion.score(table.validation.margin, table.validation)
     for name in ("curve of x", "trees of 4 leaves"):
         wanted = next(i for i in parts.propose(["shapes", "trees"], table, criterion, 0) if i.name == name)
-        course = Course(wanted, parts.trainer(wanted, table), before.mean)
-        while not course.done:
+        course = ItemTraining(wanted, parts.trainer(wanted, table), before.mean)
+        while not course.is_done:
             course.step(table, criterion, before.blocks)
-        one = course.found()
+        one = course.result()
         assert one.part is not None and one.value < 0.9 * before.mean
         with pytest.MonkeyPatch.context() as m:
             m.setattr(parts, "propose", lambda *args, one=one: [one.item])
@@ -276,13 +278,13 @@ def test_the_penalty_does_not_vanish_where_the_metric_is_near_zero(metric: str) 
     assert [t.why for t in grown.tried] == ["its gain is less than its penalty"]
 
 
-def one_round(gains: Tensor, value: float, maxLoss: float, rounds_: int = 3) -> tuple[Grown, list[int]]:
+def one_round(gains: Tensor, value: float, maxLoss: float, rounds_: int = 3) -> tuple[GrowthResult, list[int]]:
     """Rounds in which one part gains this, and the numbers of those that were begun."""
     table, criterion = table_of("poisson", 600, planted=lambda c: 0.6 * c["y"])
     one = dataclasses.replace(found([1.0], 3), value=value, gains=gains[None])
     begun = list[int]()
 
-    def run(number: int, *_: object) -> list[Found]:
+    def run(number: int, *_: object) -> list[ItemResult]:
         begun.append(number)
         return [one]
 
@@ -300,7 +302,7 @@ def test_a_part_joins_only_if_its_gain_is_larger_than_its_error_and_than_max_los
     noise -= noise.sum() / before.weights.sum() * before.weights
     error = float(noise.norm() / before.weights.sum())
 
-    def of(gain: float, maxLoss: float = 0.0) -> tuple[Grown, list[int]]:
+    def of(gain: float, maxLoss: float = 0.0) -> tuple[GrowthResult, list[int]]:
         return one_round(noise + gain * before.weights, before.mean - gain, maxLoss)
 
     within, begun = of(0.9 * error)

@@ -18,11 +18,11 @@ from full_disk import no_room
 from item_rounds import ITEMS, changed, planted, rounds_of
 
 from sparkdiff.errors import FullDiskError
-from sparkdiff.growth import checkpoints, parts, running
+from sparkdiff.growth import checkpoints, item_runner, parts
 from sparkdiff.growth.checkpoints import ItemError, RoundFiles
 from sparkdiff.growth.clock import Clock
-from sparkdiff.growth.part import Course, Found, Item
-from sparkdiff.growth.table import LINE
+from sparkdiff.growth.part import Item, ItemResult, ItemTraining
+from sparkdiff.growth.row_tensors import LINE
 from sparkdiff.store import files
 from sparkdiff.store.run_folder import RunFolder, folder_name, name_beside
 from sparkdiff.tensors.device import torch_threads
@@ -53,7 +53,7 @@ def test_a_round_that_is_there_is_not_trained_again(tmp_path: Path) -> None:
 def test_a_growth_trains_only_what_an_earlier_one_has_not(tmp_path: Path) -> None:
     """Also where time was over for some items; another item, and the same one from another margin, are trained."""
     alone = rounds_of(tmp_path / "alone", [ITEMS])[0]
-    memory, trained = running.Memory(), list[int]()
+    memory, trained = item_runner.ItemResultCache(), list[int]()
     first = rounds_of(tmp_path / "first", [ITEMS[:2]], trained=trained, memory=memory)[0]
     late = rounds_of(tmp_path / "late", [ITEMS], trained=trained, clock=Clock(0.0), memory=memory)[0]
     second = rounds_of(tmp_path / "second", [ITEMS], trained=trained, memory=memory)[0]
@@ -68,7 +68,7 @@ def test_a_growth_trains_only_what_an_earlier_one_has_not(tmp_path: Path) -> Non
     original = specification.criterion().score(table.validation.margin, table.validation).blocks
     folder = RunFolder.open(tmp_path / "moved", "run", {}, replace=False)
     counts: list[int] = []
-    with running.runner(
+    with item_runner.runner(
         folder, specification, memory=memory, on_item=lambda number, done, most: counts.append(done)
     ) as train:
         train(1, ITEMS, moved, original)
@@ -152,7 +152,7 @@ def test_no_item_begins_when_time_is_over_and_a_resumed_run_says_the_same(
     again = Clock(limit=1e6)
     assert bits(rounds_of(tmp_path, [ITEMS, ITEMS], clock=again)[0]) == bits(first[0])
     assert again.noted == clock.noted > 2e6
-    assert again.left(3e6) == 3e6 - clock.noted
+    assert again.seconds_left(3e6) == 3e6 - clock.noted
 
 
 def test_the_clock_goes_on_after_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +193,7 @@ def test_a_half_written_checkpoint_is_never_read(tmp_path: Path) -> None:
     kept = RoundFiles.open(tmp_path, 1, ITEMS, table, original)
     (kept.path / ".course-0.pickle-0123abcd").write_bytes(b"half")
     assert kept.course(0) is None
-    assert kept.ended() == set()
+    assert kept.finished_items() == set()
     assert pickle.loads(pickle.dumps(specification)).criterion().metric.name == specification.criterion().metric.name
 
 
@@ -205,12 +205,12 @@ def test_a_training_of_each_kind_goes_on_from_a_pickle_bit_for_bit(kind: str) ->
     item = parts.propose([kind], table, criterion, 0)[-1]
     item = dataclasses.replace(item, epochs=min(item.epochs, 6))
 
-    def found(again: Callable[[Course], Course]) -> Found:
-        course = Course(item, parts.trainer(item, table), original.mean)
-        while not course.done:
+    def found(again: Callable[[ItemTraining], ItemTraining]) -> ItemResult:
+        course = ItemTraining(item, parts.trainer(item, table), original.mean)
+        while not course.is_done:
             course.step(table, criterion, original.blocks)
             course = again(course)
-        return course.found()
+        return course.result()
 
     with torch_threads(1):
         whole, pickled = found(lambda course: course), found(lambda course: pickle.loads(pickle.dumps(course)))
@@ -251,9 +251,9 @@ def test_rows_are_read_from_a_file_as_they_lie_in_memory(sparse: bool, tmp_path:
 def test_a_full_disk_costs_a_checkpoint_and_names_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table, _ = planted()
     kept = RoundFiles.open(tmp_path, 1, ITEMS, table, torch.zeros(3))
-    course = Course(ITEMS[0], climbing.trainer(ITEMS[0], table), 1.0)
+    course = ItemTraining(ITEMS[0], climbing.trainer(ITEMS[0], table), 1.0)
     with no_room(100), pytest.warns(RuntimeWarning, match=r"a checkpoint cannot be written .* Training continues"):
         kept.save(0, course)
     with no_room(100), pytest.raises(FullDiskError, match=r"the result of an item cannot be written to .*free some"):
-        kept.keep(0, Found(ITEMS[0], None, 0, 1.0, 1.0, torch.zeros(2, 64), 0.1))
-    assert kept.ended() == set()
+        kept.keep(0, ItemResult(ITEMS[0], None, 0, 1.0, 1.0, torch.zeros(2, 64), 0.1))
+    assert kept.finished_items() == set()

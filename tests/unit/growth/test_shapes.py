@@ -42,7 +42,7 @@ def test_the_planted_bend_is_what_validation_rows_gain(kind: str, form: str) -> 
     trainer = shapes.trainer(item, table)
     assert share_gained(trainer, item.epochs, table, criterion, bend) > (0.7 if form == "curves" else 0.8)
     if form != "curves":
-        shown = trainer.part().shown()
+        shown = trainer.part().learned_table()
         assert {"y", "effect"} <= shown[0].keys()
 
 

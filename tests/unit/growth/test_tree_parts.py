@@ -12,12 +12,12 @@ from tables import HEADS, table_of
 from torch import Tensor
 
 from sparkdiff import InputError
-from sparkdiff.growth import boosters, costs
+from sparkdiff.growth import boosters, cost_table
 from sparkdiff.growth.criterion import Criterion
-from sparkdiff.growth.part import Course, Item
+from sparkdiff.growth.growth_options import GrowthSettings
+from sparkdiff.growth.part import Item, ItemTraining
 from sparkdiff.growth.parts import KINDS, trees
-from sparkdiff.growth.settings import GrowthSettings
-from sparkdiff.growth.table import Split, Table
+from sparkdiff.growth.row_tensors import Split, Table
 from sparkdiff.importers.trees import TreeArrays
 from sparkdiff.jvm.nodes import Nodes
 from sparkdiff.objectives import losses
@@ -43,10 +43,10 @@ def item_of(table: Table, criterion: Criterion, library: str, leaves: int = 31, 
     return dataclasses.replace(item, epochs=epochs, settings={**item.settings, "library": library})
 
 
-def trained(table: Table, criterion: Criterion, item: Item) -> Course:
+def trained(table: Table, criterion: Criterion, item: Item) -> ItemTraining:
     before = criterion.score(table.validation.margin, table.validation)
-    course = Course(item, trees.trainer(item, table), before.mean)
-    while not course.done:
+    course = ItemTraining(item, trees.trainer(item, table), before.mean)
+    while not course.is_done:
         course.step(table, criterion, before.blocks)
     return course
 
@@ -78,14 +78,14 @@ def test_a_planted_interaction_is_gained(library: str, kind: str) -> None:
     before = criterion.score(table.validation.margin, table.validation).mean
     best = criterion.score(knowing(table.validation), table.validation).mean
     assert (before - course.value) / (before - best) > LEAST[library]
-    part = course.found().part
+    part = course.result().part
     assert part is not None
-    gains = {row["column"]: row["gain"] for row in part.shown()}
+    gains = {row["column"]: row["gain"] for row in part.learned_table()}
     assert gains["y"] + gains["a"] > 0.5
-    assert sum(row["gain"] for row in part.shown()) == pytest.approx(1)
+    assert sum(row["gain"] for row in part.learned_table()) == pytest.approx(1)
     count = 10 * course.chosen * table.width
     assert part.name == f"{count} trees"
-    assert costs.of_steps(part.served(2.0).steps) > 0.1 * count**0.5
+    assert cost_table.of_steps(part.serving_work(2.0).steps) > 0.1 * count**0.5
     assert 0 < part.parameters <= count * 7
     assert course.train < float(criterion.loss(table.train.margin, table.train))
 
@@ -96,18 +96,18 @@ def test_a_training_goes_on_as_if_it_had_not_been_interrupted(library: str, kind
     table, criterion = table_of(kind, 1500, planted=planted)
     table = with_gaps(table)
     item = item_of(table, criterion, library, epochs=3)
-    whole = trained(table, criterion, item).found()
+    whole = trained(table, criterion, item).result()
     before = criterion.score(table.validation.margin, table.validation)
-    course: Any = Course(item, trees.trainer(item, table), before.mean)
-    while not course.done:
+    course: Any = ItemTraining(item, trees.trainer(item, table), before.mean)
+    while not course.is_done:
         course = pickle.loads(pickle.dumps(course))
         course.step(table, criterion, before.blocks)
-    found = course.found()
+    found = course.result()
     assert torch.equal(found.gains, whole.gains)
     assert found.epoch > 0
     assert (found.epoch, found.value, found.train) == (whole.epoch, whole.value, whole.train)
     other = dataclasses.replace(item, seed=item.seed + 1)
-    assert not torch.equal(trained(table, criterion, other).found().gains, whole.gains)
+    assert not torch.equal(trained(table, criterion, other).result().gains, whole.gains)
 
 
 def test_a_part_is_the_same_without_what_was_kept_of_its_sums() -> None:
@@ -155,13 +155,13 @@ def test_margins_that_have_diverged_make_no_trees() -> None:
         trainer = trees.trainer(item_of(far, criterion, library), far)
         trainer.epoch(far, criterion)
         assert torch.equal(trainer.part().output(far.validation), torch.zeros_like(far.validation.margin))
-        assert trainer.part().shown()[0]["gain"] == 0
+        assert trainer.part().learned_table()[0]["gain"] == 0
 
 
 def test_trees_need_a_library(monkeypatch: pytest.MonkeyPatch) -> None:
     table, criterion = table_of("poisson", 60)
     assert KINDS["trees"] is trees
-    assert boosters.installed() == "lightgbm"
+    assert boosters.preferred_library() == "lightgbm"
     assert {i.settings["library"] for i in trees.propose(table, criterion, 0)} == {"lightgbm"}
     assert trees.without_trees(GrowthSettings()) == (GrowthSettings(), [])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -191,9 +191,18 @@ def test_nodes_are_joined_as_trees_are() -> None:
         f = np.array([0, 1, -1, -1, -1])
         gaps = np.array([True, False, False, False, False])
         return TreeArrays(
-            np.array([0, 5]), np.array([1, 2, -1, -1, -1]), np.array([4, 3, -1, -1, -1]), f, random.normal(size=5), gaps,
-            random.normal(size=5), np.zeros(5), np.ones(5), np.ones(5), sets=sets,
-        )  # fmt: skip
+            np.array([0, 5]),
+            np.array([1, 2, -1, -1, -1]),
+            np.array([4, 3, -1, -1, -1]),
+            f,
+            random.normal(size=5),
+            gaps,
+            random.normal(size=5),
+            np.zeros(5),
+            np.ones(5),
+            np.ones(5),
+            sets=sets,
+        )
 
     some = [tree({}), tree({1: (np.array([0.0, 2.0]), True)}), TreeArrays.constant(1.0)]
     joined, expected = Nodes.join([t.nodes() for t in some]), TreeArrays.join(some).nodes()

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from sparkdiff.growth import parts
 from sparkdiff.growth.criterion import Criterion
-from sparkdiff.growth.part import Course, Found, Item
+from sparkdiff.growth.part import Item, ItemResult, ItemTraining
 from sparkdiff.growth.parts import units
-from sparkdiff.growth.table import Split, Table
+from sparkdiff.growth.row_tensors import Split, Table
 from sparkdiff.tensors.rows import SparseRows
 
 
@@ -25,12 +25,12 @@ def item_of(table: Table, criterion: Criterion, name: str = "8 units", **changes
     return dataclasses.replace(item, **changes)  # type: ignore[arg-type]
 
 
-def trained(item: Item, table: Table, criterion: Criterion) -> Found:
+def trained(item: Item, table: Table, criterion: Criterion) -> ItemResult:
     before = criterion.score(table.validation.margin, table.validation)
-    course = Course(item, parts.trainer(item, table), before.mean)
-    while not course.done:
+    course = ItemTraining(item, parts.trainer(item, table), before.mean)
+    while not course.is_done:
         course.step(table, criterion, before.blocks)
-    return course.found()
+    return course.result()
 
 
 def sparse(x: Tensor) -> SparseRows:
@@ -75,7 +75,9 @@ def test_the_part_is_what_is_trained(kind: str, name: str) -> None:
         trainer.epoch(table, criterion)
     every = torch.arange(len(far))
     part = trainer.part()
-    torch.testing.assert_close(part.output(far), trainer.added(trainer.parameters, far, every), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        part.output(far), trainer.part_margin(trainer.parameters, far, every), rtol=1e-10, atol=1e-10
+    )
     assert float(part.output(far).std()) > 0.01
     torch.testing.assert_close(part.output(far), by_hand(part, far), rtol=1e-12, atol=1e-12)
     kept = part.output(far)
@@ -136,9 +138,11 @@ def test_rows_without_weight_do_not_count(kind: str) -> None:
     last = train.label[-1].clone()
     more = Split(
         *(torch.cat([t, t[:50] * (1e6 if t is train.features else 1)]) for t in (train.features, train.values)),
-        torch.cat([train.label, last.expand(50)]), torch.cat([2 * train.weight, torch.zeros(50, dtype=torch.float64)]),
-        torch.cat([train.block, train.block[:50]]), torch.cat([train.margin, train.margin[:50]]),
-    )  # fmt: skip
+        torch.cat([train.label, last.expand(50)]),
+        torch.cat([2 * train.weight, torch.zeros(50, dtype=torch.float64)]),
+        torch.cat([train.block, train.block[:50]]),
+        torch.cat([train.margin, train.margin[:50]]),
+    )
     outputs = []
     for rows in (train, more):
         trainer = units.trainer(item_of(table, criterion), dataclasses.replace(table, train=rows))

@@ -12,7 +12,7 @@ import pytest
 from sparkdiff.cli import DONE, WRONG_INPUT, main
 from sparkdiff.data.stream import usage
 from sparkdiff.history import caches
-from sparkdiff.store import marker
+from sparkdiff.store import folder_marker
 
 pytestmark = pytest.mark.once
 
@@ -21,12 +21,12 @@ HOUR, DAY = 3600.0, 86400.0
 
 def made(path: Path, owner: str) -> Path:
     path.mkdir()
-    marker.mark(path, owner)
+    folder_marker.mark(path, owner)
     return path
 
 
 def cache(folder: Path, name: str, *, size: int, seconds: float = 1.0, uses: int = 1, age: float = 2 * HOUR) -> Path:
-    path = made(folder / (name * 16)[:16], marker.CACHE)
+    path = made(folder / (name * 16)[:16], folder_marker.CACHE)
     (path / "part.parquet").write_bytes(b"x" * size)
     (path / "manifest.json").write_text(json.dumps({"splits": {"train": [[{"rows": 7}, {"rows": 1}], []]}}))
     last = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(seconds=age)
@@ -36,8 +36,8 @@ def cache(folder: Path, name: str, *, size: int, seconds: float = 1.0, uses: int
 
 
 def fitted(folder: Path) -> None:
-    path = made(folder / "fitted-0123456789abcdef", marker.FITTED)
-    os.utime(path / marker.MARKER, (time.time() - 5 * DAY, time.time() - 5 * DAY))
+    path = made(folder / "fitted-0123456789abcdef", folder_marker.FITTED)
+    os.utime(path / folder_marker.MARKER, (time.time() - 5 * DAY, time.time() - 5 * DAY))
     os.utime(path, (time.time() - 5 * DAY, time.time() - 5 * DAY))
 
 
@@ -83,7 +83,7 @@ def test_a_cache_of_an_earlier_version_has_no_usage(tmp_path: Path) -> None:
     os.utime(path / "manifest.json", (time.time() - 5 * DAY, time.time() - 5 * DAY))
     (old,) = caches.entries(tmp_path)
     assert (old.seconds, old.uses, round(old.age / DAY)) == (0.0, 1, 5)
-    usage.used(path)
+    usage.record_use(path)
     (now,) = caches.entries(tmp_path)
     assert now.uses == 2 and now.age < HOUR
     (path / "usage.json").write_text("{")
@@ -98,11 +98,11 @@ def test_only_what_sparkdiff_wrote_is_touched(tmp_path: Path) -> None:
         (tmp_path / name / "manifest.json").write_text('{"splits": {}}')
         os.utime(tmp_path / name, (time.time() - 2 * DAY, time.time() - 2 * DAY))
     mine = sorted(p.name for p in tmp_path.iterdir())
-    made(tmp_path / "fitted-0123456789abcdef", marker.FITTED)
+    made(tmp_path / "fitted-0123456789abcdef", folder_marker.FITTED)
     for name in (now, killed, removed):
-        made(tmp_path / name, marker.CACHE)
+        made(tmp_path / name, folder_marker.CACHE)
     for name in (killed, removed):
-        for path in (tmp_path / name / marker.MARKER, tmp_path / name):
+        for path in (tmp_path / name / folder_marker.MARKER, tmp_path / name):
             os.utime(path, (time.time() - 2 * DAY, time.time() - 2 * DAY))
     (tmp_path / "0123456789abcdef").write_text("a file of a user")
     assert main(["cache", "clear", str(tmp_path)]) == DONE

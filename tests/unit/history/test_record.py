@@ -7,37 +7,66 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from sparkdiff.growth.summary import GrowthSummary
+from sparkdiff.growth.growth_summary import GrowthSummary
 from sparkdiff.history import lineage
-from sparkdiff.history.keeping import NotKept, keeping, record_of
-from sparkdiff.history.store import SCHEMA
-from sparkdiff.improvement.summary import ImprovementSummary
+from sparkdiff.history.run_records import NotKept, keeping, record_of
+from sparkdiff.history.run_store import SCHEMA
+from sparkdiff.improvement.improvement_summary import ImprovementSummary
 from sparkdiff.report import FineTuningSummary
 
 pytestmark = pytest.mark.once
 
 SLICE = {
-    "column": "region", "value": "north", "rows": 50, "units": 50, "before": 2.0, "after": 2.2, "gain": -0.2, "error": 0.1,
+    "column": "region",
+    "value": "north",
+    "rows": 50,
+    "units": 50,
+    "before": 2.0,
+    "after": 2.2,
+    "gain": -0.2,
+    "error": 0.1,
     "p": 0.01,
-}  # fmt: skip
+}
 FOUND: dict[str, Any] = {
-    "decision": "kept original", "reason": "the slice region = north gets worse",
-    "metric": "poisson", "metricDirection": "smaller",
-    "metrics": {"validation": {"before": 2.0, "after": 1.5}, "test": None}, "gain": 0.25, "z": 4.0, "p": 0.01, "records": [],
-    "parity": {}, "stages": {}, "timings": {"train": 1.5}, "stream": "arrow",
+    "decision": "kept original",
+    "reason": "the slice region = north gets worse",
+    "metric": "poisson",
+    "metricDirection": "smaller",
+    "metrics": {"validation": {"before": 2.0, "after": 1.5}, "test": None},
+    "gain": 0.25,
+    "z": 4.0,
+    "p": 0.01,
+    "records": [],
+    "parity": {},
+    "stages": {},
+    "timings": {"train": 1.5},
+    "stream": "arrow",
     "cache": {"hit": True, "fingerprint": "f00d", "rows": {}},
-    "options": {}, "versions": {"python": "3.11"}, "warnings": ["of the rows in /data/rows.parquet ..."], "slices": [SLICE],
+    "options": {},
+    "versions": {"python": "3.11"},
+    "warnings": ["of the rows in /data/rows.parquet ..."],
+    "slices": [SLICE],
     "gainInterval": [0.1, None],
-}  # fmt: skip
+}
 
 
 def row(kind: type = FineTuningSummary, *, redact: bool = True, **changes: Any) -> dict[str, Any]:
     summary = kind(**{**FOUND, **changes})
     options = {"cacheDir": "/caches", "maxEpochs": 3, "penalties": {"monotone": {"color=red": 2.0}}, "tags": {"a": "b"}}
     found = record_of(
-        summary, summary.records, model="a", parent="a", options=options, stages=(), coreSeconds=2.0, seconds=1.0,
-        tags={"a": "b"}, redact=redact, command="sparkdiff finetune --data /rows", output="/out",
-    )  # fmt: skip
+        summary,
+        summary.records,
+        model="a",
+        parent="a",
+        options=options,
+        stages=(),
+        coreSeconds=2.0,
+        seconds=1.0,
+        tags={"a": "b"},
+        redact=redact,
+        command="sparkdiff finetune --data /rows",
+        output="/out",
+    )
     assert found.keys() == set(SCHEMA.names)
     return pa.Table.from_pylist([found], SCHEMA).to_pylist()[0]
 
@@ -88,7 +117,7 @@ def test_whatever_fails_while_a_run_is_kept_costs_no_run(tmp_path: Path, monkeyp
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sparkdiff.history.keeping.hash_of", full)
+    monkeypatch.setattr("sparkdiff.history.run_records.hash_of", full)
     with (
         keeping(str(tmp_path), {}, True, lambda: tmp_path) as keep,
         pytest.warns(NotKept, match="not in the store of runs: OSError: .*No space left"),
@@ -129,9 +158,10 @@ def test_an_improvement_has_its_arms() -> None:
     arms[0]["state"] = "stopped"
     assert json.loads(row(ImprovementSummary, table=table, arms=arms)["evidence"])["stopped"] == ["refit"]
     assert [(t["kind"], t["name"], t["value"], t["outcome"]) for t in found["tried"]] == [
-        ("refit", "refitted", 1.9, "accepted"), ("refit", "refitted without PCA", 1.95, "chance"),
+        ("refit", "refitted", 1.9, "accepted"),
+        ("refit", "refitted without PCA", 1.95, "chance"),
         ("grow", "", None, "failed"),
-    ]  # fmt: skip
+    ]
 
 
 def test_a_growth_has_its_parts() -> None:
@@ -146,6 +176,6 @@ def test_the_best_of_what_was_considered_is_shown(verb: str) -> None:
     """What growth tried has gains for values, all other runs have metrics."""
     values = [0.3, 0.1, None, 0.9, 0.5, 0.7, 0.2]
     tried = [{"kind": "part", "name": f"p{i}", "value": v, "outcome": ""} for i, v in enumerate(values)]
-    _, *shown = lineage._considered({"verb": verb, "metricDirection": "smaller", "tried": tried})
+    _, *shown = lineage._attempt_sections({"verb": verb, "metricDirection": "smaller", "tried": tried})
     best = ["p3", "p5", "p4", "p0", "p6"] if verb == "grow" else ["p1", "p6", "p0", "p4", "p5"]
     assert [str(line).split()[1] for line in shown] == best

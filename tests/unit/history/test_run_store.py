@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sparkdiff import InputError
-from sparkdiff.history import listing, store
+from sparkdiff.history import run_listing, run_store
 
 pytestmark = pytest.mark.once
 
@@ -36,23 +36,23 @@ def run_of(number: int, **more: Any) -> dict[str, Any]:
 
 
 def ids(folder: Path) -> list[str]:
-    return [run["id"] for run in store.rows(folder)]
+    return [run["id"] for run in run_store.rows(folder)]
 
 
 def write_some(folder: Path, first: int, many: int) -> None:
     for number in range(first, first + many):
-        store.add(folder, run_of(number))
+        run_store.add(folder, run_of(number))
 
 
 def compact_all(folder: Path) -> None:
     while not (folder / "end").exists():
-        store.compact(folder)
+        run_store.compact(folder)
 
 
 def write_forever(folder: Path) -> None:
     number = 1000
     while True:
-        store.add(folder, run_of(number))
+        run_store.add(folder, run_of(number))
         number += 1
 
 
@@ -78,7 +78,7 @@ def test_ten_writers_at_once_and_a_compaction_lose_nothing(tmp_path: Path) -> No
     assert [o.exitcode for o in others] == [0, 0]
     assert [w.exitcode for w in writers] == [0] * 10
     assert ids(tmp_path) == [f"{i:08d}" for i in range(200)]
-    assert store.compact(tmp_path) == 200 and len(list(tmp_path.iterdir())) == 1
+    assert run_store.compact(tmp_path) == 200 and len(list(tmp_path.iterdir())) == 1
     assert ids(tmp_path) == [f"{i:08d}" for i in range(200)]
 
 
@@ -86,16 +86,16 @@ def test_a_reader_of_files_that_a_compaction_has_removed_begins_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_some(tmp_path, 0, 3)
-    names, calls = store.stores.names, list[int]()
+    names, calls = run_store.stores.names, list[int]()
 
     def late(folder: Path) -> list[str]:
         found = names(folder)
         if not calls:  # between the list of the files and their reading
             calls.append(1)
-            store.compact(folder)
+            run_store.compact(folder)
         return found
 
-    monkeypatch.setattr(store.stores, "names", late)
+    monkeypatch.setattr(run_store.stores, "names", late)
     assert ids(tmp_path) == [f"{i:08d}" for i in range(3)]
 
 
@@ -110,43 +110,43 @@ def test_a_killed_writer_leaves_no_half_run(tmp_path: Path) -> None:
     written = len(list(tmp_path.glob("run*.parquet")))
     (tmp_path / ".run-halfway.parquet-0badf00d").write_bytes(b"PAR1")  # as one that was killed in the middle of a file
     assert ids(tmp_path) == [f"{i:08d}" for i in range(1000, 1000 + written)]
-    assert store.compact(tmp_path) == written
+    assert run_store.compact(tmp_path) == written
 
 
 def test_a_run_that_two_files_hold_is_one_run(tmp_path: Path) -> None:
     write_some(tmp_path, 0, 3)
     files = {f: f.read_bytes() for f in tmp_path.iterdir()}
-    store.compact(tmp_path)
+    run_store.compact(tmp_path)
     for file, content in files.items():  # a compaction that was killed before it removed them
         file.write_bytes(content)
     assert ids(tmp_path) == [f"{i:08d}" for i in range(3)]
-    assert store.compact(tmp_path) == 3 and len(list(tmp_path.iterdir())) == 1
+    assert run_store.compact(tmp_path) == 3 and len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_store_of_an_earlier_version_is_read(tmp_path: Path) -> None:
-    few = pa.schema([store.SCHEMA.field(name) for name in ("id", "schemaVersion", "finished", "verb", "gain")])
+    few = pa.schema([run_store.SCHEMA.field(name) for name in ("id", "schemaVersion", "finished", "verb", "gain")])
     pq.write_table(pa.Table.from_pylist([run_of(1)], few), tmp_path / "run-old.parquet")
-    store.add(tmp_path, run_of(2, tags={"team": "risk"}))
-    old, new = store.rows(tmp_path)
+    run_store.add(tmp_path, run_of(2, tags={"team": "risk"}))
+    old, new = run_store.rows(tmp_path)
     assert (old["gain"], old["tags"], old["tried"]) == (0.1, None, None)
     assert new["tags"] == {"team": "risk"}
-    assert store.compact(tmp_path) == 2
+    assert run_store.compact(tmp_path) == 2
 
 
 def test_a_newer_store_is_not_compacted_by_an_older_version(tmp_path: Path) -> None:
     write_some(tmp_path, 0, 2)
-    store.add(tmp_path, run_of(3, schemaVersion=store.VERSION + 1))
-    with pytest.raises(InputError, match=f"schema {store.VERSION + 1}, here {store.VERSION}"):
-        store.compact(tmp_path)
+    run_store.add(tmp_path, run_of(3, schemaVersion=run_store.VERSION + 1))
+    with pytest.raises(InputError, match=f"schema {run_store.VERSION + 1}, here {run_store.VERSION}"):
+        run_store.compact(tmp_path)
     assert len(ids(tmp_path)) == 3
 
 
 def test_what_is_no_store_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no runs in .*absent: pass the folder that storeDir names"):
-        store.rows(tmp_path / "absent")
+        run_store.rows(tmp_path / "absent")
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"storeDir='.*file' cannot be used"):
-        store.add(tmp_path / "file", run_of(1))
+        run_store.add(tmp_path / "file", run_of(1))
 
 
 @pytest.fixture
@@ -161,5 +161,5 @@ def in_tokyo() -> Iterator[None]:
 def test_the_list_tells_times_in_utc(in_tokyo: None) -> None:
     here = NOON.astimezone().replace(tzinfo=None)  # as Spark gives it
     assert here.hour == 21
-    cells = listing._cells({**dict.fromkeys(listing.COLUMNS), "finished": here})
+    cells = run_listing._cells({**dict.fromkeys(run_listing.COLUMNS), "finished": here})
     assert cells[0] == "2026-01-01 12:00"

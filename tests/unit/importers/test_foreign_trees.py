@@ -139,9 +139,17 @@ def chain(n: int) -> TreeArrays:
     at = np.arange(2 * n + 1)
     zeros = np.zeros(2 * n + 1)
     return TreeArrays(
-        np.array([0, 2 * n + 1]), np.where(inner, at + 2, -1), np.where(inner, at + 1, -1), np.where(inner, at // 2, -1),
-        zeros, inner, at.astype(float), zeros, zeros, zeros,
-    )  # fmt: skip
+        np.array([0, 2 * n + 1]),
+        np.where(inner, at + 2, -1),
+        np.where(inner, at + 1, -1),
+        np.where(inner, at // 2, -1),
+        zeros,
+        inner,
+        at.astype(float),
+        zeros,
+        zeros,
+        zeros,
+    )
 
 
 def test_growth_has_a_limit() -> None:

@@ -17,9 +17,9 @@ CAREFUL, BOLD = Recipe(1e-3, 1e-4), Recipe(1e-2, 1e-4)
 
 
 def test_where_no_settings_were_better_there_is_nothing_to_train() -> None:
-    ground: Any = SimpleNamespace()
+    context: Any = SimpleNamespace()
     steps = [nothing("search", number, "none better") for number in (0, 1)]
-    step = searching.ARM.run(ground, 2, Limit(60.0, None), steps)
+    step = searching.ARM.run(context, 2, Limit(60.0, None), steps)
     assert step.candidates == ()
 
 

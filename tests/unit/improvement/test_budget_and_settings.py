@@ -5,7 +5,7 @@ import pytest
 from sparkdiff.errors import InputError
 from sparkdiff.improvement import baseline
 from sparkdiff.improvement.budget import Account, Budget, Limit
-from sparkdiff.improvement.settings import ImprovementSettings
+from sparkdiff.improvement.improvement_options import ImprovementSettings
 from sparkdiff.job.settings_section import check
 
 
@@ -34,14 +34,14 @@ def test_a_budget_that_nothing_fits_in_is_refused(text: str, least: str) -> None
 def test_an_account_keeps_the_time_that_the_proof_of_the_best_takes() -> None:
     """In three folds and on all rows the pipeline is fitted and measured, and the best candidate beside it."""
     account = Account(Budget.of("100s"), clock=lambda: 0.0)
-    assert account.left() == pytest.approx(100)
+    assert account.balance() == pytest.approx(100)
     account.start(4, 1)
     account.note_fit(5.0)  # before anything was tried, a candidate is taken to be twice as quick
-    assert account.left() == pytest.approx(120 - 4 * (5 + 2.5))  # a tenth of the budget and 10 s later it has to end
+    assert account.balance() == pytest.approx(120 - 4 * (5 + 2.5))  # a tenth of the budget and 10 s later it has to end
     account.note_best(12.0)
-    assert account.left() == pytest.approx(120 - 4 * (5 + 12))
+    assert account.balance() == pytest.approx(120 - 4 * (5 + 12))
     account.start(1, 1)
-    assert account.left() == pytest.approx(120 - 2 * (5 + 12))
+    assert account.balance() == pytest.approx(120 - 2 * (5 + 12))
 
 
 def test_of_two_folds_at_the_same_time_each_takes_longer_than_one_alone() -> None:
@@ -49,7 +49,7 @@ def test_of_two_folds_at_the_same_time_each_takes_longer_than_one_alone() -> Non
     account.start(4, 2)
     account.note_fit(20.0)
     # Three folds and all rows are four fits of the pipeline, and the candidate is made four times: two at a time.
-    assert account.left() == pytest.approx(120 - 2 * 20 - 2 * 10)
+    assert account.balance() == pytest.approx(120 - 2 * 20 - 2 * 10)
 
 
 def proven(
@@ -115,19 +115,19 @@ def test_a_budget_without_end_limits_nothing() -> None:
     account.note_fit(1e9)
     assert account.limit(0.1) == Limit(None, None)
     assert account.buy_folds([1e9, 1.0]) == [4, 4]
-    assert account.left() > 1
+    assert account.balance() > 1
 
 
 def test_an_account_shares_what_is_left() -> None:
     now = [1000.0]
     account = Account(Budget.of("95s"), clock=lambda: now[0])
-    assert account.left() == pytest.approx(95)
+    assert account.balance() == pytest.approx(95)
     account.add("refit", 45, until=45)  # as a run that was interrupted then has it in its log
-    assert account.left() == pytest.approx(50)
+    assert account.balance() == pytest.approx(50)
     now[0] += 10
     account.add("refit", 10, until=55)
     assert account.spent == {"refit": 55}
-    assert account.left() == pytest.approx(40)
+    assert account.balance() == pytest.approx(40)
     assert account.limit(0.25).seconds == pytest.approx(10)
     assert account.limit(0.25).passes is None
     assert account.limit(0.25, lanes=2).seconds == pytest.approx(20)  # two arms at the same time
@@ -144,10 +144,10 @@ def test_the_comparison_may_use_a_25th_of_a_budget_from_five_minutes_on(text: st
 def test_what_is_granted_is_spent() -> None:
     account = Account(Budget.of("400 passes"))
     account.grant(100)
-    assert account.left() == 300
+    assert account.balance() == 300
     timed = Account(Budget.of("100s"), clock=lambda: 0.0)
     timed.grant(100)  # here the clock counts
-    assert timed.left() == pytest.approx(100)
+    assert timed.balance() == pytest.approx(100)
 
 
 def test_passes_are_shared_whatever_the_clock_says() -> None:
@@ -158,7 +158,7 @@ def test_passes_are_shared_whatever_the_clock_says() -> None:
     assert limit.epochs(4) == 25
     assert limit.epochs(1000) == 1
     assert account.limit(0.5).passes == 150  # what was granted is spent
-    assert account.left() == 150
+    assert account.balance() == 150
 
 
 @pytest.mark.parametrize(
@@ -179,8 +179,8 @@ def test_wrong_settings_are_named(given: dict[str, object], says: str) -> None:
 
 
 def test_what_the_user_forbids_is_not_tried() -> None:
-    assert ImprovementSettings.of({"keepForm": True}).tried() == ("refit", "finetune", "search")
-    assert ImprovementSettings.of({"arms": ["grow", "refit"]}).tried() == ("refit", "grow")
+    assert ImprovementSettings.of({"keepForm": True}).allowed_arms() == ("refit", "finetune", "search")
+    assert ImprovementSettings.of({"arms": ["grow", "refit"]}).allowed_arms() == ("refit", "grow")
 
 
 @pytest.mark.parametrize(

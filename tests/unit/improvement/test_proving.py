@@ -18,12 +18,12 @@ from sparkdiff.evaluation.acceptance import Judgement
 from sparkdiff.evaluation.paired_rows import PairedRows
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.evaluation.units import Units
-from sparkdiff.improvement import lanes, proving
-from sparkdiff.improvement.candidate import Candidate, Making, Step
-from sparkdiff.improvement.lanes import Brake
-from sparkdiff.improvement.log import StepLog
-from sparkdiff.improvement.proving import Finalist, Proof, Proven, Shipped, decide, finalists
-from sparkdiff.improvement.settings import ImprovementSettings
+from sparkdiff.improvement import parallel_tasks, proving
+from sparkdiff.improvement.candidate import Candidate, CandidateRecipe, Step
+from sparkdiff.improvement.improvement_options import ImprovementSettings
+from sparkdiff.improvement.parallel_tasks import StoppableListener
+from sparkdiff.improvement.proving import Finalist, FinalistResult, FinalPipeline, Proof, decide, finalists
+from sparkdiff.improvement.step_log import StepLog
 from sparkdiff.options import Options
 from sparkdiff.proof.decision import FoldComparison
 from sparkdiff.report import Phases
@@ -46,17 +46,23 @@ def figures(loss: float, cost: float = 1.0) -> Any:
 
 def ground_of(options: Mapping[str, Any] | None = None, *, side_by_side: int = 1, **settings: Any) -> Any:
     return SimpleNamespace(
-        options=Options.of(options or {}), settings=ImprovementSettings.of(settings), start=figures(LOSS), stay={},
-        rows={"train": 900}, sources=[SimpleNamespace(data=None)], boundaries=None,
+        options=Options.of(options or {}),
+        settings=ImprovementSettings.of(settings),
+        start=figures(LOSS),
+        stay={},
+        rows={"train": 900},
+        sources=[SimpleNamespace(data=None)],
+        boundaries=None,
         metric=SimpleNamespace(sign=1.0, name="loss"),
-        plan=SimpleNamespace(compared_outside=lambda judgement, model, rows, stay: (judgement, [])),
-        folds_side_by_side=side_by_side, brake=Brake(()),
-    )  # fmt: skip
+        plan=SimpleNamespace(compare_other_outputs=lambda judgement, model, rows, stay: (judgement, [])),
+        folds_side_by_side=side_by_side,
+        brake=StoppableListener(()),
+    )
 
 
 def candidate(arm: str, loss: float, cost: float = 1.0, **more: Any) -> Candidate:
     name = more.pop("name", f"{arm} {loss} {cost}")
-    return Candidate(arm, name, figures(loss, cost), Making(arm, {"name": name}), **more)
+    return Candidate(arm, name, figures(loss, cost), CandidateRecipe(arm, {"name": name}), **more)
 
 
 # Which are chosen -----------------------------------------------------------------------------------------------------
@@ -81,18 +87,21 @@ def test_no_candidate_is_proven_twice_and_a_free_place_goes_to_the_next_role() -
     assert chosen(TRAINED, DELETED, CHEAPEST) == [("best", TRAINED.name), PLAIN, ("simpler", CHEAPEST.name)]
     again = dataclasses.replace(TRAINED, name="fine-tuned, thorough", found=figures(8.0))  # made in the same way
     assert chosen(TRAINED, again) == [("best", TRAINED.name), PLAIN]
-    refit = Candidate("refit", "refitted", figures(9.0), Making("refit"))
+    refit = Candidate("refit", "refitted", figures(9.0), CandidateRecipe("refit"))
     assert chosen(refit, DELETED) == [("best", "refitted"), ("simpler", DELETED.name)]
 
 
 def test_in_a_small_table_the_best_of_other_arms_go_before_other_roles() -> None:
     good, cheap = candidate("simplify", 6.0), candidate("simplify", 9.9, 0.1)
     assert chosen(TRAINED, REFITTED, GROWN, good, cheap, small=True) == [
-        ("best", GROWN.name), PLAIN, ("other", good.name), ("other", REFITTED.name)
-    ]  # fmt: skip
+        ("best", GROWN.name),
+        PLAIN,
+        ("other", good.name),
+        ("other", REFITTED.name),
+    ]
     assert chosen(GROWN, cheap, small=True) == [("best", GROWN.name), PLAIN, ("other", cheap.name)]
-    refit = Candidate("refit", "refitted", figures(9.0), Making("refit"))
-    tuned = Candidate("refit", "refitted, fine-tuned", figures(8.5), Making("refit", epochs=3))
+    refit = Candidate("refit", "refitted", figures(9.0), CandidateRecipe("refit"))
+    tuned = Candidate("refit", "refitted, fine-tuned", figures(8.5), CandidateRecipe("refit", epochs=3))
     assert chosen(GROWN, refit, tuned, small=True) == [("best", GROWN.name), PLAIN, ("other", tuned.name)]
     assert chosen(small=True) == [PLAIN]
 
@@ -112,16 +121,19 @@ def test_what_loses_more_than_allowed_or_costs_too_much_is_not_proven() -> None:
     assert chosen(GROWN, REFITTED, maxServingCost=2.0) == [("best", REFITTED.name), PLAIN]
 
 
-@pytest.mark.parametrize("making", [
-    Making("finetune", recipe=Recipe(1e-3, 1e-4), epochs=3),
-    Making("import", {"item": {"kind": "trees", "settings": {"depth": 3}}, "inPlace": True}),
-    Making("import", {"rounds": 1, "trees": [(1, "trees of depth 2", 40)]}),
-])  # fmt: skip
-def test_a_finalist_has_the_same_name_before_and_after_an_interruption(making: Making) -> None:
+@pytest.mark.parametrize(
+    "making",
+    [
+        CandidateRecipe("finetune", recipe=Recipe(1e-3, 1e-4), epochs=3),
+        CandidateRecipe("import", {"item": {"kind": "trees", "settings": {"depth": 3}}, "inPlace": True}),
+        CandidateRecipe("import", {"rounds": 1, "trees": [(1, "trees of depth 2", 40)]}),
+    ],
+)
+def test_a_finalist_has_the_same_name_before_and_after_an_interruption(making: CandidateRecipe) -> None:
     """What is kept of its folds is found by this name."""
-    again = Making.of(json.loads(json.dumps(making.asdict())))
+    again = CandidateRecipe.of(json.loads(json.dumps(making.asdict())))
     names = [Finalist("best", Candidate("x", "x", figures(1.0), m)).name for m in (making, again)]
-    assert names[0] == names[1] != Finalist("best", Candidate("x", "x", figures(1.0), Making("finetune"))).name
+    assert names[0] == names[1] != Finalist("best", Candidate("x", "x", figures(1.0), CandidateRecipe("finetune"))).name
     assert again.recipe == making.recipe
 
 
@@ -133,9 +145,15 @@ def fold(gains: Tensor, k: int = 0, loss: float = LOSS) -> FoldComparison:
     original, weight = torch.full((n,), loss, dtype=F64), torch.ones(n, dtype=F64)
     block = (k * n + torch.arange(n)) % MAX_BLOCKS
     rows = PairedRows(
-        original, original - gains, weight, block, None, Units(n), torch.empty((3, 0), dtype=F64),
+        original,
+        original - gains,
+        weight,
+        block,
+        None,
+        Units(n),
+        torch.empty((3, 0), dtype=F64),
         torch.stack([original, original - gains]),
-    )  # fmt: skip
+    )
     return FoldComparison(rows, None)
 
 
@@ -147,7 +165,7 @@ def proof(log: StepLog | None = None, *, against: Any = "the fitted original", *
 
 def proven(
     c: Candidate, shift: float, *, of: Proof | None = None, role: str = "best", seed: int = 0, folds: int = 2
-) -> Proven:
+) -> FinalistResult:
     """A finalist that gains so much in each row, in the mean of a million."""
     draws = noise(seed, folds, ROWS)
     each = [fold(0.1 * (x - draws.mean()) + shift, k) for k, x in enumerate(draws)]
@@ -155,7 +173,7 @@ def proven(
 
 
 class Folds:
-    """Stands for what Spark makes in the folds: a fold's ground is its number."""
+    """Stands for what Spark makes in the folds: a fold's context is its number."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, fails: Mapping[tuple[str, Any], BaseException]) -> None:
         self.made: list[tuple[str, Any]] = []
@@ -166,7 +184,7 @@ class Folds:
         monkeypatch.setattr(Proof, "_compare", lambda of, k, rival, found: fold(noise(k, ROWS) + 1.0, k))
         monkeypatch.setattr(proving, "remake", self.remake)
 
-    def remake(self, k: Any, making: Making, arms: Any) -> Any:
+    def remake(self, k: Any, making: CandidateRecipe, arms: Any) -> Any:
         self.made.append((making.arm, k))
         if (making.arm, k) in self.fails:
             raise self.fails[making.arm, k]
@@ -199,8 +217,10 @@ def test_a_finalist_of_fewer_folds_is_decided_by_these(monkeypatch: pytest.Monke
 
 def test_what_ships_is_made_beside_the_last_fold_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Proof, "whole", lambda of: "all rows")
-    run = lanes.run
-    monkeypatch.setattr(lanes, "run", lambda tasks, number, *others: run(tasks, 1, *others))  # threads need Spark
+    run = parallel_tasks.run
+    monkeypatch.setattr(
+        parallel_tasks, "run", lambda tasks, number, *others: run(tasks, 1, *others)
+    )  # threads need Spark
     folds, of = Folds(monkeypatch, {}), proof(side_by_side=2)
     of.prove(CHOSEN, Phases(False), early=True)
     assert folds.made.count(("grow", "all rows")) == 1
@@ -299,15 +319,15 @@ def made(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What each candidate is on all rows, by name: its figures, or why it can't be made."""
     each: dict[str, Any] = {}
 
-    def remade(ground: Any, making: Making, arms: Any) -> Any:
+    def remade(context: Any, making: CandidateRecipe, arms: Any) -> Any:
         found = each.get(making.settings.get("name", making.arm), figures(9.0))
         if isinstance(found, Exception):
             raise found
         return found
 
     monkeypatch.setattr(proving, "remake", remade)
-    monkeypatch.setattr(proving, "moved", lambda ground, *rows, **more: ground)
-    monkeypatch.setattr(proving, "folded", lambda ground, model: None)
+    monkeypatch.setattr(proving, "move_to_rows", lambda context, *rows, **more: context)
+    monkeypatch.setattr(proving, "fold_stages", lambda context, model: None)
     return each
 
 
@@ -315,7 +335,7 @@ def offers(found: Any) -> dict[str, str]:
     return {name: s.proven.finalist.candidate.name for name, s in found.offers.items()}
 
 
-def decided(*each: Proven, of: Proof | None = None) -> Any:
+def decided(*each: FinalistResult, of: Proof | None = None) -> Any:
     return decide(of or proof(), [p.finalist for p in each], each)
 
 
@@ -324,8 +344,11 @@ def test_offers_are_the_best_the_cheap_the_one_of_same_form_and_the_simpler(made
     every = proven(GROWN, 1.01), proven(REFITTED, 0.9), proven(TRAINED, 0.8), proven(DELETED, 1.0, role="simpler")
     found = decided(*every)
     assert offers(found) == {
-        "best": GROWN.name, "asCheap": DELETED.name, "sameForm": REFITTED.name, "simpler": DELETED.name
-    }  # fmt: skip
+        "best": GROWN.name,
+        "asCheap": DELETED.name,
+        "sameForm": REFITTED.name,
+        "simpler": DELETED.name,
+    }
     assert offers(decided(*every[2:3])) == {"best": TRAINED.name}  # which is the others, too
     assert decided().best is None and not decided(proven(GROWN, -1.0)).offers
 
@@ -378,7 +401,7 @@ def test_outputs_outside_the_loss_are_a_veto_on_what_ships(made: dict[str, Any])
             "column 'chance' can't be compared"
         ]
 
-    of.ground.plan.compared_outside = outside
+    of.context.plan.compare_other_outputs = outside
     for one in (proven(GROWN, 1.0), proven(DELETED, 0.0, role="simpler")):
         found = decided(one, of=of)
         assert not found.offers and len(found.refused) == 1
@@ -388,7 +411,7 @@ def test_outputs_outside_the_loss_are_a_veto_on_what_ships(made: dict[str, Any])
 def test_the_refit_ships_only_where_nothing_is_better_than_it(made: dict[str, Any]) -> None:
     """A gain over the refit comes on top of that of the refit over the pipeline as it was passed, however large that is."""
     of = proof(against=None)
-    refit, made["refit"] = Candidate("refit", "refitted", figures(5.0), Making("refit")), figures(5.0)
+    refit, made["refit"] = Candidate("refit", "refitted", figures(5.0), CandidateRecipe("refit")), figures(5.0)
     old, new = proven(refit, 5.0, of=of, role="refit"), proven(TRAINED, 0.5, of=of)
     assert (old.rival, new.rival) == ("your pipeline", "its refit in the same folds")
     assert offers(decided(old, new, of=of))["best"] == TRAINED.name
@@ -405,11 +428,11 @@ def test_what_there_was_no_time_for_is_listed(made: dict[str, Any]) -> None:
 def test_a_pipeline_that_folds_exactly_is_offered_with_the_evidence_of_what_it_folds(
     made: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(proving, "folded", lambda ground, model: "folded")
-    monkeypatch.setattr(proving, "measure", lambda ground, model: figures(9.0, 0.5))
+    monkeypatch.setattr(proving, "fold_stages", lambda context, model: "folded")
+    monkeypatch.setattr(proving, "measure", lambda context, model: figures(9.0, 0.5))
     best = proven(GROWN, 1.0)
     found = decided(best)
-    simpler: Shipped = found.offers["simpler"]
+    simpler: FinalPipeline = found.offers["simpler"]
     assert simpler.proven.finalist.candidate.exact and simpler.judgement == best.judgement
     assert simpler.proven.finalist.candidate.name == f"{GROWN.name}, compacted"
     kept = decided(proven(GROWN, -1.0))

@@ -10,30 +10,33 @@ from typing import Any
 import pytest
 import torch
 
-from sparkdiff.fine_tuning.task import Shared
+from sparkdiff.fine_tuning.task import FitResults
+from sparkdiff.improvement.arm_context import ArmContext
 from sparkdiff.improvement.budget import Account, Budget, Limit
 from sparkdiff.improvement.candidate import Arm, Step, nothing
-from sparkdiff.improvement.ground import Ground
-from sparkdiff.improvement.lanes import Brake
-from sparkdiff.improvement.log import StepLog
+from sparkdiff.improvement.improvement_options import ImprovementSettings
+from sparkdiff.improvement.parallel_tasks import StoppableListener
 from sparkdiff.improvement.race import _may_reach, most_gain, race
-from sparkdiff.improvement.settings import ImprovementSettings
-from sparkdiff.machine.interrupts import undisturbed
+from sparkdiff.improvement.step_log import StepLog
+from sparkdiff.machine.interrupts import ignore_first_interrupt
 from sparkdiff.options import Options
 from sparkdiff.report import Phases
 
 GROUND: Any = SimpleNamespace(
     start=SimpleNamespace(scores={"validation": SimpleNamespace(weights=torch.ones(3), value=1.0)}),
-    metric=SimpleNamespace(name="logLoss", larger=False), settings=ImprovementSettings(), side_by_side=1, brake=Brake(()),
-)  # fmt: skip
+    metric=SimpleNamespace(name="logLoss", larger=False),
+    settings=ImprovementSettings(),
+    side_by_side=1,
+    brake=StoppableListener(()),
+)
 
 
 def arm(name: str, does: Callable[[Limit], None]) -> Arm:
-    def run(ground: Any, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
+    def run(context: Any, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
         does(limit)
         return nothing(name, number, "ran", hope=1.0)
 
-    return Arm(name, 2, 1.0, lambda ground: "", run, lambda ground, made: None)
+    return Arm(name, 2, 1.0, lambda context: "", run, lambda context, made: None)
 
 
 def test_what_spark_cannot_end_in_time_is_stopped_and_the_others_go_on() -> None:
@@ -57,11 +60,11 @@ def test_no_arm_sees_another_one_of_its_round() -> None:
     seen: list[tuple[str, int, list[str]]] = []
 
     def looks(name: str) -> Arm:
-        def run(ground: Any, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
+        def run(context: Any, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
             seen.append((name, number, [f"{s.arm} {s.number}" for s in steps]))
             return nothing(name, number, "", hope=1.0)
 
-        return Arm(name, 2, 1.0, lambda ground: "", run, lambda ground, made: None)
+        return Arm(name, 2, 1.0, lambda context: "", run, lambda context, made: None)
 
     race(GROUND, [looks("refit"), looks("finetune")], Account(Budget.of("100 passes")), StepLog(None), Phases(False))
     first = ["refit 0", "finetune 0"]
@@ -78,7 +81,7 @@ def interruptible() -> Iterator[None]:
 
 @pytest.mark.usefixtures("interruptible")
 def test_the_first_ctrl_c_does_not_end_a_decision(capsys: pytest.CaptureFixture[str]) -> None:
-    with undisturbed("deciding"):
+    with ignore_first_interrupt("deciding"):
         signal.raise_signal(signal.SIGINT)
         assert capsys.readouterr().err == "deciding\n"
         with pytest.raises(KeyboardInterrupt):
@@ -91,28 +94,36 @@ def test_trainings_are_kept_in_the_folder_of_the_run(tmp_path: Path) -> None:
     """Where no id is too long, and none is that of another run."""
 
     def kept(runId: str | None, fold: int | None = None) -> dict[str, Any]:
-        options, shared = Options.of({"runId": runId}), Shared()
-        ground = Ground(
+        options, shared = Options.of({"runId": runId}), FitResults()
+        context = ArmContext(
             None, options, ImprovementSettings(), [], None, Phases(False), shared, folder=tmp_path, fold=fold
-        )  # fmt: skip
-        return ground.kept("finetune", "0")
+        )
+        return context.checkpoint_options("finetune", "0")
 
     assert kept("x" * 100) == {"checkpointDir": str(tmp_path / "trainings"), "runId": "finetune-0"}
     assert [kept("x", fold)["runId"] for fold in (2, 0)] == ["finetune-0-fold2", "finetune-0-fold0"]
     assert kept(None)["runId"] is None
 
 
-@pytest.mark.parametrize(("name", "value", "larger", "most"), [
-    ("logLoss", 0.4, False, 1.0), ("poissonDeviance", 3.0, False, 1.0), ("areaUnderROC", 0.8, True, 0.25),
-    ("r2", -0.5, True, 3.0), ("poisson", 0.4, False, math.inf), ("myLoss", 0.4, False, math.inf), ("rmse", 0.0, False, math.inf),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "value", "larger", "most"),
+    [
+        ("logLoss", 0.4, False, 1.0),
+        ("poissonDeviance", 3.0, False, 1.0),
+        ("areaUnderROC", 0.8, True, 0.25),
+        ("r2", -0.5, True, 3.0),
+        ("poisson", 0.4, False, math.inf),
+        ("myLoss", 0.4, False, math.inf),
+        ("rmse", 0.0, False, math.inf),
+    ],
+)
 def test_no_arm_hopes_for_more_than_a_pipeline_without_errors(
     name: str, value: float, larger: bool, most: float
 ) -> None:
     scores = {"validation": SimpleNamespace(weights=torch.ones(3), value=value)}
-    ground: Any = SimpleNamespace(
+    context: Any = SimpleNamespace(
         metric=SimpleNamespace(name=name, larger=larger), start=SimpleNamespace(scores=scores)
     )
-    assert most_gain(ground) == pytest.approx(most)
+    assert most_gain(context) == pytest.approx(most)
     steps = [nothing("grow", 0, "ran", hope=1.335)]
-    assert _may_reach(ground, "grow", steps) == pytest.approx(min(1.335, most))
+    assert _may_reach(context, "grow", steps) == pytest.approx(min(1.335, most))

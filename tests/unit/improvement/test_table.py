@@ -3,23 +3,51 @@
 from types import SimpleNamespace
 from typing import Any
 
-from sparkdiff.improvement import why
+from sparkdiff.improvement import bottleneck
 from sparkdiff.improvement.candidate import shortened
-from sparkdiff.improvement.summary import _in_full, table_of
+from sparkdiff.improvement.improvement_summary import _in_full, table_of
 
 ROW: dict[str, Any] = {
-    "arm": None, "name": "your pipeline", "value": 38.7, "test": None, "change": 0.0, "gain": 0.0, "changed": None, "error": None,
-    "serving": 1.0, "compacted": None, "seconds": 0.0, "p": None, "interval": None, "accepted": False, "offers": [], "why": "",
-}  # fmt: skip
+    "arm": None,
+    "name": "your pipeline",
+    "value": 38.7,
+    "test": None,
+    "change": 0.0,
+    "gain": 0.0,
+    "changed": None,
+    "error": None,
+    "serving": 1.0,
+    "compacted": None,
+    "seconds": 0.0,
+    "p": None,
+    "interval": None,
+    "accepted": False,
+    "offers": [],
+    "why": "",
+}
 BEST = ROW | {
-    "arm": "finetune", "name": "fine-tuned", "value": 12.4, "change": -0.68, "changed": 0.86, "error": 0.021, "seconds": 3.2,
+    "arm": "finetune",
+    "name": "fine-tuned",
+    "value": 12.4,
+    "change": -0.68,
+    "changed": 0.86,
+    "error": 0.021,
+    "seconds": 3.2,
     "p": 0.0002,
-    "interval": [0.634, 0.72], "accepted": True, "offers": ["best"], "compacted": 0.5,
-}  # fmt: skip
+    "interval": [0.634, 0.72],
+    "accepted": True,
+    "offers": ["best"],
+    "compacted": 0.5,
+}
 TREES = {
-    "name": "Spark's GBTRegressor, 100 trees", "value": 9.9, "test": None, "serving": 1.3, "seconds": 12.0, "why": "",
+    "name": "Spark's GBTRegressor, 100 trees",
+    "value": 9.9,
+    "test": None,
+    "serving": 1.3,
+    "seconds": 12.0,
+    "why": "",
     "change": -0.744,
-}  # fmt: skip
+}
 
 
 def table(baseline: dict[str, Any] | None) -> list[str]:
@@ -51,16 +79,19 @@ def test_a_long_name_is_shortened_and_told_in_full_below() -> None:
 
 
 def test_a_rival_that_is_better_is_said() -> None:
-    assert "reach 9, 25.0% better than the best that was tried" in why.beside("Trees", 9.0, 12.0, 1.0)
-    assert "reach 0.9, 12.5% better" in why.beside("Trees", 0.9, 0.8, -1.0)
+    assert "reach 9, 25.0% better than the best that was tried" in bottleneck.beside("Trees", 9.0, 12.0, 1.0)
+    assert "reach 0.9, 12.5% better" in bottleneck.beside("Trees", 0.9, 0.8, -1.0)
     assert (
-        why.beside("Trees", 13.0, 12.0, 1.0) == why.beside("Trees", 0.7, 0.8, -1.0) == why.beside("", None, 1, 1) == ""
+        bottleneck.beside("Trees", 13.0, 12.0, 1.0)
+        == bottleneck.beside("Trees", 0.7, 0.8, -1.0)
+        == bottleneck.beside("", None, 1, 1)
+        == ""
     )
 
 
 def why_nothing(**states: str) -> str:
     arms = [{"arm": a, "state": s.removesuffix(", cut"), "cut": s.endswith("cut")} for a, s in states.items()]
-    return why.explanation([ROW], arms, metric="poisson", level=0.025, rows=1000, z=0.0, timed=False)
+    return bottleneck.explanation([ROW], arms, metric="poisson", level=0.025, rows=1000, z=0.0, timed=False)
 
 
 def test_nothing_is_said_of_what_was_not_looked_at() -> None:
@@ -80,18 +111,27 @@ def test_nothing_is_said_of_what_was_not_looked_at() -> None:
     assert "form" not in refused
     assert "compute" not in refused
     assert why_nothing(refit="not tried", grow="failed") == "No arm could be tried."
-    gained = why.explanation(
-        [ROW, BEST | {"arm": "grow", "gain": 0.5}], [{"arm": "grow", "state": "done", "cut": False}],
-        metric="poisson", level=0.025, rows=1000, z=5.0, timed=False,
-    )  # fmt: skip
+    gained = bottleneck.explanation(
+        [ROW, BEST | {"arm": "grow", "gain": 0.5}],
+        [{"arm": "grow", "state": "done", "cut": False}],
+        metric="poisson",
+        level=0.025,
+        rows=1000,
+        z=5.0,
+        timed=False,
+    )
     assert gained.startswith("The loss was in the form")
     assert "have little left" not in gained  # as nobody looked
     assert "budget" not in gained
-    late = why.explanation(
+    late = bottleneck.explanation(
         [ROW, BEST | {"arm": "grow", "gain": 0.5}],
         [{"arm": "grow", "state": "done", "cut": False}, {"arm": "import", "state": "stopped", "cut": True}],
-        metric="poisson", level=0.025, rows=1000, z=5.0, timed=False,
-    )  # fmt: skip
+        metric="poisson",
+        level=0.025,
+        rows=1000,
+        z=5.0,
+        timed=False,
+    )
     few = {"metric": "poisson", "level": 1e-300, "rows": 1000, "z": 5.0, "timed": False}
-    assert "would show it" in why.explanation([ROW, BEST | {"gain": 0.5, "accepted": False}], [], **few)
+    assert "would show it" in bottleneck.explanation([ROW, BEST | {"gain": 0.5, "accepted": False}], [], **few)
     assert late == f"{gained} The budget was over before import was done: a larger one may show more."

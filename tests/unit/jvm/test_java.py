@@ -11,12 +11,20 @@ from sparkdiff.jvm import sessions
 @pytest.mark.parametrize(
     ("spark", "java", "said"),
     [
-        ((3, 5), "1.7.0_80", r"is Java 7, and Spark .* needs Java 8 or later: set JAVA_HOME to the folder of a Java 8, 11 or 17"),
+        (
+            (3, 5),
+            "1.7.0_80",
+            r"is Java 7, and Spark .* needs Java 8 or later: set JAVA_HOME to the folder of a Java 8, 11 or 17",
+        ),
         ((3, 5), "1.8.0_392", None),
-        ((4, 0), "11.0.2", r"is Java 11, and Spark .* needs Java 17 or later: set JAVA_HOME to the folder of a Java 17"),
+        (
+            (4, 0),
+            "11.0.2",
+            r"is Java 11, and Spark .* needs Java 17 or later: set JAVA_HOME to the folder of a Java 17",
+        ),
         ((4, 0), "17.0.2", None),
     ],
-)  # fmt: skip
+)
 def test_a_java_that_is_too_old(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, spark: tuple[int, int], java: str, said: str | None
 ) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from py4j.protocol import Py4JError
 
-from sparkdiff.jvm.plans import END, described, file_facts, files_of, local_facts, version_entry
-from sparkdiff.jvm.settings import NO_EFFECT, counts
+from sparkdiff.jvm.query_plans import END, canonical_plan, file_facts, files_of, local_facts, version_entry
+from sparkdiff.jvm.query_settings import NO_EFFECT, counts
 
 CATALYST = "org.apache.spark.sql.catalyst.expressions."
 
@@ -27,7 +27,8 @@ def alias(number: int, jvm: str, child: dict[str, Any]) -> str:
 
 def test_ids_of_a_session_are_left_out_and_values_are_not() -> None:
     one, again, other = (
-        described(alias(*args)) for args in ((5, "a", literal("#5")), (9, "b", literal("#5")), (5, "a", literal("#9")))
+        canonical_plan(alias(*args))
+        for args in ((5, "a", literal("#5")), (9, "b", literal("#5")), (5, "a", literal("#9")))
     )
     assert one is not None
     assert one == again != other
@@ -35,7 +36,7 @@ def test_ids_of_a_session_are_left_out_and_values_are_not() -> None:
 
 def test_null_and_the_string_null_differ() -> None:
     found = [
-        described(alias(1, "a", literal(*args)))
+        canonical_plan(alias(1, "a", literal(*args)))
         for args in ((None,), ("null",), (None, "void"), ("1", "integer"), ("1",))
     ]
     assert None not in found
@@ -45,14 +46,19 @@ def test_null_and_the_string_null_differ() -> None:
 @pytest.mark.parametrize(
     "part",
     [
-        literal("[B@14ed30e9", "binary"), literal("[a,null]", {"type": "array", "elementType": "string"}), literal("\ufffd"),
-        {"class": CATALYST + "InSet", "hset": None}, {"class": CATALYST + "PythonUDF"}, {"class": CATALYST + "ScalarSubquery"},
-        {"class": CATALYST + "JsonToStructs", "options": None}, {"class": CATALYST + "ScalaUDF", "function": None},
+        literal("[B@14ed30e9", "binary"),
+        literal("[a,null]", {"type": "array", "elementType": "string"}),
+        literal("\ufffd"),
+        {"class": CATALYST + "InSet", "hset": None},
+        {"class": CATALYST + "PythonUDF"},
+        {"class": CATALYST + "ScalarSubquery"},
+        {"class": CATALYST + "JsonToStructs", "options": None},
+        {"class": CATALYST + "ScalaUDF", "function": None},
     ],
     ids=lambda part: part["class"].rpartition(".")[2] + str(part.get("dataType", "")),
-)  # fmt: skip
+)
 def test_what_json_does_not_show_is_not_trusted(part: dict[str, Any]) -> None:
-    assert described(alias(1, "a", part)) is None
+    assert canonical_plan(alias(1, "a", part)) is None
 
 
 class Java:

@@ -10,15 +10,15 @@ from sparkdiff.labeling import estimates
 from sparkdiff.labeling.estimates import (
     ABSTAINS,
     Estimate,
-    Undetermined,
+    UndeterminedError,
     em,
     majority,
     precision,
+    residual_correlations,
     triplets,
-    unexplained,
 )
-from sparkdiff.labeling.estimator import DEPENDENT, _estimated
-from sparkdiff.labeling.summary import _agreement, _warnings, told
+from sparkdiff.labeling.label_model import DEPENDENT, _choose_estimate
+from sparkdiff.labeling.label_summary import _agreement, _warnings, summary_fields
 from sparkdiff.labeling.votes import Votes
 
 pytestmark = pytest.mark.once
@@ -65,7 +65,7 @@ def test_accuracies_and_labels_of_generated_votes(k: int, kind: str, method: str
         at = np.arange(some.sum())
         label = (found.posterior(votes[some]).argmax(1) == y[some]).mean()
         assert label >= majority(votes[some], k)[at, y[some]].mean()
-        assert unexplained(found, votes, np.ones(ROWS))[0] < DEPENDENT / 2
+        assert residual_correlations(found, votes, np.ones(ROWS))[0] < DEPENDENT / 2
 
 
 def test_functions_that_are_mostly_wrong_are_found_if_the_others_are_right() -> None:
@@ -90,8 +90,10 @@ def test_known_classes_outvote_what_functions_have_in_common() -> None:
     """Half of the functions repeat each other: without labels EM takes what they say for the class."""
     random = np.random.default_rng(0)
     y, topic = random.integers(0, 2, 2000), random.integers(0, 2, 2000)
-    votes = np.column_stack([np.where(random.random(2000) < 0.95, topic, 1 - topic) for _ in range(4)]
-                            + [np.where(random.random(2000) < 0.7, y, 1 - y) for _ in range(2)])  # fmt: skip
+    votes = np.column_stack(
+        [np.where(random.random(2000) < 0.95, topic, 1 - topic) for _ in range(4)]
+        + [np.where(random.random(2000) < 0.7, y, 1 - y) for _ in range(2)]
+    )
     known = np.where(np.arange(2000) < 1500, y, -1)
     right = [(em(votes, np.ones(2000), 2, known=k).posterior(votes).argmax(1) == y).mean() for k in (None, known)]
     assert right[0] < 0.6 < right[1]
@@ -110,7 +112,7 @@ def test_votes_without_any_agreement_end_in_numbers() -> None:
     found = em(votes, np.ones(4), 2)
     assert np.isfinite(found.tables).all() and np.allclose(found.tables.sum(2), 1)
     assert np.allclose(found.posterior(votes).sum(1), 1)
-    with pytest.raises(Undetermined, match="only 0 of 3 functions"):
+    with pytest.raises(UndeterminedError, match="only 0 of 3 functions"):
         triplets(votes, np.ones(4))
 
 
@@ -129,8 +131,8 @@ def exclusive(more: bool) -> Any:
 def test_functions_that_exclude_each_other() -> None:
     names = list("abcd")
     with pytest.raises(InputError, match=r"method='triplets' can't be used: .* Set method='auto'"):
-        _estimated("triplets", rows_of(exclusive(False)), 2, None, names)
-    method, found, [warning] = _estimated("auto", rows_of(exclusive(False)), 2, None, names)
+        _choose_estimate("triplets", rows_of(exclusive(False)), 2, None, names)
+    method, found, [warning] = _choose_estimate("auto", rows_of(exclusive(False)), 2, None, names)
     assert method == "precision" and "0 pairs of votes" in warning and (found.accuracies > 0.7).all()
     warnings = _warnings(names, rows_of(exclusive(True)))
     assert sum("never vote on the same row, where" in w for w in warnings) == 3 == len(warnings)
@@ -172,7 +174,7 @@ def test_probabilities_are_better_than_the_share_of_the_class(share: float) -> N
     """Far from the maximum of the likelihood those of a rare class are worse, and nothing says so."""
     for seed in range(2):
         votes, y = drawn(seed, share)
-        method, found, _ = _estimated("auto", rows_of(votes), 2, None, [*map(str, range(10))])
+        method, found, _ = _choose_estimate("auto", rows_of(votes), 2, None, [*map(str, range(10))])
         assert method == "em" and found.converged
         assert log_loss(found.posterior(votes)[:, 1], y) < 0.85 * log_loss(y.mean(), y)
 
@@ -192,26 +194,29 @@ def test_no_start_ends_at_a_larger_likelihood(monkeypatch: pytest.MonkeyPatch) -
 def test_votes_that_do_not_tell_the_shares_of_the_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     names = [*map(str, range(10))]
     rare, even = rows_of(drawn(3, 0.02)[0]), rows_of(drawn(3, 0.3)[0])
-    assert not _estimated("em", even, 2, None, names)[2] and not _estimated("triplets", even, 2, None, names)[2]
-    [warning] = _estimated("triplets", rare, 2, None, names)[2]
+    assert (
+        not _choose_estimate("em", even, 2, None, names)[2]
+        and not _choose_estimate("triplets", even, 2, None, names)[2]
+    )
+    [warning] = _choose_estimate("triplets", rare, 2, None, names)[2]
     assert "the share of class 1 as 2.00%, but" in warning and "set classBalance, or method='em'" in warning
     few = rows_of(drawn(3, 0.02, rules=5)[0])
-    [warning] = _estimated("em", few, 2, None, names)[2]
+    [warning] = _choose_estimate("em", few, 2, None, names)[2]
     assert "the votes hardly tell the share of class 1" in warning and "Set classBalance" in warning
-    assert not _estimated("em", few, 2, np.array([0.98, 0.02]), names)[2]
+    assert not _choose_estimate("em", few, 2, np.array([0.98, 0.02]), names)[2]
     monkeypatch.setattr(estimates, "FEWEST", 3)
     monkeypatch.setattr(estimates, "WORK", 0)
-    assert "stopped before it converged" in _estimated("auto", rare, 2, None, names)[2][0]
+    assert "stopped before it converged" in _choose_estimate("auto", rare, 2, None, names)[2][0]
 
 
 def test_votes_that_tell_hardly_anything_end_soon_and_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """The likelihood is flat there: its maximum was still far after 20,000 steps from each start, minutes of a core."""
-    random, taken, cycle = np.random.default_rng(0), list[int](), estimates._extrapolated
+    random, taken, cycle = np.random.default_rng(0), list[int](), estimates._extrapolation
     y = random.integers(0, 2, 5_000)
     votes = np.where(random.random((5_000, 12)) < 0.05, y[:, None], random.integers(0, 2, (5_000, 12)))
     votes[random.random(votes.shape) < 0.5] = ABSTAINS
-    monkeypatch.setattr(estimates, "_extrapolated", lambda *e: (taken.append(1), cycle(*e))[1])
-    _, found, warnings = _estimated("em", rows_of(votes), 2, None, [*map(str, range(12))])
+    monkeypatch.setattr(estimates, "_extrapolation", lambda *e: (taken.append(1), cycle(*e))[1])
+    _, found, warnings = _choose_estimate("em", rows_of(votes), 2, None, [*map(str, range(12))])
     assert 3 * len(taken) < 5_000 and np.isfinite(found.likelihood)
     assert any("stopped before it converged" in w or "hardly tell the share" in w for w in warnings)
 
@@ -235,7 +240,7 @@ def test_few_rows_are_labelled_about_as_well_as_by_the_majority(n: int, m: int) 
         y = (random.random(n) < 0.4).astype(int)
         votes = np.where(random.random((n, m)) < 0.75, y[:, None], 1 - y[:, None])
         votes[random.random((n, m)) < 0.5] = ABSTAINS
-        _, found, _ = _estimated("auto", rows_of(votes), 2, None, [*map(str, range(m))])
+        _, found, _ = _choose_estimate("auto", rows_of(votes), 2, None, [*map(str, range(m))])
         some = (votes >= 0).any(1)
         posterior, at = found.posterior(votes[some]), np.arange(some.sum())
         gains.append((posterior.argmax(1) == y[some]).mean() - majority(votes[some], 2)[at, y[some]].mean())
@@ -249,11 +254,11 @@ def test_labels_that_refute_the_model_are_told() -> None:
     votes = np.where(random.random((5000, 5)) < 0.2, y[:, None], 1 - y[:, None])
     rows = rows_of(votes, np.where(np.arange(5000) < 60, y, -1))
     names = list("abcde")
-    warnings = told(names, rows, triplets(rows.patterns, rows.weights))["warnings"]
+    warnings = summary_fields(names, rows, triplets(rows.patterns, rows.weights))["warnings"]
     assert any("labels refute the estimated accuracy of 'a' 8" in w and "drop the functions" in w for w in warnings)
     assert any("less than chance (50.0%)" in w for w in warnings)
     honest = rows_of(1 - votes, np.where(np.arange(5000) < 60, y, -1))
-    assert not told(names, honest, triplets(honest.patterns, honest.weights))["warnings"]
+    assert not summary_fields(names, honest, triplets(honest.patterns, honest.weights))["warnings"]
 
 
 def test_ties_are_shared_and_rows_without_votes_say_nothing() -> None:
@@ -305,7 +310,7 @@ def test_functions_that_are_not_independent_label_as_well_as_the_majority(k: int
     for seed in range(5):
         votes, y = topics(k, seed)
         names = [f"f{j}" for j in range(votes.shape[1])]
-        method, found, [warning] = _estimated("auto", rows_of(votes), k, None, names)
+        method, found, [warning] = _choose_estimate("auto", rows_of(votes), k, None, names)
         assert method == "precision" and ("do not vote independently" in warning or "pairs of votes" in warning)
         some = (votes >= 0).any(1)
         at = np.arange(some.sum())

@@ -37,15 +37,29 @@ def linear(epsilon: float | None = None, scale: float = 1.0) -> LinearRegression
 
 def glr(family: str, link: str, *, link_power: float = float("nan"), power: float = float("nan")) -> Predictor:
     return GeneralizedLinearRegression(
-        tensor([1.0]), tensor(0.0), True, family=family, link=link, link_power=link_power, variance_power=power, shows_link=False
-    )  # fmt: skip
+        tensor([1.0]),
+        tensor(0.0),
+        True,
+        family=family,
+        link=link,
+        link_power=link_power,
+        variance_power=power,
+        shows_link=False,
+    )
 
 
 def logistic(rows: int, classes: int) -> LogisticRegression:
     return LogisticRegression(
-        torch.zeros(rows, 1, dtype=torch.float64), torch.zeros(rows, dtype=torch.float64), True, num_classes=classes,
-        thresholds=None, threshold=0.5, bounds={}, shown=LogisticRegression.SHOWN, uid="logreg",
-    )  # fmt: skip
+        torch.zeros(rows, 1, dtype=torch.float64),
+        torch.zeros(rows, dtype=torch.float64),
+        True,
+        num_classes=classes,
+        thresholds=None,
+        threshold=0.5,
+        bounds={},
+        shown=LogisticRegression.SHOWN,
+        uid="logreg",
+    )
 
 
 def rows(loss: Any, head: Predictor, margin: Tensor, y: Tensor, **params: float) -> Tensor:
@@ -248,11 +262,17 @@ def test_labels_that_are_all_zero_have_a_floor_too() -> None:
 @pytest.mark.parametrize(
     ("head", "name"),
     [
-        (linear(), "squared"), (linear(epsilon=1.35), "huber"), (glr("gaussian", "identity"), "squared"),
-        (glr("poisson", "log"), "poisson"), (glr("gamma", "inverse"), "gamma"), (glr("binomial", "logit"), "logLoss"),
-        (glr("tweedie", "power", link_power=0.3, power=1.5), "tweedie"), (logistic(1, 2), "logLoss"), (logistic(3, 3), "logLoss"),
+        (linear(), "squared"),
+        (linear(epsilon=1.35), "huber"),
+        (glr("gaussian", "identity"), "squared"),
+        (glr("poisson", "log"), "poisson"),
+        (glr("gamma", "inverse"), "gamma"),
+        (glr("binomial", "logit"), "logLoss"),
+        (glr("tweedie", "power", link_power=0.3, power=1.5), "tweedie"),
+        (logistic(1, 2), "logLoss"),
+        (logistic(3, 3), "logLoss"),
     ],
-)  # fmt: skip
+)
 def test_auto_is_the_predictors_own_loss(head: Predictor, name: str) -> None:
     assert resolve("auto", {}, head, ("prediction",), label()).name == name
 
@@ -344,12 +364,15 @@ def test_labels_outside_of_what_a_loss_allows(
 @pytest.mark.parametrize(
     ("name", "params", "head", "y"),
     [
-        ("poisson", {}, linear(), [0.0, 2.5]), ("tweedie", {"power": 1.9}, linear(), [0.0, 2.0]),
-        ("gamma", {}, linear(), [0.1, 2.0]), ("logLoss", {}, glr("binomial", "logit"), [0.0, 0.3, 1.0]),
-        ("logLoss", {}, logistic(3, 3), [0.0, 1.0, 2.0]), ("squared", {}, linear(), [-3.5, 5.0]),
+        ("poisson", {}, linear(), [0.0, 2.5]),
+        ("tweedie", {"power": 1.9}, linear(), [0.0, 2.0]),
+        ("gamma", {}, linear(), [0.1, 2.0]),
+        ("logLoss", {}, glr("binomial", "logit"), [0.0, 0.3, 1.0]),
+        ("logLoss", {}, logistic(3, 3), [0.0, 1.0, 2.0]),
+        ("squared", {}, linear(), [-3.5, 5.0]),
         ("logLoss", {}, logistic(1, 2), [0.0, 0.0]),
     ],
-)  # fmt: skip
+)
 def test_labels_that_a_loss_allows(name: str, params: dict[str, float], head: Predictor, y: list[float]) -> None:
     checked(name, params, head, y)
 
@@ -442,8 +465,11 @@ def test_a_callable_may_compute_in_float32() -> None:
     for whole in (False, True):
         objective = resolve(
             lambda o, y, w, whole=whole: (asymmetric(o, y, w).sum() if whole else asymmetric(o, y, w)).float(),
-            {}, linear(), ("prediction",), label(y),
-        )  # fmt: skip
+            {},
+            linear(),
+            ("prediction",),
+            label(y),
+        )
         loss = (
             objective.batch(margin, y, torch.ones_like(y), {})
             if whole

@@ -355,13 +355,16 @@ def batch_loss(outputs: dict[str, Tensor], label: Tensor, weight: Tensor) -> Ten
 @pytest.mark.parametrize(
     ("given", "head", "name"),
     [
-        ({}, linear(), "squared"), ({"loss": "quantile"}, linear(), "quantile"), ({"loss": "auc"}, BINARY, "areaUnderROC"),
-        ({"loss": "cost", "lossParams": {"costs": COSTS}}, BINARY, "expectedCost"), ({"loss": "focal"}, BINARY, "focal"),
+        ({}, linear(), "squared"),
+        ({"loss": "quantile"}, linear(), "quantile"),
+        ({"loss": "auc"}, BINARY, "areaUnderROC"),
+        ({"loss": "cost", "lossParams": {"costs": COSTS}}, BINARY, "expectedCost"),
+        ({"loss": "focal"}, BINARY, "focal"),
         ({"loss": {"squared": 1, "absolute": 2}}, linear(), "1 squared + 2 absolute"),
         ({"loss": {"logLoss": 1, "mmce": 2}, "metric": "f1"}, BINARY, "f1"),
         ({"loss": batch_loss, "metric": "rmse"}, linear(), "rmse"),
     ],
-)  # fmt: skip
+)
 def test_the_metric_of_a_loss(given: dict[str, Any], head: Predictor, name: str) -> None:
     assert metric(given.pop("metric", None), head, **given).name == name
 
@@ -378,19 +381,27 @@ def test_the_metric_of_a_loss(given: dict[str, Any], head: Predictor, name: str)
         ({"metric": "f1"}, glr("binomial", "logit"), "metric='f1' needs classes"),
         ({"metric": "expectedCost"}, linear(), "metric='expectedCost' needs classes"),
         ({"metric": "expectedCost"}, BINARY, "metric='expectedCost' needs costs, a list of 2 rows.*Got None"),
-        ({"metric": "rmse"}, BINARY, "measures numbers, but LogisticRegression predicts classes; use one of logLoss, areaUnder"),
+        (
+            {"metric": "rmse"},
+            BINARY,
+            "measures numbers, but LogisticRegression predicts classes; use one of logLoss, areaUnder",
+        ),
         ({"metric": "rmse"}, THREE, "use one of logLoss, f1"),
         ({"metric": "poissonDeviance"}, BINARY, "metric='poissonDeviance'|loss='poisson' on LogisticRegression"),
         ({"metric": "logLoss"}, linear(), "metric='logLoss': .* needs probabilities"),
         ({"metric": "huber"}, linear(), "'delta'.*Got None"),
-        ({"metric": "f1", "metricParams": {"beta": 2}}, BINARY, r"\['beta'\] are unknown to the metric 'f1'; it takes none"),
+        (
+            {"metric": "f1", "metricParams": {"beta": 2}},
+            BINARY,
+            r"\['beta'\] are unknown to the metric 'f1'; it takes none",
+        ),
         ({"metric": "weightedFMeasure", "metricParams": {"beta": 0}}, BINARY, "'beta': > 0.*Got 0.0"),
         ({"metric": "recallByLabel", "metricParams": {"metricLabel": 2}}, BINARY, "'metricLabel': 0 to 1.*Got 2.0"),
         ({"metric": "recallByLabel", "metricParams": {"metricLabel": [1]}}, BINARY, r"Got \[1.0\]"),
         ({"metric": "expectedCalibrationError"}, BINARY, "can't decide: chance makes .* to logLoss or brier"),
         ({"metric": "brier"}, linear(), "metric='brier' measures probabilities, which LinearRegression doesn't output"),
     ],
-)  # fmt: skip
+)
 def test_metrics_that_cannot_be_had(given: dict[str, Any], head: Predictor, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         metric(given.pop("metric", None), head, **given)

@@ -14,7 +14,7 @@ from sparkdiff.errors import InputError
 from sparkdiff.objectives.formulas import between_groups, calibration_error, focal, hinge, mean_cost, pairwise_logistic
 from sparkdiff.objectives.label_checks import check_label
 from sparkdiff.objectives.losses import CLASSIFICATION, resolve
-from sparkdiff.objectives.objective import Objective, penalised
+from sparkdiff.objectives.objective import Objective, with_penalties
 from sparkdiff.stages.base import LabelStats
 from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegression, LogisticRegression
 from sparkdiff.stages.predictor import Predictor
@@ -50,10 +50,16 @@ def logistic(
     rows: int = 1, classes: int = 2, threshold: float = 0.5, thresholds: list[float] | None = None
 ) -> LogisticRegression:
     return LogisticRegression(
-        torch.zeros(rows, 1, dtype=torch.float64), torch.zeros(rows, dtype=torch.float64), True, num_classes=classes,
-        thresholds=None if thresholds is None else tensor(thresholds), threshold=threshold, bounds={},
-        shown=LogisticRegression.SHOWN, uid="logreg",
-    )  # fmt: skip
+        torch.zeros(rows, 1, dtype=torch.float64),
+        torch.zeros(rows, dtype=torch.float64),
+        True,
+        num_classes=classes,
+        thresholds=None if thresholds is None else tensor(thresholds),
+        threshold=threshold,
+        bounds={},
+        shown=LogisticRegression.SHOWN,
+        uid="logreg",
+    )
 
 
 COLUMNS = ("raw", "p", "prediction")
@@ -231,14 +237,19 @@ V = tensor(RANDOM.random(12) + 0.5)
 @pytest.mark.parametrize(
     ("function", "margin"),
     [
-        (lambda m: hinge(m, Y), M), (lambda m: hinge(m, Y3), M3),
-        (lambda m: focal(m, Y, 2.0), M), (lambda m: focal(m, Y3, 0.5), M3),
-        (lambda m: mean_cost(m, Y, tensor(COSTS)), M), (lambda m: mean_cost(m, Y3, tensor(COSTS3)), M3),
+        (lambda m: hinge(m, Y), M),
+        (lambda m: hinge(m, Y3), M3),
+        (lambda m: focal(m, Y, 2.0), M),
+        (lambda m: focal(m, Y3, 0.5), M3),
+        (lambda m: mean_cost(m, Y, tensor(COSTS)), M),
+        (lambda m: mean_cost(m, Y3, tensor(COSTS3)), M3),
         (lambda m: pairwise_logistic(m, Y, V), M),
-        (lambda m: calibration_error(m, Y, V), M), (lambda m: calibration_error(m, Y3, V), M3),
-        (lambda m: between_groups(m, G, V), M3), (lambda m: between_groups(m, G, V), M),
+        (lambda m: calibration_error(m, Y, V), M),
+        (lambda m: calibration_error(m, Y3, V), M3),
+        (lambda m: between_groups(m, G, V), M3),
+        (lambda m: between_groups(m, G, V), M),
     ],
-)  # fmt: skip
+)
 def test_gradients(function: Callable[[Tensor], Tensor], margin: Tensor) -> None:
     assert torch.autograd.gradcheck(function, (margin.clone().requires_grad_(),))
 
@@ -350,7 +361,12 @@ SQUARE = "needs costs, a list of 3 rows .* of 3 numbers >= 0"
 @pytest.mark.parametrize(
     ("loss", "params", "head", "sentence"),
     [
-        ("hinge", {}, linear(), "loss='hinge' needs classes, which LinearRegression doesn't predict; use one of squared"),
+        (
+            "hinge",
+            {},
+            linear(),
+            "loss='hinge' needs classes, which LinearRegression doesn't predict; use one of squared",
+        ),
         ("cost", {"costs": COSTS}, glr("poisson", "log"), "needs classes, which GeneralizedLinearRegression"),
         ("focal", {}, glr("binomial", "logit"), "would change the meaning of its probabilities; use 'logLoss'"),
         ("mmce", {}, glr("binomial", "probit"), "use 'logLoss'"),
@@ -366,19 +382,34 @@ SQUARE = "needs costs, a list of 3 rows .* of 3 numbers >= 0"
         ("cost", {"costs": 3.0}, BIG, f"{SQUARE}.*Got 3.0"),
         ("cost", {"costs": [[0.0, -2.0], [1.0, 0.0]]}, logistic(), "Got -2.0 among them; add a constant"),
         ("cost", {"costs": [[1.0, 1.0], [5.0, 5.0]]}, logistic(), "learns nothing from costs"),
-        ("cost", {"costs": COSTS}, logistic(threshold=0.0), "threshold of 0 or 1, because all rows get the same decision"),
+        (
+            "cost",
+            {"costs": COSTS},
+            logistic(threshold=0.0),
+            "threshold of 0 or 1, because all rows get the same decision",
+        ),
         ("cost", {"costs": COSTS}, logistic(2, 2, thresholds=[0.0, 1.0]), "because all rows get the same decision"),
         ("logLoss", {"classWeights": [1.0]}, logistic(), r"list of 2 numbers >= 0, one per class index. Got \[1.0\]"),
         ("logLoss", {"classWeights": 2.0}, logistic(), "Got 2.0 instead"),
         ("logLoss", {"classWeights": [1.0, -1.0]}, logistic(), r"Got \[1.0, -1.0\] instead"),
         ("logLoss", {"classWeights": [0.0, 0.0]}, logistic(), "are 0, so no row would count"),
         ("logLoss", {"classWeights": "balanced"}, BIG, "has no weight for class 2, because no training row has"),
-        ("logLoss", {"gamma": 1.0}, logistic(), r"\['gamma'\] are unknown to the loss 'logLoss'; it takes \['classWeights'\]"),
+        (
+            "logLoss",
+            {"gamma": 1.0},
+            logistic(),
+            r"\['gamma'\] are unknown to the loss 'logLoss'; it takes \['classWeights'\]",
+        ),
         ("squared", {"classWeights": [1.0, 1.0]}, linear(), r"\['classWeights'\] are unknown"),
         ("auto", {"classWeights": "balanced"}, glr("binomial", "logit"), r"\['classWeights'\] are unknown"),
-        ({"logLoss": 1.0, "mmce": 1.0}, {"tau": 0.5}, logistic(), r"\['tau'\] are unknown to the loss 'logLoss' \+ 'mmce'"),
+        (
+            {"logLoss": 1.0, "mmce": 1.0},
+            {"tau": 0.5},
+            logistic(),
+            r"\['tau'\] are unknown to the loss 'logLoss' \+ 'mmce'",
+        ),
     ],
-)  # fmt: skip
+)
 def test_wrong_losses_are_refused(loss: Any, params: dict[str, Any], head: Predictor, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         objective(loss, head, **params)
@@ -421,36 +452,36 @@ def test_a_callable_of_the_whole_batch() -> None:
 
 def test_a_parity_gap_is_added_in_natural_units() -> None:
     gap = {"parityGap": {"sex": 3.0}}
-    found = penalised(objective("logLoss", logistic()), gap, logistic(), stats(), ["sex", "age"])
+    found = with_penalties(objective("logLoss", logistic()), gap, logistic(), stats(), ["sex", "age"])
     assert float(batch(found, M, Y, V, sex=G)) == pytest.approx(3 * float(between_groups(torch.sigmoid(M), G, V)))
     assert found.rows is not None
-    found = penalised(objective("logLoss", logistic(3, 3)), gap, logistic(3, 3), stats(), ["sex"])
+    found = with_penalties(objective("logLoss", logistic(3, 3)), gap, logistic(3, 3), stats(), ["sex"])
     assert float(batch(found, M3, Y3, V, sex=G)) == pytest.approx(3 * float(between_groups(M3.softmax(1), G, V)))
-    found = penalised(objective("auto", glr("binomial", "logit")), gap, glr("binomial", "logit"), stats(), ["sex"])
+    found = with_penalties(objective("auto", glr("binomial", "logit")), gap, glr("binomial", "logit"), stats(), ["sex"])
     assert float(batch(found, M, Y, V, sex=G)) == pytest.approx(3 * float(between_groups(torch.sigmoid(M), G, V)))
     for name in ("squared", "absolute"):
         for unit in (1.0, 1000.0):
             y = stats(unit * np.array([1.0, 3.0, 4.0]))
             plain = resolve(name, {}, linear(), ("prediction",), y)
-            found = penalised(plain, {"parityGap": {"sex": 3.0, "age": 1.0}}, linear(), y, ["sex", "age"])
+            found = with_penalties(plain, {"parityGap": {"sex": 3.0, "age": 1.0}}, linear(), y, ["sex", "age"])
             expected = 3 * between_groups(unit * M / y.std, G, V) + between_groups(unit * M / y.std, 1 - G, V)
             value = batch(found, unit * M, Y, V, sex=G, age=1 - G) * found.scale  # as training counts it
             assert float(value) == pytest.approx(float(expected))
 
 
 def test_a_penalty_leaves_a_batch_loss_in_place() -> None:
-    found = penalised(objective("auc", logistic()), {"parityGap": {"sex": 2.0}}, logistic(), stats(), ["sex"])
+    found = with_penalties(objective("auc", logistic()), {"parityGap": {"sex": 2.0}}, logistic(), stats(), ["sex"])
     expected = pairwise_logistic(M, Y, V) + 2 * between_groups(torch.sigmoid(M), G, V)
     assert float(batch(found, M, Y, V, sex=G)) == pytest.approx(float(expected))
 
 
 def test_no_penalty_is_no_change() -> None:
     plain = objective("logLoss", logistic())
-    assert penalised(plain, {}, logistic(), stats(), []) is plain
+    assert with_penalties(plain, {}, logistic(), stats(), []) is plain
 
 
 def test_a_parity_gap_of_a_column_that_is_not_kept() -> None:
     with pytest.raises(
         InputError, match=r"parityGap names \['sex'\], but only the columns of guardCols are kept, \['age'\]"
     ):
-        penalised(objective("logLoss", logistic()), {"parityGap": {"sex": 1.0}}, logistic(), stats(), ["age"])
+        with_penalties(objective("logLoss", logistic()), {"parityGap": {"sex": 1.0}}, logistic(), stats(), ["age"])

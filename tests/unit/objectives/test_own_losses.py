@@ -11,11 +11,11 @@ from sparkdiff.errors import InputError
 from sparkdiff.objectives.label_checks import check_label
 from sparkdiff.objectives.losses import resolve
 from sparkdiff.objectives.metrics import resolve as resolve_metric
-from sparkdiff.objectives.objective import penalised
+from sparkdiff.objectives.objective import with_penalties
 from sparkdiff.options import Options
 from sparkdiff.stages.base import LabelStats
-from sparkdiff.stages.bayes import Bernoulli, Complement, LogOdds, Multinomial, Negated
-from sparkdiff.stages.isotonic import Falling, IsotonicRegression, Rising
+from sparkdiff.stages.bayes import Bernoulli, Complement, LogOdds, Multinomial, NegativeLogProbabilities
+from sparkdiff.stages.isotonic import FallingValues, IsotonicRegression, RisingValues
 from sparkdiff.stages.one_vs_rest import OneVsRest
 from sparkdiff.stages.predictor import Predictor
 
@@ -98,7 +98,7 @@ def test_what_else_needs_probabilities() -> None:
     with pytest.raises(InputError, match="'brier' measures probabilities, which LinearSVC doesn't output"):
         resolve_metric(Options.of({"metric": "brier"}), objective, head, COLUMNS, stats())
     with pytest.raises(InputError, match="parityGap compares probabilities, which LinearSVC doesn't output"):
-        penalised(objective, {"parityGap": {"g": 1.0}}, head, stats(), ["g"])
+        with_penalties(objective, {"parityGap": {"g": 1.0}}, head, stats(), ["g"])
     for metric in ("areaUnderROC", "accuracy", "f1"):
         assert resolve_metric(Options.of({"metric": metric}), objective, head, COLUMNS, stats()).larger
 
@@ -136,7 +136,7 @@ def test_probabilities_of_a_feature_stay_probabilities() -> None:
     move = 5 * normal(4, 2, 3)
     value = map_.value(start, move)
     assert bool((value < 0).all())
-    torch.testing.assert_close(map_.moved(start, value[0]), move[0], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(map_.move_between(start, value[0]), move[0], rtol=1e-3, atol=1e-3)
     for at in (torch.zeros(1, 2, 3, dtype=F64), move[:1]):
         gradient = map_.gradient(start, at, map_.value(start, at), torch.ones(1, 2, 3, dtype=F64))
         step = 1e-6
@@ -146,20 +146,22 @@ def test_probabilities_of_a_feature_stay_probabilities() -> None:
 
 def test_shares_with_a_minus_keep_their_total() -> None:
     start, move = -torch.log_softmax(normal(2, 5), 1), 3 * normal(3, 2, 5, seed=1)
-    assert torch.equal(Negated().value(start, 0 * move)[0], start)
-    torch.testing.assert_close((-Negated().value(start, move)).exp().sum(-1), torch.ones(3, 2, dtype=F64))
-    grown = Negated().value(start, torch.eye(5, dtype=F64)[:1, None])[0] - start
+    assert torch.equal(NegativeLogProbabilities().value(start, 0 * move)[0], start)
+    torch.testing.assert_close(
+        (-NegativeLogProbabilities().value(start, move)).exp().sum(-1), torch.ones(3, 2, dtype=F64)
+    )
+    grown = NegativeLogProbabilities().value(start, torch.eye(5, dtype=F64)[:1, None])[0] - start
     assert bool((grown[:, 0] > 0).all() & (grown[:, 1:] < 0).all())  # a larger move is a larger parameter
 
 
-@pytest.mark.parametrize(("map_", "sign"), [(Rising(), 1), (Falling(), -1)])
-def test_curves_stay_monotone(map_: Rising, sign: int) -> None:
+@pytest.mark.parametrize(("map_", "sign"), [(RisingValues(), 1), (FallingValues(), -1)])
+def test_curves_stay_monotone(map_: RisingValues, sign: int) -> None:
     start = sign * torch.tensor([-1.0, -1.0, 0.3, 0.3 + 1e-16, 7.0, 7.0], dtype=F64)
     assert torch.equal(map_.value(start, torch.zeros(1, 6, dtype=F64))[0], start)
     value = map_.value(start, 30 * normal(200, 6))
     assert bool((sign * value.diff(dim=-1) >= 0).all())
     assert torch.equal(value[:, 0], value[:, 1])  # a plateau stays one
-    torch.testing.assert_close(map_.moved(start, map_.value(start, normal(1, 6))[0])[:1], normal(1, 6)[0, :1])
+    torch.testing.assert_close(map_.move_between(start, map_.value(start, normal(1, 6))[0])[:1], normal(1, 6)[0, :1])
 
 
 def test_nothing_in_front_of_counts_may_train() -> None:

@@ -12,12 +12,12 @@ from torch import Tensor
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.scores import Tallies, Tally
 from sparkdiff.objectives import losses, metrics
-from sparkdiff.objectives.objective import penalised
+from sparkdiff.objectives.objective import with_penalties
 from sparkdiff.options import Options
 from sparkdiff.stages.base import LabelStats
 from sparkdiff.stages.bayes import Multinomial
 from sparkdiff.stages.predictor import Predictor
-from sparkdiff.tensors.device import moved, repeatable
+from sparkdiff.tensors.device import copy_to, repeatable
 from sparkdiff.tensors.rows import SparseRows, running_sum
 from sparkdiff.tensors.team import ALONE
 
@@ -71,7 +71,7 @@ def fitting(name: str, params: dict[str, dict[str, Any]], head: Predictor) -> di
 @pytest.mark.parametrize("kind", HEADS)
 def test_losses_and_their_gradients_are_the_cpu_s(kind: str) -> None:
     cpu, tried = HEADS[kind](), 0
-    gpu = moved(cpu, GPU.device)
+    gpu = copy_to(cpu, GPU.device)
     margin, y, w = rows_of(cpu)
     stats = LabelStats(1.0, 0.8, 0.0, 2.0, torch.tensor([20, 20, 20]))
     groups = torch.arange(N) % 4 + 7
@@ -82,7 +82,7 @@ def test_losses_and_their_gradients_are_the_cpu_s(kind: str) -> None:
                 found = [losses.resolve(name, params, head, (), stats) for head in (cpu, gpu)]
                 if not weights and (cpu.probable or not cpu.classes):
                     found = [
-                        penalised(f, {"parityGap": {"g": 2.0}}, h, stats, ["g"])
+                        with_penalties(f, {"parityGap": {"g": 2.0}}, h, stats, ["g"])
                         for f, h in zip(found, (cpu, gpu), strict=True)
                     ]
             except InputError:

@@ -11,9 +11,9 @@ from small_networks import F64, glr, least_squares, network, trees
 from some_gpu import GPU
 
 from sparkdiff.errors import InputError
-from sparkdiff.pipeline.batches import ByTorch, first_free
-from sparkdiff.pipeline.columns import to_arrow
+from sparkdiff.pipeline.column_tensors import to_arrow
 from sparkdiff.pipeline.graph import Version
+from sparkdiff.pipeline.spark_inference import BatchTransform, first_free
 from sparkdiff.stages.assembling import VectorAssembler
 from sparkdiff.stages.base import StageModule
 from sparkdiff.stages.binning import Bucketizer
@@ -25,22 +25,24 @@ pytestmark = pytest.mark.once
 DEVICES = ["cpu", GPU.name]
 
 
-def task(device: str, keep: bool = True) -> ByTorch:
+def task(device: str, keep: bool = True) -> BatchTransform:
     """a and v side by side, scaled, into trees: `bin` keeps null."""
     forest = trees(GBTRegression, 1)
     d = int(forest.feature.max()) + 1
     splits = Bucketizer("splits", [torch.tensor([-9.0, 0.0, 9.0], dtype=F64)], True, "bins", ("a",))
     net = network(
-        (splits, ["a"], "bin"), (VectorAssembler("beside", ("a", "v"), keep), ["a", "v"], "all"),
-        (MaxAbsScaler(torch.full((d,), 2.0, dtype=F64)), ["all"], "scaled"), (forest, ["scaled"], "prediction"),
-    )  # fmt: skip
+        (splits, ["a"], "bin"),
+        (VectorAssembler("beside", ("a", "v"), keep), ["a", "v"], "all"),
+        (MaxAbsScaler(torch.full((d,), 2.0, dtype=F64)), ["all"], "scaled"),
+        (forest, ["scaled"], "prediction"),
+    )
     made = [("bin", 0), ("prediction", 3), ("scaled", 2)]
     kinds = dict.fromkeys(made, "double") | {("prediction", 3): "float"}
     names = ("id", "bin", "prediction", "scaled")
-    return ByTorch(net, {("a", -1): 1, ("v", -1): 2}, [0], made, kinds, names, device)
+    return BatchTransform(net, {("a", -1): 1, ("v", -1): 2}, [0], made, kinds, names, device)
 
 
-def batch(task: ByTorch, null_vector: bool = False) -> pa.RecordBatch:
+def batch(task: BatchTransform, null_vector: bool = False) -> pa.RecordBatch:
     width = len(task.network.module(2).maxAbs) - 1
     vectors = to_arrow(torch.from_numpy(np.random.default_rng(0).normal(size=(4, width))))
     if null_vector:
@@ -77,11 +79,11 @@ def test_rows_that_spark_refuses_are_refused_on_every_device(device: str) -> Non
     assert len(next(task(device)([batch(task(device), null_vector=True)]))) == 4
 
 
-def alone(*stages: tuple[StageModule, list[str], str]) -> ByTorch:
+def alone(*stages: tuple[StageModule, list[str], str]) -> BatchTransform:
     """The last column of stages that read a number, x."""
     net = network(*stages)
     last = (stages[-1][2], len(stages) - 1)
-    return ByTorch(net, {("x", -1): 0}, [], [last], {last: "double"}, [last[0]])
+    return BatchTransform(net, {("x", -1): 0}, [], [last], {last: "double"}, [last[0]])
 
 
 def bucketizer(column: str) -> Bucketizer:
@@ -96,8 +98,10 @@ def test_a_nan_is_refused_whatever_rows_share_its_batch() -> None:
     bins = alone((bucketizer("x"), ["x"], "bin"))
     assert next(bins([numbers(1.0, None)])).column(0).to_pylist() == [1.0, None]
     behind = alone(
-        (VectorAssembler("beside", ("x",), True), ["x"], "v"), (least_squares(1), ["v"], "p"), (bucketizer("p"), ["p"], "bin")
-    )  # fmt: skip
+        (VectorAssembler("beside", ("x",), True), ["x"], "v"),
+        (least_squares(1), ["v"], "p"),
+        (bucketizer("p"), ["p"], "bin"),
+    )
     assert next(behind([numbers(0.0)])).column(0).to_pylist() == [1.0]
     for run, rows in ((bins, (1.0, math.nan)), (bins, (1.0, math.nan, None)), (behind, (1.0, math.nan))):
         with pytest.raises(InputError, match=r"bins: column '[xp]' holds NaN"):

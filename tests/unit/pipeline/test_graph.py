@@ -33,16 +33,22 @@ def graph(*outside: str) -> Graph:
     )
     vertices = [dataclasses.replace(v, stage=Bare(), spelled=v.inputs, sources=v.reads) for v in net.graph.vertices]
     for i, name in enumerate(outside, len(vertices)):
-        vertices.append(dataclasses.replace(
-            vertices[1].in_spark("no torch form"), position=i, uid=name, outputs=(f"of {name}",),
-            declaredParents=frozenset({0}), parents=frozenset({0}),
-        ))  # fmt: skip
+        vertices.append(
+            dataclasses.replace(
+                vertices[1].in_spark("no torch form"),
+                position=i,
+                uid=name,
+                outputs=(f"of {name}",),
+                declaredParents=frozenset({0}),
+                parents=frozenset({0}),
+            )
+        )
     return Graph(str.lower, tuple(vertices))
 
 
 def test_a_step_changes_no_graph_that_it_was_given() -> None:
     before = graph()
-    after = before.left([0], "on request")
+    after = before.with_stages_in_spark([0], "on request")
     assert before.modules.keys() == {0, 1} and after.modules.keys() == {1}
     assert (after.vertices[0].why, after.vertices[0].parametric) == ("on request", False)
     assert after.vertices[1] is before.vertices[1]
@@ -51,9 +57,9 @@ def test_a_step_changes_no_graph_that_it_was_given() -> None:
 
 
 def test_the_head_alone_reads_what_only_the_loss_reads() -> None:
-    both = graph().changed({
-        i: dataclasses.replace(v, lossReads=(("censor", -1), ("made", 0))) for i, v in enumerate(graph().vertices)
-    })  # fmt: skip
+    both = graph().with_vertices(
+        {i: dataclasses.replace(v, lossReads=(("censor", -1), ("made", 0))) for i, v in enumerate(graph().vertices)}
+    )
     found = with_head(both)
     assert found.head.position == 1 and found.head.parents == {0}
     assert found.head.margin_reads == (("scaled", 0), ("censor", -1), ("made", 0))
@@ -61,7 +67,7 @@ def test_the_head_alone_reads_what_only_the_loss_reads() -> None:
 
 
 def test_without_a_predictor_nothing_trains() -> None:
-    roles = roles_of(with_head(graph().left([1], "on request")), Options())
+    roles = roles_of(with_head(graph().with_stages_in_spark([1], "on request")), Options())
     assert not roles.trainable and not cut_of(roles).columns
     assert roles.reason(0, {}) == "no predictor that a loss could train"
 
@@ -104,7 +110,7 @@ def test_rows_dropped_behind_the_head_are_gone_before_the_cache_unless_what_trai
     parents = frozenset({reads} - {-1})
     given = graph("filter")
     last = dataclasses.replace(given.vertices[2], drops_rows=True, parents=parents, declaredParents=parents)
-    cut = cut_of(roles_of(with_head(given.changed({2: last})), Options(target=target)))
+    cut = cut_of(roles_of(with_head(given.with_vertices({2: last})), Options(target=target)))
     assert (cut.cached, cut.live) == (cached, live)
     assert [v.uid for v in cut.late_droppers] == ([] if cached else ["filter"])
 
@@ -114,7 +120,7 @@ def test_a_stage_that_overwrites_what_was_read_does_not_run_before_its_readers()
         given = graph("filter")
         last = dataclasses.replace(given.vertices[2], drops_rows=True, parents=frozenset(), outputs=(column,))
         head = dataclasses.replace(given.vertices[1], lossReads=(("target", -1),))
-        cut = cut_of(roles_of(with_head(given.changed({1: head, 2: last})), Options()))
+        cut = cut_of(roles_of(with_head(given.with_vertices({1: head, 2: last})), Options()))
         assert (cut.cached, [v.uid for v in cut.late_droppers]) == ((), ["filter"])
 
 

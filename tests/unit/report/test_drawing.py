@@ -7,8 +7,8 @@ from xml.etree import ElementTree
 
 from hypothesis import given, settings, strategies as st
 
-from sparkdiff.report import Drawing, drawn
-from sparkdiff.report.drawing import _buses, _cuts, _lanes
+from sparkdiff.report import Drawing, plan_picture
+from sparkdiff.report.plan_drawing import _buses, _cuts, _lanes
 from sparkdiff.report.svg import length
 
 EVIL = "<script>alert('1')</script>&"
@@ -16,9 +16,18 @@ EVIL = "<script>alert('1')</script>&"
 
 def stage(i: int, **changes: Any) -> dict[str, Any]:
     return {
-        "path": (i,), "uid": f"uid{i}", "stageClass": "PCAModel", "role": "translated", "cached": False, "trainable": False,
-        "numParameters": 0, "inputCols": (f"c{i}",), "outputCols": (f"c{i + 1}",), "reason": "nothing to train", **changes,
-    }  # fmt: skip
+        "path": (i,),
+        "uid": f"uid{i}",
+        "stageClass": "PCAModel",
+        "role": "translated",
+        "cached": False,
+        "trainable": False,
+        "numParameters": 0,
+        "inputCols": (f"c{i}",),
+        "outputCols": (f"c{i + 1}",),
+        "reason": "nothing to train",
+        **changes,
+    }
 
 
 def edge(source: int, target: int, gradients: bool = False, column: str | None = None) -> dict[str, Any]:
@@ -40,12 +49,20 @@ def plans(draw: st.DrawFn) -> dict[str, Any]:
     for i in range(count):
         path = (i,) if draw(st.booleans()) else (i // 3, *draw(st.sampled_from([(), (0,)])), i)
         role = draw(st.sampled_from(["translated", "referenced"]))
-        stages.append(stage(
-            i, path=path, role=role, cached=draw(st.booleans()), trainable=role == "translated" and draw(st.booleans()),
-            numParameters=draw(st.integers(0, 3)), reason=draw(st.sampled_from(["", "why", "because of this and that " * 20])),
-            inputCols=tuple(draw(st.lists(NAMES, max_size=40))), outputCols=tuple(draw(st.lists(NAMES, max_size=3))),
-            stageClass=draw(st.sampled_from(["PCAModel", "AStageOfSomebodysOwnWithAVeryLongNameModel", EVIL])),
-        ))  # fmt: skip
+        stages.append(
+            stage(
+                i,
+                path=path,
+                role=role,
+                cached=draw(st.booleans()),
+                trainable=role == "translated" and draw(st.booleans()),
+                numParameters=draw(st.integers(0, 3)),
+                reason=draw(st.sampled_from(["", "why", "because of this and that " * 20])),
+                inputCols=tuple(draw(st.lists(NAMES, max_size=40))),
+                outputCols=tuple(draw(st.lists(NAMES, max_size=3))),
+                stageClass=draw(st.sampled_from(["PCAModel", "AStageOfSomebodysOwnWithAVeryLongNameModel", EVIL])),
+            )
+        )
     pairs = [(s, t) for t in range(count) for s in range(-1, t)]
     edges = (
         [edge(s, t, s >= 0 and draw(st.booleans())) for s, t in draw(st.lists(st.sampled_from(pairs), max_size=30))]
@@ -67,7 +84,7 @@ def boxes_of(root: ElementTree.Element) -> list[tuple[float, float, float, float
 @given(plans())
 @settings(max_examples=40, deadline=None)
 def test_nothing_lies_over_another_or_outside(given_plan: dict[str, Any]) -> None:
-    root = drawn(given_plan, "trains 3 parameters; the cache holds " + "a, " * 60)
+    root = plan_picture(given_plan, "trains 3 parameters; the cache holds " + "a, " * 60)
     width, height = float(root.attrib["width"]), float(root.attrib["height"])
     found = boxes_of(root)
     for left, top, right, bottom in found:
@@ -99,9 +116,14 @@ def test_each_column_has_its_line_and_no_lane_holds_two_at_a_place(given_plan: d
 
 def test_gradients_stop_at_the_nearest_stage_that_could_not_pass_them() -> None:
     stages = [
-        stage(0, role="referenced"), stage(1, numParameters=3), stage(2), stage(3, trainable=True, numParameters=2),
-        stage(4, numParameters=9), stage(5, trainable=True, numParameters=4), stage(6, numParameters=5),
-    ]  # fmt: skip
+        stage(0, role="referenced"),
+        stage(1, numParameters=3),
+        stage(2),
+        stage(3, trainable=True, numParameters=2),
+        stage(4, numParameters=9),
+        stage(5, trainable=True, numParameters=4),
+        stage(6, numParameters=5),
+    ]
     edges = [edge(0, 1), edge(1, 2), edge(2, 3), edge(3, 4, True), edge(4, 5, True), edge(5, 6)]
     # 0 lies behind 1; 2 has nothing to train; 4 is frozen, but gradients go through it; 6 lies behind the loss.
     assert _cuts(plan(stages, edges, head=5)) == {1}
@@ -109,7 +131,7 @@ def test_gradients_stop_at_the_nearest_stage_that_could_not_pass_them() -> None:
 
 
 def test_it_is_saved_in_dark_on_white_and_shown_in_the_colours_of_the_page(tmp_path: Path) -> None:
-    drawing = Drawing(drawn(plan([stage(0, uid="名前", trainable=True)], [edge(-1, 0)], head=0), "all"))
+    drawing = Drawing(plan_picture(plan([stage(0, uid="名前", trainable=True)], [edge(-1, 0)], head=0), "all"))
     drawing.save(tmp_path / "plan.svg")
     saved = (tmp_path / "plan.svg").read_text(encoding="utf-8")
     assert saved == drawing._repr_svg_() and "background: #ffffff" in saved and "名前" in saved
@@ -119,5 +141,5 @@ def test_it_is_saved_in_dark_on_white_and_shown_in_the_colours_of_the_page(tmp_p
 
 def test_the_names_of_sparks_stages_are_whole_beside_the_mark_of_the_loss() -> None:
     for name in ("MultilayerPerceptronClassificationModel", "GeneralizedLinearRegressionModel"):
-        root = drawn(plan([stage(0, path=(12,), stageClass=name)], [edge(-1, 0)], head=0), "all")
+        root = plan_picture(plan([stage(0, path=(12,), stageClass=name)], [edge(-1, 0)], head=0), "all")
         assert f"12 {name}" in [text.text for text in root.iter("text")]

@@ -16,8 +16,8 @@ from sparkdiff.cli import main
 from sparkdiff.errors import InputError
 from sparkdiff.report import charts
 from sparkdiff.report.page import page
-from sparkdiff.report.record import FineTuningSummary, versions
-from sparkdiff.report.run_report import compared, report_of, write_report
+from sparkdiff.report.run_record import FineTuningSummary, versions
+from sparkdiff.report.run_report import comparison_text, report_of, write_report
 
 EVIL = '<script>alert("&")</script>'
 
@@ -367,7 +367,7 @@ def test_runs_are_compared_by_test_rows_else_by_validation_rows(tmp_path: Path) 
     """Never by reference rows, which stand last; and a run without any metric is no fault."""
     held, old = {"before": 2.0, "after": 1.5}, {"before": 7.0, "after": 7.5}
     one = written(tmp_path / "one", metrics={"validation": held, "test": None, "reference": old})
-    told = compared([one, written(tmp_path / "two", metrics={})]).splitlines()
+    told = comparison_text([one, written(tmp_path / "two", metrics={})]).splitlines()
     assert told[2].split()[:6] == ["one", "tuned", "poisson", "validation", "2", "1.5"]
     assert told[3].split()[:5] == ["two", "tuned", "poisson", "–", "–"]
 

@@ -6,11 +6,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sparkdiff.data.cache import Growing
-from sparkdiff.growth.reporting import RoundProgress
-from sparkdiff.growth.rounds import Tried
+from sparkdiff.data.cache import CacheProgress
+from sparkdiff.growth.round_reports import RoundProgress
+from sparkdiff.growth.rounds import ItemReport
 from sparkdiff.report import RemainingTime, advance, change
-from sparkdiff.tuning.search.watching import SearchProgress
+from sparkdiff.tuning.search.search_progress import SearchProgress
 
 pytestmark = pytest.mark.once
 
@@ -29,10 +29,10 @@ def test_one_form_of_words() -> None:
 def test_how_long_it_may_take_follows_from_what_was_done_since_the_first_look() -> None:
     now = 5.0
     pace = RemainingTime(lambda: now)
-    assert pace.left(3, 10) is None  # what an earlier run did tells nothing
+    assert pace.seconds_left(3, 10) is None  # what an earlier run did tells nothing
     now = 9.0
-    assert pace.left(5, 10) == pytest.approx(10.0)
-    assert pace.left(10, 10) is None
+    assert pace.seconds_left(5, 10) == pytest.approx(10.0)
+    assert pace.seconds_left(10, 10) is None
 
 
 def test_rounds_tell_the_parts_and_what_they_gained() -> None:
@@ -42,21 +42,21 @@ def test_rounds_tell_the_parts_and_what_they_gained() -> None:
     now = 3.0
     assert forecast.item(1, 1, 4) == "round 1 of at most 5: 1 of 4 parts trained, about 9 s"
 
-    def tried(number: int, gain: float, why: str = "") -> Tried:
-        return Tried(number, "crosses", "hr x temp", gain, 0.0, 3, 0.1, 1.0, 2, why)
+    def tried(number: int, gain: float, why: str = "") -> ItemReport:
+        return ItemReport(number, "crosses", "hr x temp", gain, 0.0, 3, 0.1, 1.0, 2, why)
 
-    assert forecast.joined([tried(1, 0.2), tried(1, 0.3, "less")]) == "round 1 of at most 5: hr x temp joins, +20.0%"
+    assert forecast.end_round([tried(1, 0.2), tried(1, 0.3, "less")]) == "round 1 of at most 5: hr x temp joins, +20.0%"
     assert forecast.item(2, 0, 3) == "round 2 of at most 5: +20.0%, 0 of 3 parts trained"
-    assert forecast.joined([tried(2, 0.1, "less")]) == "round 2 of at most 5: nothing gains"
+    assert forecast.end_round([tried(2, 0.1, "less")]) == "round 2 of at most 5: nothing gains"
 
 
 def test_a_growing_cache_tells_rows_and_bytes_of_the_files_that_are_there(tmp_path: Path) -> None:
-    growing = Growing(tmp_path)
-    assert growing.told() == "0 rows, 0.0 MB so far"
+    growing = CacheProgress(tmp_path)
+    assert growing.message() == "0 rows, 0.0 MB so far"
     (tmp_path / "split=train").mkdir()
     table = pa.table({"c0": [0.5] * 200_000})
     pq.write_table(table, tmp_path / "split=train" / "part-0.parquet", use_dictionary=False, compression="none")
     (tmp_path / "split=train" / "part-1.parquet").write_bytes(b"PAR1 not yet")
-    assert growing.told() == "200,000 rows, 1.6 MB so far"
+    assert growing.message() == "200,000 rows, 1.6 MB so far"
     growing.folder = tmp_path / "renamed"
-    assert growing.told() in ("", "200,000 rows, 0.0 MB so far")
+    assert growing.message() in ("", "200,000 rows, 0.0 MB so far")

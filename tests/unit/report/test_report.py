@@ -6,7 +6,7 @@ import pytest
 
 from sparkdiff.report import p_value
 from sparkdiff.report.sections import as_text
-from sparkdiff.report.table import sections_of
+from sparkdiff.report.summary_sections import sections_of
 
 
 def before_after(summary: Any) -> str:
@@ -29,17 +29,34 @@ def test_p_values_are_as_fine_as_the_level_needs(p: float, least: float, text: s
 
 def a_slice(value: Any, before: float, after: float, p: float | None, rows: int = 100) -> dict[str, Any]:
     return {
-        "column": "country", "value": value, "rows": rows, "units": rows, "before": before, "after": after,
-        "gain": before - after, "p": p,
-    }  # fmt: skip
+        "column": "country",
+        "value": value,
+        "rows": rows,
+        "units": rows,
+        "before": before,
+        "after": after,
+        "gain": before - after,
+        "p": p,
+    }
 
 
 def summary(**changes: Any) -> dict[str, Any]:
     return {
-        "metric": "poisson", "metricDirection": "smaller", "metrics": {"validation": {"before": 2.0, "after": 1.5}, "test": None},
-        "decision": "tuned", "reason": "because", "gain": 0.25, "z": 4.0, "p": 0.0001, "gainInterval": [0.1, None],
-        "slices": [], "reference": None, "compatibility": None, "warnings": ["beware"], **changes,
-    }  # fmt: skip
+        "metric": "poisson",
+        "metricDirection": "smaller",
+        "metrics": {"validation": {"before": 2.0, "after": 1.5}, "test": None},
+        "decision": "tuned",
+        "reason": "because",
+        "gain": 0.25,
+        "z": 4.0,
+        "p": 0.0001,
+        "gainInterval": [0.1, None],
+        "slices": [],
+        "reference": None,
+        "compatibility": None,
+        "warnings": ["beware"],
+        **changes,
+    }
 
 
 def test_the_interval_and_what_is_unknown_of_it() -> None:
@@ -95,9 +112,12 @@ def test_slices_of_a_metric_that_grows_and_of_one_that_is_undefined_on_some() ->
 
 def test_the_compatibility_in_a_line() -> None:
     found = {
-        "labels": True, "changed": 0.031, "psi": 0.12, "correlation": 0.99,
+        "labels": True,
+        "changed": 0.031,
+        "psi": 0.12,
+        "correlation": 0.99,
         "calibration": {"measure": "expectedCalibrationError", "before": 0.04, "after": 0.012},
-    }  # fmt: skip
+    }
     assert (
         "predictions of the best epoch: 3.1% of the labels change; PSI 0.120 (moderate), correlation 0.990; "
         "expectedCalibrationError 0.04 -> 0.012"

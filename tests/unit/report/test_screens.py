@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from sparkdiff.report import Events, Phases, Progress, progress, shown
+from sparkdiff.report import Events, Phases, Progress, is_progress_shown, progress
 from sparkdiff.report.progress import Log, Notebook, Terminal, screen_here
 
 LONG = "epoch 3 of at most 120: poisson 38.7 -> 12.4 (-68.0%) on validation rows, 3 candidates left, " * 3
@@ -44,14 +44,14 @@ def notebook(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_it_is_shown_where_someone_watches_unless_the_option_says(
     monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    assert (shown(0), shown(1), shown(None)) == (False, True, False)
+    assert (is_progress_shown(0), is_progress_shown(1), is_progress_shown(None)) == (False, True, False)
     assert isinstance(screen_here(), Log)
     monkeypatch.setattr(sys, "stderr", Tty())
-    assert shown(None) and isinstance(screen_here(), Terminal)
-    assert not shown(0)
+    assert is_progress_shown(None) and isinstance(screen_here(), Terminal)
+    assert not is_progress_shown(0)
     request.getfixturevalue("notebook")
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    assert shown(None) and isinstance(screen_here(), Notebook)
+    assert is_progress_shown(None) and isinstance(screen_here(), Notebook)
 
 
 class Tty(io.StringIO):
@@ -93,7 +93,7 @@ def test_a_terminal_updates_a_line_that_never_wraps_and_keeps_the_last() -> None
     assert "epoch 1" in running or "epoch 3" in running
     shown_lines = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "\n", running).replace("\r", "\n").splitlines()
     assert max(map(len, shown_lines)) <= 60
-    screen.ended("train", 12.34, "done [bold] &")
+    screen.show_end("train", 12.34, "done [bold] &")
     assert screen.live is None
     assert out.getvalue().rstrip().endswith("train        12.3 s  done [bold] &")
 
@@ -107,10 +107,12 @@ def test_a_log_has_a_line_per_phase_and_one_in_ten_seconds(
     screen.runs("train", "")
     for now in (1.0, 9.0, 11.0, 12.0, 20.0, 22.0):
         screen.runs("train", f"at {now:g}")
-    screen.ended("train", 22.5, "done")
+    screen.show_end("train", 22.5, "done")
     assert capfd.readouterr().err.splitlines() == [
-        "train         ...     at 11", "train         ...     at 22", "train        22.5 s  done",
-    ]  # fmt: skip
+        "train         ...     at 11",
+        "train         ...     at 22",
+        "train        22.5 s  done",
+    ]
 
 
 class Heard(Events):
@@ -128,7 +130,7 @@ class Screen:
     def runs(self, name: str, detail: str) -> None:
         self.told.append(f"{name} {detail}".strip())
 
-    def ended(self, name: str, seconds: float, detail: str) -> None:
+    def show_end(self, name: str, seconds: float, detail: str) -> None:
         self.told.append(f"{name} ended")
 
 
@@ -151,10 +153,10 @@ def test_a_probe_is_asked_while_people_wait_and_never_without_them(monkeypatch: 
         asked.append(1)
         return "2 MB"
 
-    with Phases(False, [Heard()]).phase("cache") as say, say.watched(probe):
+    with Phases(False, [Heard()]).phase("cache") as say, say.show_periodically(probe):
         pass
     assert not asked
-    with Phases(False, [Progress(screen)]).phase("cache") as say, say.watched(probe):
+    with Phases(False, [Progress(screen)]).phase("cache") as say, say.show_periodically(probe):
         while not asked:
             pass
     assert "cache 2 MB" in screen.told and screen.told[-1] == "cache ended"

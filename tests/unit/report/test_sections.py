@@ -9,9 +9,9 @@ import pytest
 from test_report import summary
 
 import sparkdiff
-from sparkdiff.report import FineTuningSummary, SectionTable, Strong, as_html
+from sparkdiff.report import FineTuningSummary, SectionTable, StrongLine, as_html
 from sparkdiff.report.sections import as_text
-from sparkdiff.report.table import sections_of
+from sparkdiff.report.summary_sections import sections_of
 
 EVIL = "<script>alert('1')</script> & \"more\""
 
@@ -48,10 +48,15 @@ def a_summary(**changes: Any) -> FineTuningSummary:
 
 
 def test_a_table_and_a_line_as_text_and_as_html() -> None:
-    sections = [SectionTable([("", "now"), ("train", "1.5"), (EVIL, "2")], ruled=True), Strong("decision"), EVIL]
+    sections = [SectionTable([("", "now"), ("train", "1.5"), (EVIL, "2")], ruled=True), StrongLine("decision"), EVIL]
     assert as_text(sections).splitlines() == [
-        " " * (len(EVIL) + 2) + "now", "-" * (len(EVIL) + 5), f"train{'1.5':>{len(EVIL)}}", f"{EVIL}    2", "decision", EVIL,
-    ]  # fmt: skip
+        " " * (len(EVIL) + 2) + "now",
+        "-" * (len(EVIL) + 5),
+        f"train{'1.5':>{len(EVIL)}}",
+        f"{EVIL}    2",
+        "decision",
+        EVIL,
+    ]
     seen = Seen(as_html(sections))
     assert (seen.tags.count("th"), seen.tags.count("td"), seen.tags.count("tr")) == (2, 4, 3)
     assert "script" not in seen.tags

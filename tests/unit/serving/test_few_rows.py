@@ -8,10 +8,10 @@ import torch
 
 from sparkdiff.errors import InputError
 from sparkdiff.serving import schedule as schedules
-from sparkdiff.serving.few_rows import HotStep, steps
+from sparkdiff.serving.few_rows import OneHotStep, steps
 from sparkdiff.serving.request_values import InputColumn
 from sparkdiff.serving.requests import table_of
-from sparkdiff.serving.results import result_objects
+from sparkdiff.serving.result_columns import result_objects
 from sparkdiff.serving.schedule import InputPlaces, OutputColumn, Schedule, TorchStep
 from sparkdiff.stages.indexing import OneHotEncoder
 from sparkdiff.tensors.rows import SPARSE_FROM
@@ -59,7 +59,7 @@ def test_a_null_whose_vector_a_stage_refuses_is_refused_alone_as_among_others() 
 @pytest.mark.parametrize("drop_last", [False, True])
 def test_a_row_is_encoded_alone_as_among_others(keep: bool, drop_last: bool) -> None:
     made = schedule(keep, drop_last)
-    assert isinstance(steps(made)[0], HotStep)
+    assert isinstance(steps(made)[0], OneHotStep)
     for a in ODD:
         for b in (0.0, 1.0, None):
             alone, together = answers(made, {"a": a, "b": b})

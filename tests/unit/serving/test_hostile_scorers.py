@@ -298,12 +298,37 @@ def changed(text: str, path: tuple[Any, ...], value: Any) -> Any:
 
 
 WRONG: list[Any] = [
-    None, True, -1, 3, 10**12, 2**70, 1.5, float("nan"), "", "a0", "sparkdiff.serving.schedule.Schedule", [], [[]], {},
-    {"float": "nan"}, {"float": "x"}, {"tuple": [0, 10**9]}, {"tuple": 5}, {"dict": [[1]]}, {"dict": [[[], 1]]}, {"set": [[]]},
-    {"tensor": "a1", "parameter": False}, {"tensor": "a1"}, {"array": "a0"}, {"array": []}, {"none": 0},
-    {"object": "sparkdiff.jvm.nodes.Nodes", "state": {}}, {"object": "os.system", "state": {}}, {"object": 5},
+    None,
+    True,
+    -1,
+    3,
+    10**12,
+    2**70,
+    1.5,
+    float("nan"),
+    "",
+    "a0",
+    "sparkdiff.serving.schedule.Schedule",
+    [],
+    [[]],
+    {},
+    {"float": "nan"},
+    {"float": "x"},
+    {"tuple": [0, 10**9]},
+    {"tuple": 5},
+    {"dict": [[1]]},
+    {"dict": [[[], 1]]},
+    {"set": [[]]},
+    {"tensor": "a1", "parameter": False},
+    {"tensor": "a1"},
+    {"array": "a0"},
+    {"array": []},
+    {"none": 0},
+    {"object": "sparkdiff.jvm.nodes.Nodes", "state": {}},
+    {"object": "os.system", "state": {}},
+    {"object": 5},
     {"object": "sparkdiff.jvm.encoders.Statistics", "fields": [1]},
-]  # fmt: skip
+]
 
 
 def loads_or_is_refused(saved: Saved) -> None:
@@ -326,9 +351,16 @@ def test_each_place_with_a_wrong_value_is_a_scorer_or_refused(saved: Saved) -> N
 
 
 INDICES = [
-    ("places",), ("entries", 1, "numbers"), ("entries", 0, "objects"), ("steps", 0, "reads", 0), ("steps", 1, "writes", 0),
-    ("steps", 1, "nulls", 0), ("steps", 3, "passed"), ("outputs", 0, "place"), ("outputs", 0, "null"),
-]  # fmt: skip
+    ("places",),
+    ("entries", 1, "numbers"),
+    ("entries", 0, "objects"),
+    ("steps", 0, "reads", 0),
+    ("steps", 1, "writes", 0),
+    ("steps", 1, "nulls", 0),
+    ("steps", 3, "passed"),
+    ("outputs", 0, "place"),
+    ("outputs", 0, "null"),
+]
 
 
 @pytest.mark.parametrize("path", INDICES, ids=str)
@@ -396,7 +428,8 @@ def test_arrays_that_are_no_trees_are_refused(saved: Saved) -> None:
     spoiled: dict[str, dict[str, Any]] = {
         "a cycle": {"leftChild": np.zeros(n, np.int32), "rightChild": np.zeros(n, np.int32)},
         "a node with two parents": {
-            "offsets": np.array([0, n]), "leftChild": np.where(number > n - 3, -1, number + 1).astype(np.int32),
+            "offsets": np.array([0, n]),
+            "leftChild": np.where(number > n - 3, -1, number + 1).astype(np.int32),
             "rightChild": np.where(number > n - 3, -1, number + 2).astype(np.int32),
         },
         "trees of no size": {"offsets": np.array([0, 1 << 40, n])},
@@ -407,7 +440,7 @@ def test_arrays_that_are_no_trees_are_refused(saved: Saved) -> None:
         "a child beyond the tree": {"rightChild": np.where(late | nodes.leaf, -1, 1 << 30).astype(np.int32)},
         "fewer nodes": {"prediction": nodes.prediction[:-1]},
         "no nodes": {key: getattr(nodes, key)[:0] for key in names},
-    }  # fmt: skip
+    }
     for arrays in spoiled.values():
         saved.holding(**{names[key]: array for key, array in arrays.items()})
         refused(saved, "trees1: |it is damaged")

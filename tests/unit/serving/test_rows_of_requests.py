@@ -16,16 +16,16 @@ from sparkdiff.serving import java_text as java
 from sparkdiff.serving.java_text import NotServedError
 from sparkdiff.serving.request_values import WHOLE, InputColumn
 from sparkdiff.serving.requests import (
-    Arrow,
+    ArrowColumn,
     Column,
-    Listed,
+    ListColumn,
     numbers,
     objects,
     table_of,
     table_of_arrow,
     table_of_pandas,
 )
-from sparkdiff.serving.results import joined, result_arrow
+from sparkdiff.serving.result_columns import concatenation, result_arrow
 from sparkdiff.serving.schedule import InputPlaces, Schedule
 from sparkdiff.serving.text.counts import HashingTF
 from sparkdiff.tensors.rows import dense
@@ -38,24 +38,26 @@ def of_kind(kind: str) -> InputColumn:
 @pytest.mark.parametrize("value", [None, 1.0, "a", np.array(3.0), ["1", "2"], [1.0, b"2"]])
 def test_a_column_of_vectors_takes_vectors_only(value: Any) -> None:
     with pytest.raises(InputError, match="column 'x' holds"):
-        numbers(Listed([value]), of_kind("vector"))
+        numbers(ListColumn([value]), of_kind("vector"))
 
 
-@pytest.mark.parametrize("column", [Listed([np.float64(1), "2"]), Listed([None, pd.NA, b"2"]), Listed([10**400])])
+@pytest.mark.parametrize(
+    "column", [ListColumn([np.float64(1), "2"]), ListColumn([None, pd.NA, b"2"]), ListColumn([10**400])]
+)
 def test_what_is_no_number_is_refused(column: Column) -> None:
     with pytest.raises(InputError, match="column 'x' holds"):
         numbers(column, of_kind(""))
 
 
 def test_a_type_of_the_schema_is_kept() -> None:
-    assert list(map(str, objects(Listed([1, 1.5, Decimal("1.50")]), of_kind("decimal(10,2)")))) == [
+    assert list(map(str, objects(ListColumn([1, 1.5, Decimal("1.50")]), of_kind("decimal(10,2)")))) == [
         "1.00",
         "1.50",
         "1.50",
     ]
     for kind, value in [("boolean", 1), ("decimal(10,2)", 1.005), ("decimal(3,2)", 100), ("double", 10**400)]:
         with pytest.raises(InputError, match="but the schema has"):
-            objects(Listed([value]), of_kind(kind))
+            objects(ListColumn([value]), of_kind(kind))
 
 
 @pytest.mark.parametrize("dtype", ["Float32", "float[pyarrow]"])
@@ -64,39 +66,39 @@ def test_single_precision_is_kept(dtype: str) -> None:
     found = objects(table_of_pandas(frame).column("x"), of_kind(""))
     assert type(found[0]) is np.float32
     assert found[1] is None
-    fixed = Arrow(pa.array([[0.1, 0.2]], pa.list_(pa.float32(), 2)))
+    fixed = ArrowColumn(pa.array([[0.1, 0.2]], pa.list_(pa.float32(), 2)))
     assert type(objects(fixed, of_kind(""))[0][0]) is np.float32
 
 
 def test_lists_and_large_numbers_of_arrow() -> None:
     for kind in (pa.list_(pa.int64()), pa.large_list(pa.int64()), pa.list_(pa.int64(), 2)):
-        found, _ = numbers(Arrow(pa.array([[1, 2**53 + 1]], kind)), of_kind(""))
+        found, _ = numbers(ArrowColumn(pa.array([[1, 2**53 + 1]], kind)), of_kind(""))
         assert found.tolist() == [[1.0, 2.0**53]]  # type: ignore[union-attr]
         with pytest.raises(InputError, match="an array with null"):
-            numbers(Arrow(pa.array([[1, None]], kind)), of_kind(""))
-    found, null = numbers(Arrow(pa.array([2**53 + 1, None])), of_kind("bigint"))
+            numbers(ArrowColumn(pa.array([[1, None]], kind)), of_kind(""))
+    found, null = numbers(ArrowColumn(pa.array([2**53 + 1, None])), of_kind("bigint"))
     assert found[0] == 2.0**53  # type: ignore[index]
     assert null.tolist() == [False, True]
     with pytest.raises(InputError, match="reads numbers"):
-        numbers(Arrow(pa.array([["1"]])), of_kind(""))
+        numbers(ArrowColumn(pa.array([["1"]])), of_kind(""))
 
 
 def test_decimals_of_arrow_become_the_nearest_doubles() -> None:
     values = [Decimal(i).scaleb(-7) for i in random.Random(0).choices(range(10**17), k=999)]
     column = pa.array([*values, None], pa.decimal128(20, 7))
-    found, null = numbers(Arrow(column), of_kind(""))
+    found, null = numbers(ArrowColumn(column), of_kind(""))
     assert dense(found)[:-1].tolist() == list(map(float, values))
     assert null.nonzero().tolist() == [[999]]
-    lists, _ = numbers(Arrow(pa.array([[v] for v in values], pa.list_(column.type))), of_kind(""))
+    lists, _ = numbers(ArrowColumn(pa.array([[v] for v in values], pa.list_(column.type))), of_kind(""))
     assert dense(lists).flatten().tolist() == list(map(float, values))
 
 
 def test_half_precision_of_arrow() -> None:
     half = np.float16(0.1)
-    found, null = numbers(Arrow(pa.array([half, None])), of_kind(""))
+    found, null = numbers(ArrowColumn(pa.array([half, None])), of_kind(""))
     assert dense(found)[0] == float(half)
     assert null.tolist() == [False, True]
-    assert dense(numbers(Arrow(pa.array([[half]])), of_kind(""))[0]).tolist() == [[float(half)]]
+    assert dense(numbers(ArrowColumn(pa.array([[half]])), of_kind(""))[0]).tolist() == [[float(half)]]
 
 
 @pytest.mark.parametrize("dtype", ["Float64", "double[pyarrow]", "Sparse[float64]"])
@@ -111,7 +113,12 @@ def test_nan_in_floats_of_pandas_is_no_null(dtype: str) -> None:
 def test_nan_is_null_where_the_type_has_none(kind: str) -> None:
     """As `df.toPandas()` writes integers that may be null."""
     pandas = table_of_pandas(pd.DataFrame({"x": [1.0, np.nan]})).column("x")
-    for column in (pandas, Listed([1.0, np.nan]), Listed([np.float32(1), np.nan]), Arrow(pa.array([1.0, np.nan]))):
+    for column in (
+        pandas,
+        ListColumn([1.0, np.nan]),
+        ListColumn([np.float32(1), np.nan]),
+        ArrowColumn(pa.array([1.0, np.nan])),
+    ):
         assert numbers(column, of_kind(kind))[1].tolist() == [False, True]
         assert numbers(column, of_kind("double"))[1].tolist() == [False, False]
         if kind != "boolean":
@@ -125,14 +132,16 @@ def test_a_number_that_is_none_of_the_integers_of_the_schema(kind: str, value: A
     source, pandas = of_kind(kind), table_of_pandas(pd.DataFrame({"x": [1, None, value]})).column("x")
     row = Schedule((InputPlaces(source, 0, 1),), (), (), 2, False, ())
     for read in (
-        lambda: numbers(Listed([None, value]), source), lambda: objects(Listed([None, value]), source),
-        lambda: numbers(Arrow(pa.array([None, value])), source), lambda: numbers(pandas, source),
+        lambda: numbers(ListColumn([None, value]), source),
+        lambda: objects(ListColumn([None, value]), source),
+        lambda: numbers(ArrowColumn(pa.array([None, value])), source),
+        lambda: numbers(pandas, source),
         lambda: row.of_row({"x": value}, ()),
-    ):  # fmt: skip
+    ):
         with pytest.raises(InputError, match=rf"column 'x' holds {value}, but the schema has {kind}$"):
             read()
     for v in (-WHOLE[kind] - 1, WHOLE[kind]):
-        assert numbers(Listed([v]), source)[0].tolist() == [float(v)] and objects(Listed([v]), source) == [v]
+        assert numbers(ListColumn([v]), source)[0].tolist() == [float(v)] and objects(ListColumn([v]), source) == [v]
 
 
 def test_a_row_with_two_spellings_of_a_column_is_refused() -> None:
@@ -142,9 +151,10 @@ def test_a_row_with_two_spellings_of_a_column_is_refused() -> None:
     frame = pd.DataFrame({"x": [1.0], "X": [2.0]})
     rows = [{"x": 1.0, "y": 0.0}, {"x": 1.0, "X": 2.0}]
     for act in (
-        lambda: read.of_row(rows[1], ()), lambda: read.of_table(table_of(rows, str.lower), ()),
+        lambda: read.of_row(rows[1], ()),
+        lambda: read.of_table(table_of(rows, str.lower), ()),
         lambda: read.of_table(table_of(frame, str.lower), ()),
-    ):  # fmt: skip
+    ):
         with pytest.raises(InputError, match=r"2 columns that match 'x', \['x', 'X'\]: leave out all but one"):
             act()
     sensitive = dataclasses.replace(read, sensitive=True)
@@ -153,7 +163,7 @@ def test_a_row_with_two_spellings_of_a_column_is_refused() -> None:
 
 def test_an_array_of_single_precision_is_rounded() -> None:
     wished = [[float(np.float32(0.1))]]
-    for column in (Listed([[0.1]]), Listed([np.array([0.1])]), Arrow(pa.array([[0.1]]))):
+    for column in (ListColumn([[0.1]]), ListColumn([np.array([0.1])]), ArrowColumn(pa.array([[0.1]]))):
         assert dense(numbers(column, of_kind("array<float>"))[0]).tolist() == wished
 
 
@@ -179,16 +189,16 @@ def test_types_of_arrow_are_kept_in_pandas_and_in_structs() -> None:
 def test_a_time_of_numpy_is_no_number(value: Any) -> None:
     for given in (value, [value], np.array([value])):
         with pytest.raises(InputError, match=r"column 'x' holds .* no (number|vector)"):
-            numbers(Listed([given]), of_kind(""))
+            numbers(ListColumn([given]), of_kind(""))
     with pytest.raises(InputError, match="but the schema has double"):
-        objects(Listed([value]), of_kind("double"))
-    assert objects(Listed([type(value)("NaT")]), of_kind("")) == [None]
+        objects(ListColumn([value]), of_kind("double"))
+    assert objects(ListColumn([type(value)("NaT")]), of_kind("")) == [None]
 
 
 def test_columns_of_arrow_have_one_type() -> None:
     texts = [result_arrow([None], None, "string"), result_arrow(["a"], None, "string")]
-    assert joined(texts).type == pa.string()
-    assert joined([result_arrow([[]], None, "array<string>")]).type == pa.list_(pa.string())
+    assert concatenation(texts).type == pa.string()
+    assert concatenation([result_arrow([[]], None, "array<string>")]).type == pa.list_(pa.string())
     whole = result_arrow(torch.tensor([2.0**31, torch.nan]).double(), torch.tensor([False, True]), "bigint")
     assert whole.to_pylist() == [2**31, None]
 
@@ -215,5 +225,5 @@ def test_a_modifier_letter_has_a_case() -> None:
 def test_hashes_of_both_precisions_are_told_apart(value: float) -> None:
     one = HashingTF(1 << 20, False, False)
     both = [one.run([[value]])[0].indices.tolist(), one.run([[np.float32(value)]])[0].indices.tolist()]  # type: ignore[union-attr]
-    assert both == [[one.hashed(value) % one.width], [one.hashed(np.float32(value)) % one.width]]
-    assert both[0] != both[1] or java.hashed_double(value) == java.hashed_float(value)
+    assert both == [[one.hash_of(value) % one.width], [one.hash_of(np.float32(value)) % one.width]]
+    assert both[0] != both[1] or java.hash_of_double(value) == java.hash_of_float(value)

@@ -11,8 +11,8 @@ from sparkdiff.stages.constraints import (
     Covariance,
     LogProbabilities,
     Odds,
-    Ordered,
-    Positive,
+    OrderedValues,
+    PositiveValues,
     Probabilities,
     UnitNorm,
 )
@@ -30,26 +30,26 @@ SHARES[1, 2] = 0.0
 SPREADS = rows(2)[:, :3, None] * rows(2)[:, None, :3] + torch.diag_embed(rows(1)[:, :3].exp())
 SPREADS[2] = torch.ones(3, 3, dtype=F64)  # singular
 STARTS: dict[str, tuple[Constraint, Tensor]] = {
-    "positive": (Positive(), rows(1).exp()),
-    "ordered": (Ordered(), rows(1).sort(-1).values),
-    "ordered with ends": (Ordered(), torch.tensor([-INF, -0.3, 0.1, 0.1, 7.0, INF], dtype=F64)),
-    "ordered, infinite on the left": (Ordered(), torch.tensor([-INF, 1.0, 3.0], dtype=F64)),
-    "ordered, one finite": (Ordered(), torch.tensor([-INF, 1.0, INF], dtype=F64)),
+    "positive": (PositiveValues(), rows(1).exp()),
+    "ordered": (OrderedValues(), rows(1).sort(-1).values),
+    "ordered with ends": (OrderedValues(), torch.tensor([-INF, -0.3, 0.1, 0.1, 7.0, INF], dtype=F64)),
+    "ordered, infinite on the left": (OrderedValues(), torch.tensor([-INF, 1.0, 3.0], dtype=F64)),
+    "ordered, one finite": (OrderedValues(), torch.tensor([-INF, 1.0, INF], dtype=F64)),
     "unit norm": (UnitNorm(), torch.nn.functional.normalize(rows(1), dim=-1)),
     "log-probabilities": (LogProbabilities(), torch.log_softmax(rows(1), -1)),
     "log-probabilities with a class that never occurs": (LogProbabilities(), torch.log(SHARES)),
     "probabilities": (Probabilities(), SHARES),
     "covariances": (Covariance(), SPREADS),
     "odds": (Odds(), torch.tensor([0.5, 0.1, 0.7, 1e-300, 5e-324, 1e-12, 1 / 3, 1 - 2**-53], dtype=F64)),
-}  # fmt: skip
+}
 
 
 def holds(constraint: Constraint, start: Tensor, value: Tensor) -> bool:
-    if isinstance(constraint, Positive):
+    if isinstance(constraint, PositiveValues):
         return bool((value > 0).all())
     if isinstance(constraint, Odds):
         return bool(((value >= 0) & (value <= 1)).all())
-    if isinstance(constraint, Ordered):
+    if isinstance(constraint, OrderedValues):
         ends = ~start.isfinite()
         return bool((value[..., 1:] >= value[..., :-1]).all() and (value[..., ends] == start[ends]).all())
     if isinstance(constraint, Covariance):
@@ -107,5 +107,5 @@ def test_how_far_parameters_moved_is_told_in_moves(name: str) -> None:
     constraint, start = STARTS[name]
     move = 0.3 * torch.randn(1, *start.shape, dtype=F64, generator=torch.Generator().manual_seed(4))
     value = constraint.value(start, move)
-    again = constraint.value(start, constraint.moved(start, value[0])[None])
+    again = constraint.value(start, constraint.move_between(start, value[0])[None])
     torch.testing.assert_close(again, value)

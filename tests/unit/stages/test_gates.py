@@ -12,7 +12,7 @@ from small_networks import F64, normal, trees as trees_of
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.evaluation.inputs import distinct_values, leaf_counts
+from sparkdiff.evaluation.input_statistics import distinct_values, leaf_counts
 from sparkdiff.stages import gates
 from sparkdiff.stages.base import FeatureStats, LabelStats
 from sparkdiff.stages.forest import Trees
@@ -25,7 +25,7 @@ from sparkdiff.stages.trees import (
     RandomForestRegression,
 )
 from sparkdiff.tensors.rows import SparseRows
-from sparkdiff.training.augmentation import augmented
+from sparkdiff.training.augmentation import augment
 from sparkdiff.training.recipes import Recipe
 
 pytestmark = pytest.mark.once  # torch alone, which all stacks have in one version
@@ -62,17 +62,22 @@ def by_autograd(trees: Trees, x: Tensor, thresholds: Tensor, table: Tensor) -> T
             split = set(nodes.values[nodes.starts[j] : nodes.ends[j]].tolist())
             size = int(nodes.numCategories[j])
             unseen = len(split) > size // 2  # goes left
-            d = torch.tensor([
-                float(v not in split if v in set(map(float, range(size))) else not unseen) for v in own.tolist()
-            ], dtype=F64)  # fmt: skip
+            d = torch.tensor(
+                [float(v not in split if v in set(map(float, range(size))) else not unseen) for v in own.tolist()],
+                dtype=F64,
+            )
         value[j] = torch.where((d != 0)[:, None] | (d == 0)[:, None], left + d[:, None] * (right - left), 0.0)
     return torch.stack([value[int(begin)] for begin in nodes.offsets[:-1]]).sum(0)
 
 
 KINDS = [
-    GBTRegression, GBTClassification, RandomForestRegression, RandomForestClassification, DecisionTreeRegression,
+    GBTRegression,
+    GBTClassification,
+    RandomForestRegression,
+    RandomForestClassification,
+    DecisionTreeRegression,
     DecisionTreeClassification,
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -208,9 +213,10 @@ def test_values_are_those_of_the_rows_that_count() -> None:
     trees.feature = torch.tensor([0, 0, 1])
     weight = torch.tensor([1.0, 2.0, 1.0, 1.0, 1.0, 0.0], dtype=F64)
     network = SimpleNamespace(
-        graph=SimpleNamespace(vertices=[SimpleNamespace(reads=(("x", -1),))]), trees=lambda: {0: trees},
+        graph=SimpleNamespace(vertices=[SimpleNamespace(reads=(("x", -1),))]),
+        trees=lambda: {0: trees},
         run=lambda values, wanted: None,
-    )  # fmt: skip
+    )
     batches = [(x[:3], None, weight[:3], None), (x[3:], None, weight[3:], None)]
     data = SimpleNamespace(batches=lambda split: batches, values=lambda batch: {("x", -1): batch})
     found = distinct_values(network, data, 0)  # type: ignore[arg-type]
@@ -224,7 +230,7 @@ def test_a_leaf_that_few_rows_reach_stays() -> None:
     network = SimpleNamespace(
         trees=lambda: {0: trees},
         route=lambda values, wanted: values.update({v: trees.route(values["x", -1]) for v in wanted}),
-    )  # fmt: skip
+    )
     batches = [(x[:90], None, weight[:90], None), (x[90:], None, weight[90:], None)]
     data = SimpleNamespace(batches=lambda split: batches, values=lambda batch: {("x", -1): batch})
     counts = leaf_counts(network, data)[0]  # type: ignore[arg-type]
@@ -253,9 +259,11 @@ def test_a_unit_of_a_leaf_moves_the_margin_alike_whatever_its_tree_weighs(kind: 
         expected = {GBTClassification: 1.0}.get(kind, LABELS.std) * 1e-3
         torch.testing.assert_close(share.abs(), torch.full_like(share, expected), rtol=1e-9, atol=1e-15)
     else:  # of the leaf's own weight
-        size = before.sum(1) if kind is DecisionTreeClassification else torch.from_numpy(
-            trees.nodes.impurityStats[trees.nodes.leaf].sum(1)
-        )  # fmt: skip
+        size = (
+            before.sum(1)
+            if kind is DecisionTreeClassification
+            else torch.from_numpy(trees.nodes.impurityStats[trees.nodes.leaf].sum(1))
+        )
         relative = (unit[:, 0] / size)[size > 0]
         torch.testing.assert_close(relative, torch.full_like(relative, trees.nodes.trees / 3))
 
@@ -293,6 +301,6 @@ def test_no_noise_reaches_a_category() -> None:
     given = FeatureStats(torch.full((WIDTH,), 7.0, dtype=F64), std, torch.full((WIDTH,), 99))
     for recipe in (Recipe(1e-3, 0, noise=0.4), Recipe(1e-3, 0, mask=0.5)):
         target: Any = (torch.zeros(64), torch.ones(64))
-        seen, _ = augmented(recipe, {v: x}, target, {v: given}, [(0, 64)], (0, 0, 0))
+        seen, _ = augment(recipe, {v: x}, target, {v: given}, [(0, 64)], (0, 0, 0))
         changed = (seen[v] != x).any(0)  # type: ignore[union-attr]
         assert changed.tolist() == [f not in CATEGORIES for f in range(WIDTH)]

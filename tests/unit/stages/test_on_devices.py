@@ -33,8 +33,8 @@ from sparkdiff.stages.constraints import (
     Covariance,
     LogProbabilities,
     Odds,
-    Ordered,
-    Positive,
+    OrderedValues,
+    PositiveValues,
     Probabilities,
     UnitNorm,
 )
@@ -61,7 +61,7 @@ from sparkdiff.stages.trees import (
     VotingTrees,
 )
 from sparkdiff.stages.weighing import IDF, ElementwiseProduct, Normalizer
-from sparkdiff.tensors.device import Place, moved, repeatable
+from sparkdiff.tensors.device import Place, copy_to, repeatable
 from sparkdiff.tensors.rows import Rows, SparseRows, dense
 
 pytestmark = pytest.mark.once  # torch alone, which all stacks have in one version
@@ -127,7 +127,10 @@ STAGES: dict[str, tuple[Callable[[], StageModule], tuple[Tensor, ...]]] = {
     "factors": (machine, (X,)),
     "k-means": (lambda: KMeans(normal(3, D), False, "means", KMeans.SHOWN), (X,)),
     "cosine": (lambda: KMeans(normal(3, D), True, "means", KMeans.SHOWN), (X,)),
-    "isotonic": (lambda: IsotonicRegression(normal(9).sort().values, normal(9, seed=2).sort().values, True, 1, "curve"), (X,)),
+    "isotonic": (
+        lambda: IsotonicRegression(normal(9).sort().values, normal(9, seed=2).sort().values, True, 1, "curve"),
+        (X,),
+    ),
     "StandardScaler": (lambda: StandardScaler(POSITIVE * torch.tensor([1, 0, 1, 1]), normal(D), True, True), (X,)),
     "RobustScaler": (lambda: RobustScaler(POSITIVE, normal(D), True, False), (X,)),
     "MaxAbsScaler": (lambda: MaxAbsScaler(POSITIVE), (X,)),
@@ -147,11 +150,12 @@ STAGES: dict[str, tuple[Callable[[], StageModule], tuple[Tensor, ...]]] = {
     "Binarizer": (lambda: unfrozen(Binarizer("threshold", torch.tensor(0.2, dtype=F64), 1), "threshold"), (X,)),
     "Bucketizer": (
         lambda: unfrozen(
-            Bucketizer("splits", [torch.tensor([-torch.inf, 0.0, 0.5, torch.inf], dtype=F64)], True, "bins", ("x",)), "splits"
+            Bucketizer("splits", [torch.tensor([-torch.inf, 0.0, 0.5, torch.inf], dtype=F64)], True, "bins", ("x",)),
+            "splits",
         ),
         (COLUMN,),
     ),
-}  # fmt: skip
+}
 SPARSE = (
     *("least squares", "three classes", "one against the rest", "multinomial", "perceptron", "factors", "isotonic"),
     *("PCA", "IDF", "MaxAbsScaler", "Normalizer", "VectorIndexer"),
@@ -186,19 +190,19 @@ def test_values_and_gradients(name: str, sparse: bool) -> None:
     given: tuple[Rows, ...] = columns
     if sparse:
         given = tuple(SparseRows.from_csr(x.where(COUNTS > 0, 0.0).to_sparse_csr()) for x in columns)
-    gpu, there = moved(cpu, GPU.device), tuple(GPU.rows(x) for x in given)
+    gpu, there = copy_to(cpu, GPU.device), tuple(GPU.rows(x) for x in given)
     if name == "PolynomialExpansion":  # the numbers of its monomials come with the first batch
         gpu(*there)
     with no_reads():
         found = computed(gpu, there)
     wanted = computed(cpu, given)
-    again = gpu if name == "PolynomialExpansion" else moved(cpu, GPU.device)
+    again = gpu if name == "PolynomialExpansion" else copy_to(cpu, GPU.device)
     graph, captured = recorded(lambda: computed(again, there))
     graph.replay()
     for step in (found, captured):
         for one, other in zip(step, wanted, strict=True):
             same(one, other)
-    single = moved(cpu, GPU.device, torch.float32)
+    single = copy_to(cpu, GPU.device, torch.float32)
     place = Place(GPU.device, torch.float32)
     for one, other in zip(computed(single, tuple(place.rows(x) for x in given)), wanted, strict=True):
         assert one.dtype == torch.float32
@@ -218,7 +222,7 @@ def test_affine_forms(name: str) -> None:
         slope = normal(K, dense(out).shape[1], 2, seed=6)
     p = {n: q.detach() + 0.01 * torch.arange(K, dtype=F64).view(K, *[1] * q.ndim) for n, q in cpu.named_parameters()}
     found = []
-    for module, at in ((cpu, torch.device("cpu")), (moved(cpu, GPU.device), GPU.device)):
+    for module, at in ((cpu, torch.device("cpu")), (copy_to(cpu, GPU.device), GPU.device)):
         mine, there = {n: q.to(at) for n, q in p.items()}, slope.to(at)
         with no_reads():
             form = module.affine_form(mine, there, widths)
@@ -234,9 +238,9 @@ def test_affine_forms(name: str) -> None:
 
 OUTER = torch.tensor([True, False, False, True])
 CONSTRAINTS: dict[str, tuple[Constraint, Tensor]] = {
-    "Positive": (Positive(), POSITIVE),
+    "Positive": (PositiveValues(), POSITIVE),
     "Odds": (Odds(), torch.tensor([0.2, 0.5], dtype=F64)),
-    "Ordered": (Ordered(), normal(9).sort().values),
+    "Ordered": (OrderedValues(), normal(9).sort().values),
     "SortedSplits": (SortedSplits(OUTER), torch.tensor([-1.0, 0.0, 1.0, torch.inf], dtype=F64)),
     "UnitNorm": (UnitNorm(), normal(3, D)),
     "LogProbabilities": (LogProbabilities(), normal(3, D).log_softmax(1)),
@@ -250,7 +254,7 @@ def test_constraints(name: str) -> None:
     constraint, start = CONSTRAINTS[name]
     move, slope = 0.1 * normal(K, *start.shape, seed=7), normal(K, *start.shape, seed=8)
     found = []
-    for own, at in ((constraint, torch.device("cpu")), (moved(constraint, GPU.device), GPU.device)):
+    for own, at in ((constraint, torch.device("cpu")), (copy_to(constraint, GPU.device), GPU.device)):
         s, m, g = (x.to(at) for x in (start, move, slope))
         with no_reads():
             value = own.value(s, m)
@@ -260,9 +264,13 @@ def test_constraints(name: str) -> None:
 
 
 KINDS = (
-    GBTRegression, GBTClassification, RandomForestRegression, RandomForestClassification, DecisionTreeRegression,
+    GBTRegression,
+    GBTClassification,
+    RandomForestRegression,
+    RandomForestClassification,
+    DecisionTreeRegression,
     DecisionTreeClassification,
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -272,7 +280,7 @@ def test_trees(kind: type[Trees], sparse: bool) -> None:
     cpu.shown = tuple(c for c in cpu.SHOWN)
     x = torch.from_numpy(rows(40)).nan_to_num(0.5, 2.0, -2.0)
     given: Rows = SparseRows.from_csr(x.to_sparse_csr()) if sparse else x
-    gpu, there = moved(cpu, GPU.device), GPU.rows(given)
+    gpu, there = copy_to(cpu, GPU.device), GPU.rows(given)
     with torch.no_grad(), no_reads():
         found = [gpu.route(there), gpu.margin(there), *gpu(there)]
     with torch.no_grad():
@@ -298,7 +306,7 @@ def test_rows_go_down_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = trees(GBTRegression, 12)
     x = torch.from_numpy(rows(50)).nan_to_num(0.5)
     monkeypatch.setattr("sparkdiff.stages.routing.GPU_PAIRS", 21)
-    router: Router = moved(cpu.router, GPU.device)
+    router: Router = copy_to(cpu.router, GPU.device)
     for given in (x, SparseRows.from_csr(x.to_sparse_csr())):
         same(router.leaf(GPU.rows(given), GPU.numbers(cpu.thresholds.detach())), cpu.route(given))
 
@@ -311,7 +319,7 @@ def test_covariances_and_gaussian_rows() -> None:
     ):
         if isinstance(cpu, Gaussian):
             cpu.sigma = torch.nn.Parameter(POSITIVE.expand(3, D).clone())
-        for one, other in zip(computed(moved(cpu, GPU.device), (GPU.rows(X),)), computed(cpu, (X,)), strict=True):
+        for one, other in zip(computed(copy_to(cpu, GPU.device), (GPU.rows(X),)), computed(cpu, (X,)), strict=True):
             same(one, other)
 
 
@@ -325,7 +333,7 @@ def test_a_coefficient_that_is_not_stored_is_not_multiplied(classes: int) -> Non
     x[1, 1], x[2, 1] = torch.nan, torch.inf
     expected = cpu.margin(x)
     assert bool(expected.isfinite().all())
-    gpu, there = moved(cpu, GPU.device), GPU.rows(x)
+    gpu, there = copy_to(cpu, GPU.device), GPU.rows(x)
     with no_reads():
         found = gpu.margin(there)
     assert_same(found, expected)
@@ -342,10 +350,10 @@ def test_a_stage_whose_class_no_module_names_is_copied() -> None:
             self.again = self.b
 
     cpu = Own(lambda x: x + 1)
-    for gpu in (moved(cpu, GPU.device), moved(moved(cpu, GPU.device), GPU.device, torch.float32)):
+    for gpu in (copy_to(cpu, GPU.device), copy_to(copy_to(cpu, GPU.device), GPU.device, torch.float32)):
         assert (type(gpu), gpu.kind, gpu.last) == (Own, Own, cpu.last)
         assert gpu.again is gpu.b
         assert gpu.b.device == GPU.device
     x = cpu.b
     with pytest.raises(InputError, match=r"stages that hold only numbers and tensors$"):
-        moved(Own(lambda y: x + y), GPU.device)  # whose tensor would stay behind
+        copy_to(Own(lambda y: x + y), GPU.device)  # whose tensor would stay behind

@@ -23,8 +23,13 @@ CATEGORIES = {2: 5, 3: 4}
 THRESHOLDS = [0.0, -0.0, 0.5, 1.0, -1.0, 1e-300, 5e-324, 1.7976931348623157e308, math.inf, -math.inf, math.nan]
 VALUES = [
     *(v for t in THRESHOLDS for v in (t, math.nextafter(t, math.inf), math.nextafter(t, -math.inf))),
-    *map(float, range(7)), 0.5, 2.5, -1.0, -2.0, 1e300,
-]  # fmt: skip
+    *map(float, range(7)),
+    0.5,
+    2.5,
+    -1.0,
+    -2.0,
+    1e300,
+]
 
 
 def nodes_of(trees: list[Tree]) -> Nodes:
@@ -42,14 +47,20 @@ def records(tree: Tree) -> list[dict[str, Any]]:
         split = node or {"feature": -1, "values": [], "categories": -1}
         out.append(
             {
-                "prediction": 0.0, "impurity": 0.0, "gain": 0.0, "rawCount": 1, "leftChild": -1, "rightChild": -1,
+                "prediction": 0.0,
+                "impurity": 0.0,
+                "gain": 0.0,
+                "rawCount": 1,
+                "leftChild": -1,
+                "rightChild": -1,
                 "impurityStats": [1.0, 0.0, 0.0],
                 "split": {
-                    "featureIndex": split["feature"], "leftCategoriesOrThreshold": split["values"],
+                    "featureIndex": split["feature"],
+                    "leftCategoriesOrThreshold": split["values"],
                     "numCategories": split["categories"],
                 },
             }
-        )  # fmt: skip
+        )
         if node:
             here = len(out) - 1
             todo += [(node["right"], here, "rightChild"), (node["left"], here, "leftChild")]
@@ -127,13 +138,19 @@ trees = st.recursive(
         st.builds(continuous, st.integers(0, WIDTH - 1), thresholds, sub, sub)
         | st.builds(
             lambda split, left, right: {
-                "feature": split[0], "values": split[1], "categories": CATEGORIES[split[0]], "left": left, "right": right
+                "feature": split[0],
+                "values": split[1],
+                "categories": CATEGORIES[split[0]],
+                "left": left,
+                "right": right,
             },
-            categorical, sub, sub,
+            categorical,
+            sub,
+            sub,
         )
     ),
     max_leaves=20,
-)  # fmt: skip
+)
 chains = st.builds(chain, st.integers(1, 30), left=st.booleans())
 ensembles = st.lists(trees | chains | st.builds(full, st.integers(0, 5)), min_size=1, max_size=6)
 values = st.sampled_from(VALUES) | st.floats(-3, 3)
@@ -151,8 +168,11 @@ def sparse(rows: list[list[float]], columns: list[int], width: int) -> SparseRow
             entries.append(stored[c])
         offsets.append(len(indices))
     return SparseRows(
-        torch.tensor(indices, dtype=torch.int64), torch.tensor(entries, dtype=torch.float64), torch.tensor(offsets), width
-    )  # fmt: skip
+        torch.tensor(indices, dtype=torch.int64),
+        torch.tensor(entries, dtype=torch.float64),
+        torch.tensor(offsets),
+        width,
+    )
 
 
 def moved(tree: Tree, columns: list[int]) -> Tree:

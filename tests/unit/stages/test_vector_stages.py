@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sparkdiff.data.stream.manifest import BatchColumn
 from sparkdiff.errors import InputError
-from sparkdiff.evaluation.data import Data, rows_at_once
+from sparkdiff.evaluation.split_batches import Data, rows_at_once
 from sparkdiff.stages.base import StageModule
 from sparkdiff.stages.expanding import PolynomialExpansion
 from sparkdiff.stages.indexing import VectorIndexer

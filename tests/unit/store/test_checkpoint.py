@@ -11,17 +11,22 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from sparkdiff.errors import InputError, SparkdiffError
-from sparkdiff.store import files, marker, run_folder
+from sparkdiff.store import files, folder_marker, run_folder
 from sparkdiff.store.files import DamagedCheckpoint, DamagedFile
-from sparkdiff.store.lease import HeldError, held
+from sparkdiff.store.lease import LeaseHeldError, hold_lease
 from sparkdiff.store.run_folder import NotResumable, RunFolder, untold
 
 
 def state(step: int) -> dict[str, Any]:
     return {
-        "step": step, "best": math.nan, "ended": False, "text": "é", "columns": [(0, 1)],
-        "u": torch.full((3,), float(step), dtype=torch.float64), "nested": [{"active": True, "none": None}],
-    }  # fmt: skip
+        "step": step,
+        "best": math.nan,
+        "ended": False,
+        "text": "é",
+        "columns": [(0, 1)],
+        "u": torch.full((3,), float(step), dtype=torch.float64),
+        "nested": [{"active": True, "none": None}],
+    }
 
 
 def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
@@ -99,9 +104,9 @@ def test_a_run_belongs_to_one_request(tmp_path: Path) -> None:
 def test_a_folder_of_the_user_is_not_replaced(tmp_path: Path, foreign: str) -> None:
     (tmp_path / "churn" / foreign).mkdir(parents=True)
     (tmp_path / "churn" / foreign / "precious.csv").write_text("1")
-    for other in ("", marker.SEARCH):
+    for other in ("", folder_marker.SEARCH):
         if other:
-            marker.mark(tmp_path / "churn", other)
+            folder_marker.mark(tmp_path / "churn", other)
         before = sorted(tmp_path.rglob("*"))
         for replace in (False, True):
             with pytest.raises(
@@ -115,20 +120,20 @@ def test_a_folder_of_the_user_is_not_replaced(tmp_path: Path, foreign: str) -> N
 def test_what_a_crashed_run_leaves_is_replaced(tmp_path: Path) -> None:
     left = tmp_path / "run"
     left.mkdir()
-    marker.mark(left, marker.RUN)
+    folder_marker.mark(left, folder_marker.RUN)
     (left / "attempt-1").mkdir()
     (left / "trainings").mkdir()
     for name in ("attempt-1/start.py", "state.pt", "state.pt.previous"):
         (left / name).write_text("torn")
     for name in ("run.json", "state.pt"):
-        with contextlib.suppress(KeyboardInterrupt), files.written(left / name):
+        with contextlib.suppress(KeyboardInterrupt), files.open_atomic(left / name):
             crashed = next(left.glob(f".{name}-*"))
             raise KeyboardInterrupt
         crashed.write_text("torn")  # as a killed process leaves it
     (left / "run.json").write_text("torn")
     with pytest.warns(DamagedFile, match=r"run/run.json is damaged and made again: JSONDecodeError"):
         RunFolder.open(tmp_path, "run", {}, replace=False)
-    assert sorted(p.name for p in left.iterdir()) == [marker.MARKER, "run.json"]
+    assert sorted(p.name for p in left.iterdir()) == [folder_marker.MARKER, "run.json"]
 
 
 def test_a_run_of_what_cannot_be_told_begins_anew(tmp_path: Path) -> None:
@@ -163,22 +168,22 @@ def test_what_differs_within_a_mapping_is_named(tmp_path: Path) -> None:
     )
 )
 def test_equal_requests_are_those_of_equal_text(values: list[Any]) -> None:
-    assert not run_folder._changed({"v": values}, {"v": values})
+    assert not run_folder._differences({"v": values}, {"v": values})
     for i in range(len(values)):
         for other in (None, 0, 0.0, 1, True, "1", [True]):
             changed = {"v": [*values[:i], other, *values[i + 1 :]]}
-            assert bool(run_folder._changed({"v": values}, changed)) == (repr(changed["v"]) != repr(values))
+            assert bool(run_folder._differences({"v": values}, changed)) == (repr(changed["v"]) != repr(values))
 
 
 def test_who_has_lost_a_run_leaves_it_alone(tmp_path: Path) -> None:
     path = tmp_path / ".run.lease"
-    with held(path, "runId='run'", beat=60) as lease:
+    with hold_lease(path, "runId='run'", beat=60) as lease:
         run = RunFolder.open(tmp_path, "run", {}, replace=False, lease=lease)
         os.rename(path, tmp_path / "aside")
-        with held(path, "runId='run'", beat=60) as other:
+        with hold_lease(path, "runId='run'", beat=60) as other:
             with (
-                pytest.raises(HeldError, match=r"runId='run' no longer belongs to this process"),
-                run.kept(always=True),
+                pytest.raises(LeaseHeldError, match=r"runId='run' no longer belongs to this process"),
+                run.keep_for_resume(always=True),
             ):
                 run.check()
             assert run.path.exists()
@@ -221,7 +226,7 @@ def test_a_run_that_fails_keeps_a_checkpoint_under_either_name(tmp_path: Path) -
     folder = RunFolder.open(tmp_path, "job", {"a": 1}, replace=False)
     files.save(folder.state, {"epoch": 1})
     folder.state.rename(folder.state.with_name("state.pt.previous"))  # as a kill between two renames leaves it
-    failing = folder.kept(always=True)
+    failing = folder.keep_for_resume(always=True)
     failing.__enter__()
     assert not failing.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
     assert files.load(folder.state) == {"epoch": 1}
@@ -236,6 +241,6 @@ def test_a_checkpoint_of_a_run_without_a_name_stays_only_where_its_id_is_told(
 ) -> None:
     folder = RunFolder.open(tmp_path, "drawn", {}, replace=False)
     files.save(folder.state, {"epoch": 1})
-    with pytest.raises(type(error)), folder.kept(always=False):
+    with pytest.raises(type(error)), folder.keep_for_resume(always=False):
         raise error
     assert folder.path.exists() is stays

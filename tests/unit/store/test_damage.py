@@ -13,16 +13,16 @@ import pytest
 from sparkdiff.data.stream import usage
 from sparkdiff.errors import InputError
 from sparkdiff.growth.clock import Clock
-from sparkdiff.growth.inputs import room_of
-from sparkdiff.history import lineage, store
-from sparkdiff.improvement.log import StepLog
+from sparkdiff.growth.part_inputs import room_of
+from sparkdiff.history import lineage, run_store
+from sparkdiff.improvement.step_log import StepLog
 from sparkdiff.job.output import check_replaceable
-from sparkdiff.machine import whole
-from sparkdiff.store import files, marker
+from sparkdiff.machine import atomic_files
+from sparkdiff.store import files, folder_marker
 from sparkdiff.store.files import DamagedFile
-from sparkdiff.store.lease import HeldError, held
+from sparkdiff.store.lease import LeaseHeldError, hold_lease
 from sparkdiff.store.run_folder import RunFolder
-from sparkdiff.training.distributed.choice import Note, ProcessNumber
+from sparkdiff.training.distributed.choice import DeviceNote, ProcessNumber
 from sparkdiff.tuning.search import study
 
 pytestmark = pytest.mark.once
@@ -42,31 +42,36 @@ def cut_off(path: Path) -> None:
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
-    "empty": lambda path: path.write_bytes(b""), "cut off": cut_off, "text": lambda path: path.write_text("{}"),
-    "folder": lambda path: path.mkdir(), "other columns": lambda path: pq.write_table(pa.table({"x": [1]}), path),
-    "no time": parquet(finished=[None]), "ids that are numbers": parquet(id=[1]), "models that are numbers": parquet(model=[1]),
-}  # fmt: skip
+    "empty": lambda path: path.write_bytes(b""),
+    "cut off": cut_off,
+    "text": lambda path: path.write_text("{}"),
+    "folder": lambda path: path.mkdir(),
+    "other columns": lambda path: pq.write_table(pa.table({"x": [1]}), path),
+    "no time": parquet(finished=[None]),
+    "ids that are numbers": parquet(id=[1]),
+    "models that are numbers": parquet(model=[1]),
+}
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
 @pytest.mark.parametrize("name", ["run-d.parquet", "runs.parquet"])
 def test_a_damaged_or_foreign_file_of_a_store_is_left_out(tmp_path: Path, kind: str, name: str) -> None:
-    store.add(tmp_path, {"id": "a", "finished": NOW, "model": "B", "parent": "A", "options": "[1]"})
-    store.add(tmp_path, {"id": "b", "finished": NOW, "model": "C", "parent": "B"})
+    run_store.add(tmp_path, {"id": "a", "finished": NOW, "model": "B", "parent": "A", "options": "[1]"})
+    run_store.add(tmp_path, {"id": "b", "finished": NOW, "model": "C", "parent": "B"})
     DAMAGE[kind](tmp_path / name)
     with pytest.warns(DamagedFile, match=rf"{tmp_path / name} is damaged or holds no runs, and is left out: "):
         found = lineage.lineage("m", "C", tmp_path)
     assert [step.run["id"] for step in found.steps] == ["b", "a"]
     assert "cost: unknown" in str(found) and found.draw()
     with pytest.warns(DamagedFile, match=name):
-        assert store.compact(tmp_path) == 2
+        assert run_store.compact(tmp_path) == 2
     assert (tmp_path / name).exists()
     assert len([*tmp_path.iterdir()]) == 2
 
 
 def test_a_store_of_a_later_version_is_read(tmp_path: Path) -> None:
     parquet(later=["what this version does not know"])(tmp_path / "run-later.parquet")
-    assert [run["id"] for run in store.rows(tmp_path)] == ["x"]
+    assert [run["id"] for run in run_store.rows(tmp_path)] == ["x"]
 
 
 TEXTS = ["", "{", "[]", "7", "null", '{"a": 1}', "\udce9"]
@@ -105,14 +110,14 @@ def test_damaged_notes_of_a_run_are_made_again(tmp_path: Path, damaged: Callable
         if (tmp_path / "room.json").is_file() and (tmp_path / "room.json").read_text(errors="replace") == "7"
         else None
     )
-    assert Note.read(tmp_path) is None and ProcessNumber.read(tmp_path) is None
+    assert DeviceNote.read(tmp_path) is None and ProcessNumber.read(tmp_path) is None
     assert Clock.of(60.0).resume(tmp_path) == frozenset()
     room = room_of(tmp_path)
     assert room_of(tmp_path) == room and (wanted is None or room == wanted)
     log = StepLog(tmp_path)
-    assert log.skipped("grow", 1, lambda: "too late") == log.skipped("grow", 1, lambda: "") == "too late"
-    assert log.kept("order", lambda: [1]) == log.kept("order", lambda: [2]) == [1]
-    assert log.kept("folds", lambda: None) is None and log.kept("folds", lambda: [3]) is None  # type: ignore[func-returns-value]
+    assert log.skip_reason("grow", 1, lambda: "too late") == log.skip_reason("grow", 1, lambda: "") == "too late"
+    assert log.read_or_make("order", lambda: [1]) == log.read_or_make("order", lambda: [2]) == [1]
+    assert log.read_or_make("folds", lambda: None) is None and log.read_or_make("folds", lambda: [3]) is None  # type: ignore[func-returns-value]
 
 
 def test_notes_with_values_of_other_types_are_made_again(tmp_path: Path) -> None:
@@ -124,7 +129,7 @@ def test_notes_with_values_of_other_types_are_made_again(tmp_path: Path) -> None
         usual = {"madeBy": [], "seconds": 1.0, "uses": 3, "last": NOW.isoformat()}
         (tmp_path / "usage.json").write_text(json.dumps(usual | told))
         assert usage.of(tmp_path).uses == 1
-        usage.used(tmp_path)
+        usage.record_use(tmp_path)
         assert usage.of(tmp_path).uses == 2
 
 
@@ -132,29 +137,29 @@ def test_a_damaged_lease_expires(tmp_path: Path, damaged: Callable[[Path], None]
     path = tmp_path / ".r.lease"
     damaged(path)
     if path.is_dir():
-        with pytest.raises(IsADirectoryError), held(path, "r", lasts=0.2, beat=0.05):
+        with pytest.raises(IsADirectoryError), hold_lease(path, "r", lasts=0.2, beat=0.05):
             pass
         return
-    with held(path, "r", wait=5.0, lasts=0.2, beat=0.05) as lease:
-        assert not lease.lost()
+    with hold_lease(path, "r", wait=5.0, lasts=0.2, beat=0.05) as lease:
+        assert not lease.is_lost()
 
 
 def test_a_lease_with_values_of_other_types(tmp_path: Path) -> None:
     path = tmp_path / ".r.lease"
     path.write_text(json.dumps({"owner": [1], "pid": "x", "machine": "m", "beat": "x", "host": 1, "begun": None}))
-    with pytest.raises(HeldError, match="a process that is just starting"), held(path, "r"):
+    with pytest.raises(LeaseHeldError, match="a process that is just starting"), hold_lease(path, "r"):
         pass
 
 
 def test_a_damaged_search_says_what_to_do(tmp_path: Path, damaged: Callable[[Path], None]) -> None:
     folder = tmp_path / "run"
-    with study.opened(folder, {"rows": 1}):
+    with study.lock_search_folder(folder, {"rows": 1}):
         pass
     (folder / "search.json").unlink()
     damaged(folder / "search.json")
     with (
         pytest.raises(InputError, match=r"search.json is damaged \(.*: delete .*run to start again|with other a, rows"),
-        study.opened(folder, {"rows": 1}),
+        study.lock_search_folder(folder, {"rows": 1}),
     ):
         pass
 
@@ -162,7 +167,7 @@ def test_a_damaged_search_says_what_to_do(tmp_path: Path, damaged: Callable[[Pat
 def test_a_damaged_journal_says_what_to_do(tmp_path: Path) -> None:
     pytest.importorskip("optuna")
     (tmp_path / study.JOURNAL).write_text('{"op_code": 0}\n{"op\n[7]\n')
-    for read in (study.journal, study.stored):
+    for read in (study.journal, study.read_study):
         with pytest.raises(InputError, match=rf"{study.JOURNAL} is damaged \(.*delete {tmp_path} to start again"):
             read(tmp_path)
 
@@ -178,11 +183,11 @@ def test_a_folder_of_the_user_is_neither_written_nor_removed(tmp_path: Path, nam
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text("{}")
     before = sorted(tmp_path.rglob("*"))
-    says = rf"contains {name.partition('/')[0]}, which is not of sparkdiff's .*: no file {marker.MARKER} there says so"
+    says = rf"contains {name.partition('/')[0]}, which is not of sparkdiff's .*: no file {folder_marker.MARKER} there says so"
     for replace in (False, True):
         with pytest.raises(InputError, match=says):
             RunFolder.open(tmp_path, "mine", {}, replace=replace)
-    with pytest.raises(InputError, match=says), study.opened(folder, {}):
+    with pytest.raises(InputError, match=says), study.lock_search_folder(folder, {}):
         pass
     with pytest.raises(InputError, match=says):
         check_replaceable(folder)
@@ -192,7 +197,7 @@ def test_a_folder_of_the_user_is_neither_written_nor_removed(tmp_path: Path, nam
 def test_a_folder_of_another_part_is_not_taken(tmp_path: Path) -> None:
     RunFolder.open(tmp_path, "r", {}, replace=False)
     says = r"contains run.json, which is not of sparkdiff's search"
-    with pytest.raises(InputError, match=says), study.opened(tmp_path / "r", {}):
+    with pytest.raises(InputError, match=says), study.lock_search_folder(tmp_path / "r", {}):
         pass
 
 
@@ -220,11 +225,11 @@ def test_what_a_link_names_is_not_removed(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "precious.csv").touch()
     (tmp_path / "link").symlink_to(tmp_path / "there")
-    whole.remove(tmp_path / "link")
+    atomic_files.remove(tmp_path / "link")
     assert (tmp_path / "there" / "precious.csv").exists() and not (tmp_path / "link").is_symlink()
 
 
 def test_a_folder_that_a_kill_left_before_anything_was_in_it(tmp_path: Path) -> None:
     (tmp_path / "r").mkdir()
-    (tmp_path / "r" / marker.MARKER).touch()
+    (tmp_path / "r" / folder_marker.MARKER).touch()
     assert RunFolder.open(tmp_path, "r", {}, replace=False).path.exists()

@@ -17,7 +17,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 import sparkdiff.store.identity as modules
-from sparkdiff.store.identity import UntoldError, identity
+from sparkdiff.store.identity import UnidentifiableError, identity
 
 MODULE = """
 import dataclasses
@@ -144,9 +144,12 @@ def written(folder: Path, *, scale: float = 2.0, limits: Any = (1, 2), exponent:
 def told(seed: int, *folders: Path) -> list[dict[str, str]]:
     """The identities of all callables of the modules in these folders, as another process tells them."""
     done = subprocess.run(
-        [sys.executable, "-c", SHOW, *map(str, folders)], capture_output=True, text=True, cwd=Path(__file__).parents[3],
+        [sys.executable, "-c", SHOW, *map(str, folders)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[3],
         env={"PYTHONHASHSEED": str(seed), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(Path(__file__).parents[3])},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -156,9 +159,11 @@ def test_what_differs_differs_and_what_is_equal_is_equal_in_another_process(tmp_
     (first,) = told(1, written(tmp_path / "one"))
     assert len({*first.values()}) == len(first)
     second, other, limited = told(
-        2, written(tmp_path / "two"), written(tmp_path / "three", scale=3.0, exponent=3),
+        2,
+        written(tmp_path / "two"),
+        written(tmp_path / "three", scale=3.0, exponent=3),
         written(tmp_path / "four", limits=(1, 3)),
-    )  # fmt: skip
+    )
     assert second == first  # in another folder, with other hashes of strings
     reads = {
         "plain",
@@ -220,7 +225,7 @@ def test_two_callables_are_equal_only_if_they_are_made_alike_of_equal_values(i: 
 
 @pytest.mark.parametrize("value", [threading.Lock(), threading.local(), (x for x in ()), torch.eye(2).to_sparse()])
 def test_what_cannot_be_told(value: Any) -> None:
-    with pytest.raises(UntoldError, match=r"an object of|a tensor of layout"):
+    with pytest.raises(UnidentifiableError, match=r"an object of|a tensor of layout"):
         identity(functools.partial(closing_over(value), 1))
 
 
@@ -231,7 +236,7 @@ def test_values_that_hold_themselves() -> None:
     deep: list[Any] = []
     for _ in range(1000):
         deep = [deep]
-    with pytest.raises(UntoldError, match="nested too deeply"):
+    with pytest.raises(UnidentifiableError, match="nested too deeply"):
         identity(deep)
 
 
@@ -264,7 +269,7 @@ def doubled(x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script. is deprecated")
 def test_a_scripted_function_cannot_be_told() -> None:
-    with pytest.raises(UntoldError, match=r"an object of torch\.jit"):
+    with pytest.raises(UnidentifiableError, match=r"an object of torch\.jit"):
         identity(torch.jit.script(doubled))
 
 
@@ -340,7 +345,7 @@ def test_a_package_is_told_by_the_version_that_was_installed(package: Callable[[
     first = package(2, "1.0")
     assert package(2, "1.0") == first
     assert package(3, "1.1") != first
-    assert modules._installed("inhouse.losses")
+    assert modules._is_installed("inhouse.losses")
 
 
 def test_a_package_that_is_edited_where_it_lies_is_told_by_its_code(
@@ -354,7 +359,7 @@ def test_a_package_that_is_edited_where_it_lies_is_told_by_its_code(
         del sys.modules[name]
     loss = importlib.import_module("inhouse.losses").loss
     first = identity(loss)
-    assert not modules._installed("inhouse.losses")
+    assert not modules._is_installed("inhouse.losses")
     assert modules._releases("inhouse") == ("in-house 1.0",)
     monkeypatch.setattr(sys.modules["inhouse.losses"], "power", lambda x: x**3)
     assert identity(loss) != first

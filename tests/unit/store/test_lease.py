@@ -16,21 +16,21 @@ import pytest
 from sparkdiff.job import Config, steps
 from sparkdiff.machine import processes
 from sparkdiff.report import Phases
-from sparkdiff.store import lease, marker
-from sparkdiff.store.lease import HeldError, held
+from sparkdiff.store import folder_marker, lease
+from sparkdiff.store.lease import LeaseHeldError, hold_lease
 
 BEAT, LASTS = 0.05, 0.6
 OWNER = """
 import sys
 from pathlib import Path
-from sparkdiff.store.lease import HeldError, held
+from sparkdiff.store.lease import LeaseHeldError, hold_lease
 try:
-    with held(Path(sys.argv[1]), "runId='x'", wait=float(sys.argv[2]), beat={beat}, lasts={lasts}) as mine:
+    with hold_lease(Path(sys.argv[1]), "runId='x'", wait=float(sys.argv[2]), beat={beat}, lasts={lasts}) as mine:
         print("held", flush=True)
         sys.stdin.readline()
         mine.check()
     print("ended", flush=True)
-except HeldError as e:
+except LeaseHeldError as e:
     print(f"refused {{e}}", flush=True)
 """
 
@@ -75,7 +75,7 @@ def test_the_second_is_told_who_holds_it_and_a_third_waits(
 ) -> None:
     first = start()
     assert line(first) == "held"
-    with pytest.raises(HeldError) as e, held(path, "runId='x'", beat=BEAT, lasts=LASTS):
+    with pytest.raises(LeaseHeldError) as e, hold_lease(path, "runId='x'", beat=BEAT, lasts=LASTS):
         pass
     for part in ("runId='x'", f"process {first.pid} on {os.uname().nodename}, since 2", "waitForRun"):
         assert part in str(e.value)
@@ -98,16 +98,16 @@ def test_the_lease_of_a_killed_owner_runs_out(
     first.wait()
     if not told:  # as seen from another machine
         monkeypatch.setattr(processes, "machine", lambda: "another one")
-    with held(path, "runId='x'", wait=0 if told else 60, beat=BEAT, lasts=LASTS) as mine:
-        assert not mine.lost()
+    with hold_lease(path, "runId='x'", wait=0 if told else 60, beat=BEAT, lasts=LASTS) as mine:
+        assert not mine.is_lost()
 
 
 def test_a_pid_that_is_anothers_by_now_holds_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with held(path, "runId='x'", beat=BEAT, lasts=60):
-        began = processes.started(os.getpid())
-        monkeypatch.setattr(processes, "started", lambda pid: (began or 0) + 1)
-        with held(path, "runId='x'", beat=BEAT, lasts=60) as mine:
-            assert not mine.lost()
+    with hold_lease(path, "runId='x'", beat=BEAT, lasts=60):
+        began = processes.start_time(os.getpid())
+        monkeypatch.setattr(processes, "start_time", lambda pid: (began or 0) + 1)
+        with hold_lease(path, "runId='x'", beat=BEAT, lasts=60) as mine:
+            assert not mine.is_lost()
 
 
 @pytest.mark.skipif(processes.machine() is None, reason="needs /proc")
@@ -115,7 +115,7 @@ def test_who_was_suspended_writes_nothing(start: Callable[..., subprocess.Popen[
     first = start()
     assert line(first) == "held"
     os.kill(first.pid, signal.SIGSTOP)
-    with held(path, "runId='x'", wait=60, beat=BEAT, lasts=LASTS) as mine:
+    with hold_lease(path, "runId='x'", wait=60, beat=BEAT, lasts=LASTS) as mine:
         os.kill(first.pid, signal.SIGCONT)
         let_go(first)
         assert f"process {os.getpid()} on" in (said := line(first))
@@ -132,7 +132,7 @@ def test_one_owner_at_a_time_in_a_crowd(path: Path) -> None:
     def work() -> None:
         nonlocal inside, most, done
         for _ in range(5):
-            with held(path, "runId='x'", wait=60, beat=0.01, lasts=60):
+            with hold_lease(path, "runId='x'", wait=60, beat=0.01, lasts=60):
                 with lock:
                     inside += 1
                     most = max(most, inside)
@@ -150,29 +150,29 @@ def test_one_owner_at_a_time_in_a_crowd(path: Path) -> None:
 
 
 def test_a_lease_that_is_moved_away_by_mistake_comes_back(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with held(path, "runId='x'", beat=BEAT, lasts=60) as mine:
-        looks = iter([lease._Seen({"owner": "dead"}, 0, 0)])  # the last look before the move came too early
+    with hold_lease(path, "runId='x'", beat=BEAT, lasts=60) as mine:
+        looks = iter([lease._LeaseFile({"owner": "dead"}, 0, 0)])  # the last look before the move came too early
         look = lease._look
         monkeypatch.setattr(lease, "_look", lambda p: next(looks, None) or look(p))
         lease._remove(path, "dead")
-        assert not mine.lost()
+        assert not mine.is_lost()
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="file"), held(tmp_path / "file" / "x", "runId='x'"):
+    with pytest.raises(OSError, match="file"), hold_lease(tmp_path / "file" / "x", "runId='x'"):
         pass
 
 
 def test_a_lease_is_not_renewed_for_another(path: Path) -> None:
     """An owner that wakes up late renews the file that it has open, not the one that has taken its place."""
-    with held(path, "runId='x'", beat=60, lasts=60) as old:
+    with hold_lease(path, "runId='x'", beat=60, lasts=60) as old:
         os.rename(path, path.with_name("aside"))
-        with held(path, "runId='x'", beat=60, lasts=60) as new:
+        with hold_lease(path, "runId='x'", beat=60, lasts=60) as new:
             os.utime(path, (0, 0))
-            assert old.lost()
+            assert old.is_lost()
             assert path.stat().st_mtime == 0
-            assert not new.lost()
+            assert not new.is_lost()
             assert path.stat().st_mtime > 0
 
 
@@ -201,15 +201,15 @@ def test_a_job_that_lost_its_output_leaves_it_as_it_is(tmp_path: Path, monkeypat
     output, path = tmp_path / "run", tmp_path / ".run.lease"
     output.mkdir()
     (output / "summary.json").write_text("the other's")
-    marker.mark(output, marker.OUTPUT, ["summary.json"])
+    folder_marker.mark(output, folder_marker.OUTPUT, ["summary.json"])
     config = Config(tmp_path, "m:f", {}, {}, {}, output, overwrite=True)
-    with held(path, "output run", beat=60) as mine:
+    with hold_lease(path, "output run", beat=60) as mine:
         path.unlink()
-        with held(path, "output run", beat=60), pytest.raises(HeldError, match="Nothing was written"):
+        with hold_lease(path, "output run", beat=60), pytest.raises(LeaseHeldError, match="Nothing was written"):
             steps.write_run(outcome, config, Phases(shown=False), {}, {}, mine, rows)
         assert (output / "summary.json").read_text() == "the other's"
         assert [p.name for p in tmp_path.iterdir()] == ["run"]
-        with held(path, "output run", beat=60) as again:
+        with hold_lease(path, "output run", beat=60) as again:
             steps.write_run(outcome, config, Phases(shown=False), {}, {}, again, rows)
     assert json.loads((output / "summary.json").read_text())["fingerprints"]["cache"] == "c"
 
@@ -219,12 +219,12 @@ def test_processes_of_an_attempt_write_for_its_owner_only(tmp_path: Path) -> Non
     attempt = run_folder / "attempt-1"
     attempt.mkdir(parents=True)
     lease.check_passed_on(attempt)  # of a run without a lease
-    with held(lease.lease_of(run_folder), "it") as first:
+    with hold_lease(lease.lease_of(run_folder), "it") as first:
         first.pass_on(attempt)
         lease.check_passed_on(attempt)
         content = json.loads(first.path.read_text())
         first.path.write_text(json.dumps(content | {"owner": "another", "pid": 7}))
-        with pytest.raises(HeldError, match="now belongs to another process, process 7 on"):
+        with pytest.raises(LeaseHeldError, match="now belongs to another process, process 7 on"):
             lease.check_passed_on(attempt)
 
 
@@ -232,7 +232,10 @@ def test_processes_of_an_attempt_write_for_its_owner_only(tmp_path: Path) -> Non
 def test_a_file_that_is_no_lease_runs_out_as_one(path: Path, content: str) -> None:
     path.parent.mkdir(parents=True)
     path.write_text(content)
-    with pytest.raises(HeldError, match="a process that is just starting"), held(path, "x", beat=BEAT, lasts=LASTS):
+    with (
+        pytest.raises(LeaseHeldError, match="a process that is just starting"),
+        hold_lease(path, "x", beat=BEAT, lasts=LASTS),
+    ):
         pass
-    with held(path, "x", wait=60, beat=BEAT, lasts=LASTS) as mine:
-        assert not mine.lost()
+    with hold_lease(path, "x", wait=60, beat=BEAT, lasts=LASTS) as mine:
+        assert not mine.is_lost()

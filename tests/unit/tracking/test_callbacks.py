@@ -22,10 +22,10 @@ from sparkdiff.job import tracking_section
 from sparkdiff.machine import secrets
 from sparkdiff.options import Options
 from sparkdiff.report import Events, Phases, RunRecord
-from sparkdiff.report.observing import observe, observed
-from sparkdiff.store.registry import check_version
-from sparkdiff.tracking import values
-from sparkdiff.tracking.values import CurvePoint
+from sparkdiff.report.fit_observer import fit_with_observer, observe
+from sparkdiff.store.model_registry import check_version
+from sparkdiff.tracking import plain_values
+from sparkdiff.tracking.plain_values import CurvePoint
 from sparkdiff.tuning import fits
 
 pytestmark = pytest.mark.once
@@ -35,25 +35,44 @@ SECRET = "hunter2"
 def record(**changes: Any) -> RunRecord:
     options = Options.of({"cacheDir": f"s3a://user:{SECRET}@bucket/caches", "maxEpochs": 7, "labelCol": "y"})
     given: dict[str, Any] = {
-        "decision": "tuned", "reason": f"it is better than password={SECRET}", "metric": "poisson", "metricDirection": "smaller",
+        "decision": "tuned",
+        "reason": f"it is better than password={SECRET}",
+        "metric": "poisson",
+        "metricDirection": "smaller",
         "metrics": {"train": {"before": 2.0, "after": 1.0}, "validation": {"before": 2.0, "after": 1.5}, "test": None},
-        "gain": 0.25, "z": 3.0, "p": 0.001, "parity": {}, "stages": {}, "timings": {"train": 2.0}, "stream": "arrow",
+        "gain": 0.25,
+        "z": 3.0,
+        "p": 0.001,
+        "parity": {},
+        "stages": {},
+        "timings": {"train": 2.0},
+        "stream": "arrow",
         "records": [{"epoch": 0, "candidate": 0, "recipe": "r", "trainLoss": float("nan"), "validationMetric": 2.0}],
-        "cache": {"hit": False, "fingerprint": "f" * 64}, "options": options.asdict(), "versions": {"sparkdiff": "1"},
-        "warnings": [], "gainInterval": [0.1, None],
-    }  # fmt: skip
+        "cache": {"hit": False, "fingerprint": "f" * 64},
+        "options": options.asdict(),
+        "versions": {"sparkdiff": "1"},
+        "warnings": [],
+        "gainInterval": [0.1, None],
+    }
     return RunRecord(**given | changes)
 
 
 def test_what_is_told_of_a_record_is_what_differs_and_has_no_secrets() -> None:
     found = record()
-    assert values.params(found) == {"cacheDir": "s3a://...@bucket/caches", "maxEpochs": "7", "labelCol": "y"}
-    assert values.metrics(found) == {
-        "train.poisson.before": 2.0, "train.poisson.after": 1.0, "validation.poisson.before": 2.0,
-        "validation.poisson.after": 1.5, "seconds.train": 2.0, "z": 3.0, "gain": 0.25, "p": 0.001,
-        "gainInterval.low": 0.1, "warnings": 0.0,
-    }  # fmt: skip
-    assert SECRET not in json.dumps(values.plain(found))
+    assert plain_values.params(found) == {"cacheDir": "s3a://...@bucket/caches", "maxEpochs": "7", "labelCol": "y"}
+    assert plain_values.metrics(found) == {
+        "train.poisson.before": 2.0,
+        "train.poisson.after": 1.0,
+        "validation.poisson.before": 2.0,
+        "validation.poisson.after": 1.5,
+        "seconds.train": 2.0,
+        "z": 3.0,
+        "gain": 0.25,
+        "p": 0.001,
+        "gainInterval.low": 0.1,
+        "warnings": 0.0,
+    }
+    assert SECRET not in json.dumps(plain_values.plain(found))
     held = {
         "password": SECRET,
         "list": [{"sig": SECRET, "sigmas": "kept"}],
@@ -63,10 +82,16 @@ def test_what_is_told_of_a_record_is_what_differs_and_has_no_secrets() -> None:
     }
     held |= {"RegexTokenizer.pattern": "a", "minTokenLength": 3, "accessToken": SECRET}
     assert secrets.hidden(held) == {
-        "password": "...", "list": [{"sig": "...", "sigmas": "kept"}], "apiKey": ["..."], "tokens": 0.5, "x": None,
-        "RegexTokenizer.pattern": "a", "minTokenLength": 3, "accessToken": "...",
-    }  # fmt: skip
-    assert len(values.text("x" * 9999)) == values.LONGEST
+        "password": "...",
+        "list": [{"sig": "...", "sigmas": "kept"}],
+        "apiKey": ["..."],
+        "tokens": 0.5,
+        "x": None,
+        "RegexTokenizer.pattern": "a",
+        "minTokenLength": 3,
+        "accessToken": "...",
+    }
+    assert len(plain_values.text("x" * 9999)) == plain_values.LONGEST
 
 
 @pytest.mark.parametrize(
@@ -81,7 +106,7 @@ def test_what_is_told_of_a_record_is_what_differs_and_has_no_secrets() -> None:
     ],
 )
 def test_a_row_is_a_point_of_a_curve(row: dict[str, Any], name: str, step: int) -> None:
-    assert list(values.points(row)) == [CurvePoint(name, 2.0, step)]
+    assert list(plain_values.points(row)) == [CurvePoint(name, 2.0, step)]
 
 
 def run(listeners: list[Events]) -> None:
@@ -151,13 +176,13 @@ class Watcher:
     def __init__(self, broken: bool = False):
         self.broken, self.said, self.listener = broken, list[Any](), Failures()
 
-    def begun(self, estimator: Any) -> Events:
+    def on_fit_begin(self, estimator: Any) -> Events:
         self.said.append(estimator)
         if self.broken:
             raise OSError("no server")
         return self.listener
 
-    def ended(self, listener: Events, model: Any) -> None:
+    def on_fit_end(self, listener: Events, model: Any) -> None:
         self.said.append(model)
 
 
@@ -165,22 +190,22 @@ def test_only_the_outermost_fit_is_observed() -> None:
     watcher = Watcher()
     observe(watcher)
     try:
-        inner = lambda more: observed("inner", lambda none: [more, none])  # noqa: E731
-        assert observed("outer", inner) == [[watcher.listener], []]
+        inner = lambda more: fit_with_observer("inner", lambda none: [more, none])  # noqa: E731
+        assert fit_with_observer("outer", inner) == [[watcher.listener], []]
         assert watcher.said == ["outer", [[watcher.listener], []]]
-        assert observed("one of many", list, alone=False) == []
+        assert fit_with_observer("one of many", list, alone=False) == []
         error = ValueError("x")
         estimator = SimpleNamespace(callbacks=[Failures()])
         with pytest.raises(ValueError, match="x"):
-            observed(estimator, lambda more: (_ for _ in ()).throw(error))
+            fit_with_observer(estimator, lambda more: (_ for _ in ()).throw(error))
         assert watcher.said[2:] == [estimator]
         assert watcher.listener.heard == estimator.callbacks[0].heard == [error]
         observe(Watcher(broken=True))
         with pytest.warns(RuntimeWarning, match=r"fit could not be logged.*no server"):
-            assert observed("goes on", list) == []
+            assert fit_with_observer("goes on", list) == []
     finally:
         observe(None)
-    assert observed("nobody", list) == []
+    assert fit_with_observer("nobody", list) == []
 
 
 def test_fits_of_several_threads_are_observed_each(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,13 +218,13 @@ def test_fits_of_several_threads_are_observed_each(monkeypatch: pytest.MonkeyPat
     def outer(more: Any) -> Any:
         both.wait()
         rows: Any = None
-        inside = fits.for_threads(rows)(lambda: observed("inner", list))
+        inside = fits.for_threads(rows)(lambda: fit_with_observer("inner", list))
         with ThreadPoolExecutor(1) as threads:
             return more, threads.submit(inside).result(60)
 
     try:
         with ThreadPoolExecutor(2) as threads:
-            found = list(threads.map(lambda name: observed(name, outer), ["one", "other"]))
+            found = list(threads.map(lambda name: fit_with_observer(name, outer), ["one", "other"]))
     finally:
         observe(None)
     assert found == [([watcher.listener], [])] * 2
@@ -215,7 +240,7 @@ def test_a_fit_that_fails_ends_what_its_callbacks_write(tmp_path: Path) -> None:
         raise InputError(f"no such table: password={SECRET}")
 
     with pytest.raises(InputError):
-        observed(SimpleNamespace(callbacks=[lines, board]), fit)
+        fit_with_observer(SimpleNamespace(callbacks=[lines, board]), fit)
     [line] = map(json.loads, lines.path.read_text().splitlines())
     assert line | {"time": 0} == {"event": "exception", "time": 0, "error": "InputError: no such table: password=..."}
     assert curve(events(tmp_path / "board"), "candidate0/validationMetric") == [(1, 2.0)]
@@ -244,13 +269,13 @@ def test_a_curve_is_on_disk_after_each_phase(tmp_path: Path) -> None:
     ],
 )
 def test_a_name_is_one_that_trackers_take(name: str, found: str) -> None:
-    assert values.named(name) == found
+    assert plain_values.safe_name(name) == found
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
     """As an evaluator returns them."""
     row = {"trial": 3, "rmse": np.float32(0.5), "count": np.int64(7), "bad": np.float32("nan"), "many": 10**400}
-    assert [*values.points(row)] == [CurvePoint("trials/rmse", 0.5, 3), CurvePoint("trials/count", 7.0, 3)]
+    assert [*plain_values.points(row)] == [CurvePoint("trials/rmse", 0.5, 3), CurvePoint("trials/count", 7.0, 3)]
     told = json.dumps(secrets.hidden(row))
     assert told.startswith('{"trial": 3, "rmse": 0.5, "count": 7, "bad": null, "many": 1000')
 
@@ -292,5 +317,5 @@ def test_without_the_packages_the_error_names_the_extra() -> None:
 
 
 def test_all_fields_of_a_record_are_plain() -> None:
-    assert {f.name for f in dataclasses.fields(RunRecord)} - {"records"} == values.plain(record()).keys()
+    assert {f.name for f in dataclasses.fields(RunRecord)} - {"records"} == plain_values.plain(record()).keys()
     assert sparkdiff.mlflow.log is not None

@@ -12,11 +12,12 @@ import pytest
 from test_callbacks import Watcher, record
 
 from sparkdiff import FineTuner, InputError, Search, job
-from sparkdiff.commands import jobs
+from sparkdiff.errors import DONE
 from sparkdiff.job import steps
-from sparkdiff.job.tracking import tracked
+from sparkdiff.job.scripts import run_job
+from sparkdiff.job.tracking import activate_callbacks
 from sparkdiff.report import Phases
-from sparkdiff.report.observing import observe, observed
+from sparkdiff.report.fit_observer import fit_with_observer, observe
 from sparkdiff.tracking import mlflow_runs
 
 mlflow = pytest.importorskip("mlflow", reason="needs the extra mlflow")
@@ -61,10 +62,13 @@ def test_the_observer_finds_the_rows_of_the_fit(kind: Any) -> None:
     watcher, found = Watcher(), SimpleNamespace(pipelineModel=None, summary=None)
     fit = lambda rows, callbacks: found  # noqa: E731
     observe(watcher)
-    watcher.ended = lambda listener, model: watcher.said.append(model.dataset)  # type: ignore[method-assign]
+    watcher.on_fit_end = lambda listener, model: watcher.said.append(model.dataset)  # type: ignore[method-assign]
     try:
         assert (
-            kind._fit(SimpleNamespace(_fitted=fit, _searched=fit, callbacks=[], _shared=None, job={}), "rows") is found
+            kind._fit(
+                SimpleNamespace(_fit_with_callbacks=fit, _run_search=fit, callbacks=[], _shared=None, job={}), "rows"
+            )
+            is found
         )
     finally:
         observe(None)
@@ -109,17 +113,17 @@ def test_a_job_that_ran_before_is_logged_once(client: Any, tmp_path: Path, monke
     logged: list[Any] = []
     monkeypatch.setattr(mlflow_runs, "log_model", lambda package, model, *_: logged.append(model))
     monkeypatch.setattr(steps, "_read_summary", lambda *_: tuned().summary)
-    monkeypatch.setattr(steps, "jvm", SimpleNamespace(loaded=lambda path: (str(path),)))
+    monkeypatch.setattr(steps, "jvm", SimpleNamespace(load_model=lambda path: (str(path),)))
     found = {"parent": {"path": None}, "model": {"hash": HASH}}
     config: Any = SimpleNamespace(output=tmp_path / "run", options={"runId": "mine"})
     given = {"mlflow": {"experiment": "found"}, "jsonLines": str(tmp_path / "new" / "events.jsonl")}
     for _ in range(2):
-        with tracked(given) as tracking:
+        with activate_callbacks(given) as tracking:
             phases = Phases(False, tracking.listeners)
             tracking.mute(True)
             with phases.phase("load"):
                 pass
-            steps._told_again(found, config, phases, tracking, "original", None)  # type: ignore[arg-type]
+            steps._replay_finished_run(found, config, phases, tracking, "original", None)  # type: ignore[arg-type]
     assert logged == [(f"{tmp_path}/run/model",)]
     [run] = runs_of(client, "found")
     assert run.info.status == "FINISHED"
@@ -139,7 +143,9 @@ def test_no_run_goes_elsewhere_and_the_server_is_as_before(client: Any, monkeypa
         return before(name)
 
     monkeypatch.setattr(mlflow, "set_experiment", once)
-    with tracked({"mlflow": {"experiment": "late", "uri": f"{uri}-of-job"}, "jsonLines": "/dev/null/x/y"}) as tracking:
+    with activate_callbacks(
+        {"mlflow": {"experiment": "late", "uri": f"{uri}-of-job"}, "jsonLines": "/dev/null/x/y"}
+    ) as tracking:
         [callback] = tracking.listeners
         with pytest.raises(OSError, match="no server"):
             callback.on_phase("load", None, "")
@@ -162,7 +168,7 @@ def test_stdout_of_a_job_is_its_result_alone(monkeypatch: pytest.MonkeyPatch, ca
 
     monkeypatch.setattr(job, "run", run)
     words = ["pipeline=p", "data.train=d", "fineTuner.labelCol=y", "output=o"]
-    jobs._run_job("finetune", None, words, {}, as_json=True)
+    assert run_job("finetune", None, words, as_json=True) == DONE
     out, err = capfd.readouterr()
     assert re.fullmatch(r"\{.*\}\n", out, re.DOTALL) and "of " not in out.replace("is better", "")
     assert {"of Python", "of native code", "of Java"} <= {*err.splitlines()}
@@ -180,7 +186,7 @@ def test_a_fit_that_fails_leaves_no_run_open(client: Any) -> None:
             raise error
 
         with pytest.raises(type(error)):
-            observed(SimpleNamespace(callbacks=[callback]), fit)
+            fit_with_observer(SimpleNamespace(callbacks=[callback]), fit)
         ended[type(error)] = client.get_run(callback.runId).info.status
     assert ended == {ValueError: "FAILED", KeyboardInterrupt: "KILLED"}
 
@@ -198,9 +204,10 @@ def test_names_that_a_server_refuses_are_changed(client: Any) -> None:
     """It takes names for paths, of 250 characters at most; one such name would cost all figures of a run."""
     result = tuned()
     result.summary = record(
-        options={"../a//b": 1, "x" * 300: 2}, metric="q//" + "r" * 300,
+        options={"../a//b": 1, "x" * 300: 2},
+        metric="q//" + "r" * 300,
         records=[{"trial": 1, "A/../../lr.regParam": 0.1, "rmse": 2.0}],
-    )  # fmt: skip
+    )
     run = client.get_run(told(mlflow_runs.Callback(), result))
     assert run.data.params["__/a/b"] == "1" and run.data.metrics["trials/A/__/__/lr.regParam"] == 0.1
     assert any(name.startswith("validation.q/rrr") for name in run.data.metrics)

@@ -35,7 +35,7 @@ from sparkdiff.stages.assembling import VectorAssembler
 from sparkdiff.stages.base import FeatureStats, LabelStats
 from sparkdiff.stages.bayes import Bernoulli, Multinomial
 from sparkdiff.stages.embedding import Word2Vec
-from sparkdiff.stages.formula import RewrittenAttributes
+from sparkdiff.stages.formula import VectorAttributeRewriter
 from sparkdiff.stages.projection import DCT, PCA
 from sparkdiff.stages.scaling import MaxAbsScaler, MinMaxScaler, RobustScaler, StandardScaler
 from sparkdiff.stages.selecting import Selection, VectorSizeHint
@@ -52,10 +52,10 @@ from sparkdiff.tensors.team import ALONE
 from sparkdiff.training.affine import affine_network
 from sparkdiff.training.augmentation import Draw
 from sparkdiff.training.candidates import Candidates
-from sparkdiff.training.monotone import Monotone
-from sparkdiff.training.ongoing import _agrees
-from sparkdiff.training.parameters import flattened
+from sparkdiff.training.monotone import MonotonePenalty
+from sparkdiff.training.parameters import parameter_vector
 from sparkdiff.training.recipes import Recipe, recipes_for
+from sparkdiff.training.training_run import _agrees
 from sparkdiff.training.updates import DenseUpdates
 
 pytestmark = pytest.mark.once  # torch alone, which all stacks have in one version
@@ -95,74 +95,101 @@ def cases() -> dict[str, tuple[Network, dict[str, Any], dict[str, int]]]:
     return {
         "scaler, PCA, Poisson": (
             network((scaler(5), ["x"], "s"), (pca(5, 3), ["s"], "c"), (glr(3), ["c"], "p")),
-            {"x": x}, {"x": 5, "s": 5, "c": 3, "p": 1},
+            {"x": x},
+            {"x": 5, "s": 5, "c": 3, "p": 1},
         ),
         "a constant column, softmax": (
-            network((scaler(5, constant=True), ["x"], "s"), (logistic(5, 3), ["s"], "p")), {"x": x}, {"x": 5, "s": 5, "p": 1},
+            network((scaler(5, constant=True), ["x"], "s"), (logistic(5, 3), ["s"], "p")),
+            {"x": x},
+            {"x": 5, "s": 5, "p": 1},
         ),
         "ranges, squared": (
             network((MinMaxScaler(low, high, -1.0, 2.0), ["x"], "s"), (least_squares(5), ["s"], "p")),
-            {"x": x}, {"x": 5, "s": 5, "p": 1},
+            {"x": x},
+            {"x": 5, "s": 5, "p": 1},
         ),
         "two branches and a scalar, sigmoid": (
             network(
-                (scaler(5), ["x"], "s"), (pca(5, 2), ["s"], "c"),
-                (VectorAssembler("a", ("c", "n", "x"), True), ["c", "n", "x"], "f"), (logistic(8), ["f"], "p"),
+                (scaler(5), ["x"], "s"),
+                (pca(5, 2), ["s"], "c"),
+                (VectorAssembler("a", ("c", "n", "x"), True), ["c", "n", "x"], "f"),
+                (logistic(8), ["f"], "p"),
             ),
-            {"x": x, "n": normal(N, seed=8)}, {"x": 5, "s": 5, "c": 2, "n": 1, "f": 8, "p": 1},
+            {"x": x, "n": normal(N, seed=8)},
+            {"x": 5, "s": 5, "c": 2, "n": 1, "f": 8, "p": 1},
         ),
         "sparse rows, gamma, offset": (
             network(
                 (StandardScaler(normal(5, seed=3).abs() + 0.5, normal(5), True, False), ["x"], "s"),
                 (glr(5, "gamma"), ["s", "o"], "p"),
             ),
-            {"x": sparse(x), "o": normal(N, seed=9) / 3}, {"x": 5, "s": 5, "o": 1, "p": 1},
+            {"x": sparse(x), "o": normal(N, seed=9) / 3},
+            {"x": 5, "s": 5, "o": 1, "p": 1},
         ),
         "sparse rows, softmax": (network((logistic(5, 3), ["x"], "p")), {"x": sparse(x)}, {"x": 5, "p": 1}),
         "robust, maximum, weights, waves": (
             network(
                 (RobustScaler(normal(5, seed=3).abs() + 0.5, normal(5), True, True), ["x"], "s"),
-                (DCT(False), ["s"], "t"), (MaxAbsScaler(normal(5, seed=4).abs() + 0.5), ["t"], "u"),
-                (Selection("selector", [3, 0, 4]), ["u"], "v"), (DCT(True), ["v"], "w"),
-                (VectorSizeHint("h", 3, True), ["w"], "w"), (RewrittenAttributes(), ["w"], "w"),
+                (DCT(False), ["s"], "t"),
+                (MaxAbsScaler(normal(5, seed=4).abs() + 0.5), ["t"], "u"),
+                (Selection("selector", [3, 0, 4]), ["u"], "v"),
+                (DCT(True), ["v"], "w"),
+                (VectorSizeHint("h", 3, True), ["w"], "w"),
+                (VectorAttributeRewriter(), ["w"], "w"),
                 (ElementwiseProduct(normal(3, seed=6)), ["w"], "z"),
                 (glr(3), ["z"], "p"),
             ),
-            {"x": x}, {"x": 5, "s": 5, "t": 5, "u": 5, "v": 3, "w": 3, "z": 3, "p": 1},
+            {"x": x},
+            {"x": 5, "s": 5, "t": 5, "u": 5, "v": 3, "w": 3, "z": 3, "p": 1},
         ),
         "sparse rows, weights of words": (
             network(
                 (RobustScaler(normal(5, seed=3).abs() + 0.5, normal(5), True, False), ["x"], "r"),
                 (MaxAbsScaler(torch.tensor([1.0, 0.0, 2.0, 0.3, 5.0], dtype=F64)), ["r"], "m"),
-                (IDF(normal(5, seed=5).abs()), ["m"], "s"), (logistic(5, 3), ["s"], "p"),
+                (IDF(normal(5, seed=5).abs()), ["m"], "s"),
+                (logistic(5, 3), ["s"], "p"),
             ),
-            {"x": sparse(x)}, {"x": 5, "r": 5, "m": 5, "s": 5, "p": 1},
+            {"x": sparse(x)},
+            {"x": 5, "r": 5, "m": 5, "s": 5, "p": 1},
         ),
         "words": (
-            network((Word2Vec(tuple("abcde"), normal(5, 3).float().double()), ["x", "n"], "v"), (logistic(3), ["v"], "p")),
-            {"x": sparse(x), "n": normal(N, seed=8).abs().ceil()}, {"x": 5, "n": 1, "v": 3, "p": 1},
+            network(
+                (Word2Vec(tuple("abcde"), normal(5, 3).float().double()), ["x", "n"], "v"), (logistic(3), ["v"], "p")
+            ),
+            {"x": sparse(x), "n": normal(N, seed=8).abs().ceil()},
+            {"x": 5, "n": 1, "v": 3, "p": 1},
         ),
         "support vectors": (
-            network((scaler(5), ["x"], "s"), (support_vector(5), ["s"], "p")), {"x": x}, {"x": 5, "s": 5, "p": 1},
+            network((scaler(5), ["x"], "s"), (support_vector(5), ["s"], "p")),
+            {"x": x},
+            {"x": 5, "s": 5, "p": 1},
         ),
         "survival": (
-            network((scaler(5), ["x"], "s"), (survival(5), ["s"], "p")), {"x": x, "censor": (normal(N, seed=4) > 0).double()},
+            network((scaler(5), ["x"], "s"), (survival(5), ["s"], "p")),
+            {"x": x, "censor": (normal(N, seed=4) > 0).double()},
             {"x": 5, "s": 5, "censor": 1, "p": 1},
         ),
         "one against the rest": (
-            network((scaler(5), ["x"], "s"), (one_vs_rest(5), ["s"], "p")), {"x": x}, {"x": 5, "s": 5, "p": 1},
+            network((scaler(5), ["x"], "s"), (one_vs_rest(5), ["s"], "p")),
+            {"x": x},
+            {"x": 5, "s": 5, "p": 1},
         ),
         "multinomial": (network((bayes(Multinomial, 5), ["x"], "p")), {"x": x.abs()}, {"x": 5, "p": 1}),
-        "sparse rows, bernoulli": (network((bayes(Bernoulli, 5), ["x"], "p")), {"x": sparse((x > 0).double())}, {"x": 5, "p": 1}),
+        "sparse rows, bernoulli": (
+            network((bayes(Bernoulli, 5), ["x"], "p")),
+            {"x": sparse((x > 0).double())},
+            {"x": 5, "p": 1},
+        ),
         "threshold": (network((scaler(5), ["x"], "s"), (deciding(5), ["s"], "p")), {"x": x}, {"x": 5, "s": 5, "p": 1}),
         "bounds": (
             network(
                 (scaler(5), ["x"], "s"),
                 (logistic(5, bounds={"upper coefficientMatrix": torch.full((1, 5), 0.31, dtype=F64)}), ["s"], "p"),
             ),
-            {"x": x}, {"x": 5, "s": 5, "p": 1},
+            {"x": x},
+            {"x": 5, "s": 5, "p": 1},
         ),
-    }  # fmt: skip
+    }
 
 
 def deciding(width: int) -> Any:
@@ -184,9 +211,11 @@ def cases_of_trees() -> dict[str, tuple[Network, dict[str, Any], dict[str, int]]
     def stacked(head: Any) -> Network:
         """Two ensembles and what they look at in front of a linear predictor."""
         return network(
-            (trees(GBTRegression, 1), ["x"], "t"), (trees(RandomForestRegression, 2), ["x"], "u"),
-            (VectorAssembler("a", ("t", "x", "u"), True), ["t", "x", "u"], "f"), (head, ["f"], "p"),
-        )  # fmt: skip
+            (trees(GBTRegression, 1), ["x"], "t"),
+            (trees(RandomForestRegression, 2), ["x"], "u"),
+            (VectorAssembler("a", ("t", "x", "u"), True), ["t", "x", "u"], "f"),
+            (head, ["f"], "p"),
+        )
 
     return {
         "GBT, squared": (network((trees(GBTRegression, 1), ["x"], "p")), x, widths),
@@ -194,21 +223,26 @@ def cases_of_trees() -> dict[str, tuple[Network, dict[str, Any], dict[str, int]]
         "forest, squared": (network((trees(RandomForestRegression, 3), ["x"], "p")), x, widths),
         "one tree": (network((trees(DecisionTreeRegression, 12), ["x"], "p")), x, widths),
         "GBT, logistic": (
-            network((with_weights(trees(GBTClassification, 4, "probabilityCol")), ["x"], "p")), x, widths,
+            network((with_weights(trees(GBTClassification, 4, "probabilityCol")), ["x"], "p")),
+            x,
+            widths,
         ),
         "trees, linear": (stacked(least_squares(2 + WIDTH)), finite, widths | {"u": 1}),
         "trees, Poisson": (stacked(glr(2 + WIDTH)), finite, widths | {"u": 1}),
         "sparse rows, GBT": (
-            network((trees(GBTRegression, 1), ["x"], "p")), {"x": sparse(normal(N, WIDTH))}, widths,
+            network((trees(GBTRegression, 1), ["x"], "p")),
+            {"x": sparse(normal(N, WIDTH))},
+            widths,
         ),
-    }  # fmt: skip
+    }
 
 
 CASES = cases() | cases_of_trees()
 CLASSES = (
-    network((trees(RandomForestClassification, 1, "probabilityCol"), ["x"], "p")), {"x": torch.from_numpy(rows(N))},
+    network((trees(RandomForestClassification, 1, "probabilityCol"), ["x"], "p")),
+    {"x": torch.from_numpy(rows(N))},
     {"x": WIDTH, "p": 1},
-)  # fmt: skip
+)
 """A network that isn't affine in what trains."""
 
 
@@ -320,7 +354,7 @@ def test_each_candidate_is_what_a_loop_in_plain_torch_gives(optimizer: str, clip
     make = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[optimizer]
     for k, recipe in enumerate(recipes):
         net = run.net.clone()
-        start, u = flattened(run.net), torch.zeros(len(unit), dtype=F64, requires_grad=True)
+        start, u = parameter_vector(run.net), torch.zeros(len(unit), dtype=F64, requires_grad=True)
         pieces = [u[i : i + 1] for i in range(len(unit))]  # a rate per entry, as groups of torch's optimizer
         parts = [torch.zeros(1, dtype=F64, requires_grad=True) for _ in pieces]
         reference = make(
@@ -403,7 +437,7 @@ def test_who_stays_goes_on_as_if_the_others_were_there() -> None:
     recipes = [*RECIPES, Recipe(1.0, 1e-2, "lbfgs"), Recipe(1e-2, 1e-3, ema=0.9)]
     whole, part = Run("scaler, PCA, Poisson", recipes), Run("scaler, PCA, Poisson", recipes)
     part.steps(5)
-    part.team = part.team.kept([1, 3, 4])
+    part.team = part.team.subset([1, 3, 4])
     part.steps(4, first=5)
     part.team.end_epoch(1.0)
     whole.steps(9)
@@ -482,8 +516,11 @@ def test_the_recipes_of_trees() -> None:
         return recipes_for(Options.of(given), rows, trees=50, newton=True)
 
     assert of() == [
-        Recipe(1e-3, 1e-2), Recipe(3e-3, 1e-3), Recipe(1e-3, 1e-3, noise=0.05), Recipe(3e-3, 1e-3, noise=0.2),
-    ]  # fmt: skip
+        Recipe(1e-3, 1e-2),
+        Recipe(3e-3, 1e-3),
+        Recipe(1e-3, 1e-3, noise=0.05),
+        Recipe(3e-3, 1e-3, noise=0.2),
+    ]
     thorough = of(recipe="thorough")
     assert thorough[:4] == of()
     assert Recipe(1 / 50, 1e-2, "newton") in thorough  # a step of all trees at once is as long as one of each alone
@@ -552,12 +589,12 @@ def test_leaves_are_looked_up_for_all_candidates_at_once(name: str, loss: str, m
 # ---- monotone slopes
 
 
-def monotone_penalty(run: Run, wishes: dict[int, float]) -> Monotone:
+def monotone_penalty(run: Run, wishes: dict[int, float]) -> MonotonePenalty:
     signs = torch.zeros(5, dtype=F64)
     for j, wish in wishes.items():
         signs[j] = math.copysign(1.0, wish)
     strengths = torch.tensor([abs(wishes.get(j, 0.0)) for j in range(5)], dtype=F64)
-    return Monotone({("x", -1): signs}, {("x", -1): strengths})
+    return MonotonePenalty({("x", -1): signs}, {("x", -1): strengths})
 
 
 def test_the_penalty_of_a_wrong_slope_is_added_to_the_loss() -> None:
@@ -620,8 +657,10 @@ def test_what_is_not_selected_may_be_nan(selects: bool) -> None:
     x[3, 4] = math.nan
     picked = [0, 2] if selects else [0, 4]
     net = network(
-        (scaler(5), ["x"], "s"), (Selection("selector", picked), ["s"], "u"), (glr(2), ["u"], "p"),
-    )  # fmt: skip
+        (scaler(5), ["x"], "s"),
+        (Selection("selector", picked), ["s"], "u"),
+        (glr(2), ["u"], "p"),
+    )
     affine = affine_network(net, {("x", -1): 5, ("s", 0): 5, ("u", 1): 2, ("p", 2): 1})
     assert affine is not None
     data = SimpleNamespace(batches=lambda split: [(x,)], values=lambda batch: {("x", -1): batch}, team=ALONE)

@@ -28,7 +28,7 @@ from sparkdiff.tensors import device
 from sparkdiff.tensors.device import CPU, Place
 from sparkdiff.tensors.team import ALONE, Team
 from sparkdiff.training.distributed import choice, preflight, worker
-from sparkdiff.training.distributed.choice import Enough, Note, StepTimer, chosen
+from sparkdiff.training.distributed.choice import DeviceNote, StepTimer, TimingDone, choose_place
 from sparkdiff.training.distributed.worker import work
 
 FAKE = Place(torch.device(fake_gpu.NAME, 0))
@@ -59,43 +59,43 @@ def test_without_a_gpu_the_cpu_is_taken_and_nothing_is_timed_said_or_kept(
 ) -> None:
     monkeypatch.setattr(choice, "gpus", lambda: 0)
     said: list[str] = []
-    assert chosen(Options(), ALONE, tmp_path, refused, said.append) == (CPU, ALONE)
-    assert chosen(Options.of({"device": "cpu"}), ALONE, tmp_path, refused, said.append) == (CPU, ALONE)
+    assert choose_place(Options(), ALONE, tmp_path, refused, said.append) == (CPU, ALONE)
+    assert choose_place(Options.of({"device": "cpu"}), ALONE, tmp_path, refused, said.append) == (CPU, ALONE)
     assert not said and not list(tmp_path.iterdir())
 
 
 @pytest.mark.usefixtures("one_gpu")
 def test_the_faster_one_is_taken_and_kept_for_the_next_run(tmp_path: Path) -> None:
     said: list[str] = []
-    assert chosen(Options(), ALONE, tmp_path, takes(2e-3, 5e-4), said.append)[0] == FAKE
+    assert choose_place(Options(), ALONE, tmp_path, takes(2e-3, 5e-4), said.append)[0] == FAKE
     assert said == [f"device='auto' takes {SHOWN}: a step takes 0.5 ms there, 2 ms on cpu"]
-    kept = json.loads((tmp_path / choice.Note.FILE).read_text())
+    kept = json.loads((tmp_path / choice.DeviceNote.FILE).read_text())
     assert kept == {"device": "cuda", "trainedOn": SHOWN, "millisecondsPerStep": {"cpu": 2.0, "cuda": 0.5}}
-    assert chosen(Options(), ALONE, tmp_path, refused, said.append)[0] == FAKE
+    assert choose_place(Options(), ALONE, tmp_path, refused, said.append)[0] == FAKE
     assert len(said) == 1
-    assert chosen(Options(), ALONE, None, takes(1e-3, 2e-3), said.append)[0] == CPU
+    assert choose_place(Options(), ALONE, None, takes(1e-3, 2e-3), said.append)[0] == CPU
 
 
 @pytest.mark.usefixtures("one_gpu")
 def test_a_device_that_is_gone_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen(Options(), ALONE, tmp_path, takes(2e-3, 5e-4), print)
+    choose_place(Options(), ALONE, tmp_path, takes(2e-3, 5e-4), print)
     with monkeypatch.context() as gone:
         gone.setattr(choice, "gpus", lambda: 0)
-        assert chosen(Options(), ALONE, tmp_path, refused, print)[0] == CPU
-    assert Note.read(tmp_path) == Note("cpu", "cpu", {})
+        assert choose_place(Options(), ALONE, tmp_path, refused, print)[0] == CPU
+    assert DeviceNote.read(tmp_path) == DeviceNote("cpu", "cpu", {})
     timed: list[Place] = []
-    assert chosen(Options(), ALONE, tmp_path, takes(1e-3, 5e-4, timed), print)[0] == FAKE
+    assert choose_place(Options(), ALONE, tmp_path, takes(1e-3, 5e-4, timed), print)[0] == FAKE
     assert timed == [CPU, FAKE]
 
 
 @pytest.mark.usefixtures("one_gpu")
 def test_a_named_device_is_not_timed_and_its_name_is_kept(tmp_path: Path) -> None:
-    assert chosen(Options.of({"device": "cuda"}), ALONE, tmp_path, refused, print)[0] == FAKE
-    assert Note.read(tmp_path) == Note("cuda", SHOWN, {})
-    (tmp_path / choice.Note.FILE).write_text("{damaged")
+    assert choose_place(Options.of({"device": "cuda"}), ALONE, tmp_path, refused, print)[0] == FAKE
+    assert DeviceNote.read(tmp_path) == DeviceNote("cuda", SHOWN, {})
+    (tmp_path / choice.DeviceNote.FILE).write_text("{damaged")
     with pytest.warns(DamagedFile, match=r"device\.json is damaged and made again"):
-        assert Note.read(tmp_path) is None
-    assert choice.shown(FAKE, 4) == f"4 processes, the first on {SHOWN}"
+        assert DeviceNote.read(tmp_path) is None
+    assert choice.display_name(FAKE, 4) == f"4 processes, the first on {SHOWN}"
 
 
 @pytest.mark.usefixtures("one_gpu")
@@ -106,15 +106,15 @@ def test_a_gpu_on_which_it_cannot_run_is_left_and_tried_again(tmp_path: Path) ->
         raise RuntimeError("no kernel\nfor this")
 
     said: list[str] = []
-    assert chosen(Options(), ALONE, tmp_path, broken, said.append)[0] == CPU
+    assert choose_place(Options(), ALONE, tmp_path, broken, said.append)[0] == CPU
     assert said == ["device='auto' takes cpu: training on fakegpu:0 failed (no kernel)"]
-    assert chosen(Options(), ALONE, tmp_path, takes(2e-3, 1e-3), said.append)[0] == FAKE
+    assert choose_place(Options(), ALONE, tmp_path, takes(2e-3, 1e-3), said.append)[0] == FAKE
 
     def wrong(at: Place, team: Team) -> float:
         raise InputError("no gradient passes through the loss")
 
     with pytest.raises(InputError, match="no gradient"):
-        chosen(Options(), ALONE, None, wrong, said.append)
+        choose_place(Options(), ALONE, None, wrong, said.append)
 
 
 @pytest.mark.parametrize("takes_gpu", [False, True])
@@ -149,16 +149,16 @@ def test_timing_leaves_the_training_as_it_was(takes_gpu: bool, tmp_path: Path, m
 
 def test_the_folder_of_a_run_may_hold_it(tmp_path: Path) -> None:
     folder = RunFolder.open(tmp_path, "r", {"seed": 1}, replace=False)
-    Note("cuda", SHOWN).write(folder.path)
-    assert Note.read(folder.path) == Note("cuda", SHOWN, {})
-    assert Note.read(RunFolder.open(tmp_path, "r", {"seed": 2}, replace=True).path) is None
+    DeviceNote("cuda", SHOWN).write(folder.path)
+    assert DeviceNote.read(folder.path) == DeviceNote("cuda", SHOWN, {})
+    assert DeviceNote.read(RunFolder.open(tmp_path, "r", {"seed": 2}, replace=True).path) is None
 
 
 def test_the_clock_counts_steps_over_epochs_and_not_the_first_ones() -> None:
     clock = StepTimer(CPU, steps=10, epochs=100)
     for done in range(1, choice.WARM + choice.TIMED):
         clock(SimpleNamespace(epoch=1 + done // 10, step=done % 10))  # type: ignore[arg-type]
-    with pytest.raises(Enough):
+    with pytest.raises(TimingDone):
         clock(SimpleNamespace(epoch=5, step=0))  # type: ignore[arg-type]
     assert (clock.first, clock.now) == (choice.WARM, choice.WARM + choice.TIMED)
     assert clock.seconds_per_step() > 0
@@ -174,7 +174,7 @@ def test_where_no_step_could_be_timed_the_cpu_is_taken(tmp_path: Path) -> None:
     """As of a training that ends within the steps that are not timed; `maxSeconds` doesn't end the one that is timed."""
     assert StepTimer(CPU, steps=10, epochs=100).seconds_per_step() == math.inf
     said: list[str] = []
-    assert chosen(Options(), ALONE, tmp_path, takes(math.inf, 1e-3), said.append)[0] == CPU
+    assert choose_place(Options(), ALONE, tmp_path, takes(math.inf, 1e-3), said.append)[0] == CPU
     assert said == ["device='auto' takes cpu: training ends before a step could be timed"]
     case = replace(CASES["noise, masks and mixtures"], worlds=(1,))
     write_cache(tmp_path / "cache", case)
@@ -224,8 +224,11 @@ def test_all_processes_take_the_cpu_if_training_fails_on_the_gpu_of_one(tmp_path
     path = os.pathsep.join([str(tests.parent), str(tests), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, str(tests / "unit" / "auto_in_processes.py"), str(tmp_path)],
-        capture_output=True, text=True, timeout=200, env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr
     took, attempts = json.loads((tmp_path / "found.json").read_text()).values()
     assert took[:2] == [
@@ -234,11 +237,15 @@ def test_all_processes_take_the_cpu_if_training_fails_on_the_gpu_of_one(tmp_path
         "device='auto' takes cpu: process 1: training on fakegpu:0 failed (no kernel)",
     ]
     assert [sorted(errors) for errors in attempts] == [
-        ["LostProcessError", "ShortOfMemoryError"], ["LostProcessError", "TimingError"], []
-    ]  # fmt: skip
-    assert json.loads(next(tmp_path.rglob(choice.Note.FILE)).read_text()) == {
-        "device": "cpu", "trainedOn": "cpu", "millisecondsPerStep": {}
-    }  # fmt: skip
+        ["LostProcessError", "ShortOfMemoryError"],
+        ["LostProcessError", "TimingError"],
+        [],
+    ]
+    assert json.loads(next(tmp_path.rglob(choice.DeviceNote.FILE)).read_text()) == {
+        "device": "cpu",
+        "trainedOn": "cpu",
+        "millisecondsPerStep": {},
+    }
 
 
 @pytest.fixture
@@ -256,7 +263,7 @@ def test_sums_of_a_gpu_go_over_the_cpu_without_a_group_of_its_own(monkeypatch: p
     assert (x.tolist(), n.tolist(), n.dtype) == ([1.0, 1.0], 3, torch.int64)
     assert team.gather(x).device == FAKE.device
     # One of two processes sees no GPU: both take the CPU.
-    assert chosen(Options(), team, None, refused, print)[0] == CPU
+    assert choose_place(Options(), team, None, refused, print)[0] == CPU
 
 
 @pytest.mark.parametrize(
@@ -267,7 +274,7 @@ def test_why_sums_go_over_the_cpu(ids: list[str], nccl: bool, why: str, monkeypa
     monkeypatch.setattr(dist, "all_gather_object", lambda every, own: every.__setitem__(slice(None), ids))
     monkeypatch.setattr(dist, "is_nccl_available", lambda: nccl)
     said: list[str] = []
-    assert choice._joined(Team(0, 2), FAKE, 60.0, said.append).gpus is None
+    assert choice._join_gpu_group(Team(0, 2), FAKE, 60.0, said.append).gpus is None
     assert re.fullmatch(f"{why}: sums of the processes go over the CPU, which takes longer", said[0])
 
 
@@ -304,20 +311,32 @@ def session(master: str, **confs: str) -> Any:
     [
         ("local[4]", {}, True, False),  # the processes take what torch sees
         ("local[4]", {"driver": "2"}, True, True),
-        ("local[4]", {"driver": "1"}, True, "numProcesses=2, but spark.driver.resource.gpu.amount=1: set numProcesses=1,"),
+        (
+            "local[4]",
+            {"driver": "1"},
+            True,
+            "numProcesses=2, but spark.driver.resource.gpu.amount=1: set numProcesses=1,",
+        ),
         ("local[4]", {"task": "1"}, False, "master local.4. gives no GPU to a task: set localMode='true'"),
         ("yarn", {}, True, False),
         ("yarn", {"executor": "2", "task": "1"}, False, True),
         (
-            "yarn", {}, False,
+            "yarn",
+            {},
+            False,
             "as spark.executor.resource.gpu.amount and spark.task.resource.gpu.amount are not set: submit with --conf .*"
             "--conf spark.executor.resource.gpu.discoveryScript=<.*>, or set device='cpu'",
         ),
         ("yarn", {"executor": "2"}, False, "as spark.task.resource.gpu.amount is not set"),
         ("yarn", {"executor": "1", "task": "0.5"}, False, "spark.task.resource.gpu.amount=0.5: .* set it to 1"),
-        ("yarn", {"executor": "4", "task": "2"}, False, "spark.task.resource.gpu.amount=2: a process trains on one GPU"),
+        (
+            "yarn",
+            {"executor": "4", "task": "2"},
+            False,
+            "spark.task.resource.gpu.amount=2: a process trains on one GPU",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_spark_gives_to_the_processes(master: str, confs: dict[str, str], local: bool, found: bool | str) -> None:
     spark = session(master, **confs)
     if isinstance(found, bool):
@@ -331,9 +350,15 @@ def test_what_spark_gives_to_the_processes(master: str, confs: dict[str, str], l
 
 
 GOOD = {
-    "python": "python", "host": "worker-1", "sees": True, "lacks": [], "given": ["0"], "shown": None, "look": ["2.9.0", "1", "2"],
+    "python": "python",
+    "host": "worker-1",
+    "sees": True,
+    "lacks": [],
+    "given": ["0"],
+    "shown": None,
+    "look": ["2.9.0", "1", "2"],
     "failed": "",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(
@@ -362,7 +387,7 @@ def test_what_the_executors_lack_for_a_gpu(
 ) -> None:
     found = [GOOD, GOOD | lack]
     monkeypatch.setattr(preflight, "_check_slots", lambda *given: None)
-    monkeypatch.setattr(preflight, "_probed", lambda *given: found)
+    monkeypatch.setattr(preflight, "_probe_executors", lambda *given: found)
     with pytest.raises(InputError, match=f"^device='cuda', but {said}.*; or set device='cpu'$"):
         preflight.check_cluster(session("yarn"), 2, tmp_path, ["torch"], "cuda")
     assert preflight.check_cluster(session("yarn"), 2, tmp_path, ["torch"], "auto") == ("given" not in lack)

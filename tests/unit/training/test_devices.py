@@ -15,9 +15,9 @@ from some_gpu import FAKE_ONLY, GPU, REAL, no_reads
 from torch import Tensor
 from train_in_processes import CASES, TREE_WIDTH, Case, assignment, sparse, write_cache
 
-from sparkdiff.data.stream import Stream, placed
+from sparkdiff.data.stream import Stream, device_batches
 from sparkdiff.errors import InputError
-from sparkdiff.evaluation.data import Data, rows_at_once
+from sparkdiff.evaluation.split_batches import Data, rows_at_once
 from sparkdiff.stages.clustering import GaussianMixture, KMeans
 from sparkdiff.stages.perceptron import MultilayerPerceptron
 from sparkdiff.stages.trees import GBTRegression
@@ -25,12 +25,12 @@ from sparkdiff.tensors import device
 from sparkdiff.tensors.device import CPU, Place
 from sparkdiff.tensors.rows import SparseRows
 from sparkdiff.tensors.team import Team
-from sparkdiff.training.captured import CapturedSteps
+from sparkdiff.training.cuda_graphs import CapturedSteps
 from sparkdiff.training.distributed.attempt import Attempt
 from sparkdiff.training.distributed.worker import Assignment, objectives
 from sparkdiff.training.loop import train
-from sparkdiff.training.ongoing import ShortOfMemoryError, Training, _all_count
 from sparkdiff.training.recipes import Recipe
+from sparkdiff.training.training_run import ShortOfMemoryError, Training, _all_count
 
 pytestmark = pytest.mark.once
 PLAIN, NOISY = Recipe(1e-2, 1e-3), Recipe(1e-2, 1e-3, noise=0.3)
@@ -73,7 +73,7 @@ MORE = {
     "trees whose thresholds train": Case(
         lambda: network((thresholds(), ["x"], "p")), TREE_WIDTH, (PLAIN, NOISY), {"batchSize": 48}
     ),
-}  # fmt: skip
+}
 
 
 def thresholds() -> GBTRegression:
@@ -107,9 +107,14 @@ def begun(a: Assignment) -> Watched:
 
 
 def fitted(
-    a: Assignment, place: Place, training: Watched | None = None, *, resident: bool = True, strict: bool = False,
+    a: Assignment,
+    place: Place,
+    training: Watched | None = None,
+    *,
+    resident: bool = True,
+    strict: bool = False,
     on_step: Any = None,
-) -> Watched:  # fmt: skip
+) -> Watched:
     training = training or begun(a)
     training.strict = strict
     training.move(place)
@@ -155,7 +160,7 @@ def assert_same(found: Watched, wanted: Watched, gradients: float = 1e-9, weight
         assert distance(found.gradients[epoch], gradient) <= gradients  # type: ignore[attr-defined]
     assert distance(vectors(found), vectors(wanted)) <= weights
     assert distance(torch.stack(found.gains), torch.stack(wanted.gains)) <= weights
-    assert found.chosen.column == wanted.chosen.column
+    assert found.best.column == wanted.best.column
 
 
 WITH_ZEROS = {"noise, masks and mixtures", "sparse rows", "softmax", "trees"}
@@ -222,8 +227,8 @@ def test_where_memory_is_short_rows_leave_and_then_candidates_take_turns(
     made: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each way down is told, and nothing is lost: the result is that of all memory."""
-    monkeypatch.setattr(placed, "CHUNK_BYTES", 1 << 13)
-    monkeypatch.setattr(placed, "SPARE_BYTES", 0)
+    monkeypatch.setattr(device_batches, "CHUNK_BYTES", 1 << 13)
+    monkeypatch.setattr(device_batches, "SPARE_BYTES", 0)
     a, wanted = made(name, batchSize=40)
     told: dict[str, int] = {}
     size = 138_000
@@ -267,7 +272,7 @@ def test_several_processes_begin_again_with_less_on_their_devices(made: Any, tmp
         (tmp_path / f"rank-{rank}.json").write_text(json.dumps(told))
     attempt = Attempt.__new__(Attempt)
     attempt.here = tmp_path
-    assert attempt.told(ShortOfMemoryError) == str(e.value)
+    assert attempt.failure_message(ShortOfMemoryError) == str(e.value)
     for level, told in ((1, ROWS), (2, "2 parts"), (3, "4 parts")):
         found = begun(a)
         found.move(GPU)
@@ -285,7 +290,7 @@ def test_rows_that_are_copied_ahead_are_the_same(made: Any) -> None:
 
 def test_a_buffer_is_filled_again_only_after_its_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Copies go on while the process does: a buffer that is filled too early would change rows that are under way."""
-    buffers, table = placed.StagingBuffers(GPU), {"x": normal(30, 2), "n": torch.arange(30)}
+    buffers, table = device_batches.StagingBuffers(GPU), {"x": normal(30, 2), "n": torch.arange(30)}
     parts = [np.arange(10 * k, 10 * k + 10)[::-1].copy() for k in range(3)]
     second: Any = None
     waited: list[str] = []
@@ -303,7 +308,7 @@ def test_a_buffer_is_filled_again_only_after_its_copy(monkeypatch: pytest.Monkey
     assert torch.equal(second["x"], table["x"][10:20].flip(0))
 
 
-@pytest.mark.parametrize("step", ["_aside", "_recorded"])
+@pytest.mark.parametrize("step", ["_aside", "_record"])
 def test_a_step_that_no_memory_is_left_to_record_needs_no_graph(
     made: Any, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -366,17 +371,17 @@ def test_the_estimate_of_memory_is_what_rows_take(made: Any) -> None:
         for dtype in (torch.float64, torch.float32):
             with Stream(a.cache, backend=a.backend) as stream:
                 place = Place(GPU.device, dtype)
-                whole = placed.SPARE_BYTES + 2 * placed.CHUNK_BYTES
+                whole = device_batches.SPARE_BYTES + 2 * device_batches.CHUNK_BYTES
                 [b] = stream.batches("train", batchSize=10_000)
-                here = placed.here(b, place)
+                here = device_batches.here(b, place)
                 taken = sum(
                     t.nbytes
                     for x in here.values()
                     for t in ((x.indices, x.values, x.offsets) if isinstance(x, SparseRows) else (x,))
                 )
-                assert placed.bytes_of(b, place) == taken
-                table = stream._held("train", 0, 1)
-                taken = placed.bytes_of(table, place)
+                assert device_batches.bytes_of(b, place) == taken
+                table = stream._rows_of_rank("train", 0, 1)
+                taken = device_batches.bytes_of(table, place)
                 for free, fits in ((taken, True), (taken - 1, False)):
                     with budget(whole + free):
                         assert stream.on(place).fits(("train",), 0) is fits

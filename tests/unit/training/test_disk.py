@@ -20,7 +20,7 @@ from sparkdiff.store.files import folder_size, free, full, room
 from sparkdiff.tensors.team import ALONE
 from sparkdiff.training.distributed.attempt import Attempt
 from sparkdiff.training.distributed.worker import Assignment, Checkpoints, work
-from sparkdiff.training.ongoing import Training
+from sparkdiff.training.training_run import Training
 
 
 def test_a_checkpoint_without_room_leaves_the_one_before(tmp_path: Path) -> None:
@@ -65,11 +65,14 @@ def test_one_sentence_with_path_bytes_and_way_out(tmp_path: Path) -> None:
     assert folder_size(tmp_path) == 3
 
 
-@pytest.mark.parametrize("refusal", [
-    StoreError(errno.EACCES, "the folder cannot be created", "s3a://bucket/run"),
-    OSError(errno.EROFS, os.strerror(errno.EROFS)),
-    Py4JError("Job aborted ...\nCaused by: java.io.FileNotFoundException: /mnt/x (Read-only file system)\n"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        StoreError(errno.EACCES, "the folder cannot be created", "s3a://bucket/run"),
+        OSError(errno.EROFS, os.strerror(errno.EROFS)),
+        Py4JError("Job aborted ...\nCaused by: java.io.FileNotFoundException: /mnt/x (Read-only file system)\n"),
+    ],
+)
 def test_a_store_that_refuses_is_one_sentence(refusal: Exception, tmp_path: Path) -> None:
     with pytest.raises(WriteError) as found, room("the run", tmp_path, "make room"):
         raise refusal

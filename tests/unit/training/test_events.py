@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from sparkdiff import FineTuner, Grower, Improver, InputError, Search
-from sparkdiff.improvement.lanes import Brake
+from sparkdiff.improvement.parallel_tasks import StoppableListener
 from sparkdiff.machine.line_files import LineReader
 from sparkdiff.options import Options
 from sparkdiff.report import Events, Phases, duration
-from sparkdiff.training.distributed.launch import Epochs, TrainingProgress
+from sparkdiff.training.distributed.launch import EpochForwarder, TrainingProgress
 
 
 class Heard(Events):
@@ -31,8 +31,12 @@ def test_a_phase_begins_says_how_far_it_is_and_ends(capfd: pytest.CaptureFixture
     with pytest.raises(ZeroDivisionError), phases.phase("judge"):
         _ = 1 / 0
     assert heard.phases == [
-        ("train", False, ""), ("train", False, "epoch 1"), ("train", True, "epoch 1"), ("judge", False, ""), ("judge", True, ""),
-    ]  # fmt: skip
+        ("train", False, ""),
+        ("train", False, "epoch 1"),
+        ("train", True, "epoch 1"),
+        ("judge", False, ""),
+        ("judge", True, ""),
+    ]
     assert list(phases.timings) == ["train", "judge"]
     assert [line.split()[0] for line in capfd.readouterr().err.splitlines()] == ["train", "judge"]
 
@@ -70,7 +74,7 @@ def test_what_a_listener_raises_is_a_warning_and_the_others_hear_everything() ->
     heard.on_decision = told.append  # type: ignore[method-assign]
     for brake in (False, True):
         listeners = [Broken(OSError("s3a://user:secret@bucket is gone")), heard]
-        phases = Phases(False, [Brake(listeners)] if brake else listeners)
+        phases = Phases(False, [StoppableListener(listeners)] if brake else listeners)
         for method, event in events(phases):
             with pytest.warns(
                 RuntimeWarning, match=rf"callback Broken\.{method} failed, .*OSError.*s3a://\.\.\.@bucket"
@@ -102,7 +106,7 @@ def test_listeners_are_a_list_of_instances(callbacks: Any, got: str) -> None:
 
 def test_rows_are_told_once_and_in_order_wherever_they_come_from() -> None:
     heard: list[int] = []
-    epochs, rows = Epochs(lambda row: heard.append(row["epoch"])), [{"epoch": i} for i in range(9)]
+    epochs, rows = EpochForwarder(lambda row: heard.append(row["epoch"])), [{"epoch": i} for i in range(9)]
     epochs(rows[:2])
     epochs(rows[:1])  # of an attempt that begins anew
     epochs(rows[1:4], 1)

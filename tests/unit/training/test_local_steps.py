@@ -17,8 +17,8 @@ from sparkdiff.tensors.device import home
 from sparkdiff.tensors.team import ALONE, Team
 from sparkdiff.training.distributed.worker import Assignment, work
 from sparkdiff.training.local_steps import LocalSteps
-from sparkdiff.training.ongoing import Training
 from sparkdiff.training.recipes import Recipe
+from sparkdiff.training.training_run import Training
 
 
 class Meeting:
@@ -138,7 +138,7 @@ def test_the_slow_momentum_is_that_of_the_paper() -> None:
         moved = random.normal(size=(2, 3))
         local.u.add_(torch.from_numpy(moved))
         local.meet(Threads(0, 1, meeting), [], gamma)
-        local.met()
+        local.record_start()
         momentum = 0.7 * momentum - moved / gamma
         x0 = x0 - gamma * momentum
         np.testing.assert_allclose(local.u.numpy(), x0, rtol=1e-12)

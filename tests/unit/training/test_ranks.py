@@ -77,9 +77,11 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     path = os.pathsep.join([str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")])
     ran = subprocess.run(
         [sys.executable, str(TESTS / "unit" / "train_in_processes.py"), str(folder), *(["every"] if every else [])],
-        capture_output=True, text=True, timeout=500,
+        capture_output=True,
+        text=True,
+        timeout=500,
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
     assert ran.returncode == 0, ran.stderr
     return folder, every
 

@@ -24,7 +24,7 @@ from sparkdiff.training.active_columns import ActiveColumns, choose_active_colum
 from sparkdiff.training.affine import affine_network
 from sparkdiff.training.augmentation import Draw, Target
 from sparkdiff.training.candidates import Candidates
-from sparkdiff.training.parameters import flattened, load
+from sparkdiff.training.parameters import load, parameter_vector
 from sparkdiff.training.recipes import Recipe
 from sparkdiff.training.updates import DenseUpdates, LazyUpdates
 
@@ -56,15 +56,18 @@ CASES: dict[str, tuple[Network, dict[str, Rows], dict[str, int]]] = {
     "sigmoid": (network((logistic(WIDTH), ["x"], "p")), {"x": sparse()}, {"x": WIDTH, "p": 1}),
     "scaler, softmax": (
         network((scaler(WIDTH, constant=True), ["x"], "s"), (logistic(WIDTH, 3), ["s"], "p")),
-        {"x": sparse()}, {"x": WIDTH, "s": WIDTH, "p": 1},
+        {"x": sparse()},
+        {"x": WIDTH, "s": WIDTH, "p": 1},
     ),
     "scaler, Poisson, offset": (
         network((scaler(WIDTH), ["x"], "s"), (glr(WIDTH), ["s", "o"], "p")),
-        {"x": sparse(), "o": normal(ROWS, seed=9) / 3}, {"x": WIDTH, "s": WIDTH, "o": 1, "p": 1},
+        {"x": sparse(), "o": normal(ROWS, seed=9) / 3},
+        {"x": WIDTH, "s": WIDTH, "o": 1, "p": 1},
     ),
     "two texts and numbers": (
         network(
-            (scaler(WIDTH), ["x"], "s"), (assembled("n", "s", "z"), ["n", "s", "z"], "f"),
+            (scaler(WIDTH), ["x"], "s"),
+            (assembled("n", "s", "z"), ["n", "s", "z"], "f"),
             (least_squares(2 * WIDTH + 3), ["f"], "p"),
         ),
         {"x": sparse(), "n": normal(ROWS, 3, seed=8), "z": sparse(seed=5)},
@@ -72,18 +75,27 @@ CASES: dict[str, tuple[Network, dict[str, Rows], dict[str, int]]] = {
     ),
     "IDF, weights, some columns, largest": (
         network(
-            (IDF(normal(WIDTH, seed=3).abs()), ["x"], "i"), (ElementwiseProduct(normal(WIDTH, seed=4)), ["i"], "w"),
-            (VectorSlicer("v", torch.randperm(WIDTH, generator=torch.Generator().manual_seed(6))[:500].tolist()), ["w"], "v"),
+            (IDF(normal(WIDTH, seed=3).abs()), ["x"], "i"),
+            (ElementwiseProduct(normal(WIDTH, seed=4)), ["i"], "w"),
+            (
+                VectorSlicer("v", torch.randperm(WIDTH, generator=torch.Generator().manual_seed(6))[:500].tolist()),
+                ["w"],
+                "v",
+            ),
             (MaxAbsScaler(torch.where(torch.arange(500) % 9 == 0, 0.0, normal(500, seed=5).abs() + 0.5)), ["v"], "s"),
             (logistic(500), ["s"], "p"),
         ),
-        {"x": sparse()}, {"x": WIDTH, "i": WIDTH, "w": WIDTH, "v": 500, "s": 500, "p": 1},
+        {"x": sparse()},
+        {"x": WIDTH, "i": WIDTH, "w": WIDTH, "v": 500, "s": 500, "p": 1},
     ),
     "PCA": (
-        network((PCA(0.5 * normal(WIDTH, 2, seed=5), torch.ones(2, dtype=F64)), ["x"], "c"), (least_squares(2), ["c"], "p")),
-        {"x": sparse()}, {"x": WIDTH, "c": 2, "p": 1},
+        network(
+            (PCA(0.5 * normal(WIDTH, 2, seed=5), torch.ones(2, dtype=F64)), ["x"], "c"), (least_squares(2), ["c"], "p")
+        ),
+        {"x": sparse()},
+        {"x": WIDTH, "c": 2, "p": 1},
     ),
-}  # fmt: skip
+}
 
 
 class Run:
@@ -243,7 +255,7 @@ def test_who_stays_goes_on_as_if_the_others_were_there() -> None:
     whole, part = Run("sigmoid", RECIPES), Run("sigmoid", RECIPES)
     for run in (whole, part):
         run.steps(10).end()
-    part.team = part.team.kept([0, 2])
+    part.team = part.team.subset([0, 2])
     torch.testing.assert_close(part.steps(10, 10).end(), whole.steps(10, 10).end()[[0, 2]], rtol=1e-12, atol=1e-15)
 
 
@@ -275,7 +287,9 @@ def test_two_processes_add_up_to_one() -> None:
         run.team.enter([here], team)
         run.team.add(here, (y[own], weight[own]), run.objective, Draw((), (), {}), team=team)
         halves.append(run.team.updates.matrix.sums)
-    assert len(alone.team.updates.matrix.sums) < 3 * 0.25 * len(flattened(alone.net))  # so few numbers are added up
+    assert len(alone.team.updates.matrix.sums) < 3 * 0.25 * len(
+        parameter_vector(alone.net)
+    )  # so few numbers are added up
     torch.testing.assert_close(halves[0] + halves[1], alone.team.updates.matrix.sums, rtol=1e-11, atol=1e-12)
 
 

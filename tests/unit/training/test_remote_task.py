@@ -28,9 +28,12 @@ FILES = {f"rows-1/split=train/shard={i}/part-{i}.parquet": bytes([i]) * 10 for i
 
 def facts(**others: Any) -> dict[str, Any]:
     return {
-        "root": "rows-1", "needed": [20, 10], "ranks": {name: [0] if i < 2 else [1] for i, name in enumerate(FILES)},
-        "files": {name: hashlib.sha256(content).hexdigest() for name, content in FILES.items()}, **others,
-    }  # fmt: skip
+        "root": "rows-1",
+        "needed": [20, 10],
+        "ranks": {name: [0] if i < 2 else [1] for i, name in enumerate(FILES)},
+        "files": {name: hashlib.sha256(content).hexdigest() for name, content in FILES.items()},
+        **others,
+    }
 
 
 def batches(given: dict[str, bytes]) -> Iterator[pa.RecordBatch]:
@@ -57,7 +60,7 @@ def test_a_full_disk_of_an_executor_is_one_sentence(tmp_path: Path) -> None:
     free = shutil.disk_usage(tmp_path).free
     with pytest.raises(remote_task._FullError) as raised:
         kept(tmp_path / "cache", FILES, needed=[10 * free])
-    told = remote_task._told(raised.value, 0)
+    told = remote_task._error_report(raised.value, 0)
     assert (told["error"], told["ours"]) == ("FullDiskError", True)
     assert told["message"].startswith(f"process 0 keeps {10 * free:,} bytes of cached rows in {tmp_path} on ")
     assert "give the executors more local disk (spark.local.dir)" in told["message"]
@@ -94,7 +97,7 @@ def test_folders_of_dead_processes_are_removed(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.fixture
-def post(tmp_path: Path) -> Iterator[remote.Post]:
+def post(tmp_path: Path) -> Iterator[remote.DriverConnections]:
     run, cache = RunFolder(tmp_path / "run", "r"), tmp_path / "cache"
     here = run.path / "attempt-1"
     for folder in (here, cache):
@@ -102,12 +105,12 @@ def post(tmp_path: Path) -> Iterator[remote.Post]:
     for name in ("sparkdiff.zip", "assignment.pickle", "start.py"):
         (here / name).write_bytes(name.encode())
     (cache / "manifest.json").write_text("{}")
-    out = remote.Post(run, here, cache)
+    out = remote.DriverConnections(run, here, cache)
     yield out
     out.close(1.0)
 
 
-def test_the_driver_serves_who_knows_the_secret(post: remote.Post, tmp_path: Path) -> None:
+def test_the_driver_serves_who_knows_the_secret(post: remote.DriverConnections, tmp_path: Path) -> None:
     """Its files arrive, what comes back is written, and nothing else is; a second task of a rank is turned away."""
     with pytest.raises((AuthenticationError, EOFError, OSError)):
         Client(("127.0.0.1", post.port), authkey=b"guessed").recv_bytes()

@@ -10,8 +10,8 @@ from train_in_processes import Case, assignment, dense, write_cache
 from sparkdiff.data.stream import Stream
 from sparkdiff.tensors.team import ALONE
 from sparkdiff.training.distributed.worker import work
-from sparkdiff.training.ongoing import Training
 from sparkdiff.training.recipes import Recipe
+from sparkdiff.training.training_run import Training
 
 pytestmark = pytest.mark.once  # torch alone, which all stacks have in one version
 
@@ -50,8 +50,8 @@ def test_each_setting_finds_what_it_would_find_alone(options: dict[str, Any], tm
         assert [(h["epoch"], h["candidate"], h["recipe"]) for h in among.history] == [
             (h["epoch"], h["candidate"], h["recipe"]) for h in alone.history
         ]
-        assert among.chosen.column == alone.chosen.column
-        torch.testing.assert_close(among.chosen.flat, alone.chosen.flat, rtol=1e-8, atol=1e-9)
+        assert among.best.column == alone.best.column
+        torch.testing.assert_close(among.best.flat, alone.best.flat, rtol=1e-8, atol=1e-9)
 
 
 def test_who_is_left_draws_as_before(tmp_path: Path) -> None:

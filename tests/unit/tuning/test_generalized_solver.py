@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings as run, strategies as st
 from linear_rows import Array, Rows, kinds, rows, seeds
 
-from sparkdiff.tuning.solvers import RowFacts, Setting, Solution, generalized, linear, unsolved
+from sparkdiff.tuning.solvers import RowFacts, Setting, Solution, solve_generalized, solve_linear, why_left_to_spark
 
 Function = Callable[[Array], Array]
 MODELS: dict[tuple[str, str], tuple[Function, Function, Function]] = {
@@ -57,7 +57,7 @@ def residual(of: Rows, setting: Setting, solution: Solution) -> float:
 def test_fixed_point(seed: int, kind: str, intercept: bool, model: tuple[str, str], strength: float) -> None:
     data = labelled(seed, kind, *model)
     grid = [Setting(s, fitIntercept=intercept, family=model[0], link=model[1]) for s in (strength, 3 * strength)]
-    for setting, models in zip(grid, generalized(data.chunks, grid, 3, memory=0), strict=True):
+    for setting, models in zip(grid, solve_generalized(data.chunks, grid, 3, memory=0), strict=True):
         for fold, solution in enumerate(models):
             assert solution.converged or (not intercept and kind.startswith("constant"))
             if solution.converged:
@@ -67,21 +67,23 @@ def test_fixed_point(seed: int, kind: str, intercept: bool, model: tuple[str, st
 def test_gaussian_is_linear_regression() -> None:
     data = rows(2, "shifted")
     moved = Rows(data.x, data.label + 2.0, data.weight, data.fold, np.full(len(data.label), 2.0))
-    models = generalized(
+    models = solve_generalized(
         moved.chunks, [Setting(0.1, family="gaussian"), Setting(0.1, family="gaussian", link="log")], 3
     )
-    for one, other in zip(models[0], linear(data.chunks, [Setting(0.1, solver="normal")], 3)[0], strict=True):
+    for one, other in zip(models[0], solve_linear(data.chunks, [Setting(0.1, solver="normal")], 3)[0], strict=True):
         assert one.coefficients.numpy() == pytest.approx(other.coefficients.numpy(), rel=1e-9)
 
 
 def test_what_is_left_to_spark() -> None:
     data = labelled(0, "plain", "poisson", "log")
-    gamma = generalized(data.chunks, [Setting(family="gamma")], 3)  # labels 0
+    gamma = solve_generalized(data.chunks, [Setting(family="gamma")], 3)  # labels 0
     assert not any(m.converged for m in gamma[0])
     below = Rows(data.x, data.label - 1.0, data.weight, data.fold, data.offset)  # no logarithm to start from
-    assert not any(m.converged for m in generalized(below.chunks, [Setting(0.1, family="gaussian", link="log")], 3)[0])
-    assert unsolved("GeneralizedLinearRegression", Setting(family="poisson", link="sqrt"), RowFacts(3)) == ""
-    assert "tweedie" in str(unsolved("GeneralizedLinearRegression", Setting(family="tweedie"), RowFacts(3)))
+    assert not any(
+        m.converged for m in solve_generalized(below.chunks, [Setting(0.1, family="gaussian", link="log")], 3)[0]
+    )
+    assert why_left_to_spark("GeneralizedLinearRegression", Setting(family="poisson", link="sqrt"), RowFacts(3)) == ""
+    assert "tweedie" in str(why_left_to_spark("GeneralizedLinearRegression", Setting(family="tweedie"), RowFacts(3)))
     assert "'logit' of family='poisson'" in str(
-        unsolved("GeneralizedLinearRegression", Setting(family="poisson", link="logit"), RowFacts(3))
+        why_left_to_spark("GeneralizedLinearRegression", Setting(family="poisson", link="logit"), RowFacts(3))
     )

@@ -9,9 +9,9 @@ import pytest
 import torch
 from linear_rows import Rows, rows
 
-from sparkdiff.tuning.hypergradients import Linear, chosen, linear_model, point, tuned
-from sparkdiff.tuning.hypergradients.gates import improved
-from sparkdiff.tuning.hypergradients.implicit import factored, solved
+from sparkdiff.tuning.hypergradients import LinearModel, choose_alternatives, linear_model, point, tune_penalties
+from sparkdiff.tuning.hypergradients.gates import improve_positions
+from sparkdiff.tuning.hypergradients.implicit import lu_factors, lu_solve
 from sparkdiff.tuning.solvers import Setting
 
 GROUP = torch.tensor([0, 0, 1, 2, 1])
@@ -47,7 +47,7 @@ def drawn(kind: str, family: str, n: int = 160) -> tuple[Rows, int]:
 
 def model_of(
     kind: str, family: str, link: str | None = None, intercept: bool = True, standardization: bool = True
-) -> Linear:
+) -> LinearModel:
     data, classes = drawn(kind, family)
     setting = Setting(0.1, 0.0, intercept, standardization, family=family, link=link)
     model = linear_model(kind, data.chunks, setting, 3, GROUP, classes)
@@ -55,14 +55,16 @@ def model_of(
     return model
 
 
-def unrolled(model: Linear, logs: torch.Tensor, start: torch.Tensor, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+def unrolled(
+    model: LinearModel, logs: torch.Tensor, start: torch.Tensor, steps: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The loss on held-out rows after so many steps from these weights, and its derivative by `logs` through all the steps."""
     at = logs.detach().clone().requires_grad_()
     ridge = model.ridge(at)
-    factors = factored(model.jacobian(start, ridge.detach()))
+    factors = lu_factors(model.jacobian(start, ridge.detach()))
     weights = start
     for _ in range(steps):
-        weights = weights - solved(factors, model.slope(weights, ridge))
+        weights = weights - lu_solve(factors, model.slope(weights, ridge))
     loss = model.loss(weights)
     return loss.detach(), torch.autograd.grad(loss, at)[0]
 
@@ -122,7 +124,7 @@ def test_penalties_find_the_columns_that_matter() -> None:
     tuning = Rows(x[fold < 1], y[fold < 1], np.ones((fold < 1).sum()), fold[fold < 1])
     model = linear_model("LinearRegression", tuning.chunks, Setting(), 1, group)
     assert model is not None
-    found = tuned(model, [0.01, 0.1, 1.0], steps=30)
+    found = tune_penalties(model, [0.01, 0.1, 1.0], steps=30)
     assert found is not None
     kept, others = found.best.logs.tolist()
     assert others > kept + 2
@@ -148,11 +150,13 @@ def test_gates_choose_what_held_out_rows_prefer() -> None:
     setting = Setting(family="poisson")
     model = linear_model("GeneralizedLinearRegression", data.chunks, setting, 1, group)
     assert model is not None
-    found = chosen(model, [[[1], [2]], [[3], []]], [1e-3, 1e-2, 1e-1], steps=15)
+    found = choose_alternatives(model, [[[1], [2]], [[3], []]], [1e-3, 1e-2, 1e-1], steps=15)
     assert found is not None
     assert found.positions == tuple(int(gate.argmax()) for gate in found.gates) == (1, 1)
     for start in ((0, 0), (0, 1), (1, 0)):
-        assert improved(model, [[[1], [2]], [[3], []]], start, [1e-3, 1e-2, 1e-1]) == (1, 1), "wherever gates may end"
+        assert improve_positions(model, [[[1], [2]], [[3], []]], start, [1e-3, 1e-2, 1e-1]) == (1, 1), (
+            "wherever gates may end"
+        )
     assert found.losses[-1] < found.losses[0]
     assert [float(share.sum()) for share in found.gates] == pytest.approx([1, 1])
 
@@ -167,8 +171,8 @@ def test_alternatives_are_judged_at_the_penalty_that_they_will_have() -> None:
     model = linear_model("LinearRegression", data.chunks, Setting(), 1, torch.tensor([0] + [1] * 30))
     assert model is not None
     places, grid = [[[1], []]], [1e-6, 1e-3, 0.1, 1.0, 3.0]
-    assert improved(model, places, (0,), grid) == improved(model, places, (1,), grid) == (0,)
-    assert improved(model, places, (0,), grid, fits=[1e-6]) == (1,)
-    found = chosen(model, places, grid, steps=3, fits=[1e-6])
+    assert improve_positions(model, places, (0,), grid) == improve_positions(model, places, (1,), grid) == (0,)
+    assert improve_positions(model, places, (0,), grid, fits=[1e-6]) == (1,)
+    found = choose_alternatives(model, places, grid, steps=3, fits=[1e-6])
     assert found is not None
     assert found.positions == (1,)

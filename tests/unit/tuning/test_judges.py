@@ -10,8 +10,8 @@ from pyspark.ml.evaluation import MulticlassClassificationEvaluator
 
 from sparkdiff.tuning.cached_rows import RowsPiece, _far
 from sparkdiff.tuning.cross_validation import best_of
-from sparkdiff.tuning.scores import _binary, _finite, _joined, judge_of
-from sparkdiff.tuning.solvers import RowFacts, Setting, unsolved
+from sparkdiff.tuning.evaluator_metrics import _binary, _binned, _finite, judge_of
+from sparkdiff.tuning.solvers import RowFacts, Setting, why_left_to_spark
 
 F64 = torch.float64
 Y = torch.tensor([1.0, 0, 1, 0, 1, 0], dtype=F64)
@@ -34,9 +34,9 @@ def test_a_large_score_beside_small_ones_is_left_to_spark() -> None:
 
 def test_neighbouring_scores_are_joined_from_the_top() -> None:
     scores = torch.tensor([0.9, 0.1, 0.5, 0.5, 0.3, 0.7, 0.2], dtype=F64)  # six different ones
-    assert torch.equal(_joined(scores, 4), scores)
-    assert _joined(scores, 3).tolist() == [0, -2, -1, -1, -1, 0, -2]
-    assert _joined(scores, 2).tolist() == [0, -1, 0, 0, -1, 0, -1]
+    assert torch.equal(_binned(scores, 4), scores)
+    assert _binned(scores, 3).tolist() == [0, -2, -1, -1, -1, 0, -2]
+    assert _binned(scores, 2).tolist() == [0, -1, 0, 0, -1, 0, -1]
 
 
 def test_of_equal_metrics_the_first_wins() -> None:
@@ -78,7 +78,7 @@ def test_two_classes_of_a_multinomial_model_under_a_pure_l1_penalty() -> None:
             "standardization": True,
             "family": "multinomial",
         }
-        return unsolved("LogisticRegression", Setting(**{**base, **given}), RowFacts(4, 2))
+        return why_left_to_spark("LogisticRegression", Setting(**{**base, **given}), RowFacts(4, 2))
 
     assert "two classes share" in why()
     assert why(elasticNetParam=0.5) == why(regParam=0.0) == why(family="binomial") == ""

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from sparkdiff.evaluation.guard import Verdict
-from sparkdiff.tuning.search.judging import FILL, NOT_FINITE, OF_SPARK, ROW_BY_ROW, UNDEFINED, Comparison
-from sparkdiff.tuning.search.settings import Settings
-from sparkdiff.tuning.search.summary import decided, ways_to_decide
+from sparkdiff.tuning.search.search_options import Settings
+from sparkdiff.tuning.search.search_summary import decision_and_reason, ways_to_decide
+from sparkdiff.tuning.search.winner_comparison import FILL, NOT_FINITE, OF_SPARK, ROW_BY_ROW, UNDEFINED, Comparison
 
 ALL = "to decide it, set numFolds=5, so that more rows decide, or testFraction=0.3, or pass more rows"
 FOLDS = "set numFolds=5, so that more rows decide"
@@ -20,7 +20,7 @@ def verdict(**given: Any) -> Verdict:
 
 
 def reason(compared: Comparison, against: str = "default", **options: Any) -> str:
-    ships, why, _ = decided(compared, Settings.of(options), metric="rmse", larger=False, against=against)
+    ships, why, _ = decision_and_reason(compared, Settings.of(options), metric="rmse", larger=False, against=against)
     assert not ships
     return why
 

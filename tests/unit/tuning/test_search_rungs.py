@@ -11,7 +11,7 @@ from test_search_studies import REQUEST, SPACE, loss
 from sparkdiff.tuning.search.pruning import Pruning
 from sparkdiff.tuning.search.rungs import Bracket, brackets, run, rungs, warning
 from sparkdiff.tuning.search.samplers import SamplingPlan
-from sparkdiff.tuning.search.study import Study, Trial, TrialOutcome, opened
+from sparkdiff.tuning.search.study import Study, Trial, TrialOutcome, lock_search_folder
 
 pytestmark = pytest.mark.once  # no stack decides which settings are tried
 
@@ -82,7 +82,9 @@ def searched(folder: Path | None, evaluating: Evaluating, total: int = 30) -> li
     study, pruning = Study(plan, folder), Pruning("bohb", tuple(found), larger=True)
     while batch := study.next():
         number = pruning.firsts.index(batch[0].number)
-        for trial, result in zip(batch, pruning.evaluated(number, batch, study, evaluating.evaluate), strict=True):
+        for trial, result in zip(
+            batch, pruning.evaluate_bracket(number, batch, study, evaluating.evaluate), strict=True
+        ):
             if trial.state == "running":
                 study.tell(trial.number, result)
     best = study.best()
@@ -93,7 +95,7 @@ def searched(folder: Path | None, evaluating: Evaluating, total: int = 30) -> li
 def test_a_killed_bracket_goes_on_after_its_last_rung(tmp_path: Path) -> None:
     whole, first, second = Evaluating(), Evaluating(4), Evaluating()
     undisturbed = searched(None, whole)
-    with opened(tmp_path / "run", REQUEST) as folder:
+    with lock_search_folder(tmp_path / "run", REQUEST) as folder:
         with pytest.raises(KeyboardInterrupt):
             searched(folder, first)
         assert searched(folder, second) == undisturbed
@@ -112,7 +114,7 @@ def test_a_trial_that_fails_at_a_rung_has_failed() -> None:
         ]
 
     pruning = Pruning("halving", (Bracket(3, (1, 3)),), larger=False)
-    found = pruning.evaluated(0, trials, study, evaluate)  # type: ignore[arg-type]
+    found = pruning.evaluate_bracket(0, trials, study, evaluate)  # type: ignore[arg-type]
     assert [(f.values, f.why, f.pruned) for f in found] == [
         (None, "too wide", False),
         ((3.0,), "", False),

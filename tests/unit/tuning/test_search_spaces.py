@@ -8,9 +8,9 @@ from pyspark.ml import Estimator, Pipeline
 from pyspark.ml.param import Param, Params, TypeConverters
 
 from sparkdiff import InputError, alternatives, choice, integer, loguniform, uniform
-from sparkdiff.tuning.search.alternatives import chosen, places
-from sparkdiff.tuning.search.dimensions import SearchSpace, value_of
-from sparkdiff.tuning.search.space import as_distribution, from_dict
+from sparkdiff.tuning.search.alternatives import places, with_choices
+from sparkdiff.tuning.search.distributions import as_distribution, from_dict
+from sparkdiff.tuning.search.search_space import SearchSpace, value_of
 
 
 def param(name: str, converter: Any = TypeConverters.identity) -> Any:
@@ -80,8 +80,11 @@ def test_distributions_are_saved_and_told() -> None:
     given = [uniform(0, 1), loguniform(1e-5, 10), integer(2, 40), choice("auto", None, 3), choice([1, 2], [3])]
     assert [from_dict(d.toDict()) for d in given] == given
     assert [str(d) for d in given[:4]] == [
-        "uniform(0, 1)", "loguniform(1e-05, 10)", "integer(2, 40)", "choice('auto', None, 3)",
-    ]  # fmt: skip
+        "uniform(0, 1)",
+        "loguniform(1e-05, 10)",
+        "integer(2, 40)",
+        "choice('auto', None, 3)",
+    ]
     assert given[4].names() == ["0: [1, 2]", "1: [3]"]  # type: ignore[attr-defined]
     assert choice(1, True).names() == ["0: 1", "1: True"]  # Python takes them for equal
     assert value_of(choice(1, True), "1: True") is True
@@ -145,23 +148,26 @@ def test_columns_are_renamed_through_empty_places_one_after_the_other() -> None:
     head._set(inputCols=["a", "t"])
     pipeline = Pipeline(stages=[alternatives(one, None), Pipeline(stages=[alternatives(two, None)]), head])
     first, second = places(pipeline)
-    both = chosen(pipeline, {first.uid: 1, second.uid: 1})
+    both = with_choices(pipeline, {first.uid: 1, second.uid: 1})
     last = both.getStages()[-1]
     assert (last.getOrDefault("featuresCol"), last.getOrDefault("inputCols")) == ("x", ["a", "x"])
-    assert [s.uid for s in chosen(pipeline, {}).getStages()[1].getStages()] == [two.uid]
-    assert chosen(pipeline, {}).uid == pipeline.uid
-    inner = chosen(pipeline, {first.uid: 1}).getStages()[0].getStages()[0]
+    assert [s.uid for s in with_choices(pipeline, {}).getStages()[1].getStages()] == [two.uid]
+    assert with_choices(pipeline, {}).uid == pipeline.uid
+    inner = with_choices(pipeline, {first.uid: 1}).getStages()[0].getStages()[0]
     assert inner.getOrDefault("inputCol") == "x"
 
 
 @pytest.mark.parametrize(
     ("space", "message"),
     [
-        ({Head().size: [1]}, r"space sets size of Head_\w+, which is no stage of the estimator; the Head of the estimator is"),
+        (
+            {Head().size: [1]},
+            r"space sets size of Head_\w+, which is no stage of the estimator; the Head of the estimator is",
+        ),
         ({"size": [1]}, "space has the key 'size': its keys are Params"),
         ({}, "space is empty and the estimator has no alternatives"),
     ],
-)  # fmt: skip
+)
 def test_a_space_that_fits_no_stage_is_refused(space: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         SearchSpace.of(Pipeline(stages=[Scale(), Head()]), space)

@@ -12,10 +12,10 @@ import pytest
 
 from sparkdiff import InputError, choice, integer, loguniform, uniform
 from sparkdiff.tuning.search import study
-from sparkdiff.tuning.search.dimensions import Dimension, SearchSpace
 from sparkdiff.tuning.search.samplers import NAMES, SamplingPlan, check_sampler
-from sparkdiff.tuning.search.study import Study, TrialOutcome, opened
-from sparkdiff.tuning.search.watching import watch
+from sparkdiff.tuning.search.search_progress import watch
+from sparkdiff.tuning.search.search_space import Dimension, SearchSpace
+from sparkdiff.tuning.search.study import Study, TrialOutcome, lock_search_folder
 
 pytestmark = pytest.mark.once  # no stack decides which settings are tried
 
@@ -27,7 +27,7 @@ SPACE = SearchSpace(
         Dimension("k", choice("a", "b"), param=1),
         Dimension("only a", uniform(0, 1), param=1, when=((("k", "a"),),)),
     ),
-)  # fmt: skip
+)
 CHOICES = SearchSpace(None, tuple(Dimension(q.name, choice(1, 2, 3), param=1) for q in SPACE.dimensions[:2]))
 
 
@@ -110,7 +110,7 @@ def test_random_tries_no_setting_of_a_list_twice() -> None:
     assert len({*tried(0)[:9]}) == 9 and tried(0)[9:] == tried(0)[:3]
     assert tried(0) == tried(0) != tried(1)
     few = SearchSpace(None, (Dimension("n", integer(1, 3, log=True), param=1),))  # smaller ones are likelier
-    assert SamplingPlan("random", few, 0, 3, 1, 3).shuffled is None
+    assert SamplingPlan("random", few, 0, 3, 1, 3).shuffled_settings is None
 
 
 def test_failed_trials_are_told_and_cannot_win() -> None:
@@ -143,12 +143,12 @@ CHILD = """
 import os, signal, sys
 sys.path[:0] = {path!r}
 from pathlib import Path
-from test_search_studies import KILLED, REQUEST, TrialOutcome, Study, loss, opened, plan
+from test_search_studies import KILLED, REQUEST, TrialOutcome, Study, loss, lock_search_folder, plan
 for name in KILLED:
     if child := os.fork():
         os.waitpid(child, 0)
         continue
-    with opened(Path({folder!r}) / name, REQUEST) as folder:
+    with lock_search_folder(Path({folder!r}) / name, REQUEST) as folder:
         study, done = Study(plan(name, total=24, parallelism=3), folder), 0
         while batch := study.next():
             for trial in batch:  # none is finished
@@ -175,12 +175,12 @@ def test_a_killed_study_goes_on_as_if_it_had_never_stopped(name: str, killed: Pa
     with (folder / "study.journal").open("ab") as file:  # a line that was cut off
         file.write(b'{"op_code": 6, "worker')
     (folder / "study.journal.lock").symlink_to(folder / "study.journal")  # of a process that was killed while it wrote
-    with opened(folder, REQUEST):
+    with lock_search_folder(folder, REQUEST):
         study = Study(plan(name, total=24, parallelism=3), folder)
         assert sum(t.state == "complete" for t in study.trials()) == 11
         assert finish(study) == 13
         assert told(study) == told(undisturbed)
-    with opened(folder, REQUEST):
+    with lock_search_folder(folder, REQUEST):
         assert told(Study(plan(name, total=24, parallelism=3), folder)) == told(undisturbed)
 
 
@@ -190,7 +190,7 @@ def test_a_trial_that_was_killed_between_two_values_gets_those_that_it_would_hav
 ) -> None:
     undisturbed = Study(plan(name, total=24))
     finish(undisturbed)
-    left, draw = iter(range(5)), study.suggested
+    left, draw = iter(range(5)), study.suggest_value
 
     def suggested(*given: Any) -> Any:
         if next(left, None) is None:
@@ -198,7 +198,7 @@ def test_a_trial_that_was_killed_between_two_values_gets_those_that_it_would_hav
         return draw(*given)
 
     with monkeypatch.context() as m:
-        m.setattr(study, "suggested", suggested)
+        m.setattr(study, "suggest_value", suggested)
         with pytest.raises(KeyboardInterrupt):
             finish(Study(plan(name, total=24), tmp_path))
     resumed = Study(plan(name, total=24), tmp_path)
@@ -211,7 +211,7 @@ def test_a_study_can_be_watched_while_it_runs(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with pytest.raises(InputError, match="is no folder of this machine"):
         watch(folder)
-    with opened(folder, REQUEST):
+    with lock_search_folder(folder, REQUEST):
         with pytest.raises(InputError, match=r"has no study.journal: no search has begun there"):
             watch(folder)
         study = Study(plan("tpe", total=24), folder)
@@ -225,11 +225,11 @@ def test_a_study_can_be_watched_while_it_runs(tmp_path: Path) -> None:
 
 def test_a_folder_of_another_search_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    with opened(folder, REQUEST):
+    with lock_search_folder(folder, REQUEST):
         pass
     with (
         pytest.raises(InputError, match=r"holds a search with other seed \(seed: 3, now 4\)"),
-        opened(folder, {**REQUEST, "seed": 4}),
+        lock_search_folder(folder, {**REQUEST, "seed": 4}),
     ):
         pass
     assert json.loads((folder / "search.json").read_text()) == REQUEST
@@ -237,7 +237,7 @@ def test_a_folder_of_another_search_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other" / "study.journal").write_text("")
     with (
         pytest.raises(InputError, match=r"contains study.journal, which is not of sparkdiff.s search"),
-        opened(tmp_path / "other", REQUEST),
+        lock_search_folder(tmp_path / "other", REQUEST),
     ):
         pass
 

@@ -11,13 +11,13 @@ from pyspark.ml.linalg import VectorUDT
 from pyspark.sql.types import DoubleType, StringType, StructField, StructType
 from torch import Tensor
 
-from sparkdiff.pipeline.columns import VECTOR, to_arrow, write_columns
+from sparkdiff.pipeline.column_tensors import VECTOR, to_arrow, write_columns
 from sparkdiff.pipeline.schema import width_in
 from sparkdiff.tensors.rows import SparseRows
-from sparkdiff.tuning import cached_rows, tails
-from sparkdiff.tuning.cached_rows import CachedRows, Reads, Seen, cannot_read, classes_told, look
+from sparkdiff.tuning import cached_rows, linear_last_stages
+from sparkdiff.tuning.cached_rows import CachedRows, InputColumns, RowFindings, cannot_read, classes_told, look
+from sparkdiff.tuning.linear_last_stages import _margins
 from sparkdiff.tuning.solvers import Setting
-from sparkdiff.tuning.tails import _margins
 
 ROWS = 12
 FOLD = torch.arange(ROWS) % 3
@@ -80,14 +80,14 @@ def test_wide_sparse_rows_stay_sparse(tmp_path: Path, monkeypatch: pytest.Monkey
         small.setattr(cached_rows, "PIECE", 8 * 600 * 2)
         chunks = [*found.chunks()]
         assert max(len(c.x) for c in chunks) == 2 and torch.equal(torch.cat([c.x for c in chunks]), rows.to_dense())
-    assert look(found, "LogisticRegression", [Setting(0.1)], 3, None) == Seen("", 2)
+    assert look(found, "LogisticRegression", [Setting(0.1)], 3, None) == RowFindings("", 2)
     whole = found.whole().x
     assert isinstance(whole, SparseRows) and torch.equal(whole.to_dense(), rows.to_dense())
-    [[*models]] = tails._solutions("LogisticRegression", [Setting(0.1)], found, 3, 2).values()
+    [[*models]] = linear_last_stages._solutions("LogisticRegression", [Setting(0.1)], found, 3, 2).values()
     monkeypatch.setattr(cached_rows, "NARROW", 1000)
     narrow = CachedRows(found.folder, False)
     assert not narrow.sparse
-    [[*expected]] = tails._solutions("LogisticRegression", [Setting(0.1)], narrow, 3, 2).values()
+    [[*expected]] = linear_last_stages._solutions("LogisticRegression", [Setting(0.1)], narrow, 3, 2).values()
     for one, other in zip(models, expected, strict=True):
         assert one.converged and other.converged
         torch.testing.assert_close(one.coefficients, other.coefficients, rtol=0, atol=1e-7)
@@ -147,21 +147,25 @@ def test_vectors_that_are_null_or_of_different_widths_are_left_to_spark(
 
 def test_metadata_that_name_fewer_classes_than_there_are_leave_the_rows_to_spark(tmp_path: Path) -> None:
     rows = cache(tmp_path / "rows")
-    assert look(rows, "LogisticRegression", [Setting()], 3, 2) == Seen("", 2)
+    assert look(rows, "LogisticRegression", [Setting()], 3, 2) == RowFindings("", 2)
     assert look(rows, "LogisticRegression", [Setting()], 3, 1).problem.startswith("the label's metadata name 1 classes")
     assert look(rows, "LogisticRegression", [Setting()], 3, 3).problem.startswith("a class is missing")
 
 
 def test_columns_that_are_left_to_spark() -> None:
-    schema = StructType([
-        StructField("x", VectorUDT()), StructField("y", DoubleType()), StructField("s", StringType()),
-        StructField("kind", DoubleType(), True, {"ml_attr": {"type": "nominal", "vals": ["a", "b", "c"]}}),
-    ])  # fmt: skip
-    assert cannot_read(schema, Reads("x", "y", "", "")) == ""
-    assert cannot_read(schema, Reads("y", "y", "", "")).startswith("y is no column of vectors")
-    assert cannot_read(schema, Reads("x", "s", "", "")).startswith("s is no column of numbers")
-    assert cannot_read(schema, Reads("x", "y", "w", "")).startswith("w is no column of numbers")
-    assert cannot_read(schema, Reads("x", "y", "", ""), ["prediction", "s"]).startswith("s is there already")
+    schema = StructType(
+        [
+            StructField("x", VectorUDT()),
+            StructField("y", DoubleType()),
+            StructField("s", StringType()),
+            StructField("kind", DoubleType(), True, {"ml_attr": {"type": "nominal", "vals": ["a", "b", "c"]}}),
+        ]
+    )
+    assert cannot_read(schema, InputColumns("x", "y", "", "")) == ""
+    assert cannot_read(schema, InputColumns("y", "y", "", "")).startswith("y is no column of vectors")
+    assert cannot_read(schema, InputColumns("x", "s", "", "")).startswith("s is no column of numbers")
+    assert cannot_read(schema, InputColumns("x", "y", "w", "")).startswith("w is no column of numbers")
+    assert cannot_read(schema, InputColumns("x", "y", "", ""), ["prediction", "s"]).startswith("s is there already")
     assert classes_told(schema, "kind") == 3
     assert classes_told(schema, "y") is None
 

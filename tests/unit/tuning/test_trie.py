@@ -67,10 +67,17 @@ def test_who_reads_the_rows_of_a_fit() -> None:
 @pytest.mark.parametrize(
     ("one", "other", "equal"),
     [
-        (1, 1, True), (1, 1.0, False), (True, 1, False), ("a", "a", True), ([1, 2], [1, 2], True), ([1, 2], [1, 3], False),
-        ([1, 2], (1, 2), False), (float("nan"), float("nan"), True), (object(), object(), False),
+        (1, 1, True),
+        (1, 1.0, False),
+        (True, 1, False),
+        ("a", "a", True),
+        ([1, 2], [1, 2], True),
+        ([1, 2], [1, 3], False),
+        ([1, 2], (1, 2), False),
+        (float("nan"), float("nan"), True),
+        (object(), object(), False),
     ],
-)  # fmt: skip
+)
 def test_values_are_equal_only_if_certainly_so(one: Any, other: Any, equal: bool) -> None:
     p = param("A", "x")
     assert (key({p: one}) == key({p: other})) == equal

@@ -8,12 +8,21 @@ from hypothesis import given, settings as run, strategies as st
 from linear_rows import Rows, kinds, rows, seeds
 
 from sparkdiff.tensors.rows import SparseRows, offsets_of
-from sparkdiff.tuning.solvers import RowFacts, Setting, Solution, Whole, gather, is_wide, linear, wide
+from sparkdiff.tuning.solvers import (
+    RowFacts,
+    RowsInMemory,
+    Setting,
+    Solution,
+    gather,
+    is_wide,
+    solve_linear,
+    solve_wide,
+)
 
 MIXES = st.sampled_from([0.0, 0.3])
 
 
-def whole(data: Rows, *, sparse: bool) -> Whole:
+def whole(data: Rows, *, sparse: bool) -> RowsInMemory:
     """In two parts, with a last column in which no row has a number."""
     x = torch.nn.functional.pad(torch.from_numpy(data.x), (0, 1))
     label, weight, fold = (torch.from_numpy(column) for column in (data.label, data.weight, data.fold))
@@ -21,7 +30,7 @@ def whole(data: Rows, *, sparse: bool) -> Whole:
     packed = SparseRows(stored.nonzero()[:, 1], x[stored], offsets_of(stored.sum(1)), x.shape[1])
     order = torch.arange(len(x))
     parts = [
-        Whole(packed.take(some) if sparse else x[some], label[some], weight[some], fold[some])
+        RowsInMemory(packed.take(some) if sparse else x[some], label[some], weight[some], fold[some])
         for some in order.split(100)
     ]
     return gather(parts, len(x))
@@ -36,7 +45,7 @@ def test_no_slope_of_logistic_regression(
 ) -> None:
     data = test_logistic_solver.labelled(seed, kind, classes[0])
     grid = [Setting(s, mix, intercept, s > 1e-3, family=classes[1]) for s in (1e-4, 1e-2)]
-    for setting, models in zip(grid, wide(whole(data, sparse=sparse), grid, 3, classes[0]), strict=True):
+    for setting, models in zip(grid, solve_wide(whole(data, sparse=sparse), grid, 3, classes[0]), strict=True):
         for fold, solution in enumerate(models):
             # Where many steps do not end in the optimum of an elastic net, Spark fits it.
             assert solution.converged or (mix and (kind == "scales" or (kind == "shifted" and not intercept)))
@@ -54,7 +63,7 @@ def test_they_are_those_of_linear_regression(
     data = rows(seed, kind)
     grid = [Setting(s, mix, intercept, standardization, solver) for s in (1e-3, 0.3)]
     for setting, some, others in zip(
-        grid, wide(whole(data, sparse=sparse), grid, 3), linear(data.chunks, grid, 3), strict=True
+        grid, solve_wide(whole(data, sparse=sparse), grid, 3), solve_linear(data.chunks, grid, 3), strict=True
     ):
         for fold, (one, other) in enumerate(zip(some, others, strict=True)):
             assert one.converged == other.converged or (mix and kind == "shifted" and not intercept)

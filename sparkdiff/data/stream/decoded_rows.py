@@ -1,0 +1,164 @@
+"""Decoded rows on the disk, in the format of memory, for rows that exceed memory: reading them takes far less time than
+decoding their Parquet files in each epoch.
+
+The pieces lie in one unnamed file beside the cache.
+"""
+
+import itertools
+import shutil
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from sparkdiff.data.stream.files import Files
+from sparkdiff.data.stream.manifest import Batch, CachedFile
+from sparkdiff.data.stream.scratch import PAGE, Buffers, ScratchFile
+from sparkdiff.machine import memory
+from sparkdiff.tensors.rows import SparseRows
+
+SHARE = 0.5
+"""Fraction of the free disk space that the decoded rows of a cache may take."""
+LARGE = 0.75
+"""If decoded rows take more than this fraction of the total memory, their reads bypass the page cache. It would hold
+the rows that were read last, but the next epoch begins with others.
+"""
+ALIGNED = 64
+"""Alignment of an array in bytes, the same as torch's."""
+Array = tuple[int, int, np.dtype[Any], tuple[int, ...]]
+"""Start of an array in its piece, its bytes, its dtype and its shape."""
+
+
+class PiecePlace(NamedTuple):
+    """The start and end of a piece in the file, and the arrays of each of its columns."""
+
+    start: int
+    end: int
+    columns: dict[str, list[Array]]
+
+
+class DecodedPieces:
+    """The pieces of a cache, which are kept decoded in an unnamed file when they are read more than once.
+
+    Args:
+        enabled: whether pieces may be kept.
+    """
+
+    def __init__(self, files: Files, *, enabled: bool):
+        self.files, self.enabled = files, enabled
+        self._places: dict[str, PiecePlace] = {}
+        self._seen: set[str] = set()
+        self._file: ScratchFile | None = None
+        self._buffers = Buffers()
+        self._room, self._lock = 0.0, threading.Lock()
+
+    @property
+    def direct(self) -> bool:
+        """True if reads of the decoded pieces bypass the page cache."""
+        return self._file is not None and self._file.direct
+
+    def has(self, pieces: Sequence[CachedFile]) -> bool:
+        return all(piece.path in self._places for piece in pieces)
+
+    def read(self, pieces: Sequence[CachedFile], *, again: bool) -> Generator[Batch]:
+        """Yield the pieces one by one.
+
+        Args:
+            again: whether the pieces will certainly be read again and are kept now; else a piece is kept when it is
+                read for the second time.
+        """
+        for there, group in itertools.groupby(pieces, key=lambda piece: piece.path in self._places):
+            wanted = [*group]
+            if there:
+                yield from self._load(wanted)
+                continue
+            with closing(self.files.read(wanted)) as read:
+                for piece, batch in zip(wanted, read, strict=True):
+                    if again or piece.path in self._seen:
+                        self._keep(piece, batch)
+                    self._seen.add(piece.path)
+                    yield batch
+
+    def rest(self) -> None:
+        """Free the memory that pieces were read into."""
+        self._buffers.clear()
+
+    def close(self) -> None:
+        self._places.clear()
+        self.rest()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _load(self, pieces: Sequence[CachedFile]) -> Iterator[Batch]:
+        for i, piece in enumerate(pieces):
+            try:
+                if self._file is None:
+                    raise OSError("it was closed")
+                found = [self._piece(self._file, self._places[piece.path])]
+                for coming in pieces[i + 1 : i + 2]:
+                    self._file.expect(*self._places[coming.path][:2])
+            except (
+                OSError,
+                ValueError,
+                KeyError,
+            ):  # the disk is gone, or it was closed: read the cache, which raises its own error
+                self._places.clear()
+                self.enabled = False
+                with closing(self.files.read([*pieces[i:]])) as read:
+                    yield from read
+                return
+            yield found.pop()  # no longer held here, so the next one may take its memory
+
+    def _piece(self, file: ScratchFile, place: PiecePlace) -> Batch:
+        room = file.read(self._buffers, place.start, place.end)
+        widths = {column.name: column.width for column in self.files.manifest.columns}
+        out: Batch = {}
+        for name, arrays in place.columns.items():
+            parts = [torch.from_numpy(room[a : a + n].view(dtype).reshape(shape)) for a, n, dtype, shape in arrays]
+            out[name] = parts[0] if len(parts) == 1 else SparseRows(parts[0], parts[1], parts[2], widths[name])
+        return out
+
+    def _keep(self, piece: CachedFile, batch: Batch) -> None:
+        if not self.enabled:
+            return
+        with self._lock:
+            try:
+                file = self._file = self._file or self._begin()
+                size = sum(part.nbytes + ALIGNED for x in batch.values() for part in parts_of(x))
+                if file.end + PAGE + size > self._room:
+                    self.enabled = False  # rows take more space than expected: the others are read from the files
+                    return
+                start = file.align(PAGE)
+                columns = {
+                    name: [_write_array(file, part.numpy(), start) for part in parts_of(x)] for name, x in batch.items()
+                }
+                self._places[piece.path] = PiecePlace(start, file.end, columns)
+            except OSError:  # a full disk, or a folder that cannot be written: the files are read as before
+                self.enabled = False
+                self._places.clear()
+                if self._file is not None:
+                    self._file.clear()  # leaves the disk to more important files, such as checkpoints
+
+    def _begin(self) -> ScratchFile:
+        manifest = self.files.manifest
+        dense = sum(column.row_bytes for column in manifest.columns)
+        self._room = SHARE * shutil.disk_usage(manifest.folder).free
+        size = sum(max(piece.rows * dense, piece.bytes) for piece in manifest.pieces.values())
+        if size > self._room:
+            raise OSError("there is too little room")
+        return ScratchFile(manifest.folder, direct=size > LARGE * memory.total())
+
+
+def _write_array(file: ScratchFile, array: np.ndarray[Any, Any], piece: int) -> Array:
+    """Write an array of the piece that begins at the offset `piece`."""
+    start = file.align(ALIGNED)
+    file.write(array)
+    return start - piece, file.end - start, array.dtype, array.shape
+
+
+def parts_of(x: torch.Tensor | SparseRows) -> list[torch.Tensor]:
+    return [x.indices, x.values, x.offsets] if isinstance(x, SparseRows) else [x]

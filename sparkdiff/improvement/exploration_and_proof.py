@@ -1,0 +1,344 @@
+"""Steps of an improvement: measure the original, let the arms (ways to improve it) compete on the exploring rows, and test the
+best results, the finalists, on the proving rows. `describe_improvement` is the plan as text, made before anything runs and
+without a Spark job.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from pyspark.sql import DataFrame
+
+from sparkdiff.data.splits import REFERENCE, TEST, TRAIN, VALIDATION, Source
+from sparkdiff.errors import InputError
+from sparkdiff.fine_tuning.phases import run_folder
+from sparkdiff.fine_tuning.task import FitResults, Outcome
+from sparkdiff.growth import cost_table
+from sparkdiff.growth.option_checks import check_entities
+from sparkdiff.improvement import baseline, proving, race
+from sparkdiff.improvement.arm_context import ArmContext, measure_original
+from sparkdiff.improvement.arm_order import order_of
+from sparkdiff.improvement.arms import arms_of
+from sparkdiff.improvement.baseline import Baseline, has_baseline, name_of
+from sparkdiff.improvement.budget import Account, Budget
+from sparkdiff.improvement.candidate import Arm
+from sparkdiff.improvement.improvement_options import ARMS, ImprovementSettings
+from sparkdiff.improvement.origin import Fits, Origin, check_rows, check_same_numbers
+from sparkdiff.improvement.parallel_tasks import StoppableListener, ahead
+from sparkdiff.improvement.proving import Decision, Proof
+from sparkdiff.improvement.step_log import StepLog
+from sparkdiff.improvement.summary_contents import ExplorationResult, summary_of
+from sparkdiff.machine.interrupts import ignore_first_interrupt
+from sparkdiff.options import Options
+from sparkdiff.pipeline.unfitted_form import check_unfitted
+from sparkdiff.proof import division
+from sparkdiff.proof.division import Division, divide, too_few
+from sparkdiff.report import Phases, aligned, is_progress_shown, versions
+from sparkdiff.store.run_folder import RunFolder, name_beside
+
+Summarize = Callable[
+    [ArmContext, ArmContext, Origin, Division, ExplorationResult, Decision, Mapping[str, float], Account], Any
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class ImprovementKind:
+    """Settings in which improving, fine-tuning by folds and growth by folds differ; all of them use `explore_and_prove`.
+
+    Attributes:
+        arms: the arms that are tried.
+        budget: the budget for exploring and proving.
+        describe: (fitted pipeline, rows) -> the plan as text.
+        summarize: function that makes the summary.
+    """
+
+    arms: Sequence[Arm]
+    budget: Budget
+    describe: Callable[[Any, DataFrame], str]
+    summarize: Summarize
+
+
+@dataclasses.dataclass(frozen=True)
+class ImprovementOutcome(Outcome):
+    """Result of an improvement: `model` is the best offer, or the original object itself if nothing is offered as best.
+
+    Attributes:
+        offers: the offered pipelines by name.
+    """
+
+    offers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def improve_pipeline(
+    given: Any,
+    options: Options,
+    settings: ImprovementSettings,
+    sources: Sequence[Source],
+    phases: Phases,
+    *,
+    replace: bool = False,
+    fits: Fits | None = None,
+) -> ImprovementOutcome:
+    """Print the plan, improve a pipeline by all arms within the budget, and return the best pipeline that the test accepts.
+
+    See `explore_and_prove`.
+    """
+    budget = Budget.of(settings.budget)
+    verb = ImprovementKind(
+        arms_of(settings), budget, lambda m, df: describe_improvement(m, options, settings, df), summary_of
+    )
+    return explore_and_prove(given, options, settings, sources, phases, verb, replace=replace, fits=fits)
+
+
+def explore_and_prove(
+    given: Any,
+    options: Options,
+    settings: ImprovementSettings,
+    sources: Sequence[Source],
+    phases: Phases,
+    verb: ImprovementKind,
+    *,
+    replace: bool = False,
+    fits: Fits | None = None,
+) -> ImprovementOutcome:
+    """Print the plan, try the arms on the exploring rows, test the finalists on the proving rows, and return the best
+    accepted one.
+
+    The returned pipeline is made from all rows, or if there is only one fold, perhaps from this fold's training rows. If no
+    accepted finalist can ship, the original is returned.
+
+    Args:
+        given: the fitted pipeline, or an unfitted Pipeline.
+        replace: see `fine_tune`.
+        fits: see `Origin.of`.
+
+    Raises:
+        InputError: the pipeline, the data or the options can't be used.
+        ParityError: the original's network and Spark disagree.
+    """
+    account, begun = Account(verb.budget), time.monotonic()
+    check_unfitted(given, options.rowsAreNew)
+    division = divide(sources, options)
+    units = check_rows(given, options, sources, division)
+    rows = [division.makes, *(s for s in sources if s.split in (TEST, REFERENCE))]
+    origin = Origin.of(given, options, rows, division.boundaries[1], keep=settings.keepStages, fits=fits)
+    origin = dataclasses.replace(origin, refused=origin.refused or too_few(division, options, units))
+    with phases.phase("plan"):
+        text = verb.describe(origin.model, sources[0].df)
+    if is_progress_shown(options.verbosity):
+        print(text, flush=True)
+    brake = StoppableListener(phases.within().listeners)
+    context = ArmContext(
+        origin.model,
+        options,
+        settings,
+        rows,
+        division.boundaries[1],
+        Phases(False, [brake]),
+        FitResults(),
+        brake=brake,
+        allTrain=True,
+    )
+    check_entities(settings.entityCols, context.plan, sources[0].df)
+    with phases.phase("original") as say:
+        context = measure_original(context)
+        say(
+            f"{context.metric.name} {context.start.scores[TRAIN].value:.5g} on {context.rows[TRAIN]:,} rows; "
+            f"{context.start.parity}"
+        )
+    context = dataclasses.replace(context, fit=origin.fit)
+    with _temporary_caches(context), _folder(context, replace=replace) as (folder, log):
+        context = dataclasses.replace(context, folder=folder.path)
+        proof = Proof(context, division, None, log, verb.arms)
+        account.start(division.number, context.folds_side_by_side)
+        early = not origin.refused and context.folds_side_by_side > 1 and not log.has("folds")
+        with ahead(_makes(proof, origin, account)) if early else contextlib.nullcontext():
+            started = time.monotonic()
+            explores = context if origin.refused else proof.explores()
+            check_same_numbers(context, explores.model, "fold 1")
+            account.note_fit(time.monotonic() - started)
+            account.add("original", time.monotonic() - begun)
+            explored = _explore(explores, verb.arms, origin, account, log, phases)
+            begun = time.monotonic()
+            with ignore_first_interrupt(_deciding(options.runId)), phases.phase("prove") as say:
+                decision = _proven(proof, explores, origin, explored, account, phases, say)
+                say(f"{len(decision.proven)} finalists, {division.name}")
+            account.add("prove", time.monotonic() - begun)
+        timings = {k: round(v, 3) for k, v in phases.timings.items()}
+        summary = verb.summarize(context, explores, origin, division, explored, decision, timings, account)
+    offers = {name: s.found.model for name, s in decision.offers.items() if s.found is not None}
+    result = origin.given_model if decision.best is None else offers[proving.BEST]
+    phases.on_decision(summary)
+    return ImprovementOutcome(result, origin.given_model, context.start.task.plan, summary, (folder,), offers)
+
+
+@contextlib.contextmanager
+def _temporary_caches(context: ArmContext) -> Iterator[None]:
+    """Context that removes, at its end, the caches of contexts with other rows that no later run reads."""
+    try:
+        yield
+    finally:
+        for shared in context.temporary:
+            shared.remove_caches()
+
+
+def _rival(proof: Proof, origin: Origin) -> tuple[bool, str]:
+    """Result of `Origin.rival`, computed only once and logged."""
+    find = functools.partial(origin.rival, proof.context, proof.explores())
+    return proof.shared.once(("rival",), lambda: proof.log.read_or_make("rival", find))
+
+
+def _makes(proof: Proof, origin: Origin, account: Account) -> list[Callable[[], object]]:
+    """Functions for a background thread, called while arms explore: first fold, rival, other folds, all rows; what is not needed
+    is not made.
+    """
+
+    def make_fold(k: int) -> None:
+        if k < account.folds:
+            with account.fitting():
+                proof.ground_of(k)
+
+    def make_whole() -> None:
+        # Otherwise no time would be saved, and perhaps nothing ships.
+        if account.folds and account.budget.seconds is not None:
+            proof.whole()
+
+    first, *others = [functools.partial(make_fold, k) for k in range(proof.division.number)]
+    return [first, functools.partial(_rival, proof, origin), *others, make_whole]
+
+
+def _explore(
+    context: ArmContext, arms: Sequence[Arm], origin: Origin, account: Account, log: StepLog, phases: Phases
+) -> ExplorationResult:
+    """Measure the baseline, choose the order of the arms, and race the arms on the exploring rows.
+
+    Raises:
+        InputError: no arm can be tried.
+    """
+    if origin.refused:
+        return ExplorationResult(race.RaceResult((), ()), None, None)
+    refusals = {arm.name: arm.refusal(context) for arm in arms}
+    if all(refusals.values()):
+        raise InputError(
+            f"nothing can be tried on {context.model.uid}: {'; '.join(f'{k}: {v}' for k, v in refusals.items())}"
+        )
+    beside = _beside(context, account, log, phases)
+    begun = time.monotonic()
+    with phases.phase("order") as say:
+        order = log.read_or_make("order", lambda: order_of(context, [arm for arm in arms if not refusals[arm.name]]))
+        say(str(order))
+    account.add("order", time.monotonic() - begun)
+    rank = {name: place for place, name in enumerate(order.arms)}
+    raced = race.race(context, sorted(arms, key=lambda a: rank.get(a.name, len(rank))), account, log, phases)
+    return ExplorationResult(raced, beside, order)
+
+
+def _proven(
+    proof: Proof,
+    explores: ArmContext,
+    origin: Origin,
+    explored: ExplorationResult,
+    account: Account,
+    phases: Phases,
+    say: Any,
+) -> Decision:
+    """Choose the finalists and their rival, and test as many finalists as there is time for on the proving rows."""
+    if origin.refused:
+        return Decision((), (), {})
+    division = proof.division
+    chosen = proving.finalists(explores, explored.raced.steps, small=proof.context.rows[TRAIN] < proving.SMALL)
+    if not origin.was_fitted:
+        chosen = [f for f in chosen if f.role != proving.REFIT]
+    against, why = _rival(proof, origin)
+    seconds = [f.candidate.seconds for f in chosen]
+    folds: list[int] = proof.log.read_or_make("folds", lambda: account.buy_folds(seconds, proof.ready()))
+    chosen = [dataclasses.replace(f, folds=n) for f, n in zip(chosen, folds, strict=True)]
+    shows = (
+        proving.smallest_gain(explores, chosen[0].candidate, division)
+        if chosen and chosen[0].role == proving.BEST
+        else None
+    )
+    if shows is not None:
+        rows = division.number * explores.rows[VALIDATION]
+        say.now(f"{division.name}: about {rows:,} rows decide, a gain of {shows:.1%} would show")
+    proof = dataclasses.replace(proof, against=origin.model if against else None)
+    found = proof.prove(chosen, phases.within(), early=account.budget.seconds is not None)
+    return dataclasses.replace(proving.decide(proof, chosen, found), rival=why, shows=shows)
+
+
+def _beside(context: ArmContext, account: Account, log: StepLog, phases: Phases) -> Baseline | None:
+    """Baseline: Spark's own trees, measured on the same rows; None if it is not requested, or if the budget is too small."""
+    if not baseline.has_baseline(context) or not baseline.limit(account.budget):
+        return None
+    begun = account.now()
+    with phases.phase("baseline") as say:
+        found: Baseline = log.read_or_make("baseline", lambda: baseline.measure_trees(context, account.budget))
+        say(found.why or f"{found.name}: {found.value:.5g}")
+    account.grant(baseline.limit(account.budget))
+    account.add("baseline", found.seconds, until=begun + found.seconds)
+    return found
+
+
+def _deciding(runId: str | None) -> str:
+    later = "" if runId is None else f"; everything that was tried is kept, and runId={runId!r} decides later"
+    return f"deciding about everything that was tried so far; Ctrl-C again ends without a decision{later}"
+
+
+@contextlib.contextmanager
+def _folder(context: ArmContext, *, replace: bool) -> Iterator[tuple[RunFolder, StepLog]]:
+    """Context with the run's folder and its log. Only a run with a runId writes the log."""
+    o, runId, known = context.options, context.options.runId, versions()
+    # Measurements may differ between versions, and the guard's level affects which parts growth drops.
+    settings = dataclasses.asdict(context.settings)
+    del settings["parallelism"]  # it doesn't affect the result
+    beside = {
+        "improvement": settings,
+        "guard": o.guard,
+        "fleetSize": o.fleetSize,
+        "versions": {name: known[name] for name in ("sparkdiff", "pyspark") if name in known},
+    }
+    with context.open_run(context.start.task) as run:
+        pass
+    with run_folder(run, runId and name_beside(runId, "-improve"), replace=replace, beside=beside) as folder:
+        yield folder, StepLog(folder.path if runId is not None else None)
+
+
+def describe_improvement(model: Any, options: Options, settings: ImprovementSettings, data: DataFrame) -> str:
+    """Description, as text, of what an improvement of this fitted pipeline would try on rows with this schema.
+
+    Raises:
+        InputError: the pipeline can't be translated, or an option does not suit it.
+    """
+    Budget.of(settings.budget)
+    context = ArmContext(model, options, settings, [Source(data)], None, Phases(False), FitResults())
+    head = context.plan.cut.graph.head.uid
+    allowed = {arm.name: arm for arm in arms_of(settings)}
+    rows = []
+    for name, does in ARMS.items():
+        why = (
+            ""
+            if name not in settings.arms
+            else "keepForm forbids it"
+            if name not in allowed
+            else allowed[name].refusal(context)
+        )
+        if name in settings.arms:
+            rows.append((f"  {name}", does, f"not tried: {why}" if why else ""))
+    keeps = f"stages that stay as they are: {', '.join(context.keeps)}" if context.keeps else ""
+    return "\n".join(
+        filter(
+            None,
+            [
+                f"improvement of {model.uid} within {settings.budget}, judged by {options.metric or f'the loss of {head}'}",
+                division.sentence(context.sources, options),
+                *aligned(rows, left=(0, 1, 2)),
+                keeps,
+                f"for comparison only: {name_of(context)}" if has_baseline(context) else "",
+                f"serving costs {cost_table.of_model(model):.3g} us per row by the table of costs",
+                *cost_table.unknown(model),
+            ],
+        )
+    )

@@ -1,0 +1,148 @@
+"""Runner of tasks, one after another or several at a time in threads (lanes); results are the same in both cases."""
+
+import contextlib
+import contextvars
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from pyspark import inheritable_thread_target
+
+from sparkdiff import jvm
+from sparkdiff.report import Events, Phases, tell
+from sparkdiff.tuning.fits import TAKES_SESSION
+
+Task = Callable[[], str]
+"""A task; returns a short report."""
+Tasks = Iterator[tuple[str, Task]]
+"""Names and tasks. Each task is taken from the iterator only when a lane is free for it."""
+STEP: contextvars.ContextVar[Mapping[str, Any]] = contextvars.ContextVar("STEP")
+"""Fields that are added to rows of a training's history when listeners get them: the arm, and the round of its step, or in a
+proof the role of the finalist."""
+LOOK = 0.1
+"""Seconds between two checks for Ctrl-C."""
+
+
+class StoppableListener(Events):
+    """Listener that passes events from any thread to other listeners, one at a time.
+
+    Once `pulled` is set, the next event of each thread raises KeyboardInterrupt, which ends the thread's work.
+    """
+
+    def __init__(self, listeners: Sequence[Events], lock: Any = None):
+        self.listeners, self.lock, self.pulled = listeners, lock or threading.RLock(), False
+
+    def _tell(self, name: str, *what: Any) -> None:
+        with self.lock:
+            if self.pulled:
+                raise KeyboardInterrupt
+            tell(self.listeners, name, *what)
+
+    def on_phase(self, name: str, seconds: float | None, detail: str) -> None:
+        self._tell("on_phase", name, seconds, detail)
+
+    def on_epoch(self, row: Mapping[str, Any]) -> None:
+        self._tell("on_epoch", {**STEP.get({}), **row})
+
+    def on_decision(self, record: Any) -> None:
+        self._tell("on_decision", record)
+
+
+def run(tasks: Tasks, lanes: int, phases: Phases, brake: StoppableListener) -> None:
+    """Run the tasks, each in a phase with the task's name.
+
+    In each lane, torch uses as many threads as in the calling thread, because the order of summation, and so the last bits of
+    sums, depends on the number of threads.
+
+    Args:
+        lanes: largest number of tasks that run at the same time.
+        brake: pulled if a task fails, or by Ctrl-C, to end the other tasks; released again at the end.
+
+    Raises:
+        BaseException: the error of a task, after the other tasks have ended.
+    """
+    if lanes == 1:
+        for name, task in tasks:
+            with phases.phase(name) as say:
+                say(task())
+        return
+    lock, errors = threading.Lock(), list[BaseException]()
+    shown = Phases(False, [StoppableListener(phases.listeners, brake.lock)])
+
+    def lane() -> None:
+        try:
+            while not brake.pulled:
+                with lock:
+                    name, task = next(tasks, ("", None))
+                if task is None:
+                    return
+                with shown.phase(name) as say:
+                    say(task())
+        except BaseException as e:
+            errors.append(e)
+            brake.pulled = True
+
+    threads = [_thread(lane, "sparkdiff-arm") for _ in range(lanes)]
+    for thread in threads:
+        thread.start()
+    try:
+        _wait(threads)
+    except KeyboardInterrupt:
+        brake.pulled = True
+        _wait(threads)  # a second Ctrl-C ends the waiting, too
+        raise
+    finally:
+        brake.pulled = any(thread.is_alive() for thread in threads)
+        for name, seconds in shown.timings.items():
+            phases.timings[name] = phases.timings.get(name, 0.0) + seconds
+    if errors:
+        raise errors[0]
+
+
+@contextlib.contextmanager
+def ahead(makes: Sequence[Callable[[], object]]) -> Iterator[None]:
+    """Context in which a background thread calls functions, in order, before their results are needed. Its end stops the thread.
+
+    Args:
+        makes: functions that cache their results (see `Shared.once`). An error only ends the thread: the function will fail
+            again when its result is needed.
+    """
+    spark, over, tag = jvm.session(), threading.Event(), f"sparkdiff-{uuid.uuid4().hex}"
+
+    def make_all() -> None:
+        with contextlib.suppress(BaseException), jvm.cancellable(spark, tag):
+            for make in makes:
+                if not over.is_set():
+                    make()
+
+    thread = _thread(make_all, "sparkdiff-ahead")
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        while thread.is_alive():
+            with contextlib.suppress(*jvm.SparkError):
+                jvm.cancel(spark, tag)
+            thread.join(LOOK)
+
+
+def _thread(work: Callable[[], None], name: str) -> threading.Thread:
+    """A thread with the Spark session, the context variables and the number of torch threads of the calling thread."""
+    spark, own = jvm.session(), torch.get_num_threads()
+
+    def begin() -> None:
+        torch.set_num_threads(own)
+        work()
+
+    inherits: Any = inheritable_thread_target(spark) if TAKES_SESSION else inheritable_thread_target
+    return threading.Thread(target=inherits(partial(contextvars.copy_context().run, begin)), name=name, daemon=True)
+
+
+def _wait(threads: Sequence[threading.Thread]) -> None:
+    for thread in threads:
+        while thread.is_alive():
+            thread.join(LOOK)
