@@ -171,13 +171,9 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent, TunerMem
             rows = lambda: held_out_first(self._sources(dataset), self.options())  # noqa: E731
             check_what_is_saved(found.pipelineModel, rows, lambda: root(self.options()), found.summary)
 
-        return fit_with_observer(
-            self,
-            lambda more: self._fit_with_callbacks(dataset, [*self.callbacks, *more]),
-            dataset,
-            alone=self._shared is None,
-            check=check,
-        )
+        fit = lambda more: self._fit_with_callbacks(dataset, [*self.callbacks, *more])  # noqa: E731
+        with jvm.interruptible():
+            return fit_with_observer(self, fit, dataset, alone=self._shared is None, check=check)
 
     def _fit_with_callbacks(self, dataset: DataFrame, callbacks: Sequence[Events]) -> "FineTunerModel":
         given = self._require_pipeline()

@@ -5,6 +5,7 @@ import importlib
 import logging
 import os
 import re
+import signal
 import subprocess
 import threading
 import uuid
@@ -30,6 +31,8 @@ SparkError = (Py4JError, PySparkException)
 """The exceptions that Spark raises in Python."""
 AGAIN = 0.2
 """Seconds between two attempts to cancel jobs that run too long."""
+CANCELLING = 5.0
+"""Longest time in seconds that Ctrl-C waits for Spark to cancel its jobs."""
 VERSION = VersionUtils.majorMinorVersion(pyspark.__version__)
 
 
@@ -325,6 +328,37 @@ def cancellable(spark: SparkSession, tag: str) -> Iterator[None]:
     else:
         spark.addTag(tag)
     yield
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C end a call to Java within this context, if pyspark handles it; in other threads this changes nothing.
+
+    pyspark's handler calls Java on the connection that the interrupted call still reads. So that call fails with an error in
+    place of KeyboardInterrupt, and the session gets wrong answers afterwards. The handler here cancels the jobs from another
+    thread, and drops the connection.
+    """
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT) if in_main else None
+    if not getattr(before, "__module__", "").startswith("pyspark."):
+        yield
+        return
+
+    def interrupt(*_: Any) -> None:
+        context, gateway = SparkContext._active_spark_context, SparkContext._gateway
+        if context is not None:
+            thread = threading.Thread(target=context.cancelAllJobs, daemon=True)
+            thread.start()
+            thread.join(CANCELLING)
+        if isinstance(gateway, ClientServer) and (own := gateway._gateway_client.get_thread_connection()) is not None:
+            own.close()
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def threads_share_session() -> bool:

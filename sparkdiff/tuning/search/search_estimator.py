@@ -116,7 +116,10 @@ class Search(Estimator, CheckedParams, jvm.Persistent, SearchMembers):  # type: 
             check_what_is_saved(found.pipelineModel, lambda: dataset, jvm.scratch_folder, found.summary)
 
         fit = lambda more: self._run_search(dataset, [*self.callbacks, *more])  # noqa: E731
-        return fit_with_observer(self, fit, dataset, alone=not self.job, check=check)  # a job compares what it writes
+        with jvm.interruptible():
+            return fit_with_observer(
+                self, fit, dataset, alone=not self.job, check=check
+            )  # a job compares what it writes
 
     def _run_search(self, dataset: DataFrame, callbacks: Sequence[Events]) -> "SearchModel":
         task = self.task()

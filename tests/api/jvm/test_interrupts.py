@@ -1,0 +1,53 @@
+"""Ctrl-C while Python waits for Java: KeyboardInterrupt, and a session that goes on."""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+from pyspark.sql import SparkSession, functions as F
+
+from sparkdiff import jvm
+
+
+def test_ctrl_c_ends_a_call_to_java_and_the_session_goes_on(spark: SparkSession) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    assert getattr(before, "__module__", "").startswith("pyspark."), (
+        "pyspark handles Ctrl-C in another way: is this needed?"
+    )
+
+    @F.udf("long")
+    def slowly(x: int) -> int:
+        time.sleep(120)
+        return x
+
+    rows, begun = spark.range(1).select(slowly("id")), time.monotonic()
+    spark.range(3).count()
+    timer = threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt), jvm.interruptible():
+        rows.collect()
+    assert time.monotonic() - begun < 60
+    assert [spark.range(n).count() for n in (3, 5, 7)] == [3, 5, 7]  # pyspark's handler leaves answers of other calls
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_other_handlers_and_threads_keep_theirs(spark: SparkSession) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        with jvm.interruptible():
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    seen = []
+
+    def look() -> None:
+        with jvm.interruptible():
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert seen == [before]
