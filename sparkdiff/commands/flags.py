@@ -56,6 +56,8 @@ def load_models_and_rows(
 
     folder = Path.cwd()
     paths = [loading.model_path(model, folder) for model in models]
+    if data is None and (format or options != "{}"):
+        raise InputError(f"{'--format' if format else '--options'} says how to read rows: name them by --data")
     given = {} if data is None else {command: source_of(data, format, options)}
     loading.check_there(paths, given, folder, {})
     spark = loading.start_session({}, module, loading.size_of(given, folder))
@@ -66,8 +68,7 @@ def load_models_and_rows(
 def source_of(path: str, format: str = "", options: str = "{}") -> dict[str, Any]:
     """The rows that a command's flags name, as an entry of a job's section `data`; `options` is a JSON object.
 
-    A format that is not set is inferred from the file's name. CSV without options is read with its header and with types
-    inferred.
+    What is not set is inferred (see `with_inferred_format`).
     """
     from sparkdiff.job import loading
 
@@ -75,9 +76,8 @@ def source_of(path: str, format: str = "", options: str = "{}") -> dict[str, Any
         given = dict(json.loads(options))
     except (ValueError, TypeError) as e:
         raise InputError(f'--options must be a JSON object such as {{"header": true}}. Got {options!r} instead') from e
-    form, schema = format or loading.format_of(path), given.pop("schema", None)
-    csv = form.lower() == "csv" and options == "{}"
-    return {"path": path, "format": form, "schema": schema, "options": dict(loading.CSV) if csv else given}
+    source = {"path": path, "schema": given.pop("schema", None), "options": given}
+    return loading.with_inferred_format({**source, "format": format} if format else source)
 
 
 def schema_of(given: str) -> "StructType":

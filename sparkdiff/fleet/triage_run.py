@@ -24,7 +24,7 @@ from sparkdiff.forecasting.model_history import COLUMNS, history
 from sparkdiff.forecasting.pipeline_facts import FACTS, Facts, SampleError, Samples, finite, measure_facts
 from sparkdiff.forecasting.run_forecasts import EARLY, Forecast, Forecaster, of_store, priors
 from sparkdiff.history import run_store
-from sparkdiff.job.loading import CSV, format_of, load_data, load_model, model_path
+from sparkdiff.job.loading import load_data, load_model, model_path
 from sparkdiff.job.model_saving import new_folder, save
 from sparkdiff.machine import cpu, paths
 from sparkdiff.options import Options
@@ -136,9 +136,7 @@ def _rows(data: Any, tables: dict[str, DataFrame]) -> DataFrame:
         )
     path = os.fspath(data)
     if path not in tables:
-        form = format_of(path)
-        given = {"path": path, "format": form, "options": CSV if form == "csv" else {}}
-        tables[path] = load_data(jvm.session(), given, Path.cwd(), "triage")
+        tables[path] = load_data(jvm.session(), {"path": path}, Path.cwd(), "triage")
     return tables[path]
 
 

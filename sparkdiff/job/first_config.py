@@ -11,7 +11,7 @@ import yaml
 from pyspark.sql.types import DataType, DateType, IntegralType, StringType, StructType, TimestampType
 
 from sparkdiff.errors import InputError
-from sparkdiff.job.loading import CSV, format_of
+from sparkdiff.job.loading import with_inferred_format
 from sparkdiff.pipeline.cut import analyse
 from sparkdiff.pipeline.graph import Graph
 from sparkdiff.pipeline.plan import Plan, plan_of
@@ -84,17 +84,19 @@ def _trains(plan: Plan) -> str:
 def _data(graph: Graph, data: str | None, here: Path) -> list[str]:
     read = sorted({graph.name(v) for vertex in graph.vertices for v in vertex.sources if v[1] < 0})
     shown = ", ".join(read[:20]) + (f" and {len(read) - 20} more" if len(read) > 20 else "")
-    form = "parquet" if data is None else format_of(data)
+    source = with_inferred_format({"path": data or ""})
     path = "rows.parquet" if data is None else os.path.relpath(data, here) if "://" not in data else data
     lines = [
         f"# The pipeline reads the columns {shown}.",
         "data:",
         "  train:",
         f"    path: {_yaml_scalar(path)}" + ("          # put the path of your rows here" if data is None else ""),
-        f"    format: {form}",
+        f"    format: {source.get('format', 'parquet')}",
     ]
-    if form == "csv":
-        lines.append(f"    options: {yaml.safe_dump(CSV, default_flow_style=True, sort_keys=False).strip()}")
+    if "options" in source:
+        lines.append(
+            f"    options: {yaml.safe_dump(source['options'], default_flow_style=True, sort_keys=False).strip()}"
+        )
     return [
         *lines,
         "  # validation: {path: other.parquet}     # else a part of `train` is held out",

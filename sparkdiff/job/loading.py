@@ -29,10 +29,12 @@ OWN = {"spark.python.sql.dataFrameDebugging.enabled": "false"}
 """Default settings of a job's session: PySpark 4 must not report to Java where each column was created, which by
 default makes up a third of all calls to Java.
 """
-FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".orc": "orc"}
+FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json", ".orc": "orc"}
 """Formats of files by file extension."""
+COMPRESSED = {".gz", ".bz2", ".zst", ".lz4", ".snappy", ".deflate"}
+"""Extensions of compressed files; the one before them tells the format."""
 CSV = {"header": True, "inferSchema": True}
-"""Reader options for a CSV file if the user sets none."""
+"""Reader options for a CSV file, unless the user sets them."""
 SMALL = 1 << 26
 """Total bytes of a job's files up to which Spark's JVM is started with options that suit short work."""
 
@@ -150,12 +152,27 @@ def parse_source(split: str, given: Any) -> str | dict[str, Any]:
         )
     if form != "jdbc" and len(places) != 1 and (places or not form or not options or form in OF_FILES):
         raise InputError(wanted)
+    if given.get("path") and not form:
+        return with_inferred_format(given)
     return given
 
 
-def format_of(path: str) -> str:
-    """The format of a file or of a folder of files, guessed from its name; parquet by default."""
-    return FORMATS.get(Path(path.rstrip("/")).suffix.lower(), "parquet")
+def with_inferred_format(source: Mapping[str, Any]) -> dict[str, Any]:
+    """The source with a format: if none is set, that of the name of its path, if the name tells any.
+
+    CSV is then read with its header, and with types inferred if there is no schema; a file .tsv is read with tabs.
+    """
+    suffixes = [s.lower() for s in Path(source["path"].rstrip("/")).suffixes]
+    suffix = next((s for s in reversed(suffixes) if s not in COMPRESSED), "")
+    form = source.get("format") or FORMATS.get(suffix)
+    options = dict(source.get("options") or {})
+    if form is not None and form.lower() == "csv":
+        named = {str(name).lower() for name in options}
+        usual = {**CSV, **({"sep": "\t"} if suffix == ".tsv" and "delimiter" not in named else {})}
+        if source.get("schema"):
+            del usual["inferSchema"]
+        options = {name: value for name, value in usual.items() if name.lower() not in named} | options
+    return {**source, **({"options": options} if options else {}), **({} if form is None else {"format": form})}
 
 
 def load_data(spark: SparkSession, given: Any, folder: Path, split: str) -> DataFrame:
@@ -167,7 +184,12 @@ def load_data(spark: SparkSession, given: Any, folder: Path, split: str) -> Data
     given = parse_source(split, given)
     if isinstance(given, str):
         return function(given, folder)(spark)  # type: ignore[no-any-return]
-    with jvm.as_input_error(f"data.{split} cannot be read"):
+    untold = (
+        ""
+        if given.get("format") or given.get("table")
+        else f" (if it is not parquet, set data.{split}.format or --format)"
+    )
+    with jvm.as_input_error(f"data.{split} cannot be read{untold}"):
         options = {
             str(k): str(v).lower() if isinstance(v, bool) else v for k, v in (given.get("options") or {}).items()
         }

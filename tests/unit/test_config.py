@@ -21,6 +21,7 @@ from sparkdiff.commands.flags import source_of
 from sparkdiff.errors import InputError, SparkdiffError, StoreError
 from sparkdiff.job import config, loading, starting, steps, tracking_section
 from sparkdiff.job.config import request_of
+from sparkdiff.job.loading import parse_source
 from sparkdiff.jvm import sessions
 from sparkdiff.machine import paths as places
 from sparkdiff.options import FIELDS, Options
@@ -878,14 +879,21 @@ def test_json_is_all_of_stdout(here: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert capsys.readouterr().out.startswith("the plan\n")
 
 
-def test_commands_infer_the_format_of_rows_from_the_name_of_the_file() -> None:
+def test_the_format_of_rows_is_inferred_from_the_name_of_the_file() -> None:
     inferred = {"header": True, "inferSchema": True}
     for path, format, options, expected in (
-        ("rows", "", "{}", ("parquet", {})),
-        ("a/rows.csv", "", "{}", ("csv", inferred)),
+        ("rows", "", "{}", (None, {})),
+        ("a/rows.csv", "", "{ }", ("csv", inferred)),
+        ("a/rows.csv.gz", "", "{}", ("csv", inferred)),
+        ("a/rows.tsv", "", "{}", ("csv", {**inferred, "sep": "\t"})),
+        ("a/rows.ndjson", "", "{}", ("json", {})),
         ("rows.txt", "CSV", "{}", ("CSV", inferred)),
-        ("rows.csv", "", '{"sep": ";"}', ("csv", {"sep": ";"})),
+        ("rows.csv", "", '{"sep": ";", "HEADER": false}', ("csv", {"inferSchema": True, "sep": ";", "HEADER": False})),
+        ("rows.csv", "", '{"schema": "a int"}', ("csv", {"header": True})),
         ("rows.csv", "parquet", "{}", ("parquet", {})),
     ):
         found = source_of(path, format, options)
-        assert (found["format"], found["options"]) == expected, path
+        assert (found.get("format"), found.get("options") or {}) == expected, path
+    assert parse_source("train", "rows.csv") == {"path": "rows.csv", "format": "csv", "options": inferred}
+    assert parse_source("train", {"path": "rows.csv", "format": "csv"}) == {"path": "rows.csv", "format": "csv"}
+    assert parse_source("train", {"table": "rows.csv"}) == {"table": "rows.csv"}
