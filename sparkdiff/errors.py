@@ -120,4 +120,4 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A hint that lists the nearest known names, or all names if none is near."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-    return f"Did you mean {' or '.join(map(repr, near))}?" if near else f"Known: {', '.join(known)}."
+    return f"Did you mean {' or '.join(map(repr, near))}?" if near else f"Known: {', '.join(known) or 'none'}."

@@ -11,14 +11,14 @@ from typing import Any, ClassVar
 from pyspark.ml import Estimator, Model, Pipeline
 from pyspark.ml.param import Param, Params
 from pyspark.sql import DataFrame
-from typing_extensions import Unpack
+from typing_extensions import Self, Unpack
 
 from sparkdiff import jvm
 from sparkdiff.costs import Cost, cost_of
 from sparkdiff.data.cache import root
 from sparkdiff.data.splits import REFERENCE, Source, find_boundaries, fit_on_training_rows, held_out_first, rule
 from sparkdiff.diagnostics.prediction_differences import check_what_is_saved
-from sparkdiff.errors import InputError, check_dataframe, kind_of
+from sparkdiff.errors import InputError, check_dataframe, did_you_mean, kind_of
 from sparkdiff.fine_tuning.fine_tuning_run import fine_tune, starting_point
 from sparkdiff.fine_tuning.option_params import CheckedParams, convert_options, tuple_as_list, with_params
 from sparkdiff.fine_tuning.option_types import TunerGetters, TunerMembers, TunerOptions
@@ -119,7 +119,7 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent, TunerMem
         checked = self._convert_options({name: v for name, v in values.items() if name not in OBJECTS})
         return super()._set(**values | {name: tuple_as_list(value) for name, value in checked.items()})
 
-    def copy(self, extra: Any = None) -> "FineTuner":
+    def copy(self, extra: Any = None) -> Self:
         """A copy with the same uid; mutable values such as lists are copied.
 
         Params in `extra` that belong to stages of the pipeline are set on these stages, as OneVsRest does with its
@@ -283,9 +283,9 @@ class FineTunerModel(Holder, Model, _TunerParams, jvm.Persistent):  # type: igno
         self.pipelineModel, self.originalModel, self.summary = pipelineModel, originalModel, summary
         self._setDefaults()
 
-    def copy(self, extra: Any = None) -> "FineTunerModel":
+    def copy(self, extra: Any = None) -> Self:
         """A copy without the rows of the fit; see `Holder.copy`."""
-        new: FineTunerModel = super().copy(extra)
+        new: Self = super().copy(extra)
         new.dataset = None
         return new
 
@@ -337,15 +337,18 @@ class ExtendedTuner(FineTuner):
         return self.PROCEDURE(given, options, self.settings(), sources, phases)
 
     def _convert_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        for name, why in self.WHY_REFUSED.items():
-            if given.get(name):
-                raise InputError(f"{name} is no option of {type(self).__name__}: {why}")
-        own = {name: value for name, value in given.items() if name in _names(self.SETTINGS)}
-        others = {name: value for name, value in given.items() if name not in own}
-        problems, found = [], dict[str, Any]()
-        for kind, part in ((Options, others), (self.SETTINGS, own)):
+        own, refused = _names(self.SETTINGS), [name for name in self.WHY_REFUSED if given.get(name)]
+        known = {*FIELDS, *own}
+        problems = [f"{name} is no option of {type(self).__name__}: {self.WHY_REFUSED[name]}" for name in refused]
+        problems += [
+            f"unknown option {name!r}. {did_you_mean(str(name), known - {*self.WHY_REFUSED})}"
+            for name in given
+            if name not in known
+        ]
+        found = dict[str, Any]()
+        for kind, names in ((Options, FIELDS), (self.SETTINGS, own)):
             try:
-                found |= convert_options(kind, part)
+                found |= convert_options(kind, {name: value for name, value in given.items() if name in names})
             except InputError as e:
                 problems.append(str(e))
         refuse(problems)

@@ -8,6 +8,7 @@ import importlib
 import math
 import numbers
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -319,7 +320,7 @@ def _texts(name: str, value: Any) -> dict[str, str]:
 
 def _parameters(name: str, value: Any, rules: Mapping[str, Any]) -> dict[str, float]:
     """A mapping of names to finite numbers, none below the lower bound."""
-    if not isinstance(value, Mapping) or not all(is_number(v) and math.isfinite(v) for v in value.values()):
+    if not isinstance(value, Mapping) or not all(is_finite(v) for v in value.values()):
         raise TypeError(f"The {name!r} option must be a mapping of names to finite numbers. Got {value!r} instead.")
     if any(v < rules.get("low", -math.inf) for v in value.values()):
         raise ValueError(f"The {name!r} option must hold numbers >= {rules['low']}. Got {value!r} instead.")
@@ -338,7 +339,7 @@ def _scalar(name: str, value: Any, kind: type, words: Iterable[str] = ()) -> Any
         str: isinstance(value, str) and value != "",
         bool: isinstance(value, bool),
         int: whole,
-        float: is_number(value) and math.isfinite(value),
+        float: is_finite(value),
     }
     if not good[kind]:
         kinds = " or ".join((_KINDS[kind], *words))
@@ -379,7 +380,7 @@ _LISTS = "finite numbers, lists of them or 'balanced'"
 def _numbers(name: str, value: Any) -> Any:
     """A number, a nested list of numbers, or 'balanced'; numpy arrays become lists."""
     value = value.tolist() if hasattr(value, "tolist") else value
-    if is_number(value) and math.isfinite(value):
+    if is_finite(value):
         return float(value)
     if value == "balanced":
         return value
@@ -397,7 +398,7 @@ def _weights(name: str, value: Mapping[Any, Any], choices: tuple[str, ...]) -> d
     for key, weight in value.items():
         if key not in choices:
             raise ValueError(f"The {name!r} option names an unknown loss {key!r}. {did_you_mean(str(key), choices)}")
-        if not is_number(weight) or not math.isfinite(weight) or weight <= 0:
+        if not is_finite(weight) or weight <= 0:
             raise ValueError(f"The {name!r} option must give {key!r} a finite weight > 0. Got {weight!r} instead.")
     return {str(k): float(v) for k, v in value.items()}
 
@@ -415,7 +416,7 @@ def _strengths(name: str, value: Any, known: tuple[str, ...]) -> dict[str, dict[
             )
         rule = "> 0" if penalty == "parityGap" else "other than 0, whose sign is the sign of the slope"
         for column, strength in strengths.items():
-            good = is_number(strength) and math.isfinite(strength) and strength != 0
+            good = is_finite(strength) and strength != 0
             if not good or (penalty == "parityGap" and strength < 0):
                 raise ValueError(
                     f"The {name!r} option must give {penalty}.{column} a finite strength {rule}. Got {strength!r} instead."
@@ -426,3 +427,8 @@ def _strengths(name: str, value: Any, known: tuple[str, ...]) -> dict[str, dict[
 def is_number(value: Any) -> bool:
     """True if the value is a real number, including numpy's; False for a boolean."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def is_finite(value: Any) -> bool:
+    """True if the value is a real number that a double can hold."""
+    return is_number(value) and abs(value) <= sys.float_info.max

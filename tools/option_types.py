@@ -12,14 +12,20 @@ ROOT = Path(__file__).parents[1]
 STUB = ROOT / "sparkdiff" / "fine_tuning" / "option_types.pyi"
 HEAD = '''"""Types of the options, written by tools/option_types.py."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypedDict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Protocol, TypedDict
 
 from pyspark.ml.param import Param
 from pyspark.sql import DataFrame
 from typing_extensions import Self, Unpack
 
 from sparkdiff.report import Events
+
+class Stage(Protocol):
+    @property
+    def uid(self) -> str: ...
+
+Stages = Stage | Collection[str | Stage]
 '''
 CONSTRUCTOR = """    def __init__(
         self,
@@ -30,6 +36,7 @@ CONSTRUCTOR = """    def __init__(
         **params: Unpack[OPTIONS],
     ) -> None: ...""".splitlines()
 Options = dict[str, str]
+NAMES, STAGES = "tuple[str, ...]", "Stages"
 
 
 def main() -> None:
@@ -66,7 +73,18 @@ def options_of(file: str, name: str) -> Options:
     tree = ast.parse((ROOT / "sparkdiff" / file).read_text("utf-8"))
     (found,) = (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == name)
     fields = [node for node in found.body if isinstance(node, ast.AnnAssign)]
-    return {ast.unparse(field.target): ast.unparse(field.annotation) for field in fields}
+    return {ast.unparse(field.target): kind_of(field) for field in fields}
+
+
+def kind_of(field: ast.AnnAssign) -> str:
+    """The type of an option; STAGES if it names stages, which can be given themselves."""
+    kind, rules = (
+        ast.unparse(field.annotation),
+        {k.arg: ast.unparse(k.value) for k in getattr(field.value, "keywords", [])},
+    )
+    if kind == NAMES and not {"items", "item", "choices"} & {*rules}:
+        return STAGES
+    return f"{kind} | bool" if kind == "str" and "'true'" in rules.get("choices", "") else kind
 
 
 def typed_dict(name: str, options: Options, base: str = "TypedDict") -> Iterator[str]:
@@ -80,15 +98,21 @@ def members(name: str, readable: Options, settable: Options, options: str = "") 
     yield f"class {name}:"
     yield from (f"    {option}: Param[Any]" for option in readable)
     for option, kind in readable.items():
-        yield f"    def get{option[0].upper()}{option[1:]}(self) -> {kind.replace('tuple[str, ...]', 'list[str]')}: ..."
+        yield f"    def get{option[0].upper()}{option[1:]}(self) -> {returned(kind)}: ..."
     for option, kind in settable.items():
         yield f"    def set{option[0].upper()}{option[1:]}(self, value: {accepted(kind)}) -> Self: ..."
     yield from (line.replace("OPTIONS", options) for line in CONSTRUCTOR if options)
     yield ""
 
 
+def returned(kind: str) -> str:
+    """The type that a getter returns."""
+    return "list[str]" if kind in (NAMES, STAGES) else kind.removesuffix(" | bool") if kind == "str | bool" else kind
+
+
 def accepted(kind: str) -> str:
-    return kind.replace("tuple[str, ...]", "Sequence[str]")
+    """The type that a setter accepts: a single name stands for a list of one, and numbers become texts."""
+    return kind.replace(NAMES, "Collection[str]").replace("Mapping[str, str]", "Mapping[str, str | float]")
 
 
 if __name__ == "__main__":

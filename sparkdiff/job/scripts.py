@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from sparkdiff import job
@@ -42,7 +43,9 @@ BUDGET = "30m"
 
 def main(command: str, argv: Sequence[str] | None = None) -> int:
     """Run a job by the arguments of a script and return its exit code, as the command of this name does."""
-    parser = argparse.ArgumentParser(description=f"Runs what `sparkdiff {command}` runs.", allow_abbrev=False)
+    script = Path(sys.argv[0]).name
+    name = script if script == f"{command}.py" else f"sparkdiff {command}"
+    parser = argparse.ArgumentParser(name, description=f"Runs what `sparkdiff {command}` runs.", allow_abbrev=False)
     parser.add_argument(
         "words", nargs="*", metavar="section.key=value", help="a setting; overrides the flags and the YAML file"
     )

@@ -181,6 +181,8 @@ def vector_indexer(g: GraphWriter, m: VectorIndexer, xs: Sequence[Value], nulls:
     [x], first, parts, start = xs, m.first.tolist(), [], 0
     if x.width != m.size:
         raise NotExportableError(f"its vectors have {x.width} entries, but it was fitted on {m.size}")
+    if not m.size:
+        return (x,)
     for j in [*m.nominal_features().tolist(), m.size]:
         parts += [x.columns(np.arange(start, j))] if j > start else []
         start = j + 1

@@ -15,7 +15,7 @@ from small_data import QUICK, Losses, pinball, predictions, same, tune, unfitted
 from torch import Tensor
 
 import sparkdiff
-from sparkdiff import FineTuner, FineTunerModel, InputError
+from sparkdiff import FineTuner, FineTunerModel, Grower, InputError
 from sparkdiff.options import Options
 
 
@@ -146,6 +146,12 @@ def test_a_tuner_can_be_saved_and_loaded(df: DataFrame, numeric: PipelineModel, 
     assert isinstance(again.getPipeline(), Pipeline)
     assert len(again.getPipeline().getStages()) == 6
     assert (again.getSeed(), again.getFreeze()) == (3, [])
+    with pytest.raises(InputError, match=r"holds a sparkdiff\.FineTuner, not a sparkdiff\.Grower"):
+        Grower.load(f"file://{tmp_path}/tuner")
+    with pytest.raises(
+        InputError, match=r"holds a pyspark\.ml\.pipeline\.\w+|holds a org\.apache.* not a sparkdiff\.FineTuner"
+    ):
+        FineTuner.load(f"file://{tmp_path}/tuner/pipeline")
     FineTuner(maxEpochs=2).save(str(tmp_path / "bare"))
     assert not FineTuner.load(str(tmp_path / "bare")).isSet("pipeline")
 

@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 from pyspark.ml import Pipeline
 from pyspark.ml.classification import FMClassifier
-from pyspark.ml.feature import VarianceThresholdSelector
+from pyspark.ml.feature import VarianceThresholdSelector, VectorIndexer
 from pyspark.ml.linalg import Vectors
 from pyspark.ml.regression import FMRegressor, GeneralizedLinearRegression, LinearRegression
 from pyspark.sql import SparkSession
@@ -43,3 +43,14 @@ def test_outputs_are_those_of_spark(spark: SparkSession, tmp_path: Path, name: s
     for column in {"prediction", "probability", "rawPrediction"} & {*theirs[0]}:
         ours, expected = found[column].reshape(len(rows), -1), [np.atleast_1d(row[column]) for row in theirs]
         np.testing.assert_allclose(ours, expected, rtol=1e-6)
+
+
+def test_a_vector_indexer_of_no_features(spark: SparkSession, tmp_path: Path) -> None:
+    df = spark.createDataFrame([(Vectors.dense(float(i), 1.0),) for i in range(4)], ["v"]).coalesce(1)
+    selector = VarianceThresholdSelector(featuresCol="v", outputCol="none", varianceThreshold=1e9)
+    model = Pipeline(stages=[selector, VectorIndexer(inputCol="none", outputCol="indexed")]).fit(df)
+    assert model.transform(df).first()["indexed"].size == 0
+    export(model, str(tmp_path / "m.onnx"), schema=df)
+    session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"))
+    [found] = session.run(["indexed"], {"v": np.ones((4, 2))})
+    assert found.shape == (4, 0)

@@ -10,12 +10,13 @@ from sparkdiff import FineTuner, FineTunerModel, Grower, GrowerModel, Improver, 
 def right(model: PipelineModel, df: DataFrame) -> None:
     tuner = FineTuner(model, labelCol="y", learningRate=0.01, freeze=["pca"], referenceData=df)
     tuner.setMaxEpochs(5).setSeed(1).setPipeline(model)
+    FineTuner(model, freeze="pca", reference={"pca"}, target=model.stages[0], localMode=True, tags={"version": 1})
     epochs: int = tuner.getMaxEpochs()
     label: str | None = tuner.getLabelCol()
     ParamGridBuilder().addGrid(tuner.maxEpochs, [epochs]).addGrid(tuner.labelCol, [label])
     tuned: FineTunerModel = tuner.fit(df)
     tuned.getGuardCols().append("hour")
-    grower = Grower(model, labelCol="y", rounds=2, entityCols=["user"]).setRounds(3).setLabelCol("z")
+    grower = Grower(model, labelCol="y", rounds=2, entityCols=["user"]).copy().setRounds(3).setLabelCol("z")
     grown: GrowerModel = grower.fit(df)
     grown.getParts()
     improver = Improver(model, budget="60s", arms=["refit"], labelCol="y").setBudget("2h").setSeed(0)
@@ -28,6 +29,7 @@ def right(model: PipelineModel, df: DataFrame) -> None:
 def wrong(model: PipelineModel) -> None:
     FineTuner(model, learninRate=0.01)  # type: ignore[call-arg]
     FineTuner(model, learningRate="fast")  # type: ignore[arg-type]
+    FineTuner(model, freeze=3)  # type: ignore[arg-type]
     FineTuner(model, rounds=3)  # type: ignore[call-arg]
     FineTuner(model).setLearninRate(0.01)  # type: ignore[attr-defined]
     FineTuner(model).setMaxEpochs("5")  # type: ignore[arg-type]

@@ -261,6 +261,7 @@ def test_did_you_mean() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        ({"learningRate": 10**400}, "The 'learningRate' option must be a finite number"),
         ({"guardCols": 3}, "The 'guardCols' option must be a list of column names. Got 3 instead"),
         ({"guardCols": ["a", 1]}, "The 'guardCols' option must be a list of column names"),
         ({"maxFlipRate": 1.5}, r"The 'maxFlipRate' option must be in \[0, 1\]. Got 1.5 instead"),

@@ -9,7 +9,7 @@ from pyspark.ml.evaluation import Evaluator
 from pyspark.ml.param import Param, Params
 from pyspark.ml.util import MLWritable
 from pyspark.sql import DataFrame
-from typing_extensions import Unpack
+from typing_extensions import Self, Unpack
 
 from sparkdiff import jvm
 from sparkdiff.diagnostics.prediction_differences import check_what_is_saved
@@ -95,7 +95,7 @@ class Search(Estimator, CheckedParams, jvm.Persistent, SearchMembers):  # type: 
             flatten(values["current"])  # refuses unfitted stages
         return super()._set(**values | {name: getattr(found, name) for name in options})
 
-    def copy(self, extra: Any = None) -> "Search":
+    def copy(self, extra: Any = None) -> Self:
         """A copy with the same uid. Params of other objects are set on its estimator and evaluators."""
         new: Any = super().copy({p: v for p, v in (extra or {}).items() if p.parent == self.uid})
         others = {p: v for p, v in (extra or {}).items() if p.parent != self.uid}

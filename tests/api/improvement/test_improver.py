@@ -16,7 +16,7 @@ from pyspark.ml.regression import LinearRegression
 from pyspark.sql import DataFrame, SparkSession, functions as F
 from small_data import half_deviance, predictions, riders, same, unfitted
 
-from sparkdiff import Events, ImprovementSummary, Improver, ImproverModel, InputError
+from sparkdiff import Events, Grower, ImprovementSummary, Improver, ImproverModel, InputError
 from sparkdiff.data.splits import Source
 from sparkdiff.fine_tuning.task import FitResults, prepare
 from sparkdiff.improvement.arm_context import ArmContext
@@ -404,6 +404,12 @@ def test_a_constant_label_is_named(model: PipelineModel, rows: DataFrame, cache:
 def test_options_that_make_no_sense_are_named(model: PipelineModel) -> None:
     with pytest.raises(InputError, match="maxSeconds is no option of Improver: its time is `budget`"):
         Improver(model, maxSeconds=5.0)
+    with pytest.raises(
+        InputError, match=r"(?s)maxSeconds is no option.*unknown option 'budgets'\. Did you mean 'budget'"
+    ):
+        Improver(model, maxSeconds=5.0, budgets="1h")
+    with pytest.raises(InputError, match=r"unknown option 'round'\. Did you mean 'rounds'"):
+        Grower(model, round=3)
     with pytest.raises(InputError, match="'numFolds' option must be 0, or 2 to 20"):
         Improver(model, numFolds=1)
     with pytest.raises(InputError, match="must be a time"):
