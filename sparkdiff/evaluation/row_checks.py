@@ -16,7 +16,7 @@ from sparkdiff.objectives.metric import Metric
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
 from sparkdiff.stages.base import LabelStats
-from sparkdiff.stages.linear import LogisticRegression
+from sparkdiff.stages.linear import LinearMargin, LogisticRegression
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.tensors.rows import SparseRows
 
@@ -203,7 +203,7 @@ def check_stored(network: Network, data: Data) -> None:
     store. Spark and the network skip such a coefficient. But training changes it from 0, and then it is multiplied, so
     that the prediction for these rows is NaN.
     """
-    skipped = [m.unstored_mask() for m in network.head.modules() if isinstance(m, LogisticRegression)]
+    skipped = [m.unstored_mask() for m in network.head.modules() if isinstance(m, (LinearMargin, LogisticRegression))]
     if not any(s is not None and bool(s.any()) for s in skipped):
         return
     [features] = network.graph.head.reads[:1]

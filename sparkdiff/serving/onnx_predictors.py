@@ -57,12 +57,15 @@ def linear(x: Value, coefficients: Any, intercept: Any) -> Value:
 
 def logistic_margin(g: GraphWriter, m: LogisticRegression, x: Value) -> Value:
     """Margin, (n, 1), or (n, k) for k rows of coefficients. Coefficients that Spark doesn't store multiply nothing."""
-    skipped = m.unstored_mask()
+    return stored_linear(g, x, m.coefficientMatrix, m.interceptVector, m.unstored_mask())
+
+
+def stored_linear(g: GraphWriter, x: Value, coefficients: Any, intercept: Any, skipped: Any) -> Value:
+    """Values like those of `linear`, where the coefficients in the mask `skipped`, (k, d) or None, multiply nothing."""
     if skipped is None or not bool(skipped.any()):
-        return linear(x, m.coefficientMatrix, m.interceptVector)
-    pairs = zip(skipped.numpy(), m.coefficientMatrix, strict=True)
-    each = [linear(g.where(s, 0.0, x), w, 0.0) for s, w in pairs]
-    return g.beside(each) + as_array(m.interceptVector)
+        return linear(x, coefficients, intercept)
+    each = [linear(g.where(s, 0.0, x), w, 0.0) for s, w in zip(skipped.numpy(), coefficients, strict=True)]
+    return g.beside(each) + as_array(intercept)
 
 
 def squared_distances(g: GraphWriter, x: Value, centers: Any, weights: Any = None) -> Value:
@@ -83,7 +86,7 @@ def squared_distances(g: GraphWriter, x: Value, centers: Any, weights: Any = Non
 
 @writes(LinearRegression)
 def regression(g: GraphWriter, m: LinearRegression, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
-    return (linear(xs[0], m.coefficients, m.intercept).number(),)
+    return (stored_linear(g, xs[0], m.coefficients[None], m.intercept, m.unstored_mask()).number(),)
 
 
 @writes(GeneralizedLinearRegression)

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,14 +52,24 @@ class LinearMargin(MatrixProduct, Predictor):
     """The common part of predictors whose margin is x @ coefficients + intercept, plus further inputs (an offset)."""
 
     feature_axis = {"coefficients": 0}
+    unstored: Tensor | None
 
     def __init__(self, coefficients: Tensor, intercept: Tensor, fit_intercept: bool):
         super().__init__()
         self.coefficients = parameter(coefficients)  # (d,)
         self.intercept = parameter(intercept, fit_intercept)  # ()
+        self.register_buffer("unstored", None, persistent=False)  # None or (1, d) bool
 
     def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # one input column
-        return product(x, self.coefficients) + self.intercept
+        out, skipped = product(x, self.coefficients) + self.intercept, self.unstored_mask()
+        if skipped is None or not (on_gpu(out) or bool((~out.isfinite()).any())):
+            return out
+        return product(without(x, skipped[0]), self.coefficients) + self.intercept
+
+    def unstored_mask(self) -> Tensor | None:
+        """Mask (1, d) of the coefficients that Spark doesn't store, and never multiplies; None if it stores all."""
+        unstored = self._buffers["unstored"]
+        return None if unstored is None else unstored & (self.coefficients == 0)
 
     def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
         more = [p["coefficients"].new_ones(1, 1) for _ in widths[1:]]
@@ -80,7 +91,10 @@ class LinearMargin(MatrixProduct, Predictor):
 
 @register("pyspark.ml.regression.LinearRegressionModel")
 class LinearRegression(LinearMargin, LeastSquares):
-    """prediction = x @ coefficients + intercept. A Huber model's `scale` is written back as it was fitted."""
+    """prediction = x @ coefficients + intercept. A Huber model's `scale` is written back as it was fitted.
+
+    As in LogisticRegression, coefficients of 0 that Spark does not store stay unstored as long as they are 0.
+    """
 
     weights = ("coefficients", "intercept", "scale")
 
@@ -93,7 +107,17 @@ class LinearRegression(LinearMargin, LeastSquares):
     @classmethod
     def from_spark(cls, stage: Any) -> "LinearRegression":
         epsilon = stage.getEpsilon() if stage.getLoss() == "huber" else None
-        return cls(tensor(stage.coefficients), tensor(stage.intercept), stage.scale, stage.getFitIntercept(), epsilon)
+        made = cls(tensor(stage.coefficients), tensor(stage.intercept), stage.scale, stage.getFitIntercept(), epsilon)
+        stored = torch.from_numpy(stored_of(stage))
+        made.unstored = None if bool(stored.all()) else ~stored
+        return made
+
+    def to_spark(self, stage: Any) -> Any:
+        skipped = self.unstored_mask()
+        if skipped is None or not bool(skipped.any()):
+            return super().to_spark(stage)
+        matrix, intercept = self.weight("coefficients")[None], np.array([self.weight("intercept")])
+        return with_coefficients(stage, matrix, intercept, ~skipped.cpu().numpy())
 
     def own_loss(self) -> tuple[str, dict[str, float]]:
         # At a given scale, Spark's Huber loss (Owen's concomitant-scale form) is Huber's with delta = epsilon * scale.
