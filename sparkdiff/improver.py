@@ -40,6 +40,17 @@ class Improver(ImproverMembers, ExtendedTuner):
 
     Raises:
         InputError: an option is unknown, of a wrong type or out of bounds; the message names all of them.
+
+    Examples:
+        >>> import sparkdiff
+        >>> improver = sparkdiff.Improver(
+        ...     pipeline=pipeline, labelCol="label", budget="20 passes", arms=["simplify"], numFolds=0
+        ... )
+        >>> improved = improver.fit(df)
+        >>> improved.summary.decision  # print(improved.summary) shows all that was tested
+        'improved'
+        >>> "best" in improved.offers
+        True
     """
 
     __module__ = "sparkdiff"

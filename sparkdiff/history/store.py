@@ -203,6 +203,17 @@ def runs(storeDir: str) -> DataFrame:
 
     Raises:
         InputError: there is no store in this folder.
+
+    Examples:
+        >>> import sparkdiff
+        >>> store = f"{folder}/runs"
+        >>> tuned = sparkdiff.FineTuner(pipeline=pipeline, labelCol="label", maxEpochs=2, storeDir=store).fit(df)
+        >>> sparkdiff.runs(store).select("verb", "metric", "decision").show()
+        +--------+-------+--------+
+        |    verb| metric|decision|
+        +--------+-------+--------+
+        |finetune|logLoss|   tuned|
+        +--------+-------+--------+
     """
     spark, folder = jvm.session(), jvm.folder("storeDir", storeDir)
     schema: Any = from_arrow_schema(SCHEMA)

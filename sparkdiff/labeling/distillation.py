@@ -40,6 +40,13 @@ def distill(
     Raises:
         InputError: the teacher adds no column of probabilities, drops rows or columns, or can't predict the rows; a label is not
             one of the teacher's classes; or a column or the temperature is invalid.
+
+    Examples:
+        >>> import sparkdiff
+        >>> from pyspark.ml.classification import RandomForestClassifier
+        >>> known = df.selectExpr("*", "CASE WHEN age < 40 THEN label END AS known")  # the others were not asked
+        >>> soft = sparkdiff.distill(model, known, labelCol="known", outputCol="soft")
+        >>> soft.write.mode("overwrite").parquet(f"{folder}/soft")
     """
     check_dataframe("the DataFrame of distill()", df)
     if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or not 0 < temperature < float("inf"):

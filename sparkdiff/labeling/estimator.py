@@ -108,6 +108,18 @@ class LabelModel(Estimator, CheckedParams, _LabelParams, jvm.Persistent):  # typ
     Raises:
         InputError: a Param is unknown or invalid. `fit` also raises it if the votes or rows can't be used, such as votes
             that are not classes.
+
+    Examples:
+        >>> import sparkdiff
+        >>> votes = {
+        ...     "many calls": "CASE WHEN calls > 3 THEN 1 WHEN calls < 2 THEN 0 END",
+        ...     "new customer": "CASE WHEN months < 24 THEN 1 END",
+        ...     "seldom here": "CASE WHEN visits < 4 THEN 1 WHEN visits > 12 THEN 0 END",
+        ... }
+        >>> labels = sparkdiff.LabelModel(votes).fit(df)
+        >>> [function["name"] for function in labels.summary.functions]  # print(labels.summary) shows their accuracies
+        ['many calls', 'new customer', 'seldom here']
+        >>> scored = labels.transform(df)  # with the classes' probabilities in the vector `probability`
     """
 
     __module__ = "sparkdiff"

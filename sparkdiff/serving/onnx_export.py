@@ -115,6 +115,17 @@ def export(
             (the message names it and says how to fix it), no stage writes one of `outputCols`, the width of a vector is
             unknown, `widths` names no input or contradicts a stage, or the extra `onnx` is not installed.
         SparkdiffError: the file cannot be written.
+
+    Examples:
+        >>> import onnxruntime
+        >>> import sparkdiff
+        >>> described = sparkdiff.export(model, f"{folder}/churn.onnx", outputCols=["probability"])
+        >>> [column.name for column in described.inputs]
+        ['age', 'months', 'visits', 'basket', 'calls']
+        >>> session = onnxruntime.InferenceSession(described.path)
+        >>> customers = df.select("age", "months", "visits", "basket", "calls").toPandas()
+        >>> session.run(["probability"], {name: customers[name].to_numpy() for name in customers})[0].shape
+        (600, 2)
     """
     place = local_file(path)
     network = translate(model, schema=schema)

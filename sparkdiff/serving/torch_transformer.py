@@ -285,6 +285,15 @@ class TorchTransformer(Holder, Transformer, jvm.Persistent):
         pipelineModel: the plain pipeline.
         choice: measurements and choice for `device="auto"`; None before the first measurement, and as long as none was
             kept.
+
+    Examples:
+        >>> import sparkdiff
+        >>> scorer = sparkdiff.TorchTransformer(model, device="cpu")
+        >>> scorer.transform(df).columns == model.transform(df).columns
+        True
+        >>> scorer.transform(df).where("prediction = label").count() > 300
+        True
+        >>> scorer.write().overwrite().save(f"{folder}/churn-by-torch")
     """
 
     __module__ = "sparkdiff"
