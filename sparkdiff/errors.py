@@ -27,7 +27,7 @@ class SparkdiffError(Exception):
         ...     raise  # Spark and the network differ: please report it
         ... except sparkdiff.SparkdiffError as error:
         ...     print(error)
-        Pipeline_... isn't fitted...
+        Pipeline ... isn't fitted: call fit() first, and pass its result
     """
 
     def __init__(self, message: object = ""):
@@ -43,7 +43,7 @@ class InputError(SparkdiffError):
         ...     tuner = sparkdiff.FineTuner(pipeline=model, labelCol="label", maxEpoch=3)
         ... except sparkdiff.InputError as error:
         ...     print(error)
-        ...Did you mean 'maxEpochs'?...
+        unknown option 'maxEpoch'. Did you mean 'maxEpochs'?
     """
 
 

@@ -38,9 +38,9 @@ class Grower(GrowerMembers, ExtendedTuner):
         >>> import sparkdiff
         >>> grower = sparkdiff.Grower(pipeline=pipeline, labelCol="label", parts=["shapes"], rounds=1, numFolds=0, maxEpochs=3)
         >>> grown = grower.fit(df)
-        >>> grown.summary.decision
+        >>> grown.summary.decision  # print(grown.summary) shows the parts that were tried
         'grown'
-        >>> [part["kind"] for part in grown.summary.parts]  # a curve of the calls
+        >>> [part["kind"] for part in grown.summary.parts]
         ['shapes']
         >>> grown.pipelineModel.write().overwrite().save(f"{folder}/churn-grown")  # plain Spark ML
     """

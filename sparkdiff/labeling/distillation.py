@@ -43,10 +43,11 @@ def distill(
 
     Examples:
         >>> import sparkdiff
-        >>> from pyspark.ml.classification import RandomForestClassifier
-        >>> known = df.selectExpr("*", "CASE WHEN age < 40 THEN label END AS known")  # the others were not asked
+        >>> known = df.selectExpr("*", "CASE WHEN age < 40 THEN label END AS known")  # unknown for the others
         >>> soft = sparkdiff.distill(model, known, labelCol="known", outputCol="soft")
-        >>> soft.write.mode("overwrite").parquet(f"{folder}/soft")
+        >>> soft.columns == [*known.columns, "soft"]
+        True
+        >>> soft.write.mode("overwrite").parquet(f"{folder}/soft")  # rows for a FineTuner with labelCol="soft"
     """
     check_dataframe("the DataFrame of distill()", df)
     if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or not 0 < temperature < float("inf"):

@@ -289,10 +289,10 @@ class TorchTransformer(Holder, Transformer, jvm.Persistent):
     Examples:
         >>> import sparkdiff
         >>> scorer = sparkdiff.TorchTransformer(model, device="cpu")
-        >>> scorer.transform(df).columns == model.transform(df).columns
+        >>> scored = scorer.transform(df)
+        >>> scored.columns == model.transform(df).columns
         True
-        >>> scorer.transform(df).where("prediction = label").count() > 300
-        True
+        >>> scored.write.mode("overwrite").parquet(f"{folder}/scored")
         >>> scorer.write().overwrite().save(f"{folder}/churn-by-torch")
     """
 

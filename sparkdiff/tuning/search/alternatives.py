@@ -71,8 +71,9 @@ def alternatives(*stages: Any) -> Alternatives:
         >>> from pyspark.ml.feature import RobustScaler
         >>> assembler, standard, pca, head = pipeline.getStages()
         >>> robust = RobustScaler(inputCol="numbers", outputCol="scaled")
-        >>> scaler = sparkdiff.alternatives(standard, robust, None)
-        >>> steps = Pipeline(stages=[assembler, scaler, pca, head])  # for `Search`
+        >>> scaler = sparkdiff.alternatives(standard, robust)
+        >>> steps = Pipeline(stages=[assembler, scaler, pca, head])
+        >>> space = {pca.k: sparkdiff.integer(1, 5)}  # Search(steps, space=space, ...) also chooses the scaler
     """
     if len(stages) < 2:
         raise InputError(f"alternatives() takes two stages or more, got {len(stages)}; None does not count as a stage")
