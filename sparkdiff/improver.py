@@ -43,9 +43,7 @@ class Improver(ImproverMembers, ExtendedTuner):
 
     Examples:
         >>> import sparkdiff
-        >>> improver = sparkdiff.Improver(
-        ...     pipeline=pipeline, labelCol="label", budget="20 passes", arms=["simplify"], numFolds=0
-        ... )
+        >>> improver = sparkdiff.Improver(pipeline=pipeline, labelCol="label", budget="20 passes", arms=["simplify"], numFolds=0)
         >>> improved = improver.fit(df)
         >>> improved.summary.decision  # print(improved.summary) shows all that was tested
         'improved'

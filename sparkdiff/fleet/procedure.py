@@ -237,8 +237,6 @@ def triage(
         pipeline  chance  gain if so  cost  outcome  gain  why
         ------------------------------------------------------
         churn ...
-        >>> found.pipelines[0].name
-        'churn'
     """
     limit = core_seconds(budget)
     if not isinstance(share, (int, float)) or not 0 < share <= 1:

@@ -130,7 +130,6 @@ def why(model: Any, storeDir: str) -> Lineage:
         FineTunerModel_..., content ...
         made by finetune on ... from ...: tuned
           logLoss ... -> ...
-        the first ancestor is ..., which no run in this store made
     """
     name = str(model) if isinstance(model, (str, Path)) else model.uid
     return lineage(name, _hash(model), jvm.folder("storeDir", storeDir))

@@ -208,12 +208,8 @@ def runs(storeDir: str) -> DataFrame:
         >>> import sparkdiff
         >>> store = f"{folder}/runs"
         >>> tuned = sparkdiff.FineTuner(pipeline=pipeline, labelCol="label", maxEpochs=2, storeDir=store).fit(df)
-        >>> sparkdiff.runs(store).select("verb", "metric", "decision").show()
-        +--------+-------+--------+
-        |    verb| metric|decision|
-        +--------+-------+--------+
-        |finetune|logLoss|   tuned|
-        +--------+-------+--------+
+        >>> sparkdiff.runs(store).select("verb", "metric", "decision").collect()
+        [Row(verb='finetune', metric='logLoss', decision='tuned')]
     """
     spark, folder = jvm.session(), jvm.folder("storeDir", storeDir)
     schema: Any = from_arrow_schema(SCHEMA)

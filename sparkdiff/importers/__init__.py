@@ -49,9 +49,8 @@ def from_sklearn(
         >>> rows, assembler = df.toPandas(), pipeline.getStages()[0]
         >>> trees = GradientBoostingClassifier(n_estimators=5).fit(rows[assembler.getInputCols()].to_numpy(), rows["label"])
         >>> stage = sparkdiff.from_sklearn(trees, featuresCol="numbers")
-        >>> type(stage).__name__
-        'GBTClassificationModel'
-        >>> scored = PipelineModel([assembler, stage]).transform(df)
+        >>> PipelineModel([assembler, stage]).transform(df).columns[-3:]
+        ['rawPrediction', 'probability', 'prediction']
     """
     columns = Columns(featuresCol, predictionCol, probabilityCol, rawPredictionCol, predictedLabelCol, missing)
     return sklearn.read(model).model(columns)
@@ -84,9 +83,8 @@ def from_lightgbm(
         >>> rows, assembler = df.toPandas(), pipeline.getStages()[0]
         >>> trees = lightgbm.LGBMClassifier(n_estimators=5, verbose=-1).fit(rows[assembler.getInputCols()], rows["label"])
         >>> stage = sparkdiff.from_lightgbm(trees, featuresCol="numbers")
-        >>> type(stage).__name__
-        'GBTClassificationModel'
-        >>> scored = PipelineModel([assembler, stage]).transform(df)
+        >>> PipelineModel([assembler, stage]).transform(df).columns[-3:]
+        ['rawPrediction', 'probability', 'prediction']
     """
     columns = Columns(featuresCol, predictionCol, probabilityCol, rawPredictionCol, predictedLabelCol, missing)
     return lightgbm.read(model, whole=_whole(categories)).model(columns)
@@ -121,9 +119,8 @@ def from_xgboost(
         >>> rows, assembler = df.toPandas(), pipeline.getStages()[0]
         >>> trees = xgboost.XGBClassifier(n_estimators=5).fit(rows[assembler.getInputCols()], rows["label"])
         >>> stage = sparkdiff.from_xgboost(trees, featuresCol="numbers")
-        >>> type(stage).__name__
-        'GBTClassificationModel'
-        >>> scored = PipelineModel([assembler, stage]).transform(df)
+        >>> PipelineModel([assembler, stage]).transform(df).columns[-3:]
+        ['rawPrediction', 'probability', 'prediction']
     """
     columns = Columns(featuresCol, predictionCol, probabilityCol, rawPredictionCol, predictedLabelCol, missing)
     return xgboost.read(model, whole=_whole(categories)).model(columns)

@@ -111,14 +111,12 @@ class LabelModel(Estimator, CheckedParams, _LabelParams, jvm.Persistent):  # typ
 
     Examples:
         >>> import sparkdiff
-        >>> votes = {
-        ...     "many calls": "CASE WHEN calls > 3 THEN 1 WHEN calls < 2 THEN 0 END",
-        ...     "new customer": "CASE WHEN months < 24 THEN 1 END",
-        ...     "seldom here": "CASE WHEN visits < 4 THEN 1 WHEN visits > 12 THEN 0 END",
-        ... }
-        >>> labels = sparkdiff.LabelModel(votes).fit(df)
-        >>> [function["name"] for function in labels.summary.functions]  # print(labels.summary) shows their accuracies
-        ['many calls', 'new customer', 'seldom here']
+        >>> calls = "CASE WHEN calls > 3 THEN 1 WHEN calls < 2 THEN 0 END"
+        >>> months = "CASE WHEN months < 24 THEN 1 END"
+        >>> visits = "CASE WHEN visits < 4 THEN 1 WHEN visits > 12 THEN 0 END"
+        >>> labels = sparkdiff.LabelModel({"many calls": calls, "new customer": months, "seldom here": visits}).fit(df)
+        >>> print(labels.summary)
+        3 functions on 600 rows, ...
         >>> scored = labels.transform(df)  # with the classes' probabilities in the vector `probability`
     """
 

@@ -26,8 +26,7 @@ def write_back(model: Any, network: Network) -> Any:
         >>> import torch
         >>> network = sparkdiff.translate(model)
         >>> with torch.no_grad():
-        ...     network.stages["3"].interceptVector.add_(0.5)  # or a training of your own
-        Parameter...
+        ...     network.stages["3"].interceptVector += 0.5  # or a training of your own
         >>> changed = sparkdiff.write_back(model, network)
         >>> round(changed.stages[3].intercept - model.stages[3].intercept, 9)
         0.5

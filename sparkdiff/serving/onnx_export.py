@@ -120,11 +120,9 @@ def export(
         >>> import onnxruntime
         >>> import sparkdiff
         >>> described = sparkdiff.export(model, f"{folder}/churn.onnx", outputCols=["probability"])
-        >>> [column.name for column in described.inputs]
-        ['age', 'months', 'visits', 'basket', 'calls']
+        >>> rows = df.select([column.name for column in described.inputs]).toPandas()
         >>> session = onnxruntime.InferenceSession(described.path)
-        >>> customers = df.select("age", "months", "visits", "basket", "calls").toPandas()
-        >>> session.run(["probability"], {name: customers[name].to_numpy() for name in customers})[0].shape
+        >>> session.run(["probability"], {name: rows[name].to_numpy() for name in rows})[0].shape
         (600, 2)
     """
     place = local_file(path)

@@ -345,8 +345,7 @@ class StageModule(Facts, Trainable):
     was read changes nothing; reading what was written gives the module's parameters; the caller's stage never changes.
 
     Examples:
-        >>> import sparkdiff
-        >>> import torch
+        >>> import sparkdiff, torch
         >>> class ClipModule(sparkdiff.StageModule):
         ...     @classmethod
         ...     def from_spark(cls, stage):

@@ -318,12 +318,11 @@ class CrossValidator(_Search, tuning.CrossValidator):
         >>> import sparkdiff
         >>> from pyspark.ml.evaluation import BinaryClassificationEvaluator
         >>> from pyspark.ml.tuning import ParamGridBuilder
-        >>> assembler, scaler, pca, head = pipeline.getStages()
+        >>> pca, head = pipeline.getStages()[2:]
         >>> grid = ParamGridBuilder().addGrid(pca.k, [2, 3]).addGrid(head.regParam, [0.01, 0.1]).build()
-        >>> search = sparkdiff.CrossValidator(
-        ...     estimator=pipeline, estimatorParamMaps=grid, evaluator=BinaryClassificationEvaluator()
-        ... )
-        >>> search.fit(df).bestModel.stages[2].getK()  # pyspark's CrossValidatorModel
+        >>> judge = BinaryClassificationEvaluator()
+        >>> search = sparkdiff.CrossValidator(estimator=pipeline, estimatorParamMaps=grid, evaluator=judge)
+        >>> search.fit(df).bestModel.stages[2].getK()  # search.explain(df) shows which fits are shared
         3
     """
 

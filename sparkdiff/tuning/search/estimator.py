@@ -57,7 +57,7 @@ class Search(Estimator, CheckedParams, jvm.Persistent, SearchMembers):  # type: 
     Examples:
         >>> import sparkdiff
         >>> from pyspark.ml.evaluation import BinaryClassificationEvaluator
-        >>> assembler, scaler, pca, head = pipeline.getStages()
+        >>> pca, head = pipeline.getStages()[2:]
         >>> space = {pca.k: sparkdiff.integer(3, 5), head.regParam: sparkdiff.loguniform(1e-5, 0.1)}
         >>> search = sparkdiff.Search(pipeline, space=space, evaluator=BinaryClassificationEvaluator(), numTrials=2)
         >>> found = search.fit(df)
