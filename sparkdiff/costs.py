@@ -43,6 +43,16 @@ class Cost(DisplayableFields):
         candidates, maxEpochs: number of candidates (copies of the parameters that train side by side), and largest
             number of epochs; 0 candidates if training fails on the first rows.
         notes: sentences on how the figures were found, and what they leave out.
+
+    Examples:
+        >>> import sparkdiff
+        >>> cost = sparkdiff.FineTuner(pipeline=model, labelCol="label").cost(df)
+        >>> print(cost)
+        phase       Spark jobs  expected time
+        cache ...
+        600 rows: ... Spark jobs, a cache of ...
+        >>> cost.rows
+        600
     """
 
     __module__ = "sparkdiff"

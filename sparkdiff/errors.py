@@ -18,6 +18,16 @@ class SparkdiffError(Exception):
     """Base class of all errors raised by sparkdiff.
 
     A message names what was found, why it is refused, and what to do; secrets are left out.
+
+    Examples:
+        >>> import sparkdiff
+        >>> try:
+        ...     found = sparkdiff.verify(pipeline, df)
+        ... except sparkdiff.ParityError:
+        ...     raise  # Spark and the network differ: please report it
+        ... except sparkdiff.SparkdiffError as error:
+        ...     print(error)
+        Pipeline ... isn't fitted: call fit() first, and pass its result
     """
 
     def __init__(self, message: object = ""):
@@ -25,7 +35,16 @@ class SparkdiffError(Exception):
 
 
 class InputError(SparkdiffError):
-    """The error that the caller's input (pipeline, data, options) cannot be used. The command exits with code 2."""
+    """The error that the caller's input (pipeline, data, options) cannot be used. The command exits with code 2.
+
+    Examples:
+        >>> import sparkdiff
+        >>> try:
+        ...     tuner = sparkdiff.FineTuner(pipeline=model, labelCol="label", maxEpoch=3)
+        ... except sparkdiff.InputError as error:
+        ...     print(error)
+        unknown option 'maxEpoch'. Did you mean 'maxEpochs'?
+    """
 
 
 class WriteError(SparkdiffError):

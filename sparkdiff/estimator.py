@@ -74,6 +74,15 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent, TunerMem
 
     Raises:
         InputError: options are unknown, of a wrong type or out of bounds; the message names all of them.
+
+    Examples:
+        >>> import sparkdiff
+        >>> tuned = sparkdiff.FineTuner(pipeline=pipeline, labelCol="label", maxEpochs=3).fit(df)
+        >>> tuned.summary.decision  # print(tuned.summary) shows the reason, and the metrics before and after
+        'tuned'
+        >>> [type(stage).__name__ for stage in tuned.pipelineModel.stages]
+        ['VectorAssembler', 'StandardScalerModel', 'PCAModel', 'LogisticRegressionModel']
+        >>> tuned.pipelineModel.write().overwrite().save(f"{folder}/churn-tuned")  # plain Spark ML
     """
 
     __module__ = "sparkdiff"

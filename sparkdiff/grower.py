@@ -34,6 +34,16 @@ class Grower(GrowerMembers, ExtendedTuner):
 
     Raises:
         InputError: an option is unknown, of a wrong type or out of bounds; the message names all of them.
+
+    Examples:
+        >>> import sparkdiff
+        >>> grower = sparkdiff.Grower(pipeline=pipeline, labelCol="label", parts=["shapes"], rounds=1, numFolds=0, maxEpochs=3)
+        >>> grown = grower.fit(df)
+        >>> grown.summary.decision  # print(grown.summary) shows the parts that were tried
+        'grown'
+        >>> [part["kind"] for part in grown.summary.parts]
+        ['shapes']
+        >>> grown.pipelineModel.write().overwrite().save(f"{folder}/churn-grown")  # plain Spark ML
     """
 
     __module__ = "sparkdiff"

@@ -40,6 +40,15 @@ class Improver(ImproverMembers, ExtendedTuner):
 
     Raises:
         InputError: an option is unknown, of a wrong type or out of bounds; the message names all of them.
+
+    Examples:
+        >>> import sparkdiff
+        >>> improver = sparkdiff.Improver(pipeline=pipeline, labelCol="label", budget="20 passes", arms=["simplify"], numFolds=0)
+        >>> improved = improver.fit(df)
+        >>> improved.summary.decision  # print(improved.summary) shows all that was tested
+        'improved'
+        >>> [type(stage).__name__ for stage in improved.offers["best"].stages]  # without the PCA
+        ['VectorAssembler', 'StandardScalerModel', 'LogisticRegressionModel']
     """
 
     __module__ = "sparkdiff"

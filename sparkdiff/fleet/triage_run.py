@@ -232,6 +232,15 @@ def triage(
         InputError: the budget cannot be parsed; `share` is out of range; the fleet has no valid form; a model or rows cannot
             be loaded, or an option is wrong (the message names the entry); scikit-learn is not installed; or no pipeline
             of the fleet can be tuned.
+
+    Examples:
+        >>> import sparkdiff
+        >>> fleet = [{"name": "churn", "model": model, "data": df, "labelCol": "label"}]  # and others
+        >>> found = sparkdiff.triage(fleet, budget="4 core-hours", dryRun=True)
+        >>> print(found)
+        pipeline  chance  gain if so  cost  outcome  gain  why
+        ------------------------------------------------------
+        churn ...
     """
     limit = core_seconds(budget)
     if not isinstance(share, (int, float)) or not 0 < share <= 1:

@@ -120,6 +120,16 @@ def why(model: Any, storeDir: str) -> Lineage:
 
     Raises:
         InputError: the model or the store does not exist; or the model cannot be saved, which is necessary to hash it.
+
+    Examples:
+        >>> import sparkdiff
+        >>> store = f"{folder}/runs"
+        >>> tuned = sparkdiff.FineTuner(pipeline=pipeline, labelCol="label", maxEpochs=2, storeDir=store).fit(df)
+        >>> lineage = sparkdiff.why(tuned, store)
+        >>> print(lineage)
+        FineTunerModel_..., content ...
+        made by finetune on ... from ...: tuned
+          logLoss ... -> ...
     """
     name = str(model) if isinstance(model, (str, Path)) else model.uid
     return lineage(name, _hash(model), jvm.folder("storeDir", storeDir))

@@ -232,6 +232,13 @@ def runs(storeDir: str) -> DataFrame:
 
     Raises:
         InputError: there is no store in this folder.
+
+    Examples:
+        >>> import sparkdiff
+        >>> store = f"{folder}/runs"
+        >>> tuned = sparkdiff.FineTuner(pipeline=pipeline, labelCol="label", maxEpochs=2, storeDir=store).fit(df)
+        >>> sparkdiff.runs(store).select("verb", "metric", "decision").collect()
+        [Row(verb='finetune', metric='logLoss', decision='tuned')]
     """
     spark, folder = jvm.session(), jvm.folder("storeDir", storeDir)
     schema: Any = from_arrow_schema(SCHEMA)

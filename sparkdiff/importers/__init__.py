@@ -41,6 +41,16 @@ def from_sklearn(
 
     Raises:
         InputError: MLlib cannot express the model; the message gives the reason.
+
+    Examples:
+        >>> import sparkdiff
+        >>> from pyspark.ml import PipelineModel
+        >>> from sklearn.ensemble import GradientBoostingClassifier
+        >>> rows, assembler = df.toPandas(), pipeline.getStages()[0]
+        >>> trees = GradientBoostingClassifier(n_estimators=5).fit(rows[assembler.getInputCols()].to_numpy(), rows["label"])
+        >>> stage = sparkdiff.from_sklearn(trees, featuresCol="numbers")
+        >>> PipelineModel([assembler, stage]).transform(df).columns[-3:]
+        ['rawPrediction', 'probability', 'prediction']
     """
     columns = Columns(featuresCol, predictionCol, probabilityCol, rawPredictionCol, predictedLabelCol, missing)
     return sklearn.read(model).model(columns)
@@ -65,6 +75,16 @@ def from_lightgbm(
         categories: "whole": categorical features of the rows are whole numbers (those on which LightGBM was trained;
             for a pandas category, its codes). "any": they may have fractions; then a model with categorical features is
             refused, because LightGBM truncates fractions and Spark does not.
+
+    Examples:
+        >>> import lightgbm
+        >>> import sparkdiff
+        >>> from pyspark.ml import PipelineModel
+        >>> rows, assembler = df.toPandas(), pipeline.getStages()[0]
+        >>> trees = lightgbm.LGBMClassifier(n_estimators=5, verbose=-1).fit(rows[assembler.getInputCols()], rows["label"])
+        >>> stage = sparkdiff.from_lightgbm(trees, featuresCol="numbers")
+        >>> PipelineModel([assembler, stage]).transform(df).columns[-3:]
+        ['rawPrediction', 'probability', 'prediction']
     """
     columns = Columns(featuresCol, predictionCol, probabilityCol, rawPredictionCol, predictedLabelCol, missing)
     return lightgbm.read(model, whole=_whole(categories)).model(columns)
@@ -91,6 +111,16 @@ def from_xgboost(
         model: a Booster, of which all trees are used; or a fitted XGB estimator, of which, as in its `predict`, trees
             after the best iteration, if known, are left out. Missing values must be NaN: a DMatrix may use another
             value, but a Booster does not store this value, and Spark supports only NaN.
+
+    Examples:
+        >>> import sparkdiff
+        >>> import xgboost
+        >>> from pyspark.ml import PipelineModel
+        >>> rows, assembler = df.toPandas(), pipeline.getStages()[0]
+        >>> trees = xgboost.XGBClassifier(n_estimators=5).fit(rows[assembler.getInputCols()], rows["label"])
+        >>> stage = sparkdiff.from_xgboost(trees, featuresCol="numbers")
+        >>> PipelineModel([assembler, stage]).transform(df).columns[-3:]
+        ['rawPrediction', 'probability', 'prediction']
     """
     columns = Columns(featuresCol, predictionCol, probabilityCol, rawPredictionCol, predictedLabelCol, missing)
     return xgboost.read(model, whole=_whole(categories)).model(columns)

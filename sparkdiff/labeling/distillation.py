@@ -45,6 +45,14 @@ def distill(
     Raises:
         InputError: the teacher adds no column of probabilities, drops rows or columns, or can't predict the rows; a label is not
             one of the teacher's classes; or a column or the temperature is invalid.
+
+    Examples:
+        >>> import sparkdiff
+        >>> known = df.selectExpr("*", "CASE WHEN age < 40 THEN label END AS known")  # unknown for the others
+        >>> soft = sparkdiff.distill(model, known, labelCol="known", outputCol="soft")
+        >>> soft.columns == [*known.columns, "soft"]
+        True
+        >>> soft.write.mode("overwrite").parquet(f"{folder}/soft")  # rows for a FineTuner with labelCol="soft"
     """
     check_dataframe("the DataFrame of distill()", df)
     if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or not 0 < temperature < float("inf"):

@@ -110,6 +110,16 @@ class LabelModel(Estimator, CheckedParams, _LabelParams, jvm.Persistent):  # typ
     Raises:
         InputError: a Param is unknown or invalid. `fit` also raises it if the votes or rows can't be used, such as votes
             that are not classes.
+
+    Examples:
+        >>> import sparkdiff
+        >>> calls = "CASE WHEN calls > 3 THEN 1 WHEN calls < 2 THEN 0 END"
+        >>> months = "CASE WHEN months < 24 THEN 1 END"
+        >>> visits = "CASE WHEN visits < 4 THEN 1 WHEN visits > 12 THEN 0 END"
+        >>> labels = sparkdiff.LabelModel({"many calls": calls, "new customer": months, "seldom here": visits}).fit(df)
+        >>> print(labels.summary)
+        3 functions on 600 rows, ...
+        >>> scored = labels.transform(df)  # with the classes' probabilities in the vector `probability`
     """
 
     __module__ = "sparkdiff"

@@ -164,6 +164,16 @@ def plain(model: Any) -> Any:
 
     A CrossValidatorModel or TrainValidationSplitModel keeps its estimator as a Param, which may be a FineTuner; its
     `bestModel` runs without sparkdiff.
+
+    Examples:
+        >>> import sparkdiff
+        >>> from pyspark.ml.evaluation import BinaryClassificationEvaluator
+        >>> from pyspark.ml.tuning import ParamGridBuilder, TrainValidationSplit
+        >>> tuner = sparkdiff.FineTuner(pipeline=pipeline, labelCol="label", maxEpochs=2)
+        >>> grid = ParamGridBuilder().addGrid(tuner.learningRate, [1e-3, 1e-2]).build()
+        >>> judge = BinaryClassificationEvaluator()
+        >>> search = TrainValidationSplit(estimator=tuner, estimatorParamMaps=grid, evaluator=judge).fit(df)
+        >>> sparkdiff.plain(search.bestModel).write().overwrite().save(f"{folder}/churn-tuned")
     """
     new = with_leaves(model, {})
     if isinstance(new, (CrossValidatorModel, TrainValidationSplitModel)) and new.subModels is not None:

@@ -281,6 +281,16 @@ def translate(model: Any, *, schema: SchemaOrRows = None) -> Network:
 
     Raises:
         InputError: the pipeline is not fitted.
+
+    Examples:
+        >>> import sparkdiff
+        >>> import torch
+        >>> network = sparkdiff.translate(model)
+        >>> network.inputCols
+        ('age', 'months', 'visits', 'basket', 'calls')
+        >>> customers = {name: torch.tensor([1.0, 2.0]).double() for name in network.inputCols}  # two rows
+        >>> network(customers)["probability"].shape
+        torch.Size([2, 2])
     """
     if schema is not None and not isinstance(schema, StructType):
         check_dataframe("schema, if not a StructType,", schema)

@@ -90,6 +90,14 @@ def verify(model: Any, df: DataFrame, network: Network | None = None) -> Parity:
 
     Raises:
         InputError: nothing is translated, a column is missing in the data, or there are no rows.
+
+    Examples:
+        >>> import sparkdiff
+        >>> found = sparkdiff.verify(model, df)
+        >>> print(found)
+        ok: 600 rows, ... columns, largest relative difference ..., 0 labels differ
+        >>> found.ok
+        True
     """
     check_dataframe("the rows of verify()", df)
     refuse_stream(df)

@@ -143,6 +143,17 @@ def plan(
 
     Raises:
         InputError: the pipeline is not fitted, or a name matches no stage.
+
+    Examples:
+        >>> import sparkdiff
+        >>> found = sparkdiff.plan(model, schema=df)
+        >>> print(found)
+        stage                      where          trains  what for
+        0 VectorAssembler          Spark, cached  -       nothing to train
+        1 StandardScalerModel      torch          10      a differentiable path leads to the loss
+        2 PCAModel                 torch          10      a differentiable path leads to the loss
+        3 LogisticRegressionModel  torch          3       the loss; trains on request (unfreeze): threshold
+        trains 23 parameters in 3 of 4 stages; the cache holds numbers
     """
     if schema is not None and not isinstance(schema, StructType):
         check_dataframe("schema, if not a StructType,", schema)

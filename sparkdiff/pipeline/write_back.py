@@ -20,6 +20,16 @@ def write_back(model: Any, network: Network) -> Any:
     Raises:
         InputError: a parameter is not finite or outside the domain of its stage (the message names both), or the
             network was translated from another pipeline.
+
+    Examples:
+        >>> import sparkdiff
+        >>> import torch
+        >>> network = sparkdiff.translate(model)
+        >>> with torch.no_grad():
+        ...     network.stages["3"].interceptVector += 0.5  # or a training of your own
+        >>> changed = sparkdiff.write_back(model, network)
+        >>> round(changed.stages[3].intercept - model.stages[3].intercept, 9)
+        0.5
     """
     leaves = flatten(model)
     check_type("network", network, Network, "the result of translate(model)")

@@ -222,6 +222,17 @@ class Events:
     started. An exception in a method becomes a warning, which names the class, the method and the exception; the run
     continues, and the listener receives the next event. KeyboardInterrupt and SystemExit, which are no `Exception`, end
     the run like Ctrl-C.
+
+    Examples:
+        >>> import sparkdiff
+        >>> class Curve(sparkdiff.Events):
+        ...     def on_epoch(self, row):  # a row of summary.history
+        ...         print(f"epoch {row['epoch']}: {row['validationMetric']:.3f}")
+        >>> tuner = sparkdiff.FineTuner(pipeline=pipeline, labelCol="label", maxEpochs=2, recipe="fast", callbacks=[Curve()])
+        >>> tuned = tuner.fit(df)
+        epoch 0: 0...
+        epoch 1: 0...
+        epoch 2: 0...
     """
 
     __module__ = "sparkdiff"

@@ -88,6 +88,13 @@ def compact(model: Any, keepCols: Sequence[str] | None = None, *, schema: Struct
 
     Raises:
         InputError: the pipeline is not fitted, or no stage writes one of `keepCols`.
+
+    Examples:
+        >>> import sparkdiff
+        >>> small = sparkdiff.compact(model)
+        >>> [type(stage).__name__ for stage in small.stages]
+        ['VectorAssembler', 'LogisticRegressionModel']
+        >>> small.write().overwrite().save(f"{folder}/churn-small")
     """
     given = plain(model)
     state, _ = fold(_start(given, keepCols, schema))
@@ -110,6 +117,17 @@ def compact_plan(model: Any, keepCols: Sequence[str] | None = None, *, schema: S
 
     Raises:
         InputError: as in `compact`.
+
+    Examples:
+        >>> import sparkdiff
+        >>> found = sparkdiff.compact_plan(model)
+        >>> print(found)
+           stage                             why
+        0  VectorAssembler          same     stays: ...
+        1  StandardScalerModel      gone     folded into LogisticRegression_...
+        2  PCAModel                 gone     folded into LogisticRegression_...
+        3  LogisticRegressionModel  changed  stays: rawPrediction, probability, prediction are kept
+        4 stages become 2; these columns stay: rawPrediction, probability, prediction
     """
     start = _start(plain(model), keepCols, schema)
     state, why = fold(start)

@@ -115,6 +115,15 @@ def export(
             (the message names it and says how to fix it), no stage writes one of `outputCols`, the width of a vector is
             unknown, `widths` names no input or contradicts a stage, or the extra `onnx` is not installed.
         SparkdiffError: the file cannot be written.
+
+    Examples:
+        >>> import onnxruntime
+        >>> import sparkdiff
+        >>> described = sparkdiff.export(model, f"{folder}/churn.onnx", outputCols=["probability"])
+        >>> rows = df.select([column.name for column in described.inputs]).toPandas()
+        >>> session = onnxruntime.InferenceSession(described.path)
+        >>> session.run(["probability"], {name: rows[name].to_numpy() for name in rows})[0].shape
+        (600, 2)
     """
     place = local_file(path)
     network = translate(model, schema=schema)

@@ -50,6 +50,15 @@ class Scorer:
         InputError: the pipeline is not fitted, a stage cannot be computed without Spark (the message names it, with the
             reason and how to fix it), no stage writes one of `outputCols`, Spark refuses the schema's type of a column, or
             there is no such `javaVersion`.
+
+    Examples:
+        >>> import sparkdiff
+        >>> scorer = sparkdiff.Scorer(model, schema=df.schema)
+        >>> sorted(scorer.predict({"age": 31, "months": 3, "visits": 4, "basket": 20.0, "calls": 5}))
+        ['prediction', 'probability', 'rawPrediction']
+        >>> len(scorer.predict(df.toPandas()))
+        600
+        >>> scorer.save(f"{folder}/churn-scorer")  # Scorer.load needs neither Spark nor Java
     """
 
     __module__ = "sparkdiff"

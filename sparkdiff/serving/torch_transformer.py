@@ -300,6 +300,15 @@ class TorchTransformer(Holder, Transformer, jvm.Persistent):
         pipelineModel: the plain pipeline.
         choice: measurements and choice for `device="auto"`; None before the first measurement, and as long as none was
             kept.
+
+    Examples:
+        >>> import sparkdiff
+        >>> scorer = sparkdiff.TorchTransformer(model, device="cpu")
+        >>> scored = scorer.transform(df)
+        >>> scored.columns == model.transform(df).columns
+        True
+        >>> scored.write.mode("overwrite").parquet(f"{folder}/scored")
+        >>> scorer.write().overwrite().save(f"{folder}/churn-by-torch")
     """
 
     __module__ = "sparkdiff"

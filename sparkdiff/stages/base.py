@@ -218,6 +218,12 @@ def register(class_name: str) -> Callable[[_Module], _Module]:
 
     Raises:
         InputError: the name is not text, or the decorated object is not a subclass of StageModule.
+
+    Examples:
+        >>> import sparkdiff
+        >>> @sparkdiff.register("shop.Clip")  # the class of the fitted stage; `plan` and all else then know it
+        ... class ClipModule(sparkdiff.StageModule):
+        ...     pass  # see the example of `StageModule`
     """
     check_type("the class name of register()", class_name, str, 'a full Python name such as "shop.Saturation"')
 
@@ -337,6 +343,17 @@ class StageModule(ColumnFacts, Trainable):
 
     Four laws hold, and `sparkdiff.testing.check_stage` checks them: parity with `stage.transform`; writing back what
     was read changes nothing; reading what was written gives the module's parameters; the caller's stage never changes.
+
+    Examples:
+        >>> import sparkdiff, torch
+        >>> class ClipModule(sparkdiff.StageModule):
+        ...     @classmethod
+        ...     def from_spark(cls, stage):
+        ...         return cls()  # the stage has no parameters
+        ...     def forward(self, x):
+        ...         return x.clamp(min=0.0)
+        >>> ClipModule()(torch.tensor([-1.0, 2.0]))
+        tensor([0., 2.])
     """
 
     weights: ClassVar[tuple[str, ...]] = ()

@@ -25,6 +25,15 @@ class JSONLines(Events):
 
     Args:
         path: the file; its folder must exist. Lines are appended to an existing file.
+
+    Examples:
+        >>> import pandas as pd
+        >>> import sparkdiff
+        >>> log = sparkdiff.JSONLines(f"{folder}/churn.jsonl")
+        >>> tuned = sparkdiff.FineTuner(pipeline=pipeline, labelCol="label", maxEpochs=2, callbacks=[log]).fit(df)
+        >>> events = pd.read_json(f"{folder}/churn.jsonl", lines=True)
+        >>> sorted(events["event"].unique())
+        ['decision', 'epoch', 'phase']
     """
 
     __module__ = "sparkdiff"
@@ -62,6 +71,12 @@ class TensorBoard(Events):
 
     Raises:
         InputError: the package is not installed.
+
+    Examples:
+        >>> import sparkdiff
+        >>> board = sparkdiff.TensorBoard(f"{folder}/tensorboard/churn")
+        >>> tuner = sparkdiff.FineTuner(pipeline=pipeline, labelCol="label", maxEpochs=2, callbacks=[board])
+        >>> tuned = tuner.fit(df)  # meanwhile, `tensorboard --logdir` with the folder shows the curves
     """
 
     __module__ = "sparkdiff"

@@ -322,6 +322,17 @@ class CrossValidator(_Search, tuning.CrossValidator):
 
     Parts that several settings have in common are fitted once per fold. `fit` returns pyspark's CrossValidatorModel,
     whose bestModel is fitted by Spark; it is saved and loaded without sparkdiff. `explain(df)` shows the plan of a fit.
+
+    Examples:
+        >>> import sparkdiff
+        >>> from pyspark.ml.evaluation import BinaryClassificationEvaluator
+        >>> from pyspark.ml.tuning import ParamGridBuilder
+        >>> pca, head = pipeline.getStages()[2:]
+        >>> grid = ParamGridBuilder().addGrid(pca.k, [2, 3]).addGrid(head.regParam, [0.01, 0.1]).build()
+        >>> judge = BinaryClassificationEvaluator()
+        >>> search = sparkdiff.CrossValidator(estimator=pipeline, estimatorParamMaps=grid, evaluator=judge)
+        >>> search.fit(df).bestModel.stages[2].getK()  # search.explain(df) shows which fits are shared
+        3
     """
 
     __module__ = "sparkdiff"
@@ -359,6 +370,17 @@ class TrainValidationSplit(_Search, tuning.TrainValidationSplit):
     """pyspark.ml.tuning.TrainValidationSplit: the same Params, rows and metrics, and the same winner, with fewer fits.
 
     It works as `CrossValidator` does; `fit` returns pyspark's TrainValidationSplitModel.
+
+    Examples:
+        >>> import sparkdiff
+        >>> from pyspark.ml.evaluation import BinaryClassificationEvaluator
+        >>> from pyspark.ml.tuning import ParamGridBuilder
+        >>> pca = pipeline.getStages()[2]
+        >>> grid = ParamGridBuilder().addGrid(pca.k, [2, 3]).build()
+        >>> judge = BinaryClassificationEvaluator()
+        >>> search = sparkdiff.TrainValidationSplit(estimator=pipeline, estimatorParamMaps=grid, evaluator=judge)
+        >>> search.fit(df).bestModel.stages[2].getK()
+        3
     """
 
     __module__ = "sparkdiff"

@@ -64,6 +64,16 @@ def alternatives(*stages: Any) -> Alternatives:
     Raises:
         InputError: there are fewer than two, one is no stage, None or the same stage is given twice, they write different
             columns, or None is given and it can't be told what later stages read then. The message says why.
+
+    Examples:
+        >>> import sparkdiff
+        >>> from pyspark.ml import Pipeline
+        >>> from pyspark.ml.feature import RobustScaler
+        >>> assembler, standard, pca, head = pipeline.getStages()
+        >>> robust = RobustScaler(inputCol="numbers", outputCol="scaled")
+        >>> scaler = sparkdiff.alternatives(standard, robust)
+        >>> steps = Pipeline(stages=[assembler, scaler, pca, head])
+        >>> space = {pca.k: sparkdiff.integer(1, 5)}  # Search(steps, space=space, ...) also chooses the scaler
     """
     if len(stages) < 2:
         raise InputError(f"alternatives() takes two stages or more, got {len(stages)}; None does not count as a stage")

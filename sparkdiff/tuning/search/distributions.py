@@ -107,13 +107,25 @@ def _short(value: Any) -> str:
 
 
 def uniform(low: float, high: float) -> Uniform:
-    """Any number from low to high."""
+    """Any number from low to high.
+
+    Examples:
+        >>> import sparkdiff
+        >>> head = pipeline.getStages()[-1]
+        >>> space = {head.elasticNetParam: sparkdiff.uniform(0, 1)}  # for `Search`
+    """
     _check("uniform", low, high)
     return Uniform(float(low), float(high))
 
 
 def loguniform(low: float, high: float) -> Uniform:
-    """Any number from low to high whose logarithm is uniform: for penalties and step sizes."""
+    """Any number from low to high whose logarithm is uniform: for penalties and step sizes.
+
+    Examples:
+        >>> import sparkdiff
+        >>> head = pipeline.getStages()[-1]
+        >>> space = {head.regParam: sparkdiff.loguniform(1e-5, 10)}  # for `Search`
+    """
     if is_number(low) and low <= 0:
         raise InputError(f"loguniform({low!r}, {high!r}): low must be above 0, because 0 has no logarithm")
     _check("loguniform", low, high)
@@ -125,6 +137,11 @@ def integer(low: int, high: int, *, log: bool = False) -> Integer:
 
     Args:
         log: draw any order of magnitude with the same probability, as for numbers of trees.
+
+    Examples:
+        >>> import sparkdiff
+        >>> pca = pipeline.getStages()[2]
+        >>> space = {pca.k: sparkdiff.integer(1, 5)}  # for `Search`
     """
     _check("integer", low, high, whole=True)
     if log and low < 1:
@@ -133,7 +150,13 @@ def integer(low: int, high: int, *, log: bool = False) -> Integer:
 
 
 def choice(*values: Any) -> Choice:
-    """One of these values."""
+    """One of these values.
+
+    Examples:
+        >>> import sparkdiff
+        >>> scaler = pipeline.getStages()[1]
+        >>> space = {scaler.withMean: sparkdiff.choice(True, False)}  # for `Search`
+    """
     if not values:
         raise InputError("choice() has no values: choice('auto', 'multinomial')")
     return Choice(tuple(v.item() if isinstance(v, np.generic) else v for v in values))

@@ -53,6 +53,17 @@ class Search(Estimator, CheckedParams, jvm.Persistent, SearchMembers):  # type: 
 
     Raises:
         InputError: an option is unknown, of a wrong type or out of bounds. The message names all such options.
+
+    Examples:
+        >>> import sparkdiff
+        >>> from pyspark.ml.evaluation import BinaryClassificationEvaluator
+        >>> pca, head = pipeline.getStages()[2:]
+        >>> space = {pca.k: sparkdiff.integer(3, 5), head.regParam: sparkdiff.loguniform(1e-5, 0.1)}
+        >>> search = sparkdiff.Search(pipeline, space=space, evaluator=BinaryClassificationEvaluator(), numTrials=2)
+        >>> found = search.fit(df)
+        >>> found.summary.decision  # print(found.summary) shows the reason; found.trials has a row per trial
+        'winner'
+        >>> found.bestModel.write().overwrite().save(f"{folder}/churn-best")  # plain Spark ML
     """
 
     __module__ = "sparkdiff"
