@@ -22,22 +22,36 @@ from sparkdiff.stages.base import REGISTRY
 
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 NEEDS = {
-    "Search": ("optuna",), "TensorBoard": ("tensorboard",), "export": ("onnx", "onnxruntime"), "from_lightgbm": ("lightgbm",),
-    "from_sklearn": ("sklearn",), "from_xgboost": ("xgboost",), "triage": ("sklearn",),
-}  # fmt: skip
+    "Search": ("optuna",),
+    "TensorBoard": ("tensorboard",),
+    "export": ("onnx", "onnxruntime"),
+    "from_lightgbm": ("lightgbm",),
+    "from_sklearn": ("sklearn",),
+    "from_xgboost": ("xgboost",),
+    "triage": ("sklearn",),
+}
 """Packages that an example needs, and that may be missing."""
 SHOWN = {
-    "FineTunerModel": ("FineTuner", "tuned"), "FineTuningSummary": ("FineTuner", "tuned.summary"),
+    "FineTunerModel": ("FineTuner", "tuned"),
+    "FineTuningSummary": ("FineTuner", "tuned.summary"),
     "RunRecord": ("FineTuner", "tuned.summary"),
-    "GrowerModel": ("Grower", "grown"), "GrowthSummary": ("Grower", "grown.summary"),
-    "ImproverModel": ("Improver", "improved"), "ImprovementSummary": ("Improver", "improved.summary"),
-    "SearchModel": ("Search", "found"), "SearchSummary": ("Search", "found.summary"),
-    "CompactPlan": ("compact_plan", "found"), "ExportedModel": ("export", "described"),
-    "Lineage": ("why", "lineage"), "Triage": ("triage", "found"),
-    "LabelModelModel": ("LabelModel", "labels"), "LabelSummary": ("LabelModel", "labels.summary"),
-    "Plan": ("plan", "found"), "Network": ("translate", "network"), "Parity": ("verify", "found"),
+    "GrowerModel": ("Grower", "grown"),
+    "GrowthSummary": ("Grower", "grown.summary"),
+    "ImproverModel": ("Improver", "improved"),
+    "ImprovementSummary": ("Improver", "improved.summary"),
+    "SearchModel": ("Search", "found"),
+    "SearchSummary": ("Search", "found.summary"),
+    "CompactPlan": ("compact_plan", "found"),
+    "ExportedModel": ("export", "described"),
+    "Lineage": ("why", "lineage"),
+    "Triage": ("triage", "found"),
+    "LabelModelModel": ("LabelModel", "labels"),
+    "LabelSummary": ("LabelModel", "labels.summary"),
+    "Plan": ("plan", "found"),
+    "Network": ("translate", "network"),
+    "Parity": ("verify", "found"),
     "ParityError": ("SparkdiffError", "sparkdiff.ParityError"),
-}  # fmt: skip
+}
 """Names that nobody makes by hand -> the name whose example shows one, and what it is called there."""
 SLOW = ("FineTuner", "Grower", "Improver", "Search", "TorchTransformer", "plain", "why")
 
