@@ -21,7 +21,7 @@ from sparkdiff.serving.onnx_graph import IR_VERSION, ML_OPSET, OPSET, GraphWrite
 from sparkdiff.serving.onnx_stages import WRITERS
 from sparkdiff.serving.onnx_widths import widths_of
 from sparkdiff.stages.base import NULL
-from sparkdiff.stages.formula import VectorAttributeRewriter
+from sparkdiff.stages.formula import AttributeRewriting
 from sparkdiff.store import files
 
 RUNTIME = "onnxruntime>=1.20"
@@ -175,7 +175,7 @@ def wanted_of(network: Network, outputCols: Sequence[str] | None) -> list[Versio
         dropped = {
             i
             for i in network.positions
-            if network.graph.formula_of(vertices[i]) and not isinstance(network.module(i), VectorAttributeRewriter)
+            if network.graph.formula_of(vertices[i]) and not isinstance(network.module(i), AttributeRewriting)
         }
         return [v for v in network.writes.values() if v not in read and v[1] not in dropped]
     return network.versions_of(outputCols)

@@ -14,7 +14,7 @@ from sparkdiff.stages.base import StageModule
 from sparkdiff.stages.binning import Binarizer, Bucketizer
 from sparkdiff.stages.embedding import Word2Vec
 from sparkdiff.stages.expanding import PolynomialExpansion, monomials
-from sparkdiff.stages.formula import ColumnPruner, VectorAttributeRewriter
+from sparkdiff.stages.formula import AttributeRewriting, ColumnPruning
 from sparkdiff.stages.imputing import Imputer
 from sparkdiff.stages.indexing import OneHotEncoder, VectorIndexer
 from sparkdiff.stages.interaction import Interaction
@@ -99,12 +99,12 @@ def size_hint(g: GraphWriter, m: VectorSizeHint, xs: Sequence[Value], nulls: Nul
     return (xs[0],)
 
 
-@writes(VectorAttributeRewriter)
+@writes(AttributeRewriting)
 def rewritten_attributes(g: GraphWriter, m: Any, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
     return (xs[0],)
 
 
-@writes(ColumnPruner)
+@writes(ColumnPruning)
 def nothing(g: GraphWriter, m: Any, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
     return ()
 

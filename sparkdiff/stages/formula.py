@@ -14,7 +14,7 @@ leave_in_spark("sparkdiff.jvm.rformula.FormulaLabel", "it makes the label, which
 
 
 @register("sparkdiff.jvm.rformula.VectorAttributeRewriter")
-class VectorAttributeRewriter(Identity):
+class AttributeRewriting(Identity):
     """The vector itself. Spark only renames its slots from temporary columns to the terms of the formula."""
 
     storage = "compressed"  # that of the assembler before it
@@ -26,7 +26,7 @@ class VectorAttributeRewriter(Identity):
     outputs = inputs
 
     @classmethod
-    def from_spark(cls, stage: Any) -> "VectorAttributeRewriter":
+    def from_spark(cls, stage: Any) -> "AttributeRewriting":
         return cls()
 
     def forward(self, x: Rows) -> Rows:  # (n, d) -> (n, d)
@@ -34,7 +34,7 @@ class VectorAttributeRewriter(Identity):
 
 
 @register("sparkdiff.jvm.rformula.ColumnPruner")
-class ColumnPruner(StageModule):
+class ColumnPruning(StageModule):
     """A stage without computation: Spark drops temporary columns here, which the network never has."""
 
     @classmethod
@@ -44,7 +44,7 @@ class ColumnPruner(StageModule):
     outputs = inputs
 
     @classmethod
-    def from_spark(cls, stage: Any) -> "ColumnPruner":
+    def from_spark(cls, stage: Any) -> "ColumnPruning":
         return cls()
 
     def forward(self) -> tuple[Rows, ...]:

@@ -218,6 +218,6 @@ def test_what_a_formula_keeps_to_itself(rows: DataFrame, monkeypatch: pytest.Mon
     assert len(made.columns) == len(df.columns) + 1
     for stage in (pruner, pruner.copy()):
         assert stage.transform(made).columns == df.columns
-    monkeypatch.setattr(formula.VectorAttributeRewriter, "forward", lambda self, x: dense(x).flip(1))
+    monkeypatch.setattr(formula.AttributeRewriting, "forward", lambda self, x: dense(x).flip(1))
     with pytest.raises(LawBroken):
         check_stage(inside["VectorAttributeRewriter"], df)

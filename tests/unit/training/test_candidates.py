@@ -35,7 +35,7 @@ from sparkdiff.stages.assembling import VectorAssembler
 from sparkdiff.stages.base import FeatureStats, LabelStats
 from sparkdiff.stages.bayes import Bernoulli, Multinomial
 from sparkdiff.stages.embedding import Word2Vec
-from sparkdiff.stages.formula import VectorAttributeRewriter
+from sparkdiff.stages.formula import AttributeRewriting
 from sparkdiff.stages.projection import DCT, PCA
 from sparkdiff.stages.scaling import MaxAbsScaler, MinMaxScaler, RobustScaler, StandardScaler
 from sparkdiff.stages.selecting import Selection, VectorSizeHint
@@ -135,7 +135,7 @@ def cases() -> dict[str, tuple[Network, dict[str, Any], dict[str, int]]]:
                 (Selection("selector", [3, 0, 4]), ["u"], "v"),
                 (DCT(True), ["v"], "w"),
                 (VectorSizeHint("h", 3, True), ["w"], "w"),
-                (VectorAttributeRewriter(), ["w"], "w"),
+                (AttributeRewriting(), ["w"], "w"),
                 (ElementwiseProduct(normal(3, seed=6)), ["w"], "z"),
                 (glr(3), ["z"], "p"),
             ),
