@@ -456,6 +456,9 @@ def by_onnx(truth: Truth) -> Iterator[Difference]:
                 i: {name: int(values[k]) if name in whole else values[k] for name, values in out.items()}
                 for k, i in enumerate(truth.kept)
             }
+            for i, spark in truth.kept.items():  # a number that is null is NaN in a file
+                nulls = [n for n, value in found[i].items() if np.ndim(value) == 0 and spark.get(n, 0) is None]
+                found[i] |= {n: None for n in nulls if np.isnan(found[i][n])}
             yield from compared(
                 "ONNX", "of the data", truth, found, [n for n in truth.written() if n in out], nulls=True
             )
