@@ -156,7 +156,9 @@ class Own:
         classes = torch.full((10,), 99) if network.head.classes else torch.empty(0)
         units, _ = NaturalUnits.of(network, stats, LabelStats(1.0, 1.0, 0.0, 9.0, classes), options)
         [self.version] = fixed_versions(network)
-        widths = {(f"c{i - 1}", i - 1): n for i, n in enumerate(inputs)} | {v: leaves for v in routed_versions(network)}
+        widths = {(f"c{i - 1}", i - 1): n for i, n in enumerate(inputs)} | dict.fromkeys(
+            routed_versions(network), leaves
+        )
         affine = affine_network(network, widths)
         assert affine is not None
         recipes = recipes_for(options, 10_000, trees=trees)[:number]

@@ -114,7 +114,7 @@ def bikeshare(rows: int) -> Table:
     table = pd.read_csv(ROOT / "data" / "bikeshare.csv")
     table = table.sample(min(rows, len(table)), random_state=0)
     table = table[[*words, "temp", "atemp", "hum", "windspeed", "bikers"]].rename(columns={"bikers": "label"})
-    return Table(table.astype({w: str for w in words}), "counts", words)
+    return Table(table.astype(dict.fromkeys(words, str)), "counts", words)
 
 
 def digits(rows: int) -> Table:

@@ -760,8 +760,10 @@ def cells() -> list[Cell]:
         name = f"{arms} arms, the others gain {'less' if alike else 'nothing'}" if arms > 1 else "1 arm"
         out.append(Cell(name, "power", alone("power", true_gains, arms, alike), 1.0, share=0.3))
     for n in (300, 700):
-        for name in ("linear", "linear, small steps", "trees"):
-            out.append(Cell(f"{name}, {n} rows", "small", choose_in_small(NULL[name], n)))
+        out.extend(
+            Cell(f"{name}, {n} rows", "small", choose_in_small(NULL[name], n))
+            for name in ("linear", "linear, small steps", "trees")
+        )
         out.append(Cell(f"no arm gains, {n} rows", "small", choose_among_gains(n, 0.0, False)))
         for alike in (False, True):
             name = f"the others gain {'less' if alike else 'nothing'}, {n} rows"

@@ -396,7 +396,7 @@ def main() -> int:
     options.add_argument(
         "--sizes",
         nargs="+",
-        choices=list(groups := dict(fitted=FITTED, checked=CHECKED, several=SEVERAL, others=OTHERS)),
+        choices=list(groups := {"fitted": FITTED, "checked": CHECKED, "several": SEVERAL, "others": OTHERS}),
         default=list(groups),
     )
     given = parse(options)

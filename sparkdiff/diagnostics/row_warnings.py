@@ -187,8 +187,7 @@ class _RowStatistics:
                 z = farness(split, spreads)
                 if self.sparse[v] and not self.names.has_slot_names(v):
                     z = torch.where(z > FARTHEST, z, 0.0)  # counts of words are like that
-                for j in (z > 0).nonzero()[:, 0].tolist():
-                    found.append((float(z[j]), v, j, split, s))
+                found += [(float(z[j]), v, j, split, s) for j in (z > 0).nonzero()[:, 0].tolist()]
         found.sort(key=lambda f: -f[0])
         out = [
             f"column {self.names.name(v, j)!r} holds {s.farthest(j):.7g} in {_rows(int(s.count[j]), split)}, "

@@ -78,7 +78,7 @@ def test_it_ends_where_mllib_does_on_weighted_rows(write: Write, folder: Path, c
     df = write(table).withColumn("soft", array_to_vector("chances"))
     each = df.where("NOT held").select("*", F.posexplode("chances").alias("label", "chance"))
     each = each.withColumn("share", F.col("weight") * F.col("chance"))
-    fit = dict(featuresCol="x", labelCol="label", weightCol="share", standardization=False, tol=1e-12)
+    fit = {"featuresCol": "x", "labelCol": "label", "weightCol": "share", "standardization": False, "tol": 1e-12}
     wanted = pipeline(each, LogisticRegression(**fit, maxIter=500))
     start = pipeline(each, LogisticRegression(**fit, maxIter=1))
     found = tune(

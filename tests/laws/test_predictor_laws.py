@@ -113,7 +113,7 @@ def bayes(random: np.random.Generator, kind: str) -> Any:
             numbers(random, k, WIDTH),
             10.0 ** random.integers(-10, 4, (k, WIDTH)) * random.random((k, WIDTH)),
         )
-    estimator = NaiveBayes(modelType=kind, featuresCol=str(random.choice([c for c in COLUMNS])), **hidden(random))
+    estimator = NaiveBayes(modelType=kind, featuresCol=str(random.choice(list(COLUMNS))), **hidden(random))
     estimator = estimator.copy({estimator.getParam(n): v for n, v in thresholds(random, k).items()})
     return jvm.model_with_weights(estimator, {"pi": log_shares(random, k), "theta": theta, "sigma": sigma})
 

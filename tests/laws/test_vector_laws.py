@@ -221,8 +221,7 @@ def test_vector_indexer(spark: SparkSession, features: Features) -> None:
         fitted = VectorIndexer(inputCol="features", outputCol="indexed", maxCategories=most).fit(
             spark.createDataFrame(data, ["features"]).coalesce(1)
         )
-        for column in COLUMNS[1:]:
-            stages.append(fitted.copy({fitted.inputCol: column, fitted.handleInvalid: "keep"}))
+        stages += [fitted.copy({fitted.inputCol: column, fitted.handleInvalid: "keep"}) for column in COLUMNS[1:]]
     assert [sorted(s.categoryMaps) for s in stages[::2]] == [[0, 1], [], [0, 1, 2]]
     assert 0.0 not in stages[0].categoryMaps[0]
     check(stages, features(3))

@@ -845,8 +845,8 @@ def _drawn(
         if kind in OTHERS and d.chance(0.5):
             plan.append((d.one(PREDICTORS), {}))
     chain = [d.one(kinds) for kinds in d.one(CHAINS)] if d.chance(0.5) else []
-    for _ in range(0 if chain else max(0, int(d.random.integers(1, 6)) - len(plan))):
-        plan.append((d.one(USUAL) if d.chance(0.4) else d.one(OTHERS), {}))
+    more = 0 if chain else max(0, int(d.random.integers(1, 6)) - len(plan))
+    plan += [(d.one(USUAL) if d.chance(0.4) else d.one(OTHERS), {}) for _ in range(more)]
     if not chain and not any(kind in PREDICTORS for kind, _ in plan) and d.chance(0.85):
         plan.append((d.one(PREDICTORS), {}))
     order = d.random.permutation(len(plan))

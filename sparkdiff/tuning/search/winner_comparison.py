@@ -155,10 +155,12 @@ def _check_totals(judge: Judge, models: Sequence[Any], data: DataFrame) -> None:
     Raises:
         InputError: labels or weights differ, or a model drops them. The message names the stages that make the labels.
     """
-    columns, found = {judge.label, judge.weight} - {""}, []
-    for out in (model.transform(data) for model in models):
-        if columns <= {*out.columns}:
-            found.append(out.agg(F.sum(F.xxhash64(*_targets(judge, out)).cast("decimal(38,0)"))).first())
+    columns, outputs = {judge.label, judge.weight} - {""}, [model.transform(data) for model in models]
+    found = [
+        out.agg(F.sum(F.xxhash64(*_targets(judge, out)).cast("decimal(38,0)"))).first()
+        for out in outputs
+        if columns <= {*out.columns}
+    ]
     if columns and (len(found) < len(models) or len({*found}) > 1):
         told = "the rows have other labels or weights than in the pipeline that the winner is compared with, or none"
         raise _incomparable(told, "label", judge.label, models, data)

@@ -584,13 +584,11 @@ def test_what_lies_in_the_files(df: DataFrame, model: PipelineModel, shared: Pat
 @pytest.mark.once
 def test_the_shards_are_no_function_of_the_label(df: DataFrame, numeric: PipelineModel, shared: Path) -> None:
     cache = cached(numeric, df, shared)
-    means = []
-    for shard in cache.manifest["splits"]["train"]:
-        means.append(
-            np.mean(
-                [pq.read_table(cache.folder / p["path"], partitioning=None)["label"].to_numpy().mean() for p in shard]
-            )
-        )
+
+    def mean_label(part: Any) -> float:
+        return float(pq.read_table(cache.folder / part["path"], partitioning=None)["label"].to_numpy().mean())
+
+    means = [np.mean([mean_label(p) for p in shard]) for shard in cache.manifest["splits"]["train"]]
     assert np.std(means) < 0.25 * np.mean(means)
 
 

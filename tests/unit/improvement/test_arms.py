@@ -37,7 +37,7 @@ def history(*losses: Mapping[int, float], train: float = 0.0) -> list[dict[str, 
 
 def test_an_epoch_is_as_good_as_those_around_it() -> None:
     """One lucky epoch among bad ones is no better than a steady candidate; another training has no such luck."""
-    lucky = {e: 1.0 for e in range(1, 10)} | {5: 0.1}
+    lucky = dict.fromkeys(range(1, 10), 1.0) | {5: 0.1}
     steadily = {e: 0.8 - 0.01 * e for e in range(1, 10)}
     candidate, epoch, value = steady(history(lucky, steadily), [CAREFUL, BOLD], 1.0)
     assert (candidate, epoch) == (1, 9)
@@ -59,7 +59,7 @@ def test_the_start_and_epochs_that_diverged_are_not_made_again() -> None:
 
 
 def test_epochs_in_which_training_rows_lose_are_left_out_unless_the_rows_are_changed() -> None:
-    falling, augmented = {e: 0.5 for e in range(1, 4)}, Recipe(1e-3, 1e-4, mixup=0.2)
+    falling, augmented = dict.fromkeys(range(1, 4), 0.5), Recipe(1e-3, 1e-4, mixup=0.2)
     rows = history(falling, train=2.0)
     assert steady(rows, [CAREFUL], 1.0, most=1.0)[2] == math.inf
     assert steady(rows, [CAREFUL], 1.0, most=3.0)[2] == 0.5

@@ -296,7 +296,7 @@ def test_what_a_slice_or_labels_speak_against_is_not_no_worse() -> None:
         {"slices": [SimpleNamespace(p=0.0)], "level": 0.025},
         {"compatibility": flips(0.2), "maxFlipRate": 0.1},
     ):
-        judgement = dataclasses.replace(one.judgement, **{k: v for k, v in vetoed.items()})  # type: ignore[arg-type]
+        judgement = dataclasses.replace(one.judgement, **dict(vetoed.items()))  # type: ignore[arg-type]
         assert not of.no_worse(dataclasses.replace(one, judgement=judgement), None)
 
 
