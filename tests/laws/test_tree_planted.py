@@ -176,7 +176,7 @@ def argmax_of_raw(module: Any) -> None:
 
 
 def sum_of_trees(module: Any) -> None:
-    module.combined = lambda total: total
+    module.margin_from_sums = lambda total: total
 
 
 def unbiased_variance(module: Any) -> None:

@@ -179,7 +179,7 @@ def test_the_fastest_is_chosen_and_told(
 ) -> None:
     model = Pipeline(stages=[vector("a", "b"), LinearRegression(featuresCol="vector", labelCol="count")]).fit(rows)
     took = {"spark": 1.0, "cpu": 2.0}
-    monkeypatch.setattr(SERVING, "measured", lambda frames: {device: took[device] for device in frames})
+    monkeypatch.setattr(SERVING, "measure_seconds", lambda frames: {device: took[device] for device in frames})
     made = TorchTransformer(model)
     with caplog.at_level(logging.INFO, "sparkdiff.serving"):
         assert "python" not in str(made.transform(rows)._jdf.queryExecution()).lower()
@@ -220,7 +220,7 @@ def test_what_cannot_be_measured_is_left_to_mllib_this_time(
         with caplog.at_level(logging.INFO, "sparkdiff.serving"):
             assert made.transform(frame).columns == [*frame.columns, "vector", "prediction"]
         assert why in caplog.text and made.choice is None
-    monkeypatch.setattr(SERVING, "measured", lambda frames: dict(zip(frames, (2.0, 1.0, 3.0), strict=False)))
+    monkeypatch.setattr(SERVING, "measure_seconds", lambda frames: dict(zip(frames, (2.0, 1.0, 3.0), strict=False)))
     made.transform(rows)
     made.transform(rows.limit(0))
     assert made.choice is not None and made.choice.device == "cpu"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from contexts import prepare_ground
+from contexts import prepare_context
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import GBTClassifier
 from pyspark.ml.feature import StandardScaler, StringIndexer, VectorAssembler
@@ -116,7 +116,7 @@ def explores(rows: DataFrame, cache: str) -> Explores:
     train, held = (rows.where(f"number >= 600 and number % 5 {sign} 0") for sign in (">", "="))
 
     def explored(model: PipelineModel, **settings: Any) -> ArmContext:
-        return prepare_ground(model, train, held, settings, cacheDir=cache, recipe="fast", maxEpochs=3)
+        return prepare_context(model, train, held, settings, cacheDir=cache, recipe="fast", maxEpochs=3)
 
     return explored
 

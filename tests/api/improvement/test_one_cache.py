@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from contexts import prepare_ground
+from contexts import prepare_context
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import GBTClassifier, LogisticRegression
 from pyspark.ml.feature import Imputer, OneHotEncoder, SQLTransformer, StandardScaler, StringIndexer, VectorAssembler
@@ -63,7 +63,7 @@ def model(rows: DataFrame) -> PipelineModel:
 
 
 def contexts(model: Any, rows: DataFrame, folder: Path) -> ArmContext:
-    return prepare_ground(
+    return prepare_context(
         model, rows, settings={"arms": ["import", "finetune"]}, cacheDir=str(folder), maxEpochs=2, recipe="fast"
     )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from contexts import prepare_ground
+from contexts import prepare_context
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.clustering import KMeans
@@ -181,7 +181,7 @@ def test_no_arm_touches_what_is_outside_of_the_loss(
     model: PipelineModel, rows: DataFrame, shared: Path, tmp_path: Path
 ) -> None:
     """Neither what it tries nor what it makes of that once more."""
-    context = replace(prepare_ground(model, rows, cacheDir=str(shared), predictionCol="prediction"), folder=tmp_path)
+    context = replace(prepare_context(model, rows, cacheDir=str(shared), predictionCol="prediction"), folder=tmp_path)
     before, by_uid = outputs(model, rows), {s.uid: s for s in model.stages}
     for arm in (refitting.ARM, simplifying.ARM, searching.ARM):
         assert not arm.refusal(context)
@@ -227,7 +227,7 @@ def test_fine_tuning_growth_and_folding_leave_other_outputs_alone(
     assert tuned.summary.decision == "tuned"
     [[warm], [humid]] = rows.approxQuantile(["temp", "hum"], [0.5], 0.0)
     crossed = ((F.col("temp") > warm) != (F.col("hum") > humid)).cast("double")
-    other = prepare_ground(model, rows.withColumn("rain", crossed), **options)
+    other = prepare_context(model, rows.withColumn("rain", crossed), **options)
     step = growing.grow_and_train(other, Limit(None, None), GrowthSettings(parts=("crosses",), rounds=1), "grow", 0)
     assert step.candidates, step.says
     made = (tuned.pipelineModel, step.candidates[0].model, compact(model, [*OUTPUTS, "prediction"]))
