@@ -1,7 +1,7 @@
 """The quality of a network on rows, and the decision whether it may replace the original.
 
-`checks` tests whether the labels allow training. `data.Data` yields rows in batches, and `recorded` keeps margins by
-row, so that pipelines that read different columns can be compared; `scores.score` computes a metric on rows, `inputs`
+`row_checks` tests whether the labels allow training. `split_batches.Data` yields rows in batches, and `row_margins` keeps margins by
+row, so that pipelines that read different columns can be compared; `scores.score` computes a metric on rows, `input_statistics`
 and `feature_names` give facts about the inputs. `guard` holds the gains of all candidates on held-out rows, and tests
 whether a gain is more than chance; `paired_rows` has these rows with the losses of both pipelines, and applies the
 guard; `units` counts the independent units (rows, groups or blocks of time) among them. `out_of_fold` estimates how far

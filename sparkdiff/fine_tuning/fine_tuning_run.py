@@ -266,7 +266,7 @@ def fine_tune(
         recipes: the candidates to train (copies of the parameters with their settings); None: those of
             `options.recipe`.
         boundaries: times that divide the rows into splits, if already known.
-        member: set if several settings train together (see `Together`): this run's setting among them.
+        member: set if several settings train together (see `JointTraining`): this run's setting among them.
         start: the starting point of which `task` trains the model; None if `task.model` has not seen the rows that
             decide.
         replace: start again if `options.runId` was started with other settings, instead of raising.

@@ -231,7 +231,7 @@ def train(
         recipes: the candidates; None: those of `options.recipe`.
         replace: start again if `options.runId` was started with other settings, instead of raising.
         epochs: train one candidate for exactly this number of epochs, and return its parameters after the last one.
-        member: set if several settings train together (see `Together`): this run's setting among them.
+        member: set if several settings train together (see `JointTraining`): this run's setting among them.
     """
     with run.phases.phase("train") as say:
         check_stored(run.network, run.data)
@@ -366,7 +366,7 @@ def run_folder(
     beside: Mapping[str, Any] | None = None,
 ) -> Iterator[RunFolder]:
     """Open the checkpoint folder of a training run on these rows; remove it at the end unless `runId` is set (after an error,
-    see `RunFolder.kept`).
+    see `RunFolder.keep_for_resume`).
 
     Args:
         replace: start again if `runId` was started with other settings, instead of raising.

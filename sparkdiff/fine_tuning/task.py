@@ -61,7 +61,7 @@ class Task:
     soft: SoftLabels | None = None  # set if the labels were class probabilities
 
     def kept_as_fitted(self, columns: Iterable[str]) -> dict[str, str]:
-        """Stages that must not be refitted, searched or deleted: {uid: reason}; passed to `unfitted(model, keep=...)`.
+        """Stages that must not be refitted, searched or deleted: {uid: reason}; passed to `unfitted_form(model, keep=...)`.
 
         Among them are the stages that compute the label, the weight or another column of the loss (such as
         `censorCol`).
@@ -312,7 +312,7 @@ class Run:
     Attributes:
         shared, key: the store of results that other fits on the same rows can use, too, and this run's key in it.
         network: the torch network of the original pipeline.
-        computed: values that identify what the untrained network computes, see `computed_by`.
+        computed: values that identify what the untrained network computes, see `network_identity`.
         versions: versions of the tables from which the rows come, as far as Spark's plans show them.
         divided: True if the validation rows were split off from the rows passed, False if they were passed separately.
         comparedRows: largest number of rows on which the network is compared with Spark.

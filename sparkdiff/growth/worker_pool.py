@@ -201,7 +201,7 @@ class WorkerPool:
             Positions of the trained items.
 
         Raises:
-            ItemError, InputError, WriteError, HeldError: see `runner`.
+            ItemError, InputError, WriteError, LeaseHeldError: see `runner`.
         """
         with files.room("the rows of the items", self.here, ROOM):
             if not rows_file(self.here).exists():

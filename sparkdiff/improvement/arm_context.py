@@ -299,7 +299,7 @@ def measure_original(context: ArmContext, *, doubts: bool = False) -> ArmContext
     """Measure the model of a context on its rows.
 
     Args:
-        doubts: True to check the rows for problems, and store warnings in `Ground.doubts`.
+        doubts: True to check the rows for problems, and store warnings in `ArmContext.doubts`.
 
     Raises:
         InputError: the pipeline, the data or the options can't be used.

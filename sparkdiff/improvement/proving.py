@@ -253,14 +253,14 @@ class Proof:
         return ""
 
     def explores(self) -> ArmContext:
-        """Ground of the exploring rows; made at the first call."""
+        """Context of the exploring rows; made at the first call."""
         context, division = self.context, self.division
         return self.shared.once(
             ("explores",), lambda: move_to_rows(context, division.explores, division.boundaries[0], doubts=True)
         )
 
     def ground_of(self, k: int) -> ArmContext:
-        """Ground of fold `k`; made at the first call."""
+        """Context of fold `k`; made at the first call."""
 
         def make() -> ArmContext:
             rows, boundaries = self.division.proves[k], self.division.boundaries[1]
@@ -273,7 +273,7 @@ class Proof:
         return self.shared.once(("fold", k), make)
 
     def whole(self) -> ArmContext:
-        """Ground of all rows, from which the shipped pipeline is made; made at the first call."""
+        """Context of all rows, from which the shipped pipeline is made; made at the first call."""
         context = self.context
         return self.shared.once(
             ("whole",), lambda: move_to_rows(context, context.sources, context.boundaries, allTrain=True, fold=0)

@@ -64,7 +64,7 @@ def race(context: ArmContext, arms: Sequence[Arm], account: Account, log: StepLo
     After each round of steps, each arm has a gain so far and an expected further gain. At most half of the arms continue (rounded
     up), namely those with the largest sums; an arm whose sum is less than the best gain of any arm so far is stopped,
     too. Decisions that depend on the time are logged, and read again when a run is resumed. Steps of a round may run at
-    the same time (`Ground.side_by_side`), because no step reads results of the same round.
+    the same time (`ArmContext.side_by_side`), because no step reads results of the same round.
     """
     steps, ends, cut = list[Step](), dict[str, tuple[str, str]](), set[str]()
     alive = list[Arm]()

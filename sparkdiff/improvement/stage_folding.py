@@ -13,7 +13,7 @@ def fold_stages(context: ArmContext, model: Any) -> Any | None:
     """The pipeline with fewer stages and the same outputs; None if `folding` returns None, or if the result would not be
     cheaper to serve.
 
-    Stages that must not change (`Ground.stay`) are kept, and so are the columns that they write.
+    Stages that must not change (`ArmContext.stay`) are kept, and so are the columns that they write.
     """
     plan = folding(context, model)
     if plan is None:

@@ -79,7 +79,7 @@ class StepLog:
         return found[0]
 
     def has(self, name: str) -> bool:
-        """True if the log has a result of `kept` with this name."""
+        """True if the log has a result of `read_or_make` with this name."""
         return self.folder is not None and (self.folder / f"{name}.pt").exists()
 
     def _place(self, arm: str, number: int) -> Path:

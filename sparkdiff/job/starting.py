@@ -30,7 +30,7 @@ def run(config: Config) -> Any:
 
     Raises:
         InputError: the configuration or the data are wrong; nothing but caches has been written then.
-        HeldError: another process is writing this output.
+        LeaseHeldError: another process is writing this output.
         SparkdiffError: the job failed while running.
     """
     config = _resolve_output(config)

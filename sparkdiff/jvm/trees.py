@@ -109,7 +109,7 @@ def _rebuild_by_constructor(old: Any, nodes: Nodes, treeWeights: Array | None, n
 def model_with_nodes(
     estimator: Any, nodes: Nodes, numFeatures: int, *, treeWeights: Array | None = None, numClasses: int = 2
 ) -> Any:
-    """The model that an unfitted tree estimator would return if its fit gave these nodes; see `jvm.fitted`.
+    """The model that an unfitted tree estimator would return if its fit gave these nodes; see `jvm.model_with_weights`.
 
     Args:
         nodes: one tree per tree of the ensemble; each gets its own uid.

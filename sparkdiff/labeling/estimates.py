@@ -140,7 +140,7 @@ def triplets(patterns: Ints, weights: Floats, balance: Floats | None = None) -> 
         balance: (2,) shares of the classes, if known. Estimated shares are at least the share of one row.
 
     Raises:
-        Undetermined: fewer than three functions have d != 0. For the other functions, covariances are 0, or their signs
+        UndeterminedError: fewer than three functions have d != 0. For the other functions, covariances are 0, or their signs
             contradict each other.
     """
     n, w = weights.sum(), weights / weights.sum()

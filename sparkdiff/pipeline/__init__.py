@@ -1,12 +1,12 @@
 """A fitted pipeline as a graph of columns, as a plan to read, as a torch module, and back.
 
 `graph` holds the graph, made by `translation`; `roles` decides what trains in it, and `cut` the point up to which Spark
-runs the stages before training. `unfitted` finds the estimators that a fitted pipeline came from, and fits them anew;
+runs the stages before training. `unfitted_form` finds the estimators that a fitted pipeline came from, and fits them anew;
 `tree_origin` tests whether Spark grew a stage's trees, and `class_numbers` finds the number of each class. `plan` is
 the plan, `network` the torch module, and `write_back` turns it into MLlib stages again. `nesting` flattens pipelines
-within pipelines, `schema` and `names` know the columns before a row is read, `columns` turns Spark's columns into
+within pipelines, `schema` and `column_names` know the columns before a row is read, `column_tensors` turns Spark's columns into
 tensors and back, and `parity` compares the outputs of Spark and torch. `label_texts` finds labels of numbers that the
-running Java prints differently. `batches` computes columns in Spark's tasks, and `null_vectors` records which stages
+running Java prints differently. `spark_inference` computes columns in Spark's tasks, and `null_vectors` records which stages
 refuse the null vectors of encoders.
 """
 

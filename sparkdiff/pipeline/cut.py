@@ -99,7 +99,7 @@ class Cut:
 
     def in_spark(self) -> list[Vertex]:
         """All stages that Spark runs for the cache, in order: the stages before the cut, and the plain stages that
-        prepare columns for the modules of stages in torch (`Prepared`).
+        prepare columns for the modules of stages in torch (`PreparedStage`).
         """
         found = list[Vertex]()
         for i in sorted({*self.cached, *self.live}):

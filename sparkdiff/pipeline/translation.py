@@ -44,7 +44,7 @@ def translated_graph(
     Args:
         data: the data or their schema, which decides the computation of a few stages.
         reference: stages to leave in Spark.
-        unfreeze: parameters that train only on request, named as in `Graph.asked`.
+        unfreeze: parameters that train only on request, named as in `Graph.positions_to_unfreeze`.
     """
     graph = unfrozen(with_modules(graph_of(model, data), data), unfreeze)
     graph = graph.with_stages_in_spark(graph.select(reference, "reference"), "left in Spark on request")

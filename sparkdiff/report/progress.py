@@ -159,7 +159,7 @@ class Notebook:
 
 
 PROBE = 1.0
-"""Seconds between two calls of the function that finds out the progress of a phase, see `Phase.watched`."""
+"""Seconds between two calls of the function that finds out the progress of a phase, see `Phase.show_periodically`."""
 
 
 def is_progress_shown(verbosity: int | None) -> bool:

@@ -339,7 +339,7 @@ class StageModule(ColumnFacts, Trainable):
     such column, its NaN is NaN, unless the stage refuses NaN and accepts null.
 
     Everything else has defaults that a subclass may override: about its columns in `ColumnFacts`, about its parameters in
-    `Trainable`. Some stages have a more special base class: `Affine`, `Prepared`, `FieldReader`, `Predictor`.
+    `Trainable`. Some stages have a more special base class: `Affine`, `PreparedStage`, `FieldReader`, `Predictor`.
 
     Four laws hold, and `sparkdiff.testing.check_stage` checks them: parity with `stage.transform`; writing back what
     was read changes nothing; reading what was written gives the module's parameters; the caller's stage never changes.

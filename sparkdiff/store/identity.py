@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 DEEPEST = 120
-"""Largest depth of nested values; deeper nesting raises UntoldError."""
+"""Largest depth of nested values; deeper nesting raises UnidentifiableError."""
 ATOMS = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis), type(NotImplemented))
 UNSPOKEN = frozenset(
     {
@@ -63,7 +63,7 @@ def identity(value: Any, *, bare: Callable[[str], str] = str) -> str:
         bare: function that removes from each hashed string the parts that do not matter, such as uids.
 
     Raises:
-        UntoldError: a part of the value cannot be identified (a lock, a session, an open file); the message names it.
+        UnidentifiableError: a part of the value cannot be identified (a lock, a session, an open file); the message names it.
     """
     teller = _ValueDigest(bare)
     teller.tell(value)

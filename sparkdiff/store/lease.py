@@ -81,7 +81,7 @@ class Lease:
         (attempt / "owner").write_text(self.owner)
 
     def check(self) -> None:
-        """Raise HeldError if this process has lost the lease, so that it writes nothing more; see `lost`."""
+        """Raise LeaseHeldError if this process has lost the lease, so that it writes nothing more; see `is_lost`."""
         if self.is_lost():
             seen, where = _look(self.path), stores.path_or_url(self.path)
             if seen is None:
@@ -114,7 +114,7 @@ def lease_of(folder: Path) -> Path:
 
 
 def check_passed_on(attempt: Path) -> None:
-    """Raise HeldError if the run folder no longer belongs to the process that started this attempt."""
+    """Raise LeaseHeldError if the run folder no longer belongs to the process that started this attempt."""
     path, owner = lease_of(attempt.parent), attempt / "owner"
     if not owner.exists():  # the run's id was drawn at random, so that it needs no lease
         return
@@ -157,7 +157,7 @@ def hold_lease(
         wait: seconds to wait for another owner to end.
 
     Raises:
-        HeldError: another process still holds the lease after `wait` seconds; the message names the process.
+        LeaseHeldError: another process still holds the lease after `wait` seconds; the message names the process.
         OSError: the lease file cannot be written.
     """
     lease = _take_lease(path, what, wait, beat, lasts)

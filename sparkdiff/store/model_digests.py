@@ -28,7 +28,7 @@ def params_of(pipeline: Any) -> str:
     """Classes and Params of an unfitted pipeline, without uids: equal texts mean equal pipelines.
 
     Raises:
-        UntoldError: classes and Params do not describe the pipeline completely, because a stage is not Spark's own, is
+        UnidentifiableError: classes and Params do not describe the pipeline completely, because a stage is not Spark's own, is
             fitted, or reads other data; the message names the stage.
     """
     return json.dumps(_describe_stage(pipeline, []), sort_keys=True)
@@ -58,7 +58,7 @@ def _describe_stage(stage: Any, uids: list[str]) -> Any:
 
 
 def check_reads_its_input_only(stage: Any) -> None:
-    """Raise UntoldError if a stage may read other data than its input: these appear neither in its Params nor in its
+    """Raise UnidentifiableError if a stage may read other data than its input: these appear neither in its Params nor in its
     saved data.
     """
     if isinstance(stage, SQLTransformer) and jvm.selection_of(stage) is None:

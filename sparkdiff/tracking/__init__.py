@@ -1,6 +1,6 @@
 """Callbacks that record the events of a run: a file of JSON lines, TensorBoard, MLflow.
 
-`values` turns summaries and rows of histories into parameters, metrics and points of curves, without secrets;
+`plain_values` turns summaries and rows of histories into parameters, metrics and points of curves, without secrets;
 `event_files` and `mlflow_runs` (with `mlflow_values`) write these.
 """
 

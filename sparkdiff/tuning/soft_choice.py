@@ -2,7 +2,7 @@
 
 The features of every alternative are written once. A linear model reads the features of all alternatives together.
 Gates, which are trained along with the model's penalties on the validation rows, choose the alternative
-(`hypergradients.chosen`).
+(`hypergradients.choose_alternatives`).
 """
 
 from collections.abc import Mapping, Sequence

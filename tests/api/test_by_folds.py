@@ -263,16 +263,16 @@ def test_a_fitted_pipeline_stays_what_it_is_in_all_folds(
     assert entry["before"] == pytest.approx(sums[0] / sums[1], rel=1e-9)
 
 
-def too_far(ground: Any, base: Any, recipe: Recipe, epochs: int, name: str) -> Any:
-    return train_again(ground, base, Recipe(1e6, 0.0), 2, name)
+def too_far(context: Any, base: Any, recipe: Recipe, epochs: int, name: str) -> Any:
+    return train_again(context, base, Recipe(1e6, 0.0), 2, name)
 
 
 def not_spark(*arguments: Any) -> Any:
     raise ParityError("Spark and the network disagree")
 
 
-def much_worse(ground: Any, *rest: Any) -> Any:
-    found = train_again(ground, *rest)
+def much_worse(context: Any, *rest: Any) -> Any:
+    found = train_again(context, *rest)
     scores = {k: dataclasses.replace(s, blocks=2 * s.blocks) for k, s in found.scores.items()}
     return dataclasses.replace(found, scores=scores)
 
@@ -291,8 +291,8 @@ train_again = proving.train_again
 def test_the_original_ships_where_the_training_on_all_rows_fails(
     df: DataFrame, fitted: PipelineModel, folder: Path, monkeypatch: pytest.MonkeyPatch, replacement: Any, why: str
 ) -> None:
-    def only_on_all_rows(ground: Any, *rest: Any) -> Any:
-        return (train_again if ground.fold else replacement)(ground, *rest)
+    def only_on_all_rows(context: Any, *rest: Any) -> Any:
+        return (train_again if context.fold else replacement)(context, *rest)
 
     monkeypatch.setattr(proving, "train_again", only_on_all_rows)
     found = tune(fitted, df, folder, **NEW | {"runId": None})

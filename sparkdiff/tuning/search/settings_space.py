@@ -204,7 +204,7 @@ WIDTHS: Mapping[str, Mapping[str, Range]] = {
 
 
 def settings_space(form: UnfittedForm) -> dict[Param[Any], Distribution]:
-    """A space for `sparkdiff.Search` and `tuned` over the settings of the stages of a pipeline.
+    """A space for `sparkdiff.Search` and `tune_within_budget` over the settings of the stages of a pipeline.
 
     Args:
         form: the unfitted form of a fitted pipeline; numbers of features are those to which its stages were fitted.

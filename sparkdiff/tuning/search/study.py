@@ -262,7 +262,7 @@ def lock_search_folder(folder: Path, request: Mapping[str, Any]) -> Iterator[Pat
 
     Raises:
         InputError: the folder cannot be written, or it holds another search. The message then names the differences.
-        HeldError: another process works in the folder.
+        LeaseHeldError: another process works in the folder.
     """
     asked = json.loads(json.dumps(request, sort_keys=True))
     with contextlib.ExitStack() as stack:

@@ -15,7 +15,7 @@ def coefficients(setting: Setting, facts: RowFacts) -> int:
 
 
 def is_wide(kind: str, setting: Setting, facts: RowFacts, *, sparse: bool) -> bool:
-    """True if `wide` solves a setting, on rows in memory and without Hessian matrices."""
+    """True if `solve_wide` solves a setting, on rows in memory and without Hessian matrices."""
     if kind == "GeneralizedLinearRegression" or setting.regParam == 0:
         return False
     return sparse or coefficients(setting, facts) > WIDEST[kind]
