@@ -1,28 +1,24 @@
 """Entry point of `sparkdiff` and of `python -m sparkdiff`."""
 
 import sys
+from importlib.util import find_spec
 
-from sparkdiff.errors import InputError, exit_code_of, requires_extra
+from sparkdiff.errors import WRONG_INPUT
 
 
 def main() -> int:
     """Run the command and return its exit code (see `sparkdiff.cli.main`). Commands that run a job need no extra."""
-    return exit_code_of(_run)
+    if find_spec("typer") is not None:
+        from sparkdiff import cli
 
+        return cli.main()
+    from sparkdiff.job import scripts
 
-def _run() -> int:
-    try:
-        with requires_extra("cli", "the command `sparkdiff`"):
-            import typer  # noqa: F401 - the modules of the command need it
-    except InputError:
-        from sparkdiff.job import scripts
-
-        if not sys.argv[1:2] or sys.argv[1] not in scripts.FLAGS_OF:
-            raise
-        return scripts.main(sys.argv[1], sys.argv[2:])
-    from sparkdiff import cli
-
-    return cli.main()
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name in scripts.FLAGS_OF:
+        return scripts.main(name, sys.argv[2:])
+    print('error: the command needs typer: pip install "sparkdiff[cli]"', file=sys.stderr)
+    return WRONG_INPUT
 
 
 if __name__ == "__main__":
