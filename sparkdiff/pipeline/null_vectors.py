@@ -12,15 +12,18 @@ from sparkdiff.stages.selecting import VectorSizeHint
 from sparkdiff.tensors.rows import NEVER
 
 
-def note_readers(graph: Graph, positions: Collection[int]) -> float:
+def note_readers(graph: Graph, positions: Collection[int], later: Collection[int] = ()) -> float:
     """Set `refusing` and `exact_beyond` of each of these stages to what the readers of its vectors require. Only these
     stages run in the network.
+
+    Args:
+        later: stages that Spark runs on what the network writes. They may distinguish stored zeros of any vector.
 
     Returns:
         `exact_beyond` for vectors from outside the network: if a number is larger in magnitude than this, the vectors
             must stay dense or sparse as Spark stores them.
     """
-    exact: dict[Version, float] = {}
+    exact: dict[Version, float] = {v: -1.0 for i in later for v in graph.vertices[i].sources}
     refusing: dict[Version, str] = {}  # the uid of the first stage that refuses null
     for i in sorted(graph.modules.keys() & positions, reverse=True):
         module, vertex = graph.modules[i], graph.vertices[i]

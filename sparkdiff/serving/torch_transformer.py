@@ -32,6 +32,7 @@ from sparkdiff.pipeline.column_tensors import physical
 from sparkdiff.pipeline.graph import Version, in_front_of
 from sparkdiff.pipeline.nesting import Holder, flatten, plain
 from sparkdiff.pipeline.network import Network, translate
+from sparkdiff.pipeline.null_vectors import note_readers
 from sparkdiff.pipeline.schema import check_columns, fields_by_name, width_in
 from sparkdiff.pipeline.spark_inference import BatchTransform
 
@@ -156,8 +157,11 @@ def with_torch_columns(
             *(StructField(f"made{k}", field.dataType, field.nullable) for k, (_, field) in enumerate(comes)),
         ]
     )
+    shipped, computed = network.without_spark(), {*before, *network.positions}
+    later = [vertex.position for vertex in graph.vertices if vertex.position not in computed]
+    shipped.exact = note_readers(shipped.graph, shipped.positions, later)
     task = BatchTransform(
-        network.without_spark(),
+        shipped,
         at,
         kept,
         made,

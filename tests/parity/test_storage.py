@@ -275,3 +275,16 @@ def test_categories_among_nan(spark: SparkSession, route: str) -> None:
                     scorer.predict(row)
             else:
                 check([scorer.predict(row)], wanted)
+
+
+def test_what_spark_reads_of_torch_is_stored_as_in_spark(spark: SparkSession) -> None:
+    """An Interaction of vectors of categories stays in Spark, and crosses the stored entries only."""
+    data = [Vectors.sparse(3, [0, 1, 2], [1.0, 1.5, 0.5]), Vectors.sparse(3, [0, 1], [2.0, -0.5])]
+    df = spark.createDataFrame([(v,) for v in data], ["v"]).coalesce(1)
+    stages = [VectorIndexer(inputCol="v", outputCol="kinds"), Interaction(inputCols=["kinds"], outputCol="crossed")]
+    model = Pipeline(stages=stages).fit(df)
+    rows = [Vectors.sparse(3, [], []), Vectors.sparse(3, [0], [2.0]), *data, Vectors.dense(1.0, 1.5, 0.5)]
+    given = spark.createDataFrame([(v,) for v in rows], ["v"]).coalesce(1)
+    wanted = [r["crossed"] for r in model.transform(given).collect()]
+    assert len(wanted[0].indices) == 0
+    assert [r["crossed"] for r in by_torch(model, given, "cpu").collect()] == wanted
