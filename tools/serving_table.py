@@ -1,4 +1,4 @@
-"""Writes the table in docs/serving.md: which classes of MLlib a Scorer takes.
+"""Writes the table in docs/serving.md: limits of the text stages that a Scorer takes.
 
     python tools/serving_table.py          # writes the file
     python tools/serving_table.py --check  # exit code 1 where the file isn't what this would write

@@ -258,7 +258,7 @@ class UntranslatedStage:
 
 
 def leave_in_spark(class_name: str, reason: str, **facts: bool) -> None:
-    """Register that fitted stages of this class stay in Spark, and why; `facts` are fields of Untranslated."""
+    """Register that fitted stages of this class stay in Spark, and why; `facts` are fields of UntranslatedStage."""
     UNTRANSLATED[class_name] = UntranslatedStage(reason, **facts)
 
 
