@@ -45,10 +45,10 @@ def save(model: Any, folder: Path, rows: DataFrame | None) -> None:
             folder.parent.mkdir(parents=True, exist_ok=True)
             model.write().save(f"file://{temporary}")
             compared = check_saved(model, temporary, None if rows is None else lambda: rows)
-            if rows is not None and compared.get("rows") == 0:
-                raise InputError("there are no rows to compare the saved pipeline on: pass some, or none at all")
             if "why" in compared:
                 raise InputError(f"the saved pipeline cannot be compared: {compared['why']}; pass rows that it accepts")
+            if rows is not None and compared.get("rows") == 0:
+                raise InputError("there are no rows to compare the saved pipeline on: pass some, or none at all")
     except (OSError, *jvm.SparkError) as e:
         raise SparkdiffError(
             f"the pipeline cannot be written to {folder}: {jvm.cause(e)}; choose another folder"

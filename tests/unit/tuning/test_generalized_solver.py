@@ -1,10 +1,12 @@
 """GeneralizedLinearRegression's fixed point: reweighted least squares give the same model again."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings as run, strategies as st
+import torch
+from hypothesis import example, given, settings as run, strategies as st
 from linear_rows import Array, Rows, kinds, rows, seeds
 
 from sparkdiff.tuning.solvers import RowFacts, Setting, Solution, solve_generalized, solve_linear, why_left_to_spark
@@ -34,34 +36,59 @@ def labelled(seed: int, kind: str, family: str, link: str) -> Rows:
     return Rows(data.x, LABELS[family](draw, mean), data.weight, data.fold, offset)
 
 
-def residual(of: Rows, setting: Setting, solution: Solution) -> float:
-    """XᵀW(z - Xb)/ΣW - regParam·b, in units of the columns."""
+def equations(of: Rows, setting: Setting, solution: Solution) -> tuple[Array, Array, Array]:
+    """Columns (the last one is 1 for an intercept, 0 without), working weights that add up to 1, and the working labels
+    less the margins, at the solution."""
     assert of.offset is not None and setting.link is not None
     mean_of, derivative, variance = MODELS[setting.family, setting.link]
     b, intercept = solution.coefficients.numpy(), float(solution.intercept)
     mean = mean_of(of.x @ b + intercept + of.offset)
     w = of.weight / (derivative(mean) ** 2 * variance(mean))
-    w = w / w.sum()
-    left = w * (of.label - mean) * derivative(mean)
+    ones = np.full((len(of.x), 1), float(setting.fitIntercept))
+    return np.hstack([of.x, ones]), w / w.sum(), (of.label - mean) * derivative(mean)
+
+
+def residual(of: Rows, setting: Setting, solution: Solution) -> float:
+    """XᵀW(z - Xb)/ΣW - regParam·b, in units of the columns."""
+    columns, w, left = equations(of, setting, solution)
+    x, b = columns[:, :-1], solution.coefficients.numpy()
+    left = w * left
     deviation = of.deviations(unbiased=False)
     assert (b[deviation == 0] == 0).all()
-    assert not setting.fitIntercept or abs(left.sum()) < 1e-9
-    x = of.x - (w @ of.x if setting.fitIntercept else 0)
+    assert not setting.fitIntercept or not solution.converged or abs(left.sum()) < 1e-9
+    x = x - (w @ x if setting.fitIntercept else 0)
     reach = np.maximum(np.sqrt(w @ x**2), deviation)
     gradient = (left @ x - setting.regParam * b) / np.where(reach > 0, reach, 1)
     return float(np.abs(np.where(deviation > 0, gradient, 0)).max())
 
 
+def step(of: Rows, setting: Setting, solution: Solution) -> Solution:
+    """The model after one more step of reweighted least squares."""
+    columns, w, left = equations(of, setting, solution)
+    strength = np.append(np.full(of.x.shape[1], setting.regParam), 0.0)
+    b = np.append(solution.coefficients.numpy(), 0.0)
+    own = np.append(of.deviations(unbiased=False) > 0, setting.fitIntercept)
+    matrix = (columns.T * w @ columns + np.diag(strength))[np.ix_(own, own)]
+    moved = np.zeros(len(own))
+    moved[own] = np.linalg.solve(matrix, ((w * left) @ columns - strength * b)[own])
+    return replace(
+        solution, coefficients=torch.from_numpy(b + moved)[:-1], intercept=solution.intercept + float(moved[-1])
+    )
+
+
 @run(max_examples=20, deadline=None)
+@example(441, "sparse", True, ("gamma", "log"), 1e-4)  # the error is -0.91 of the last step's
 @given(seeds, kinds, st.booleans(), st.sampled_from([*MODELS]), st.sampled_from([1e-4, 1e-2, 0.3]))
 def test_fixed_point(seed: int, kind: str, intercept: bool, model: tuple[str, str], strength: float) -> None:
     data = labelled(seed, kind, *model)
     grid = [Setting(s, fitIntercept=intercept, family=model[0], link=model[1]) for s in (strength, 3 * strength)]
     for setting, models in zip(grid, solve_generalized(data.chunks, grid, 3, memory=0), strict=True):
         for fold, solution in enumerate(models):
-            assert solution.converged or (not intercept and kind.startswith("constant"))
+            own = data.training(fold)
             if solution.converged:
-                assert residual(data.training(fold), setting, solution) < 1e-9
+                assert residual(own, setting, solution) < 1e-9
+            elif intercept or not kind.startswith("constant"):  # left to Spark, whose steps are as slow
+                assert residual(own, setting, step(own, setting, solution)) > 0.5 * residual(own, setting, solution)
 
 
 def test_gaussian_is_linear_regression() -> None:
