@@ -8,9 +8,7 @@ import typer
 
 import sparkdiff
 from sparkdiff.commands import earlier_runs, jobs, models, projects
-from sparkdiff.errors import DONE, FAILED, INTERRUPTED, NOT_STRICT, WRONG_INPUT, exit_code_of
-
-__all__ = ["DONE", "FAILED", "INTERRUPTED", "NOT_STRICT", "WRONG_INPUT", "app", "main"]
+from sparkdiff.errors import run_for_exit_code
 
 app = typer.Typer(
     help="Improve, fine-tune and grow fitted Spark ML pipelines. The result is a plain Spark ML pipeline.",
@@ -59,12 +57,4 @@ app.command()(projects.prepare)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0 success, 1 failure while running, 2 wrong usage or input, 3 `plan --strict`,
     130 Ctrl-C."""
-    return exit_code_of(lambda: _run(list(sys.argv[1:] if argv is None else argv)))
-
-
-def _run(argv: list[str]) -> int:
-    try:
-        app(argv)
-    except SystemExit as e:  # typer ends every command this way; wrong usage is 2
-        return e.code if isinstance(e.code, int) else DONE if e.code is None else FAILED
-    return DONE
+    return run_for_exit_code(lambda: app(sys.argv[1:] if argv is None else [*argv]))

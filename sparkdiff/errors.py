@@ -69,10 +69,12 @@ class ParityError(SparkdiffError):
     """
 
 
-def exit_code_of(run: Callable[[], int]) -> int:
+def run_for_exit_code(run: Callable[[], int]) -> int:
     """Run a command and return its exit code. An error of sparkdiff or of a store is printed on stderr."""
     try:
         return run()
+    except SystemExit as e:  # parsers of arguments end so; wrong usage is 2
+        return e.code if isinstance(e.code, int) else DONE if e.code is None else FAILED
     except SparkdiffError as e:
         print(f"error: {e}", file=sys.stderr)
         return WRONG_INPUT if isinstance(e, InputError) else FAILED

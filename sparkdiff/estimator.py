@@ -175,14 +175,14 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent, TunerMem
             tuner._shared.train_together([(fit.getOrDefault("pipeline"), fit.options()) for fit in fits])
         return super(FineTuner, tuner).fitMultiple(dataset, paramMaps)
 
+    @jvm.interruptible()
     def _fit(self, dataset: DataFrame) -> "FineTunerModel":
         def check(found: FineTunerModel) -> None:
             rows = lambda: held_out_first(self._sources(dataset), self.options())  # noqa: E731
             check_what_is_saved(found.pipelineModel, rows, lambda: root(self.options()), found.summary)
 
         fit = lambda more: self._fit_with_callbacks(dataset, [*self.callbacks, *more])  # noqa: E731
-        with jvm.interruptible():
-            return fit_with_observer(self, fit, dataset, alone=self._shared is None, check=check)
+        return fit_with_observer(self, fit, dataset, alone=self._shared is None, check=check)
 
     def _fit_with_callbacks(self, dataset: DataFrame, callbacks: Sequence[Events]) -> "FineTunerModel":
         given = self._require_pipeline()
@@ -212,6 +212,7 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent, TunerMem
         task, member = prepare(start.model, options, sources[0].df), shared.member_of(given, options)
         return fine_tune(task, sources, phases, shared=shared, boundaries=boundaries, member=member, start=start)
 
+    @jvm.interruptible()
     def cost(self, dataset: DataFrame) -> Cost:
         """The expected cost of `fit` on these rows: Spark jobs, bytes of the cache, seconds. Writes nothing.
 
@@ -346,13 +347,14 @@ class ExtendedTuner(FineTuner):
         return self.PROCEDURE(given, options, self.settings(), sources, phases)
 
     def _convert_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        own, refused = _names(self.SETTINGS), [name for name in self.WHY_REFUSED if given.get(name)]
-        known = {*FIELDS, *own}
-        problems = [f"{name} is no option of {type(self).__name__}: {self.WHY_REFUSED[name]}" for name in refused]
-        problems += [
-            f"unknown option {name!r}. {did_you_mean(str(name), known - {*self.WHY_REFUSED})}"
-            for name in given
-            if name not in known
+        own, why = _names(self.SETTINGS), self.WHY_REFUSED
+        known = {*FIELDS, *own} - {*why}
+        problems = [
+            f"{name} is no option of {type(self).__name__}: {why[name]}"
+            if name in why
+            else f"unknown option {name!r}. {did_you_mean(str(name), known)}"
+            for name, value in given.items()
+            if name not in known and (value or name not in why)
         ]
         found = dict[str, Any]()
         for kind, names in ((Options, FIELDS), (self.SETTINGS, own)):

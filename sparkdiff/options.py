@@ -281,7 +281,7 @@ def convert(field: dataclasses.Field[Any], value: Any) -> Any:
         return _parameters(name, value, rules)
     if isinstance(value, bool) and str(value).lower() in _choices(rules):
         return str(value).lower()  # localMode: true in YAML
-    return _check_value(name, _scalar(name, value, rules["kind"], rules.get("words", ())), rules)
+    return _checked_value(name, _scalar(name, value, rules["kind"], rules.get("words", ())), rules)
 
 
 def _choices(rules: Mapping[str, Any]) -> tuple[str, ...]:
@@ -347,7 +347,7 @@ def _scalar(name: str, value: Any, kind: type, words: Iterable[str] = ()) -> Any
     return kind(value)
 
 
-def _check_value(name: str, value: Any, rules: Mapping[str, Any]) -> Any:
+def _checked_value(name: str, value: Any, rules: Mapping[str, Any]) -> Any:
     """The value, after checking that it is a usable folder, one of the choices, or within its bounds, as the rules
     require.
     """

@@ -73,10 +73,10 @@ def options_of(file: str, name: str) -> Options:
     tree = ast.parse((ROOT / "sparkdiff" / file).read_text("utf-8"))
     (found,) = (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == name)
     fields = [node for node in found.body if isinstance(node, ast.AnnAssign)]
-    return {ast.unparse(field.target): kind_of(field) for field in fields}
+    return {ast.unparse(field.target): type_of(field) for field in fields}
 
 
-def kind_of(field: ast.AnnAssign) -> str:
+def type_of(field: ast.AnnAssign) -> str:
     """The type of an option; STAGES if it names stages, which can be given themselves."""
     kind, rules = (
         ast.unparse(field.annotation),

@@ -23,7 +23,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 # The flags of all commands that take rows. Commands that run jobs also take each setting as section.key=value.
 Data = Annotated[Text, typer.Option(help="Path of the rows.")]
 Format = Annotated[
-    str, typer.Option(help="Format of the rows, such as parquet or csv; by default from the name of the file.")
+    str,
+    typer.Option(
+        help="Format of the rows, such as parquet or csv; by default that of the file's name, else Spark's default."
+    ),
 ]
 ReaderOptions = Annotated[
     str, typer.Option(help="Options of Spark's reader as a JSON object; the key schema sets the schema.")
@@ -76,8 +79,8 @@ def source_of(path: str, format: str = "", options: str = "{}") -> dict[str, Any
         given = dict(json.loads(options))
     except (ValueError, TypeError) as e:
         raise InputError(f'--options must be a JSON object such as {{"header": true}}. Got {options!r} instead') from e
-    source = {"path": path, "schema": given.pop("schema", None), "options": given}
-    return loading.with_inferred_format({**source, "format": format} if format else source)
+    schema = given.pop("schema", None)
+    return loading.with_inferred_format({"path": path, "format": format or None, "schema": schema, "options": given})
 
 
 def schema_of(given: str) -> "StructType":

@@ -123,9 +123,7 @@ def compact(
     [(_, fitted)], rows = load_models_and_rows([model], "sparkdiff.serving.compact", "compact", data, format, options)
     from sparkdiff.serving.compact import compact as compacted, compact_plan
 
-    known = None if rows is None else rows.schema
-    if schema is not None:
-        known = schema_of(schema)
+    known = schema_of(schema) if schema is not None else None if rows is None else rows.schema
     found = compact_plan(fitted, keepCols, schema=known)
     print(found.toJSON() if as_json else found)
     if folder is not None:

@@ -15,7 +15,7 @@ from sparkdiff.diagnostics.prediction_differences import PredictionDifference, f
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.report import Displayable, Section, difference_headline, difference_sections
 from sparkdiff.stages.base import REGISTRY, class_name
-from sparkdiff.store.model_digests import digest_of_folder, hash_of, temporary_save
+from sparkdiff.store.model_digests import digest_of_folder, hash_of, try_to_save
 
 Place = tuple[int, ...]
 """Position of a leaf stage in the nested pipelines."""
@@ -189,7 +189,7 @@ def _stage(a: LeafStage | None, b: LeafStage | None, folder: Path | None) -> Sta
 
 
 def _content(stage: Any, folder: Path, *, params_too: bool) -> list[str] | None:
-    with temporary_save(stage, folder) as path:
+    with try_to_save(stage, folder) as path:
         if path is None:
             return None
         lines = digest_of_folder(path, by_whom=False)

@@ -221,7 +221,7 @@ def compare_outputs(
 def _compare(
     old: Any, new: Any, rows: DataFrame, key: str, only: Collection[str] | None
 ) -> tuple[dict[str, str], dict[str, Any]]:
-    with jvm.cache_rows(rows):
+    with jvm.persist_rows(rows):
         first = _hashes(old, rows, key, only)
         try:
             second = _hashes(new, rows, key, only)

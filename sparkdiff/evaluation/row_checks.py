@@ -15,8 +15,8 @@ from sparkdiff.objectives.label_checks import no_event, one_label
 from sparkdiff.objectives.metric import Metric
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
+from sparkdiff.stages.affine import MatrixProduct
 from sparkdiff.stages.base import LabelStats
-from sparkdiff.stages.linear import LinearMargin, LogisticRegression
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.tensors.rows import SparseRows
 
@@ -203,7 +203,7 @@ def check_stored(network: Network, data: Data) -> None:
     store. Spark and the network skip such a coefficient. But training changes it from 0, and then it is multiplied, so
     that the prediction for these rows is NaN.
     """
-    skipped = [m.unstored_mask() for m in network.head.modules() if isinstance(m, (LinearMargin, LogisticRegression))]
+    skipped = [m.unstored_mask() for m in network.head.modules() if isinstance(m, MatrixProduct)]
     if not any(s is not None and bool(s.any()) for s in skipped):
         return
     [features] = network.graph.head.reads[:1]

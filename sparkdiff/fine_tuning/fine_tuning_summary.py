@@ -11,7 +11,7 @@ from sparkdiff.evaluation.acceptance import Judgement, divergence, reason
 from sparkdiff.evaluation.guard import candidate_count, diverged_candidates
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.fine_tuning.phases import in_memory
-from sparkdiff.fine_tuning.task import GuardDecision, PipelineMetrics, Run, Task, TrainingResult
+from sparkdiff.fine_tuning.task import GuardDecision, PipelineScores, Run, Task, TrainingResult
 from sparkdiff.objectives.metric import Metric
 from sparkdiff.pipeline.parity import Parity
 from sparkdiff.report import FineTuningSummary, share_of, versions
@@ -20,10 +20,10 @@ from sparkdiff.stages.base import SUPPORT
 
 def summary_of(
     run: Run,
-    original: PipelineMetrics,
+    original: PipelineScores,
     fitted: TrainingResult,
     judged: GuardDecision,
-    tuned: PipelineMetrics,
+    tuned: PipelineScores,
     doubts: Sequence[str],
 ) -> FineTuningSummary:
     judgement, found = judged.judgement, fitted.found
@@ -41,7 +41,7 @@ def summary_of(
     )
 
 
-def summary_without_training(run: Run, original: PipelineMetrics, warnings: Sequence[str]) -> FineTuningSummary:
+def summary_without_training(run: Run, original: PipelineScores, warnings: Sequence[str]) -> FineTuningSummary:
     """The summary of a run that trained nothing, and kept the original."""
     parity = {} if original.parity is None else {"before": dataclasses.asdict(original.parity)}
     return FineTuningSummary(
@@ -98,7 +98,7 @@ def guard_fields(judgement: Judgement) -> dict[str, Any]:
     }
 
 
-def metric_fields(original: PipelineMetrics, after: PipelineMetrics) -> dict[str, Any]:
+def metric_fields(original: PipelineScores, after: PipelineScores) -> dict[str, Any]:
     """The fields of the summary with the metrics of both pipelines and the gain on validation rows, by name."""
     before, now = original.scores, after.scores
     held, own = before[VALIDATION], now[VALIDATION]

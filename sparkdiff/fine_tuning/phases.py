@@ -37,7 +37,7 @@ from sparkdiff.fine_tuning.task import (
     Goal,
     GuardDecision,
     JointSetting,
-    PipelineMetrics,
+    PipelineScores,
     Run,
     Task,
     TrainingResult,
@@ -160,7 +160,7 @@ def too_few(run: Run) -> str:
     return "" if units.number >= MIN_UNITS else f"not tested: {why_untested(units)}; {ways}"
 
 
-def verify_original(run: Run, *, decides: bool = True) -> PipelineMetrics:
+def verify_original(run: Run, *, decides: bool = True) -> PipelineScores:
     """Measure the original pipeline's metric on each split, and check that its network computes the same as Spark.
 
     Args:
@@ -182,7 +182,7 @@ def verify_original(run: Run, *, decides: bool = True) -> PipelineMetrics:
             ),
         )
         say(f"the network reproduces Spark: {parity}")
-        return PipelineMetrics(scores, parity)
+        return PipelineScores(scores, parity)
 
 
 def _reuse_key(run: Run) -> dict[str, Any] | None:
@@ -217,7 +217,7 @@ def check_data(run: Run) -> list[str]:
 
 def train(
     run: Run,
-    original: PipelineMetrics,
+    original: PipelineScores,
     recipes: Sequence[Recipe] | None,
     *,
     replace: bool,
@@ -257,7 +257,7 @@ def train(
 
 def _train_candidates(
     run: Run,
-    original: PipelineMetrics,
+    original: PipelineScores,
     recipes: Sequence[Recipe] | None,
     say: Callable[[str], None],
     on_epoch: OnEpoch,
@@ -316,7 +316,7 @@ def _train_candidates(
     return fitted, start, training
 
 
-def _complete(training: Training, run: Run, original: PipelineMetrics) -> None:
+def _complete(training: Training, run: Run, original: PipelineScores) -> None:
     """Set the training loss at epoch 0 of candidates that never gained to the original's, for comparison with later
     epochs.
 
@@ -394,7 +394,7 @@ def _slope_signs(run: Run) -> monotone.SlopeSigns:
 
 
 def judge_by_rows(
-    run: Run, original: PipelineMetrics, fitted: TrainingResult, given: RecordedMargins | None
+    run: Run, original: PipelineScores, fitted: TrainingResult, given: RecordedMargins | None
 ) -> GuardDecision:
     """Run the phase `judge`: decide by held-out rows whether the trained network may replace the original.
 
@@ -420,8 +420,8 @@ def judge_by_rows(
 
 
 def write_back_and_verify(
-    run: Run, original: PipelineMetrics, network: Network, known: Mapping[str, Score]
-) -> tuple[Any, PipelineMetrics]:
+    run: Run, original: PipelineScores, network: Network, known: Mapping[str, Score]
+) -> tuple[Any, PipelineScores]:
     """Write the trained network back to Spark stages, check that they compute the same, and measure the network's
     metrics.
 
@@ -444,7 +444,7 @@ def write_back_and_verify(
             model = write_back(model, network)
         parity = cached_parity.check(model, network, sample, cache)
         say(f"Spark reproduces the network: {parity}")
-        return model, PipelineMetrics(scores, parity)
+        return model, PipelineScores(scores, parity)
 
 
 def idle_options(run: Run) -> list[str]:

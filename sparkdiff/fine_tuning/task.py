@@ -336,7 +336,7 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True)
-class PipelineMetrics:
+class PipelineScores:
     """The metric of a pipeline on each split with rows; and the agreement of its network with Spark, None if not
     compared.
     """

@@ -195,6 +195,7 @@ class AssessedEntry:
     outcome: str = SKIPPED
 
 
+@jvm.interruptible()
 def triage(
     fleet: Sequence[Mapping[str, Any]] | DataFrame,
     *,

@@ -145,12 +145,12 @@ class BoostedTrees:
             weights = {"coefficients": np.ones(1), "intercept": float(self.base[0])}
             return self._margin_pipeline(columns, jvm.model_with_weights(self._of_margins(estimator), weights))
         if len(self.base) == 1:
-            return with_labels(self._classification(columns), self.classes, columns)
+            return with_class_names(self._classification(columns), self.classes, columns)
         k = len(self.base)
         softmax = LogisticRegression(family="multinomial", **_classifier(columns))
         weights = {"coefficientMatrix": np.eye(k), "interceptVector": self.base, "numClasses": k, "isMultinomial": True}
         last = jvm.model_with_weights(self._of_margins(softmax), weights, {"numFeatures": k})
-        return with_labels(self._margin_pipeline(columns, last), self.classes, columns)
+        return with_class_names(self._margin_pipeline(columns, last), self.classes, columns)
 
     @staticmethod
     def _of_margins(estimator: Any) -> Any:
@@ -214,7 +214,7 @@ class AveragedTrees:
         classifier: Any = RandomForestClassifier if self.forest else DecisionTreeClassifier
         estimator = classifier(impurity=self.impurity, **_classifier(columns), **params)
         model = java_trees.model_with_nodes(estimator, nodes, self.numFeatures, numClasses=len(self.classes))
-        return with_labels(model, self.classes, columns)
+        return with_class_names(model, self.classes, columns)
 
 
 def sum_of_trees(estimator: Any, nodes: Nodes, weights: Array, numFeatures: int) -> Any:
@@ -227,7 +227,7 @@ def _classifier(columns: Columns) -> dict[str, Any]:
     return {name: getattr(columns, name) for name in ("predictionCol", "probabilityCol", "rawPredictionCol")}
 
 
-def with_labels(model: Any, classes: Sequence[Any], columns: Columns) -> Any:
+def with_class_names(model: Any, classes: Sequence[Any], columns: Columns) -> Any:
     """The classifier, followed by an IndexToString if a column for the classes is requested: Spark predicts indices, 0
     to k - 1.
 

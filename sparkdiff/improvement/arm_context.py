@@ -20,7 +20,7 @@ from sparkdiff.evaluation.scores import Score
 from sparkdiff.fine_tuning.fine_tuning_run import record_rows
 from sparkdiff.fine_tuning.fine_tuning_summary import facts
 from sparkdiff.fine_tuning.phases import check_data, open_run, verify_original
-from sparkdiff.fine_tuning.task import FitResults, Goal, PipelineMetrics, Run, Task, TrainingResult, check_runs, prepare
+from sparkdiff.fine_tuning.task import FitResults, Goal, PipelineScores, Run, Task, TrainingResult, check_runs, prepare
 from sparkdiff.growth import cost_table
 from sparkdiff.growth.item_runner import ItemResultCache
 from sparkdiff.growth.part_inputs import LINEAR, cut_for, upstream_columns
@@ -91,7 +91,7 @@ class ArmContext:
     """The original pipeline, a set of rows, and the request of the user.
 
     Attributes:
-        model: the original, as the user passed it, or refitted to the training rows of this context (see `move_to_rows`).
+        model: the original, as the user passed it, or refitted to the training rows of this context (see `refit_on_rows`).
         fit: function that fits the pipeline to the training rows of other contexts; None if the pipeline stays fixed (see
             `Origin`).
         original: the figures of `model`; None until `model` is measured.
@@ -314,7 +314,7 @@ def measure_original(context: ArmContext, *, doubts: bool = False) -> ArmContext
     return dataclasses.replace(context, original=found, goal=goal, facts=known, rows=rows, doubts=tuple(warnings))
 
 
-def move_to_rows(
+def refit_on_rows(
     context: ArmContext,
     sources: Sequence[Source],
     boundaries: Boundaries | None,
@@ -367,7 +367,7 @@ def measure(context: ArmContext, model: Any) -> Measurement:
     return found
 
 
-def _measurement(run: Run, measured: PipelineMetrics) -> Measurement:
+def _measurement(run: Run, measured: PipelineScores) -> Measurement:
     return Measurement(
         run.task, measured.scores, record_rows(run, run.network), measured.parity, cost_table.of_model(run.task.model)
     )

@@ -111,7 +111,9 @@ def _fit_and_measure(context: ArmContext, name: str) -> Baseline:
         weightCol=None if weight is None else WEIGHT,
         params=context.metricParams,
     )
-    with jvm.cache_rows(_columns(context, training_rows(context.sources, context.options, context.boundaries))) as rows:
+    with jvm.persist_rows(
+        _columns(context, training_rows(context.sources, context.options, context.boundaries))
+    ) as rows:
         model = estimator.fit(rows)
         least = None if context.metric.power is None else _least(rows)
         values = {}

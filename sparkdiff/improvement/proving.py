@@ -31,7 +31,7 @@ from sparkdiff.improvement.arm_context import (
     check_same_rows,
     is_cost_allowed,
     measure,
-    move_to_rows,
+    refit_on_rows,
 )
 from sparkdiff.improvement.arms import ARMS
 from sparkdiff.improvement.arms.fine_tuning import train_again
@@ -256,7 +256,7 @@ class Proof:
         """Context of the exploring rows; made at the first call."""
         context, division = self.context, self.division
         return self.shared.once(
-            ("explores",), lambda: move_to_rows(context, division.explores, division.boundaries[0], doubts=True)
+            ("explores",), lambda: refit_on_rows(context, division.explores, division.boundaries[0], doubts=True)
         )
 
     def ground_of(self, k: int) -> ArmContext:
@@ -264,7 +264,7 @@ class Proof:
 
         def make() -> ArmContext:
             rows, boundaries = self.division.proves[k], self.division.boundaries[1]
-            context = move_to_rows(
+            context = refit_on_rows(
                 self.context, rows, boundaries, allTrain=True, fold=k + 2 if self.division.ships else 0
             )
             check_same_numbers(self.context, context.model, f"fold {k + 2}")
@@ -276,7 +276,7 @@ class Proof:
         """Context of all rows, from which the shipped pipeline is made; made at the first call."""
         context = self.context
         return self.shared.once(
-            ("whole",), lambda: move_to_rows(context, context.sources, context.boundaries, allTrain=True, fold=0)
+            ("whole",), lambda: refit_on_rows(context, context.sources, context.boundaries, allTrain=True, fold=0)
         )
 
     def make_from_all_rows(self, finalist: Finalist) -> Measurement:

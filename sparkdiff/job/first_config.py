@@ -91,7 +91,9 @@ def _data(graph: Graph, data: str | None, here: Path) -> list[str]:
         "data:",
         "  train:",
         f"    path: {_yaml_scalar(path)}" + ("          # put the path of your rows here" if data is None else ""),
-        f"    format: {source.get('format', 'parquet')}",
+        f"    format: {source['format']}"
+        if "format" in source
+        else "    # format: parquet          # by default Spark's own",
     ]
     if "options" in source:
         lines.append(

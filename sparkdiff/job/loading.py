@@ -16,6 +16,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.utils import is_remote
 
 from sparkdiff import jvm
+from sparkdiff.data.splits import SPLITS
 from sparkdiff.errors import InputError, check_keys, did_you_mean
 from sparkdiff.jvm.stores import URL
 from sparkdiff.machine import paths, threads
@@ -31,6 +32,8 @@ default makes up a third of all calls to Java.
 """
 FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json", ".orc": "orc"}
 """Formats of files by file extension."""
+WAYS = {"triage": "rename the file, such as to rows.csv, or pass a DataFrame"}
+"""What to do about rows in another format than Spark's default, for what can't set a format."""
 COMPRESSED = {".gz", ".bz2", ".zst", ".lz4", ".snappy", ".deflate"}
 """Extensions of compressed files; the one before them tells the format."""
 CSV = {"header": True, "inferSchema": True}
@@ -64,6 +67,7 @@ def start_session(conf: Mapping[str, Any], meanwhile: str | None = None, size: f
         jvm.java_options(jvm.archive_option(java), jvm.QUICK if size <= SMALL else ""),
     ):
         spark = builder.getOrCreate()
+    jvm.replace_interrupt_handler()
     if not jvm.in_process(spark):
         # A Connect model that is freed while the interpreter exits calls the server to delete it, and would wait forever.
         atexit.register(spark.stop)
@@ -158,9 +162,9 @@ def parse_source(split: str, given: Any) -> str | dict[str, Any]:
 
 
 def with_inferred_format(source: Mapping[str, Any]) -> dict[str, Any]:
-    """The source with a format: if none is set, that of the name of its path, if the name tells any.
+    """The source with a format: if none is set, that of the name of its path; Spark's default if the name tells none.
 
-    CSV is then read with its header, and with types inferred if there is no schema; a file .tsv is read with tabs.
+    CSV is read with its header, and with types inferred (which Spark does only without a schema); a file .tsv is read with tabs.
     """
     suffixes = [s.lower() for s in Path(source["path"].rstrip("/")).suffixes]
     suffix = next((s for s in reversed(suffixes) if s not in COMPRESSED), "")
@@ -169,8 +173,6 @@ def with_inferred_format(source: Mapping[str, Any]) -> dict[str, Any]:
     if form is not None and form.lower() == "csv":
         named = {str(name).lower() for name in options}
         usual = {**CSV, **({"sep": "\t"} if suffix == ".tsv" and "delimiter" not in named else {})}
-        if source.get("schema"):
-            del usual["inferSchema"]
         options = {name: value for name, value in usual.items() if name.lower() not in named} | options
     return {**source, **({"options": options} if options else {}), **({} if form is None else {"format": form})}
 
@@ -184,12 +186,9 @@ def load_data(spark: SparkSession, given: Any, folder: Path, split: str) -> Data
     given = parse_source(split, given)
     if isinstance(given, str):
         return function(given, folder)(spark)  # type: ignore[no-any-return]
-    untold = (
-        ""
-        if given.get("format") or given.get("table")
-        else f" (if it is not parquet, set data.{split}.format or --format)"
-    )
-    with jvm.as_input_error(f"data.{split} cannot be read{untold}"):
+    way = f"set data.{split}.format" if split in SPLITS else WAYS.get(split, "set --format")
+    told = given.get("format") or given.get("table")
+    with jvm.as_input_error(f"data.{split} cannot be read{'' if told else f' in the default format of Spark ({way})'}"):
         options = {
             str(k): str(v).lower() if isinstance(v, bool) else v for k, v in (given.get("options") or {}).items()
         }

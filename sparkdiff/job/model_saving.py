@@ -6,7 +6,7 @@ from typing import Any
 from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
-from sparkdiff.diagnostics.prediction_differences import check_saved
+from sparkdiff.diagnostics.prediction_differences import FIRST, check_saved
 from sparkdiff.errors import InputError, SparkdiffError
 from sparkdiff.machine import atomic_files
 from sparkdiff.store import files
@@ -32,7 +32,7 @@ def save(model: Any, folder: Path, rows: DataFrame | None) -> None:
             loaded.
 
     Raises:
-        InputError: the pipeline in memory fails on the rows.
+        InputError: the pipeline in memory fails on the rows, or returns none of them.
         SparkdiffError: the pipeline cannot be written; the message gives the reason.
         ParityError: the saved pipeline cannot be loaded, or its outputs differ.
     """
@@ -48,7 +48,9 @@ def save(model: Any, folder: Path, rows: DataFrame | None) -> None:
             if "why" in compared:
                 raise InputError(f"the saved pipeline cannot be compared: {compared['why']}; pass rows that it accepts")
             if rows is not None and compared.get("rows") == 0:
-                raise InputError("there are no rows to compare the saved pipeline on: pass some, or none at all")
+                raise InputError(
+                    f"the pipeline returns none of the first {FIRST:,} rows, so that nothing can be compared: pass others"
+                )
     except (OSError, *jvm.SparkError) as e:
         raise SparkdiffError(
             f"the pipeline cannot be written to {folder}: {jvm.cause(e)}; choose another folder"

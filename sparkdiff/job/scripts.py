@@ -12,11 +12,10 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from sparkdiff import job
-from sparkdiff.errors import DONE, INTERRUPTED, WRONG_INPUT, InputError, exit_code_of
+from sparkdiff.errors import DONE, INTERRUPTED, InputError, run_for_exit_code
 from sparkdiff.job.config import SECTIONS
 from sparkdiff.machine import paths
 from sparkdiff.machine.secrets import HIDDEN
@@ -43,22 +42,16 @@ BUDGET = "30m"
 
 def main(command: str, argv: Sequence[str] | None = None) -> int:
     """Run a job by the arguments of a script and return its exit code, as the command of this name does."""
-    script = Path(sys.argv[0]).name
-    name = script if script == f"{command}.py" else f"sparkdiff {command}"
+    name = None if argv is None else f"sparkdiff {command}"  # None: the name of the script
     parser = argparse.ArgumentParser(name, description=f"Runs what `sparkdiff {command}` runs.", allow_abbrev=False)
     parser.add_argument(
         "words", nargs="*", metavar="section.key=value", help="a setting; overrides the flags and the YAML file"
     )
     parser.add_argument("--config", help="YAML file of the job")
-    for name in FLAGS_OF[command]:
-        parser.add_argument(f"--{name}", help=f"short for {FLAGS[name]}=...")
-    parser.add_argument("--json", action="store_true", help="print only the result on stdout, as JSON")
-    try:
-        given = vars(parser.parse_intermixed_args(argv))
-    except SystemExit as e:  # --help, or wrong usage
-        return WRONG_INPUT if e.code else DONE
-    words, config, as_json = given.pop("words"), given.pop("config"), given.pop("json")
-    return exit_code_of(lambda: run_job(command, config, words, as_json=as_json, **given))
+    for flag in FLAGS_OF[command]:
+        parser.add_argument(f"--{flag}", help=f"short for {FLAGS[flag]}=...")
+    parser.add_argument("--json", action="store_true", dest="as_json", help="print only the result on stdout, as JSON")
+    return run_for_exit_code(lambda: run_job(command, **vars(parser.parse_intermixed_args(argv))))
 
 
 def run_job(command: str, config: str | None, words: Sequence[str], *, as_json: bool, **flags: str | None) -> int:

@@ -86,14 +86,13 @@ def _run(config: Config, lease: Lease) -> Any:
         check_replaceable(config.output)
     module = "sparkdiff.job.steps" if config.search is None else "sparkdiff.job.searching"
     spark = start_session(config.spark, module, size_of(config.data, config.folder))
-    with jvm.interruptible():
-        if config.search is not None:
-            from sparkdiff.job import searching
+    if config.search is not None:
+        from sparkdiff.job import searching
 
-            return searching.run(config, lease, spark)
-        from sparkdiff.job import steps
+        return searching.run(config, lease, spark)
+    from sparkdiff.job import steps
 
-        return steps.run(config, lease, spark, found)
+    return steps.run(config, lease, spark, found)
 
 
 def _finished_summary(config: Config) -> dict[str, Any] | None:

@@ -104,7 +104,7 @@ def is_running() -> bool:
 
 
 @contextlib.contextmanager
-def cache_rows(df: DataFrame) -> Iterator[DataFrame]:
+def persist_rows(df: DataFrame) -> Iterator[DataFrame]:
     """Cache the rows of a DataFrame in Spark within this context (`df.cache()`), and yield the cached DataFrame."""
     rows = df.cache()
     try:
@@ -330,35 +330,55 @@ def cancellable(spark: SparkSession, tag: str) -> Iterator[None]:
     yield
 
 
-@contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """Let Ctrl-C end a call to Java within this context, if pyspark handles it; in other threads this changes nothing.
+def replace_interrupt_handler() -> bool:
+    """Replace pyspark's handler of Ctrl-C by one that ends a call to Java; return False if pyspark has none, and in threads
+    other than the main one.
 
-    pyspark's handler calls Java on the connection that the interrupted call still reads. So that call fails with an error in
-    place of KeyboardInterrupt, and the session gets wrong answers afterwards. The handler here cancels the jobs from another
-    thread, and drops the connection.
+    pyspark's handler calls Java on the connection that the interrupted call still reads. So the session gets wrong answers
+    afterwards, and up to Spark 4.2 the call fails with an error in place of KeyboardInterrupt. The handler here cancels the jobs
+    from another thread, and drops the connection. The new connection gets the session and the local properties of the old one.
     """
+    handler = signal.getsignal(signal.SIGINT)
+    context, gateway = SparkContext._active_spark_context, SparkContext._gateway
     in_main = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGINT) if in_main else None
-    if not getattr(before, "__module__", "").startswith("pyspark."):
-        yield
-        return
+    if not in_main or context is None or not (getattr(handler, "__module__", "") or "").startswith("pyspark."):
+        return False
+    active: Any = SparkSession.getActiveSession()
+    java: Any = context._jsc.sc()
+    properties = java.getLocalProperties()
 
     def interrupt(*_: Any) -> None:
-        context, gateway = SparkContext._active_spark_context, SparkContext._gateway
-        if context is not None:
-            thread = threading.Thread(target=context.cancelAllJobs, daemon=True)
-            thread.start()
-            thread.join(CANCELLING)
+        thread = threading.Thread(target=context.cancelAllJobs, daemon=True)
+        thread.start()
+        thread.join(CANCELLING)
         if isinstance(gateway, ClientServer) and (own := gateway._gateway_client.get_thread_connection()) is not None:
             own.close()
+            java.setLocalProperties(properties)
+            if active is not None:
+                active._jvm.org.apache.spark.sql.SparkSession.setActiveSession(active._jsparkSession)
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, interrupt)
+    logging.getLogger().addFilter(_is_no_interruption)
+    return True
+
+
+def _is_no_interruption(record: logging.LogRecord) -> bool:
+    """False for the traceback that py4j logs, on the root logger, for each interrupted call."""
+    return record.msg != "KeyboardInterrupt while sending command."
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C end a call to Java within this context (see `replace_interrupt_handler`)."""
+    before = signal.getsignal(signal.SIGINT)
+    replaced = replace_interrupt_handler()
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        if replaced:
+            signal.signal(signal.SIGINT, before)
+            logging.getLogger().removeFilter(_is_no_interruption)
 
 
 def threads_share_session() -> bool:

@@ -144,6 +144,7 @@ class LabelModel(Estimator, CheckedParams, _LabelParams, jvm.Persistent):  # typ
         except TypeError as e:
             raise InputError(str(e)) from e
 
+    @jvm.interruptible()
     def _fit(self, dataset: DataFrame) -> "LabelModelModel":
         check_dataframe("the dataset of fit()", dataset)
         if dataset.isStreaming:

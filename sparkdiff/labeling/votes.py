@@ -55,9 +55,9 @@ def count_vote_patterns(
     try:
         table = _table(df, votes, labelCol, weightCol)
         with jvm.by_arrow():
-            found, sampled = _rows_per_pattern(table).limit(MOST + 1).toPandas(), False
+            found, sampled = _group_by_pattern(table).limit(MOST + 1).toPandas(), False
             if len(found) > MOST:
-                found, sampled = _rows_per_pattern(_sample(table, seed)).toPandas(), True
+                found, sampled = _group_by_pattern(_sample(table, seed)).toPandas(), True
     except jvm.SparkError as e:
         raise InputError(f"Spark failed while it computed {_failing(df, votes)}: {jvm.cause(e)}") from e
     values = found.to_numpy(dtype=np.float64, na_value=np.nan)
@@ -91,7 +91,7 @@ def _table(df: DataFrame, votes: Mapping[str, str], labelCol: str | None, weight
     return df.select(*cast, F.nanvl(label, F.lit(None).cast("double")).alias("label"), weight.alias("weight"))
 
 
-def _rows_per_pattern(table: DataFrame) -> DataFrame:
+def _group_by_pattern(table: DataFrame) -> DataFrame:
     """One row for each pattern of votes and label, with four more columns: `weight` (sum of valid weights), `rows` (number of
     rows with weight above 0), `number` (number of invalid weights), and `value` (the smallest invalid weight).
     """
@@ -118,7 +118,7 @@ def _sample(table: DataFrame, seed: int) -> DataFrame:
 
 
 def _check_weights(weightCol: str | None, weight: Floats, rows: Floats, number: Floats, value: Floats) -> None:
-    """Check the weights of the rows, from the columns of `_rows_per_pattern`.
+    """Check the weights of the rows, from the columns of `_group_by_pattern`.
 
     Raises:
         InputError: a weight is null, NaN, negative or infinite, or all weights are 0. The message names the column, an

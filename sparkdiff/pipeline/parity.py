@@ -80,6 +80,7 @@ class Parity(Displayable):
         return as_html([StrongLine(self._headline()), *([SectionTable([head, *rows])] if rows else []), *self.notes])
 
 
+@jvm.interruptible()
 def verify(model: Any, df: DataFrame, network: Network | None = None) -> Parity:
     """Run Spark's stages and the network on the same rows and compare all columns that both write.
 

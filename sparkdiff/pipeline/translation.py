@@ -26,7 +26,7 @@ from sparkdiff.stages.base import (
     REGISTRY,
     UNTRANSLATED,
     StageModule,
-    UntranslatedStage,
+    UntranslatedFacts,
     class_name,
     columns_of,
 )
@@ -215,7 +215,7 @@ def _in_spark(bare: Vertex) -> Vertex:
     if (selection := jvm.selection_of(stage)) is not None:
         removes = tuple(c for c in selection.columns if c not in selection.last)
         return dataclasses.replace(bare, why="it drops columns or puts them last, and computes none", removes=removes)
-    known = UNTRANSLATED.get(class_name(stage)) or UntranslatedStage(foreign(stage) or "no translation to torch")
+    known = UNTRANSLATED.get(class_name(stage)) or UntranslatedFacts(foreign(stage) or "no translation to torch")
     outputs = columns_of(stage, OUTPUTS) if (declares_all := is_plain(stage) or _only_computes(stage)) else ()
     return dataclasses.replace(
         bare,

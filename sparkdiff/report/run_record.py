@@ -110,6 +110,7 @@ class RunRecord(Displayable):
         """Write the report of the run as one page that needs no other file and no network.
 
         Raises:
+            InputError: the extra `report` is not installed.
             OSError: the file can't be written.
         """
         write_bytes(Path(path), page(self.asdict(), self.records).encode())

@@ -43,10 +43,9 @@ def write_report(folder: Path) -> None:
     """Write the report into a run folder. If it can't be made, only a warning is issued, so that the run is not lost."""
     try:
         (folder / REPORT).write_text(report_of(folder), encoding="utf-8")
-    except InputError as e:
-        warnings.warn(f"the run has no {REPORT}: {e}; then `sparkdiff report` writes it", stacklevel=2)
     except Exception as e:
-        warnings.warn(f"the run has no {REPORT}, as it could not be made: {e!r}", stacklevel=2)
+        why = e if isinstance(e, InputError) else repr(e)
+        warnings.warn(f"the run has no {REPORT}: {why}; `sparkdiff report {folder}` tries again", stacklevel=2)
 
 
 def comparison_of(folders: Sequence[Path]) -> str:

@@ -132,14 +132,14 @@ def compact_plan(model: Any, keepCols: Sequence[str] | None = None, *, schema: S
     start = _start(plain(model), keepCols, schema)
     state, why = fold(start)
     return CompactPlan(
-        tuple(_stage_outcome(state, start, why, i) for i in range(len(state.graph.vertices))),
+        tuple(_stage_compaction(state, start, why, i) for i in range(len(state.graph.vertices))),
         tuple(
             c for v in state.graph.vertices for c in v.outputs if (state.graph.casefold(c), v.position) in state.keep
         ),
     )
 
 
-def _stage_outcome(state: State, start: State, why: Mapping[int, str], i: int) -> StageCompaction:
+def _stage_compaction(state: State, start: State, why: Mapping[int, str], i: int) -> StageCompaction:
     vertex = state.vertex(i)
     changed = i in state.absorbers or i in state.changed or (i in state.reads and state.reads[i] != start.reads[i])
     action = "gone" if i in state.gone else "changed" if changed else "same"

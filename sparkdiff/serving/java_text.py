@@ -225,7 +225,7 @@ class _Pattern:
     def starts(self, text: str) -> bool:
         return self.java.startswith(text, self.at)
 
-    def translate(self) -> str:
+    def to_python(self) -> str:
         while self.at < len(self.java):
             c = self.next()
             if c == "\\":
@@ -301,6 +301,6 @@ def pattern(java: str) -> "re.Pattern[str]":
         NotServedError: the pattern uses a feature without an equivalent in Python.
     """
     try:
-        return re.compile(_Pattern(java).translate(), re.ASCII)
+        return re.compile(_Pattern(java).to_python(), re.ASCII)
     except (re.error, OverflowError) as e:
         raise NotServedError(f"Python cannot read the pattern {java!r}: {e}") from e

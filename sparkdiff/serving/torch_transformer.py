@@ -257,7 +257,7 @@ class DeviceChoice:
 
 def choose_device(model: Any, df: DataFrame) -> tuple[DeviceChoice, bool]:
     """Fastest device on copies of some of the rows, and whether the choice may be kept for other data; runs jobs."""
-    with jvm.cache_rows(df.limit(SAMPLE)) as rows:
+    with jvm.persist_rows(df.limit(SAMPLE)) as rows:
         if (number := rows.count()) < FEWEST:
             few = f"MLlib computes all stages this time: {number} rows are too few to measure"
             return DeviceChoice("spark", {}, 0, few), False

@@ -78,7 +78,18 @@ class Affine(StageModule):
 
 
 class MatrixProduct(Affine):
-    """An affine stage whose outputs are weighted sums of its inputs plus a constant, so that columns of 0 add nothing."""
+    """An affine stage whose outputs are weighted sums of its inputs plus a constant, so that columns of 0 add nothing.
+
+    A stage whose coefficients Spark may store sparsely has a buffer `unstored`: None, or (k, d) bool.
+    """
+
+    def unstored_mask(self) -> Tensor | None:
+        """Mask (k, d) of the coefficients that Spark doesn't store, and never multiplies; None if it stores all.
+
+        An unstored coefficient counts as stored as soon as training changes it from 0.
+        """
+        unstored = self._buffers.get("unstored")
+        return None if unstored is None else unstored & (getattr(self, self.weights[0]) == 0)
 
     def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[Affine, Tensor | None]:
         return self, None

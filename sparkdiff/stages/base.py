@@ -205,7 +205,7 @@ class Trainable(nn.Module):
 
 
 REGISTRY: "dict[str, type[StageModule]]" = {}
-UNTRANSLATED: "dict[str, UntranslatedStage]" = {}
+UNTRANSLATED: "dict[str, UntranslatedFacts]" = {}
 SKIPS = "handleInvalid='skip' drops rows, and a torch module cannot drop rows; use 'error' or 'keep'"
 NULL = " is null"
 """Suffix of the name of a boolean column that says in which rows another column is null."""
@@ -240,7 +240,7 @@ def register(class_name: str) -> Callable[[_Module], _Module]:
 
 
 @dataclass(frozen=True)
-class UntranslatedStage:
+class UntranslatedFacts:
     """The facts about stages without a translation to torch.
 
     Attributes:
@@ -258,8 +258,8 @@ class UntranslatedStage:
 
 
 def leave_in_spark(class_name: str, reason: str, **facts: bool) -> None:
-    """Register that fitted stages of this class stay in Spark, and why; `facts` are fields of UntranslatedStage."""
-    UNTRANSLATED[class_name] = UntranslatedStage(reason, **facts)
+    """Register that fitted stages of this class stay in Spark, and why; `facts` are fields of UntranslatedFacts."""
+    UNTRANSLATED[class_name] = UntranslatedFacts(reason, **facts)
 
 
 def class_name(stage: Any) -> str:

@@ -36,6 +36,18 @@ def without(x: Rows, which: Tensor) -> Rows:
     return torch.where(which, 0.0, x)
 
 
+def unstored_of(stage: Any) -> Tensor | None:
+    """Mask (k, d) of the coefficients that a fitted stage doesn't store; None if it stores all."""
+    stored = torch.from_numpy(stored_of(stage))
+    return None if bool(stored.all()) else ~stored
+
+
+def with_stored(module: MatrixProduct, stage: Any, matrix: Any, intercepts: Any) -> Any:
+    """A new fitted stage with these coefficients (k, d), without those that stay unstored, and intercepts (k,)."""
+    skipped = module.unstored_mask()
+    return with_coefficients(stage, matrix, intercepts, None if skipped is None else ~skipped.cpu().numpy())
+
+
 def coefficient_units(x: FeatureStats, unit: float) -> Tensor:
     """Unit of each coefficient: with one unit more, the margin changes by `unit` if the column changes by one standard
     deviation (by 1 if the column is constant).
@@ -52,24 +64,17 @@ class LinearMargin(MatrixProduct, Predictor):
     """The common part of predictors whose margin is x @ coefficients + intercept, plus further inputs (an offset)."""
 
     feature_axis = {"coefficients": 0}
-    unstored: Tensor | None
 
     def __init__(self, coefficients: Tensor, intercept: Tensor, fit_intercept: bool):
         super().__init__()
         self.coefficients = parameter(coefficients)  # (d,)
         self.intercept = parameter(intercept, fit_intercept)  # ()
-        self.register_buffer("unstored", None, persistent=False)  # None or (1, d) bool
 
     def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # one input column
         out, skipped = product(x, self.coefficients) + self.intercept, self.unstored_mask()
         if skipped is None or not (on_gpu(out) or bool((~out.isfinite()).any())):
             return out
         return product(without(x, skipped[0]), self.coefficients) + self.intercept
-
-    def unstored_mask(self) -> Tensor | None:
-        """Mask (1, d) of the coefficients that Spark doesn't store, and never multiplies; None if it stores all."""
-        unstored = self._buffers["unstored"]
-        return None if unstored is None else unstored & (self.coefficients == 0)
 
     def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
         more = [p["coefficients"].new_ones(1, 1) for _ in widths[1:]]
@@ -99,25 +104,26 @@ class LinearRegression(LinearMargin, LeastSquares):
     weights = ("coefficients", "intercept", "scale")
 
     def __init__(
-        self, coefficients: Tensor, intercept: Tensor, scale: float, fit_intercept: bool, epsilon: float | None
+        self,
+        coefficients: Tensor,
+        intercept: Tensor,
+        scale: float,
+        fit_intercept: bool,
+        epsilon: float | None,
+        unstored: Tensor | None = None,
     ):
         super().__init__(coefficients, intercept, fit_intercept)
         self.scale, self.epsilon = scale, epsilon
+        self.register_buffer("unstored", unstored, persistent=False)  # None or (1, d) bool
 
     @classmethod
     def from_spark(cls, stage: Any) -> "LinearRegression":
         epsilon = stage.getEpsilon() if stage.getLoss() == "huber" else None
-        made = cls(tensor(stage.coefficients), tensor(stage.intercept), stage.scale, stage.getFitIntercept(), epsilon)
-        stored = torch.from_numpy(stored_of(stage))
-        made.unstored = None if bool(stored.all()) else ~stored
-        return made
+        weights = tensor(stage.coefficients), tensor(stage.intercept), stage.scale
+        return cls(*weights, stage.getFitIntercept(), epsilon, unstored_of(stage))
 
     def to_spark(self, stage: Any) -> Any:
-        skipped = self.unstored_mask()
-        if skipped is None or not bool(skipped.any()):
-            return super().to_spark(stage)
-        matrix, intercept = self.weight("coefficients")[None], np.array([self.weight("intercept")])
-        return with_coefficients(stage, matrix, intercept, ~skipped.cpu().numpy())
+        return with_stored(self, stage, self.weight("coefficients")[None], np.array([self.weight("intercept")]))
 
     def own_loss(self) -> tuple[str, dict[str, float]]:
         # At a given scale, Spark's Huber loss (Owen's concomitant-scale form) is Huber's with delta = epsilon * scale.
@@ -290,7 +296,7 @@ class LogisticRegression(MatrixProduct, ProbabilisticClassifier):
 
     @classmethod
     def from_spark(cls, stage: Any) -> "LogisticRegression":
-        matrix, bounds, stored = tensor(stage.coefficientMatrix), {}, torch.from_numpy(stored_of(stage))
+        matrix, bounds = tensor(stage.coefficientMatrix), {}
         for side in ("lower", "upper"):
             for param, weight in (("Coefficients", "coefficientMatrix"), ("Intercepts", "interceptVector")):
                 name = f"{side}BoundsOn{param}"
@@ -306,7 +312,7 @@ class LogisticRegression(MatrixProduct, ProbabilisticClassifier):
             bounds=bounds,
             uid=stage.uid,
             movable=not stage.isSet("thresholds"),
-            unstored=None if bool(stored.all()) else ~stored,
+            unstored=unstored_of(stage),
         )
 
     def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # (n,) or (n, k)
@@ -324,11 +330,6 @@ class LogisticRegression(MatrixProduct, ProbabilisticClassifier):
             return out
         each = torch.stack([product(without(x, s), w) for s, w in zip(skipped, weight, strict=True)], 1) + intercept
         return each if self.isMultinomial else each[:, 0]
-
-    def unstored_mask(self) -> Tensor | None:
-        """Mask of the coefficients that Spark doesn't store, like `coefficientMatrix`; None if it stores all."""
-        unstored = self._buffers["unstored"]
-        return None if unstored is None else unstored & (self.coefficientMatrix == 0)
 
     @property
     def unfrozen(self) -> bool:
@@ -423,12 +424,7 @@ class LogisticRegression(MatrixProduct, ProbabilisticClassifier):
         return {"threshold": why, "thresholds": why}
 
     def to_spark(self, stage: Any) -> Any:
-        skipped = self.unstored_mask()
-        if skipped is not None and bool(skipped.any()):
-            stored = ~skipped.cpu().numpy()
-            new = with_coefficients(stage, self.weight("coefficientMatrix"), self.weight("interceptVector"), stored)
-        else:
-            new = jvm.rebuild(stage, {name: self.weight(name) for name in self.weights})
+        new = with_stored(self, stage, self.weight("coefficientMatrix"), self.weight("interceptVector"))
         return jvm.with_params(new, {"threshold": self.weight("threshold")}) if self.unfrozen else new
 
     def has_bounds(self) -> bool:

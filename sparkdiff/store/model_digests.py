@@ -142,7 +142,7 @@ def digest_of(stages: Sequence[Any], folder: Path) -> list[str] | None:
         known = None
     if known in _digests:
         return _digests[known]
-    with temporary_save(PipelineModel(list(stages)), folder) as path:
+    with try_to_save(PipelineModel(list(stages)), folder) as path:
         found = None if path is None else digest_of_folder(path)
     if known is not None and found is not None:
         if len(_digests) >= MOST:
@@ -161,7 +161,7 @@ def _nested_values(values: Any) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def temporary_save(model: Any, folder: Path | None) -> Iterator[Path | None]:
+def try_to_save(model: Any, folder: Path | None) -> Iterator[Path | None]:
     """Save a model temporarily below `folder` (None: the system's temporary folder), and yield the path, or None if the
     model cannot be saved.
     """
@@ -185,7 +185,7 @@ def hash_of(model: Any, path: str | None, folder: Path | None) -> str | None:
     """
     if path is not None and (local := jvm.stores.fetch_folder(path)) is not None:
         return hash_of_folder(local)
-    with temporary_save(model, folder) as copy:
+    with try_to_save(model, folder) as copy:
         return None if copy is None else hash_of_folder(copy)
 
 

@@ -339,6 +339,7 @@ class CrossValidator(_Search, tuning.CrossValidator):
 
     PLAIN = tuning.CrossValidator
 
+    @jvm.interruptible()
     @pause_autologging()
     def _fit(self, dataset: DataFrame) -> Any:
         if not jvm.in_process(dataset.sparkSession):
@@ -387,6 +388,7 @@ class TrainValidationSplit(_Search, tuning.TrainValidationSplit):
 
     PLAIN = tuning.TrainValidationSplit
 
+    @jvm.interruptible()
     @pause_autologging()
     def _fit(self, dataset: DataFrame) -> Any:
         if not jvm.in_process(dataset.sparkSession):

@@ -11,7 +11,8 @@ from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.feature import StringIndexer, VectorAssembler
 from pyspark.sql import SparkSession
 
-from sparkdiff.cli import DONE, WRONG_INPUT, main
+from sparkdiff.cli import main
+from sparkdiff.errors import DONE, WRONG_INPUT
 
 pytestmark = pytest.mark.once
 

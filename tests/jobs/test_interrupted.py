@@ -18,7 +18,7 @@ from pyspark.ml.feature import PCA, VectorAssembler
 from pyspark.ml.regression import LinearRegression
 from pyspark.sql import SparkSession
 
-from sparkdiff.cli import INTERRUPTED
+from sparkdiff.errors import INTERRUPTED
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.nightly, pytest.mark.once]

@@ -15,11 +15,11 @@ import yaml
 from hypothesis import example, given, settings, strategies as st
 
 from sparkdiff import estimator, job as run, jvm
-from sparkdiff.cli import FAILED, INTERRUPTED, WRONG_INPUT, app, main
+from sparkdiff.cli import app, main
 from sparkdiff.commands import models
 from sparkdiff.commands.flags import source_of
-from sparkdiff.errors import InputError, SparkdiffError, StoreError
-from sparkdiff.job import config, loading, starting, steps, tracking_section
+from sparkdiff.errors import FAILED, INTERRUPTED, WRONG_INPUT, InputError, SparkdiffError, StoreError
+from sparkdiff.job import config, loading, scripts, starting, steps, tracking_section
 from sparkdiff.job.config import request_of
 from sparkdiff.job.loading import parse_source
 from sparkdiff.jvm import sessions
@@ -394,6 +394,8 @@ def test_commands_share_their_flags() -> None:
         assert {k: v for k, v in flags.items() if k in shared} == {
             k: found["finetune"][k] for k in shared & flags.keys()
         }
+    for name, own in scripts.FLAGS_OF.items():  # where typer is not installed
+        assert found[name].keys() - {"--config", "--json", "--help"} == {f"--{flag}" for flag in own}
 
 
 WRONG = [
@@ -653,6 +655,7 @@ def saved(here: Path) -> Path:
         ),
         (["diff", "models/churn", "models/chrn"], "no Spark ML model can be loaded from {here}/models/chrn"),
         (["diff", "models/churn", "models/churn", "--data", "row.csv"], "data.diff cannot be read: there is no"),
+        (["diff", "models/churn", "models/churn", "--format", "csv"], "--format says how to read rows: name them by"),
         (["finetune", "pipeline=models/chrn"], "no Spark ML model can be loaded from {here}/models/chrn"),
         (["finetune", "data.train.path=row.csv"], "data.train cannot be read: there is no {here}/row.csv"),
         (["finetune", "data.test=row-*.csv"], "data.test cannot be read: there is no {here}/row-*.csv"),
@@ -889,7 +892,7 @@ def test_the_format_of_rows_is_inferred_from_the_name_of_the_file() -> None:
         ("a/rows.ndjson", "", "{}", ("json", {})),
         ("rows.txt", "CSV", "{}", ("CSV", inferred)),
         ("rows.csv", "", '{"sep": ";", "HEADER": false}', ("csv", {"inferSchema": True, "sep": ";", "HEADER": False})),
-        ("rows.csv", "", '{"schema": "a int"}', ("csv", {"header": True})),
+        ("rows.csv", "", '{"schema": "a int"}', ("csv", inferred)),
         ("rows.csv", "parquet", "{}", ("parquet", {})),
     ):
         found = source_of(path, format, options)

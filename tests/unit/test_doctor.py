@@ -13,8 +13,8 @@ import pyspark
 import pytest
 
 import sparkdiff
-from sparkdiff.cli import DONE, FAILED, main
-from sparkdiff.errors import InputError
+from sparkdiff.cli import main
+from sparkdiff.errors import DONE, FAILED, InputError
 from sparkdiff.job import doctor
 from sparkdiff.job.doctor import NOTE, OK, PROBLEM, Finding, run_checks
 

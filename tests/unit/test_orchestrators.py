@@ -8,7 +8,8 @@ import pytest
 import typer
 import yaml
 
-from sparkdiff.cli import FAILED, WRONG_INPUT, app
+from sparkdiff.cli import app
+from sparkdiff.errors import FAILED, WRONG_INPUT
 from sparkdiff.job import load_config, tracking_section
 
 pytestmark = pytest.mark.once

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from sparkdiff import InputError
-from sparkdiff.cli import WRONG_INPUT, main
-from sparkdiff.errors import StoreError
+from sparkdiff.cli import main
+from sparkdiff.errors import WRONG_INPUT, StoreError
 from sparkdiff.job import config
 from sparkdiff.machine.secrets import hidden, is_secret, redacted
 

@@ -13,7 +13,7 @@ from sparkdiff.evaluation.guard import diverged_candidates
 from sparkdiff.evaluation.row_checks import trained_score
 from sparkdiff.fine_tuning.fine_tuning_run import record_rows
 from sparkdiff.fine_tuning.phases import train, verify_original, write_back_and_verify
-from sparkdiff.fine_tuning.task import PipelineMetrics, Run, TrainingResult
+from sparkdiff.fine_tuning.task import PipelineScores, Run, TrainingResult
 from sparkdiff.growth import cost_table
 from sparkdiff.growth.clock import Clock
 from sparkdiff.improvement.arm_context import ArmContext, Measurement, Training, check_same_rows
@@ -112,7 +112,7 @@ def steady(
     return candidate, epoch, value
 
 
-def written_back(context: ArmContext, run: Run, before: PipelineMetrics, fitted: TrainingResult) -> Measurement:
+def written_back(context: ArmContext, run: Run, before: PipelineScores, fitted: TrainingResult) -> Measurement:
     """Write the trained weights back as a Spark pipeline, and measure this pipeline on the rows of the context."""
     network, known = fitted.found.network, {}
     if not context.allTrain:

@@ -29,7 +29,7 @@ from sparkdiff.growth.part_inputs import linear_head
 from sparkdiff.growth.parts import trees
 from sparkdiff.growth.round_reports import GrowthReport, of_a_sample, rows_without_entity, why_none
 from sparkdiff.growth.serving_cost import check_room
-from sparkdiff.improvement.arm_context import ArmContext, Measurement, Training, measure, move_to_rows
+from sparkdiff.improvement.arm_context import ArmContext, Measurement, Training, measure, refit_on_rows
 from sparkdiff.improvement.arms import boosting
 from sparkdiff.improvement.arms.fine_tuning import with_tuned, written_back
 from sparkdiff.improvement.budget import Limit
@@ -207,7 +207,7 @@ def _rounds_again(context: ArmContext, made: Mapping[str, Any], settings: Growth
     """Grow again with the same largest number of rounds. Some of this context's training rows are held out, and decide which
     parts join.
     """
-    within = move_to_rows(context, inner(context.sources, context.options), context.boundaries)
+    within = refit_on_rows(context, inner(context.sources, context.options), context.boundaries)
     return grow_and_train(within, Limit(None, None), replace(settings, rounds=made["rounds"]), "grow", 0)
 
 

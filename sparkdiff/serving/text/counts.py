@@ -47,13 +47,13 @@ class Hashing(TextStage):
         found, kind = self.place_cache, (key, type(key))
         place = found.get(kind)
         if place is None:
-            place = self.hash_of(key) % self.width
+            place = self.slot_hash(key) % self.width
             if len(found) >= KEPT:  # another thread may clear it at any time
                 found.clear()
             found[kind] = place
         return place
 
-    def hash_of(self, key: Any) -> int:
+    def slot_hash(self, key: Any) -> int:
         raise NotImplementedError
 
 
@@ -89,7 +89,7 @@ class HashingTF(Hashing):
             rows.append(row)
         return (sparse(rows, self.width),)
 
-    def hash_of(self, key: Any) -> int:
+    def slot_hash(self, key: Any) -> int:
         if isinstance(key, _Exact):
             key = key.value
         if isinstance(key, str):
@@ -218,7 +218,7 @@ class FeatureHasher(Hashing):
             row[place] = row[place] + value if place in row else value
         return row
 
-    def hash_of(self, key: Any) -> int:
+    def slot_hash(self, key: Any) -> int:
         return hash_of_text(key)
 
 

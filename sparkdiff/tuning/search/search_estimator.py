@@ -122,15 +122,14 @@ class Search(Estimator, CheckedParams, jvm.Persistent, SearchMembers):  # type: 
         """The resolved options."""
         return Settings.of({p.name: v for p, v in self._paramMap.items() if p.name in FIELDS})
 
+    @jvm.interruptible()
     def _fit(self, dataset: DataFrame) -> "SearchModel":
         def check(found: SearchModel) -> None:
             check_what_is_saved(found.pipelineModel, lambda: dataset, jvm.scratch_folder, found.summary)
 
         fit = lambda more: self._run_search(dataset, [*self.callbacks, *more])  # noqa: E731
-        with jvm.interruptible():
-            return fit_with_observer(
-                self, fit, dataset, alone=not self.job, check=check
-            )  # a job compares what it writes
+        # A job compares what it writes.
+        return fit_with_observer(self, fit, dataset, alone=not self.job, check=check)
 
     def _run_search(self, dataset: DataFrame, callbacks: Sequence[Events]) -> "SearchModel":
         task = self.task()

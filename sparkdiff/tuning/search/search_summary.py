@@ -79,6 +79,7 @@ class SearchSummary(DisplayableFields):
         """Write the report of the search as one page that needs no other file and no network.
 
         Raises:
+            InputError: the extra `report` is not installed.
             OSError: the file can't be written.
         """
         write_bytes(Path(path), page(self.toDict()).encode())

@@ -55,7 +55,7 @@ class SeveralEvaluators(Evaluator):
         self.evaluators = evaluators
 
     def _evaluate(self, dataset: DataFrame) -> Any:
-        with jvm.cache_rows(dataset) as rows:
+        with jvm.persist_rows(dataset) as rows:
             return tuple(evaluator.evaluate(rows) for evaluator in self.evaluators)
 
 

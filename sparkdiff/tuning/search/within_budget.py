@@ -126,7 +126,7 @@ def tune_within_budget(
         if folder is not None:
             stack.enter_context(lock_search_folder(folder, task.request(rows)))
         inner = assign_splits([Source(rows)], settings)
-        stack.enter_context(jvm.cache_rows(inner.rows))
+        stack.enter_context(jvm.persist_rows(inner.rows))
         study, stopped = _run_trials(task, inner, folder, begun)
     return _fit_best_settings(form, task, study, stopped, rows, keep)
 

@@ -18,8 +18,9 @@ from pyspark.sql import DataFrame, functions as F
 from small_data import QUICK, tune, unfitted
 
 from sparkdiff import FineTuner, Search
-from sparkdiff.cli import DONE, FAILED, main
+from sparkdiff.cli import main
 from sparkdiff.diagnostics.prediction_differences import compare_outputs
+from sparkdiff.errors import DONE, FAILED
 
 
 class Shifted(Transformer, HasInputCol, HasOutputCol, DefaultParamsReadable, DefaultParamsWritable):  # type: ignore[type-arg]

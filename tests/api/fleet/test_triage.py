@@ -12,7 +12,8 @@ from small_data import QUICK, pipeline
 
 import sparkdiff
 from sparkdiff import InputError
-from sparkdiff.cli import WRONG_INPUT, main
+from sparkdiff.cli import main
+from sparkdiff.errors import WRONG_INPUT
 from sparkdiff.fleet import triage_run
 from sparkdiff.forecasting.pipeline_facts import FACTS
 from sparkdiff.forecasting.run_forecasts import PastRun

@@ -11,7 +11,8 @@ import pytest
 from pyspark.ml import PipelineModel
 
 from sparkdiff import GrowthSummary, job as run
-from sparkdiff.cli import DONE, WRONG_INPUT, main
+from sparkdiff.cli import main
+from sparkdiff.errors import DONE, WRONG_INPUT
 from sparkdiff.growth import checkpoints
 from sparkdiff.growth.checkpoints import RoundFiles
 from sparkdiff.improvement.arms import growing

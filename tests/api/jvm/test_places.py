@@ -9,7 +9,8 @@ from pyspark.ml import PipelineModel
 from pyspark.sql import DataFrame, SparkSession
 
 from sparkdiff import FineTuner, InputError, job
-from sparkdiff.cli import DONE, main
+from sparkdiff.cli import main
+from sparkdiff.errors import DONE
 from sparkdiff.jvm import sessions
 
 pytestmark = pytest.mark.once  # paths and messages of our own

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from sparkdiff.cli import DONE, WRONG_INPUT, main
+from sparkdiff.cli import main
 from sparkdiff.data.stream import usage
+from sparkdiff.errors import DONE, WRONG_INPUT
 from sparkdiff.history import caches
 from sparkdiff.store import folder_marker
 

@@ -326,7 +326,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return found
 
     monkeypatch.setattr(proving, "remake", remade)
-    monkeypatch.setattr(proving, "move_to_rows", lambda context, *rows, **more: context)
+    monkeypatch.setattr(proving, "refit_on_rows", lambda context, *rows, **more: context)
     monkeypatch.setattr(proving, "fold_stages", lambda context, model: None)
     return each
 
