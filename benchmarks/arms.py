@@ -25,17 +25,17 @@ from fleet import CONF, OPTIONS, PLANTED, ROWS, SETS, Cell, Fits, cells, halves
 from pyspark.sql import DataFrame, SparkSession
 
 from sparkdiff import jvm
+from sparkdiff.data.loading import start_session
 from sparkdiff.data.splits import VALIDATION, Source
 from sparkdiff.errors import SparkdiffError
 from sparkdiff.evaluation import guard
 from sparkdiff.fine_tuning.task import FitResults, prepare
-from sparkdiff.forecasting.pipeline_facts import training_facts
+from sparkdiff.history.pipeline_facts import training_facts
 from sparkdiff.improvement.arm_context import ArmContext, measure_original
 from sparkdiff.improvement.arms import arms_of
 from sparkdiff.improvement.budget import Limit
 from sparkdiff.improvement.candidate import Arm, Candidate, Step, best_of, candidates_of, share
 from sparkdiff.improvement.improvement_options import ImprovementSettings
-from sparkdiff.job.loading import start_session
 from sparkdiff.machine import cpu
 from sparkdiff.options import Options
 from sparkdiff.report import Phases

@@ -41,8 +41,9 @@ from pathlib import Path
 from pyspark.sql import SparkSession
 from sparkdiff import FineTuner
 try:
-    from sparkdiff.job import config as _, load_config
-    from sparkdiff.job.loading import function, load_data
+    from sparkdiff.cli import config as _
+    from sparkdiff.cli.config import load_config
+    from sparkdiff.data.loading import function, load_data
 except ImportError:  # a checkout from before the room `job`
     from sparkdiff.job import load_config
     from sparkdiff.loading import function, load_data

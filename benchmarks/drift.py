@@ -26,8 +26,8 @@ from pyspark.ml.regression import GBTRegressionModel, GeneralizedLinearRegressio
 from pyspark.sql import DataFrame, functions as F
 
 from sparkdiff import FineTuner
-from sparkdiff.job import load_config
-from sparkdiff.job.loading import function, load_data, start_session
+from sparkdiff.cli.config import load_config
+from sparkdiff.data.loading import function, load_data, start_session
 from sparkdiff.options import Options
 
 CATEGORIES = ["season", "mnth", "hr", "holiday", "weekday", "workingday", "weathersit"]

@@ -71,7 +71,7 @@ from scipy import stats
 from scipy.special import xlogy
 
 import sparkdiff
-from sparkdiff.job.loading import start_session
+from sparkdiff.data.loading import start_session
 from sparkdiff.machine import cpu
 
 ORIGINALS = ("linear", "trees")
@@ -487,7 +487,7 @@ def run(given: Any, tables: Sequence[Table], done: list[dict[str, Any]]) -> None
         wanted = [(arm, key) for arm, key in wanted if key not in have]
         if not wanted:
             continue
-        spark = spark or start_session(conf, "sparkdiff.improver")
+        spark = spark or start_session(conf, "sparkdiff.estimators.improver")
         case = Case(spark, Split.of(table, seed, given.data), original)
         for arm, key in wanted:
             if arm == OURS and not warm and not given.smoke:

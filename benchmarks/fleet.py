@@ -52,9 +52,9 @@ from pyspark.ml.regression import GBTRegressor, GeneralizedLinearRegression, Lin
 from pyspark.sql import DataFrame, SparkSession
 
 import sparkdiff
+from sparkdiff.data.loading import start_session
 from sparkdiff.fine_tuning.task import prepare
-from sparkdiff.forecasting.pipeline_facts import FACTS, Samples, finite, measure_facts
-from sparkdiff.job.loading import start_session
+from sparkdiff.history.pipeline_facts import FACTS, Samples, finite, measure_facts
 from sparkdiff.machine import cpu
 from sparkdiff.options import Options
 

@@ -52,7 +52,7 @@ from scipy import stats
 from scipy.special import xlogy
 
 import sparkdiff
-from sparkdiff.job.loading import start_session
+from sparkdiff.data.loading import start_session
 
 ORIGINALS = ("linear", "pca", "trees")
 OURS, SHARED = "improve", ("optuna", "flaml")
@@ -637,7 +637,7 @@ def main() -> int:
     given = parse(flags, sets=["diabetes"], originals=["pca"], arms=[OURS, "refit", "deleted"], seeds=1, seconds=10.0)
     done = read_lines(given.cells)
     conf = {"spark.master": "local[1]", "spark.sql.shuffle.partitions": "1", "spark.ui.enabled": "false"}
-    runner = Runner(start_session(conf, "sparkdiff.improver"), given.seconds)
+    runner = Runner(start_session(conf, "sparkdiff.estimators.improver"), given.seconds)
     have = {(d["set"], d["seed"], d["kind"], d["arm"]) for d in done}
     for name, seed, kind, arm in wanted(given):
         runner.take(name, seed)

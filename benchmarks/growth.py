@@ -46,8 +46,8 @@ from pyspark.sql import DataFrame, SparkSession, functions as F
 from scipy.special import xlogy
 
 import sparkdiff
-from sparkdiff.job import load_config
-from sparkdiff.job.loading import load_data, start_session
+from sparkdiff.cli.config import load_config
+from sparkdiff.data.loading import load_data, start_session
 
 ROWS = 4000
 """Of a generated table."""
@@ -601,7 +601,7 @@ def main() -> int:
     conf = {"spark.sql.shuffle.partitions": "4", "spark.ui.enabled": "false"}
     grows = options.arms is not None and not {*RIVALS} & {*options.arms}
     # Growth alone has the JVM that a job on small files has; Spark's own fits have the one that is fast in long runs.
-    spark = start_session(conf, "sparkdiff.grower", 0 if grows else math.inf)
+    spark = start_session(conf, "sparkdiff.estimators.grower", 0 if grows else math.inf)
     more: dict[str, Any] = {"rounds": options.rounds} | ({"maxEpochs": 2, "recipe": "fast"} if options.smoke else {})
     for seed in range(options.seeds):
         for name in options.tasks:

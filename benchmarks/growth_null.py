@@ -28,8 +28,8 @@ from pyspark.ml.regression import GBTRegressor, GeneralizedLinearRegression, Lin
 from pyspark.sql import SparkSession
 
 import sparkdiff
+from sparkdiff.data.loading import start_session
 from sparkdiff.growth.growth_options import KINDS
-from sparkdiff.job.loading import start_session
 
 ROWS, MOST = 1500, 9 / 200  # of the level of 2.5%, and nearly two standard errors of 200 draws
 FAMILIES = ("logistic", "poisson", "squared")
@@ -151,7 +151,7 @@ def main() -> int:
     found = read_lines(given.cells)
     done = {c["draw"] for c in found}
     conf = {"spark.master": "local[1]", "spark.sql.shuffle.partitions": "1", "spark.ui.enabled": "false"}
-    spark = start_session(conf, "sparkdiff.grower", 0)
+    spark = start_session(conf, "sparkdiff.estimators.grower", 0)
     originals: dict[str, Original] = {}
     for number in range(given.draws):
         if number in done:

@@ -117,8 +117,8 @@ def populations(pipes: Sequence[Pipe], epochs: int) -> Iterator[Population]:
     from pyspark.ml.feature import PCA
     from pyspark.sql import functions as F
 
-    from sparkdiff.job import load_config
-    from sparkdiff.job.loading import function, load_data, start_session
+    from sparkdiff.cli.config import load_config
+    from sparkdiff.data.loading import function, load_data, start_session
 
     config = load_config(CONFIG, [])
     spark = start_session({**config.spark, "spark.master": "local[1]", "spark.ui.enabled": "false"})

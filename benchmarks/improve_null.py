@@ -21,8 +21,8 @@ from growth_null import BOOSTED, ENTITY, FAMILIES, ROWS, Original
 from pyspark.sql import SparkSession
 
 import sparkdiff
+from sparkdiff.data.loading import start_session
 from sparkdiff.growth.growth_options import KINDS
-from sparkdiff.job.loading import start_session
 
 MOST = 3 / 40  # of the level of 2.5%, and two standard errors of 40 draws
 PARTS = tuple(kind for kind in KINDS if kind != "trees")
@@ -95,7 +95,7 @@ def main() -> int:
     found = [c for c in found if c["family"] in families]
     done = {c["draw"] for c in found}
     conf = {"spark.master": "local[1]", "spark.sql.shuffle.partitions": "1", "spark.ui.enabled": "false"}
-    spark = start_session(conf, "sparkdiff.improver", 0)
+    spark = start_session(conf, "sparkdiff.estimators.improver", 0)
     originals: dict[str, Original] = {}
     for number in range(given.draws):
         if number in done:

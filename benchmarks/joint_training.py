@@ -16,8 +16,8 @@ from common import CONFIG, exit_code, parse, parser, write
 from pyspark.sql import DataFrame
 
 from sparkdiff import FineTuner
-from sparkdiff.job import load_config
-from sparkdiff.job.loading import function, load_data, start_session
+from sparkdiff.cli.config import load_config
+from sparkdiff.data.loading import function, load_data, start_session
 from sparkdiff.machine import cpu
 
 RATES = (0.001, 0.002, 0.003, 0.006, 0.01, 0.02, 0.03, 0.06)

@@ -27,8 +27,8 @@ from pyspark.ml.stat import Summarizer
 from pyspark.sql import DataFrame, SparkSession, functions as F
 
 from sparkdiff import FineTuner, translate, write_back
-from sparkdiff.job import Config, load_config
-from sparkdiff.job.loading import function, load_data, start_session
+from sparkdiff.cli.config import Config, load_config
+from sparkdiff.data.loading import function, load_data, start_session
 from sparkdiff.options import Options
 
 LABEL, HELD_OUT = "bikers", "held_out"

@@ -28,8 +28,8 @@ from pyspark.ml.regression import GeneralizedLinearRegression
 from pyspark.sql import SparkSession, functions as F
 
 from sparkdiff import FineTuner
-from sparkdiff.job import load_config
-from sparkdiff.job.loading import load_data, start_session
+from sparkdiff.cli.config import load_config
+from sparkdiff.data.loading import load_data, start_session
 from sparkdiff.options import Options
 
 WORSE = 0.005

@@ -21,11 +21,11 @@ from common import CONFIG, parse, parser, write
 from poster_table import HELD_OUT, VARIANTS, build, rows_of
 from pyspark.sql import functions as F
 
+from sparkdiff.cli.config import load_config
+from sparkdiff.data.loading import function, load_data, start_session
 from sparkdiff.data.splits import Source
 from sparkdiff.fine_tuning.fine_tuning_run import fine_tune
 from sparkdiff.fine_tuning.task import prepare
-from sparkdiff.job import load_config
-from sparkdiff.job.loading import function, load_data, start_session
 from sparkdiff.options import Options
 from sparkdiff.report import Phases
 from sparkdiff.training.recipes import FEW_ROWS, Recipe, recipes_for

@@ -46,10 +46,10 @@ from pyspark.ml.regression import GBTRegressor, GeneralizedLinearRegression
 from pyspark.sql import DataFrame, SparkSession
 
 import sparkdiff
-from sparkdiff.job import load_config
-from sparkdiff.job.loading import load_data, start_session
-from sparkdiff.tuning.search.alternatives import outputs, places, with_choices
-from sparkdiff.tuning.search.distributions import Choice, Integer, Uniform
+from sparkdiff.cli.config import load_config
+from sparkdiff.data.loading import load_data, start_session
+from sparkdiff.search.alternatives import outputs, places, with_choices
+from sparkdiff.search.distributions import Choice, Integer, Uniform
 
 OURS = ("tpe", "gp", "random", "annealing", "recursiveRandom", "cmaes")
 RIVALS = ("optuna", "flaml")

@@ -17,8 +17,8 @@ from common import append_lines, exit_code, markdown, parse, parser, read_lines,
 from gap import ORIGINALS, SETS, Runner, cpu_clock, improved, of_spark
 from growth import spent
 
+from sparkdiff.data.loading import start_session
 from sparkdiff.improvement.improvement_options import ARMS
-from sparkdiff.job.loading import start_session
 
 ALL = "all"
 NEAR = 0.005
@@ -77,7 +77,7 @@ def main() -> int:
     given = parse(flags, sets=["diabetes"], arms=[ALL, "refit", "finetune"], seconds=10.0)
     done = read_lines(given.cells)
     conf = {"spark.master": "local[1]", "spark.sql.shuffle.partitions": "1", "spark.ui.enabled": "false"}
-    runner = Runner(start_session(conf, "sparkdiff.improver"), given.seconds)
+    runner = Runner(start_session(conf, "sparkdiff.estimators.improver"), given.seconds)
     have = {(d["set"], d["kind"], d["seed"], d["arm"]) for d in done}
     wanted = [(n, k, s, a) for s in range(given.seeds) for n in given.sets for k in given.originals for a in given.arms]
     for key in (k for k in wanted if k not in have):

@@ -29,8 +29,8 @@ from pyspark.ml.functions import vector_to_array
 from pyspark.sql import DataFrame, SparkSession, functions as F
 
 from sparkdiff import FineTuner, LabelModel, distill
-from sparkdiff.job import load_config
-from sparkdiff.job.loading import start_session
+from sparkdiff.cli.config import load_config
+from sparkdiff.data.loading import start_session
 
 NUMBERS, RULES = 20, 10
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)

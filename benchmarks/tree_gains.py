@@ -38,8 +38,8 @@ from sklearn import metrics
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
 from sparkdiff import FineTuner, from_sklearn
-from sparkdiff.job import Config, load_config
-from sparkdiff.job.loading import function, load_data, start_session
+from sparkdiff.cli.config import Config, load_config
+from sparkdiff.data.loading import function, load_data, start_session
 from sparkdiff.options import Options
 
 Build = Callable[[Config, int], Pipeline]

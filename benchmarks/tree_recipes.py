@@ -18,8 +18,8 @@ from common import CONFIG, earlier, folder_of, parse, parser, write
 from recipes import FIRST_SEED, gains, report
 from tree_gains import CASES, ODD, SQUARED, Case, Split, rows_for
 
-from sparkdiff.job import load_config
-from sparkdiff.job.loading import start_session
+from sparkdiff.cli.config import load_config
+from sparkdiff.data.loading import start_session
 from sparkdiff.options import Options
 from sparkdiff.training.recipes import Recipe
 

@@ -24,9 +24,9 @@ import numpy as np
 from common import exit_code, markdown, parse, parser, read_lines, surroundings, write
 
 from sparkdiff.fleet.triage_run import SHARE
-from sparkdiff.forecasting.model_history import history
-from sparkdiff.forecasting.run_forecasts import EARLY, MOST, PRIORS, Forecast, Forecaster, PastRun, priors
 from sparkdiff.history import run_store
+from sparkdiff.history.model_history import history
+from sparkdiff.history.run_forecasts import EARLY, MOST, PRIORS, Forecast, Forecaster, PastRun, priors
 
 WANTED, SAVED = 0.95, 0.5
 """The share of the kept gain that is to be reached, and the least share of core-seconds saved there."""

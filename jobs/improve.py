@@ -2,7 +2,7 @@
 
 import sys
 
-from sparkdiff.job.scripts import main
+from sparkdiff.cli.scripts import main
 
 if __name__ == "__main__":
     sys.exit(main("improve"))

@@ -4,18 +4,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sparkdiff.costs import Cost
     from sparkdiff.errors import InputError, ParityError, SparkdiffError
-    from sparkdiff.estimator import FineTuner, FineTunerModel
+    from sparkdiff.estimators.fine_tuner import FineTuner, FineTunerModel
+    from sparkdiff.estimators.grower import Grower, GrowerModel
+    from sparkdiff.estimators.improver import Improver, ImproverModel
+    from sparkdiff.estimators.search import Search, SearchModel
+    from sparkdiff.fine_tuning.costs import Cost
     from sparkdiff.fleet.triage_results import Triage
     from sparkdiff.fleet.triage_run import triage
-    from sparkdiff.grower import Grower, GrowerModel
     from sparkdiff.growth.growth_summary import GrowthSummary
     from sparkdiff.history.lineage import Lineage, why
     from sparkdiff.history.run_store import runs
     from sparkdiff.importers import from_lightgbm, from_sklearn, from_xgboost
     from sparkdiff.improvement.improvement_summary import ImprovementSummary
-    from sparkdiff.improver import Improver, ImproverModel
     from sparkdiff.labeling.distillation import distill
     from sparkdiff.labeling.label_model import LabelModel, LabelModelModel
     from sparkdiff.labeling.label_summary import LabelSummary
@@ -26,27 +27,26 @@ if TYPE_CHECKING:
     from sparkdiff.pipeline.write_back import write_back
     from sparkdiff.report.progress import Events
     from sparkdiff.report.run_record import FineTuningSummary, RunRecord
-    from sparkdiff.serving.compact import CompactPlan, compact, compact_plan
-    from sparkdiff.serving.onnx_export import ExportedModel, export
-    from sparkdiff.serving.scorer import Scorer
+    from sparkdiff.search.alternatives import alternatives
+    from sparkdiff.search.distributions import choice, integer, loguniform, uniform
+    from sparkdiff.search.search_summary import SearchSummary
+    from sparkdiff.serving.compact.compact import CompactPlan, compact, compact_plan
+    from sparkdiff.serving.onnx.export import ExportedModel, export
+    from sparkdiff.serving.scorer.scorer import Scorer
     from sparkdiff.serving.torch_transformer import TorchTransformer
     from sparkdiff.stages.base import StageModule, register
     from sparkdiff.tracking import JSONLines, TensorBoard
     from sparkdiff.tuning.cross_validation import CrossValidator, TrainValidationSplit
-    from sparkdiff.tuning.search.alternatives import alternatives
-    from sparkdiff.tuning.search.distributions import choice, integer, loguniform, uniform
-    from sparkdiff.tuning.search.search_estimator import Search, SearchModel
-    from sparkdiff.tuning.search.search_summary import SearchSummary
 
 _HOME = {
     name: home
     for home, names in {
-        "costs": ["Cost"],
+        "fine_tuning.costs": ["Cost"],
         "errors": ["InputError", "ParityError", "SparkdiffError"],
-        "estimator": ["FineTuner", "FineTunerModel"],
+        "estimators.fine_tuner": ["FineTuner", "FineTunerModel"],
         "fleet.triage_run": ["triage"],
         "fleet.triage_results": ["Triage", "Triaged"],
-        "grower": ["Grower", "GrowerModel"],
+        "estimators.grower": ["Grower", "GrowerModel"],
         "growth.growth_summary": ["GrowthSummary"],
         "history.lineage": ["Lineage", "why"],
         "labeling.distillation": ["distill"],
@@ -54,7 +54,7 @@ _HOME = {
         "labeling.label_summary": ["LabelSummary"],
         "history.run_store": ["runs"],
         "improvement.improvement_summary": ["ImprovementSummary"],
-        "improver": ["Improver", "ImproverModel"],
+        "estimators.improver": ["Improver", "ImproverModel"],
         "importers": ["from_lightgbm", "from_sklearn", "from_xgboost"],
         "pipeline.nesting": ["plain"],
         "pipeline.network": ["Network", "translate"],
@@ -63,18 +63,18 @@ _HOME = {
         "pipeline.write_back": ["write_back"],
         "report.progress": ["Events"],
         "report.run_record": ["FineTuningSummary", "RunRecord"],
-        "serving.compact": ["CompactPlan", "StageCompaction", "compact", "compact_plan"],
-        "serving.onnx_export": ["ExportedColumn", "ExportedModel", "export"],
-        "serving.scorer": ["Scorer"],
+        "serving.compact.compact": ["CompactPlan", "StageCompaction", "compact", "compact_plan"],
+        "serving.onnx.export": ["ExportedColumn", "ExportedModel", "export"],
+        "serving.scorer.scorer": ["Scorer"],
         "serving.torch_transformer": ["DeviceChoice", "TorchTransformer"],
         "stages.base": ["StageModule", "register"],
         "tracking": ["JSONLines", "TensorBoard"],
         "tuning.cross_validation": ["CrossValidator", "TrainValidationSplit"],
-        "tuning.search.alternatives": ["Alternatives", "alternatives"],
-        "tuning.search.search_estimator": ["Search", "SearchModel"],
-        "tuning.search.distributions": ["Choice", "Integer", "Uniform", "choice", "integer", "loguniform", "uniform"],
-        "tuning.search.search_summary": ["SearchSummary"],
-        "tuning.search.search_progress": ["SearchProgress"],
+        "search.alternatives": ["Alternatives", "alternatives"],
+        "estimators.search": ["Search", "SearchModel"],
+        "search.distributions": ["Choice", "Integer", "Uniform", "choice", "integer", "loguniform", "uniform"],
+        "search.search_summary": ["SearchSummary"],
+        "search.search_progress": ["SearchProgress"],
     }.items()
     for name in names
 }

@@ -7,12 +7,12 @@ from sparkdiff.errors import WRONG_INPUT
 
 
 def main() -> int:
-    """Run the command and return its exit code (see `sparkdiff.cli.main`). Commands that run a job need no extra."""
+    """Run the command and return its exit code (see `sparkdiff.cli.app.main`). Commands that run a job need no extra."""
     if find_spec("typer") is not None:
-        from sparkdiff import cli
+        from sparkdiff.cli import app
 
-        return cli.main()
-    from sparkdiff.job import scripts
+        return app.main()
+    from sparkdiff.cli import scripts
 
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name in scripts.FLAGS_OF:

@@ -224,7 +224,7 @@ def any_case(spark: Any) -> bool:
 def saved_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out what each fit compares of its saved model, which takes as long as a small fit, but in the tests of just this."""
     if request.path.name != "test_what_is_saved.py":
-        for name in ("sparkdiff.estimator", "sparkdiff.tuning.search.search_estimator"):
+        for name in ("sparkdiff.estimators.fine_tuner", "sparkdiff.estimators.search"):
             if name in sys.modules:
                 monkeypatch.setattr(f"{name}.check_what_is_saved", lambda *given: None)
 

@@ -9,8 +9,8 @@ The table is read from the registry of translated stages and from the writers of
 import sys
 from pathlib import Path
 
-from sparkdiff.serving.onnx_export import LIMITS
-from sparkdiff.serving.onnx_stages import WRITERS
+from sparkdiff.serving.onnx.export import LIMITS
+from sparkdiff.serving.onnx.stages import WRITERS
 from sparkdiff.stages.base import REGISTRY, StageModule
 
 PAGE = Path(__file__).parents[1] / "docs" / "export.md"

@@ -1,6 +1,6 @@
-"""Write `sparkdiff/fine_tuning/option_types.pyi`: the options of the estimators as type checkers and editors see them.
+"""Write `sparkdiff/estimators/option_types.pyi`: the options of the estimators as type checkers and editors see them.
 
-The Params, getters and setters are made at run time from the one list of options (`sparkdiff.fine_tuning.option_params`). Type
+The Params, getters and setters are made at run time from the one list of options (`sparkdiff.estimators.option_params`). Type
 checkers read no run time, so this script writes the same list for them: `python tools/option_types.py`.
 """
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-STUB = ROOT / "sparkdiff" / "fine_tuning" / "option_types.pyi"
+STUB = ROOT / "sparkdiff" / "estimators" / "option_types.pyi"
 HEAD = '''"""Types of the options, written by tools/option_types.py."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -48,7 +48,7 @@ def stub() -> str:
     tuning = options_of("options.py", "Options")
     growth = options_of("growth/growth_options.py", "GrowthSettings")
     improvement = options_of("improvement/improvement_options.py", "ImprovementSettings")
-    search = options_of("tuning/search/search_options.py", "Settings")
+    search = options_of("search/search_options.py", "Settings")
     objects = dict.fromkeys(["pipeline", "referenceData"], "Any")
     searched = dict.fromkeys(["estimator", "space", "evaluator", "current"], "Any")
     parts = [

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from sparkdiff.serving.compiling import NOT_SERVED
-from sparkdiff.serving.text import SERVED
+from sparkdiff.serving.scorer.compiling import NOT_SERVED
+from sparkdiff.serving.scorer.text import SERVED
 from sparkdiff.stages import base
 from sparkdiff.stages.input_fields import FieldReader
 

@@ -228,7 +228,7 @@ def options() -> str:
     from sparkdiff.growth.growth_options import GrowthSettings
     from sparkdiff.improvement.improvement_options import ImprovementSettings
     from sparkdiff.options import Options
-    from sparkdiff.tuning.search.search_options import Settings
+    from sparkdiff.search.search_options import Settings
 
     parts = [
         "# Options\n\nEach is a Param of the Estimator, a key of the section in a YAML file, and `section.key=value` on the"
@@ -267,7 +267,7 @@ def cell(text: str) -> str:
 def commands() -> str:
     import typer
 
-    from sparkdiff.cli import app
+    from sparkdiff.cli.app import app
 
     group: Any = typer.main.get_command(app)
     parts = [f"# Commands\n\n{group.help}\n"]

@@ -6,5 +6,3 @@ without Spark. `row_hashes` numbers equal rows, `blocks` holds the number of blo
 `rehearsal` estimates what a cache would cost, and `soft_labels` turns labels of class probabilities into rows with one
 label each.
 """
-
-__all__ = ["blocks", "cache", "fingerprint", "rehearsal", "row_hashes", "soft_labels", "splits", "stream"]

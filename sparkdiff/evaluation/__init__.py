@@ -9,24 +9,8 @@ pipelines, and applies the guard; `units` counts the independent units (rows, gr
 replaces the original. `slices` and `compatibility` report changes that the mean doesn't show; `unseen_errors` tests
 whether one more wrong prediction would undo a gain, `seen_rows` whether a pipeline was fitted on these rows.
 `cached_parity` compares with Spark, `single_precision` float32 with float64.
-"""
 
-__all__ = [
-    "acceptance",
-    "cached_parity",
-    "checks",
-    "compatibility",
-    "data",
-    "feature_names",
-    "guard",
-    "inputs",
-    "out_of_fold",
-    "paired_rows",
-    "recorded",
-    "scores",
-    "seen_rows",
-    "single_precision",
-    "slices",
-    "units",
-    "unseen_errors",
-]
+Reasons to doubt a result: `row_warnings.check` returns warnings about the data (with `duplicates`, `outliers` and `separation`),
+`pipeline_warnings` has warnings about the tuned pipeline; `model_differences.between` compares two models, and
+`prediction_differences.predictions` their predictions. `model_saving` writes a model that was checked so.
+"""

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sparkdiff.data.splits import REFERENCE, SPLITS, VALIDATION
-from sparkdiff.diagnostics.pipeline_warnings import changes_outside, unreadable_by_older_spark
 from sparkdiff.evaluation import guard
 from sparkdiff.evaluation.acceptance import Judgement, divergence, reason
 from sparkdiff.evaluation.guard import candidate_count, diverged_candidates
+from sparkdiff.evaluation.pipeline_warnings import changes_outside, unreadable_by_older_spark
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.fine_tuning.phases import in_memory
 from sparkdiff.fine_tuning.task import GuardDecision, PipelineScores, Run, Task, TrainingResult

@@ -14,12 +14,11 @@ from sparkdiff.data import cache as caches
 from sparkdiff.data.fingerprint import SHARDS, Request, versions_of
 from sparkdiff.data.splits import REFERENCE, TRAIN, VALIDATION, Boundaries, Source
 from sparkdiff.data.stream import Stream, copies
-from sparkdiff.diagnostics import row_warnings as datachecks
-from sparkdiff.diagnostics.pipeline_warnings import dropped_late
-from sparkdiff.evaluation import cached_parity, paired_rows, single_precision
+from sparkdiff.evaluation import cached_parity, paired_rows, row_warnings as datachecks, single_precision
 from sparkdiff.evaluation.acceptance import check_options, judge, unit_of, ways_to_decide
 from sparkdiff.evaluation.feature_names import FeatureNames
 from sparkdiff.evaluation.guard import MIN_UNITS, why_untested
+from sparkdiff.evaluation.pipeline_warnings import dropped_late
 from sparkdiff.evaluation.row_checks import (
     all_labels,
     check_finite,

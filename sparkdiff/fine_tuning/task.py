@@ -15,10 +15,10 @@ from sparkdiff.data import cache as caches
 from sparkdiff.data.fingerprint import Request
 from sparkdiff.data.soft_labels import SoftLabels
 from sparkdiff.data.splits import REFERENCE, Source, rule
-from sparkdiff.diagnostics.prediction_differences import find_output_changes
 from sparkdiff.errors import InputError, ParityError
 from sparkdiff.evaluation.acceptance import Judgement
 from sparkdiff.evaluation.cached_parity import PARITY_ROWS
+from sparkdiff.evaluation.prediction_differences import find_output_changes
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.evaluation.split_batches import Data
 from sparkdiff.machine import atomic_files

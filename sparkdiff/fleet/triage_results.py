@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from sparkdiff.forecasting.run_forecasts import Forecast
+from sparkdiff.history.run_forecasts import Forecast
 from sparkdiff.report import DisplayableFields, Section, SectionTable, StrongLine, duration
 
 if TYPE_CHECKING:

@@ -15,17 +15,17 @@ from pyspark.ml import Transformer
 from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
+from sparkdiff.data.loading import load_data, load_model, model_path
 from sparkdiff.errors import InputError, ParityError, SparkdiffError, kind_of
-from sparkdiff.estimator import FineTuner
+from sparkdiff.estimators.fine_tuner import FineTuner
+from sparkdiff.evaluation.model_saving import new_folder, save
 from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.fleet.budget import core_seconds
 from sparkdiff.fleet.triage_results import FAILED, KEPT, REFUSED, SKIPPED, STOPPED, TUNED, Triage, Triaged
-from sparkdiff.forecasting.model_history import COLUMNS, history
-from sparkdiff.forecasting.pipeline_facts import FACTS, Facts, SampleError, Samples, finite, measure_facts
-from sparkdiff.forecasting.run_forecasts import EARLY, Forecast, Forecaster, of_store, priors
 from sparkdiff.history import run_store
-from sparkdiff.job.loading import load_data, load_model, model_path
-from sparkdiff.job.model_saving import new_folder, save
+from sparkdiff.history.model_history import COLUMNS, history
+from sparkdiff.history.pipeline_facts import FACTS, Facts, SampleError, Samples, finite, measure_facts
+from sparkdiff.history.run_forecasts import EARLY, Forecast, Forecaster, of_store, priors
 from sparkdiff.machine import cpu, paths
 from sparkdiff.options import Options
 from sparkdiff.pipeline.nesting import Holder, plain

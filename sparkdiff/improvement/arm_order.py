@@ -6,9 +6,9 @@ from typing import Any
 
 from sparkdiff import jvm
 from sparkdiff.data.splits import TEST, TRAIN, VALIDATION
-from sparkdiff.forecasting.arm_forecasts import COLUMNS, ArmForecaster, of_store, priors
-from sparkdiff.forecasting.pipeline_facts import training_facts
 from sparkdiff.history import run_store
+from sparkdiff.history.arm_forecasts import COLUMNS, ArmForecaster, of_store, priors
+from sparkdiff.history.pipeline_facts import training_facts
 from sparkdiff.improvement.arm_context import ArmContext
 from sparkdiff.improvement.budget import Budget
 from sparkdiff.improvement.candidate import Arm

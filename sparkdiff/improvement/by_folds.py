@@ -11,9 +11,9 @@ from typing import Any
 from pyspark.sql import DataFrame
 
 from sparkdiff.data.splits import TRAIN, Source
-from sparkdiff.diagnostics.pipeline_warnings import unreadable_by_older_spark
 from sparkdiff.evaluation.acceptance import Judgement, divergence
 from sparkdiff.evaluation.guard import candidate_count, diverged_candidates
+from sparkdiff.evaluation.pipeline_warnings import unreadable_by_older_spark
 from sparkdiff.fine_tuning.fine_tuning_summary import guard_fields, shown_options, warnings_of
 from sparkdiff.fine_tuning.task import GuardDecision, prepare
 from sparkdiff.growth import cost_table

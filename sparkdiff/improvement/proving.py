@@ -16,11 +16,11 @@ import torch
 
 from sparkdiff import jvm
 from sparkdiff.data.splits import REFERENCE, TEST, TRAIN, VALIDATION
-from sparkdiff.diagnostics.row_warnings import POWER
 from sparkdiff.errors import SparkdiffError, WriteError
 from sparkdiff.evaluation import guard, slices
 from sparkdiff.evaluation.acceptance import Judgement, guard_level, unit_of
 from sparkdiff.evaluation.row_margins import with_row_hashes
+from sparkdiff.evaluation.row_warnings import POWER
 from sparkdiff.evaluation.scores import score
 from sparkdiff.fine_tuning.fine_tuning_run import TRAINING_ROWS
 from sparkdiff.fine_tuning.task import FitResults

@@ -6,7 +6,7 @@ from sparkdiff.growth import cost_table
 from sparkdiff.growth.serving_cost import SAME
 from sparkdiff.improvement.arm_context import ArmContext, as_pipeline
 from sparkdiff.pipeline.translation import graph_of
-from sparkdiff.serving.compact import CompactPlan, compact, compact_plan
+from sparkdiff.serving.compact.compact import CompactPlan, compact, compact_plan
 
 
 def fold_stages(context: ArmContext, model: Any) -> Any | None:

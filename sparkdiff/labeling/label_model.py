@@ -12,7 +12,7 @@ from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, check_dataframe, did_you_mean, kind_of
-from sparkdiff.fine_tuning.option_params import CheckedParams
+from sparkdiff.estimators.option_params import CheckedParams
 from sparkdiff.labeling.estimates import (
     ABSTAINS,
     STEPS,

@@ -4,17 +4,3 @@ removes passwords from texts, `autologging` pauses the automatic logging of othe
 package, `processes` identifies processes, `threads` runs work in a second thread, `atomic_files` writes files and folders
 atomically.
 """
-
-__all__ = [
-    "autologging",
-    "cpu",
-    "interrupts",
-    "line_files",
-    "memory",
-    "package",
-    "paths",
-    "processes",
-    "secrets",
-    "threads",
-    "whole",
-]

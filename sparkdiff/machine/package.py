@@ -14,7 +14,7 @@ def write_zip(path: Path, without: Collection[str] = ()) -> None:
     """Write sparkdiff's modules to a zip file.
 
     Args:
-        without: folders to leave out, such as `sparkdiff/job`.
+        without: folders to leave out, such as `sparkdiff/cli`.
     """
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         _add(archive, importlib.resources.files("sparkdiff"), "sparkdiff", without)

@@ -5,5 +5,3 @@ them by name.
 that labels fit the loss and the metric. `loss_params` checks parameters; `formulas` has the formulas; `lbfgs` is
 torch's optimizer without its slow import.
 """
-
-__all__ = ["formulas", "label_checks", "lbfgs", "loss_params", "losses", "metric", "metrics", "objective"]

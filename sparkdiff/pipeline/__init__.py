@@ -9,23 +9,3 @@ tensors and back, and `parity` compares the outputs of Spark and torch. `label_t
 running Java prints differently. `spark_inference` computes columns in Spark's tasks, and `null_vectors` records which stages
 refuse the null vectors of encoders.
 """
-
-__all__ = [
-    "batches",
-    "class_numbers",
-    "columns",
-    "cut",
-    "graph",
-    "names",
-    "nesting",
-    "network",
-    "null_vectors",
-    "parity",
-    "plan",
-    "roles",
-    "schema",
-    "translation",
-    "tree_origin",
-    "unfitted",
-    "write_back",
-]

@@ -5,5 +5,3 @@ checkpoints; `folder_marker` records the owner of a folder, `lease` lets one pro
 `model_digests` hashes models, `identity` hashes callables; `model_registry` checks names for MLflow's registry of
 models.
 """
-
-__all__ = ["digests", "files", "identity", "lease", "marker", "registry", "run_folder"]

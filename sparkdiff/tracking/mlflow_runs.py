@@ -18,6 +18,7 @@ from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, check_dataframe, kind_of
+from sparkdiff.history.model_registry import ALIAS, check_version
 from sparkdiff.pipeline.column_names import col_by_name
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.pipeline.plan import plan as plan_of
@@ -25,7 +26,6 @@ from sparkdiff.pipeline.translation import translated_graph
 from sparkdiff.report import Events
 from sparkdiff.report.fit_observer import Observer, observe
 from sparkdiff.store.model_digests import hash_of
-from sparkdiff.store.model_registry import ALIAS, check_version
 from sparkdiff.tracking.mlflow_values import (
     TOLD,
     digest_of,

@@ -6,15 +6,3 @@ training in progress (`Training`), `epoch_results` its results (`TrainedNetwork`
 vector in natural units (typical scales of the parameters), and `distributed` runs the loop in one process or in many.
 `monotone` is a penalty; `optimizers` has the optimizer steps, which growth uses, too.
 """
-
-__all__ = [
-    "distributed",
-    "loop",
-    "monotone",
-    "ongoing",
-    "optimizers",
-    "parameters",
-    "preparation",
-    "recipes",
-    "results",
-]

@@ -2,5 +2,3 @@
 `TrainValidationSplit`; and `search`, trials over a space of Params and stages. `mean_loss` evaluates sparkdiff's own
 metrics on the output columns of a plain pipeline.
 """
-
-__all__ = ["fits", "mean_loss", "search", "solvers"]

@@ -15,7 +15,9 @@ from pyspark.ml.regression import GeneralizedLinearRegression
 from pyspark.sql import DataFrame, functions as F
 from small_data import NUMBERS, QUICK, half_deviance, predictions, tune, weights
 
-from sparkdiff import Events, FineTuner, FineTunerModel, InputError, job
+from sparkdiff import Events, FineTuner, FineTunerModel, InputError
+from sparkdiff.cli import starting
+from sparkdiff.cli.config import load_config
 from sparkdiff.data.splits import TEST, TRAIN, VALIDATION, Source
 from sparkdiff.errors import ParityError
 from sparkdiff.fine_tuning.task import prepare
@@ -437,8 +439,8 @@ def test_a_job_deals_its_training_rows_into_folds(df: DataFrame, tmp_path: Path)
     with pytest.raises(
         InputError, match=r"fineTuner\.numFolds=3 lets all rows of data.train decide, but data.validation"
     ):
-        job.load_config(None, [*told, f"data.validation={tmp_path}/rows"])
-    summary = job.run(job.load_config(None, told))
+        load_config(None, [*told, f"data.validation={tmp_path}/rows"])
+    summary = starting.run(load_config(None, told))
     assert (summary.decision, len(summary.folds)) == ("tuned", 2)
     assert summary.metrics["test"] == pytest.approx(summary.metrics["train"], rel=1e-9)  # the same rows
     assert not [p for p in (tmp_path / ".cache").glob("checkpoints/*") if p.is_dir()]

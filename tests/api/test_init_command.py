@@ -11,7 +11,7 @@ from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.feature import StringIndexer, VectorAssembler
 from pyspark.sql import SparkSession
 
-from sparkdiff.cli import main
+from sparkdiff.cli.app import main
 from sparkdiff.errors import DONE, WRONG_INPUT
 
 pytestmark = pytest.mark.once

@@ -7,7 +7,7 @@ import pytest
 from pyspark.sql import SparkSession
 
 from sparkdiff import InputError
-from sparkdiff.job.loading import load_data
+from sparkdiff.data.loading import load_data
 
 PASSWORD = "hunter2"
 

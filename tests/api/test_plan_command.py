@@ -8,7 +8,7 @@ from pyspark.ml import PipelineModel
 from pyspark.ml.feature import Interaction, StringIndexer, VectorAssembler
 from pyspark.sql import SparkSession
 
-from sparkdiff.cli import main
+from sparkdiff.cli.app import main
 from sparkdiff.errors import DONE, NOT_STRICT, WRONG_INPUT
 
 pytestmark = pytest.mark.once  # hashes, options and messages of our own: no stack changes them

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.ml import PipelineModel
 
-from sparkdiff.cli import main
+from sparkdiff.cli.app import main
 from sparkdiff.errors import DONE, WRONG_INPUT
 
 pytestmark = pytest.mark.once  # settings and messages of our own: no stack changes them

@@ -31,8 +31,9 @@ from pyspark.sql import DataFrame, SparkSession
 from small_data import NUMBERS, QUICK, files, pinball, pipeline, predictions, same, tune
 
 import sparkdiff
-from sparkdiff import FineTuner, FineTunerModel, InputError, estimator as tuners
+from sparkdiff import FineTuner, FineTunerModel, InputError
 from sparkdiff.data import cache as caches
+from sparkdiff.estimators import fine_tuner as tuners
 from sparkdiff.training import recipes
 from sparkdiff.training.distributed import launch
 

@@ -15,7 +15,7 @@ import sparkdiff
 from sparkdiff import Grower, Improver
 from sparkdiff.growth.growth_options import GrowthSettings
 from sparkdiff.improvement.improvement_options import ImprovementSettings
-from sparkdiff.tuning.search.search_options import Settings
+from sparkdiff.search.search_options import Settings
 
 PACKAGE = Path(sparkdiff.__file__).parent
 # In the plan: a value other than the default.

@@ -38,8 +38,10 @@ from pyspark.sql.connect.client.core import DefaultChannelBuilder
 from sklearn.ensemble import HistGradientBoostingRegressor
 
 import sparkdiff
-from sparkdiff import job as run, jvm
-from sparkdiff.job import loading
+from sparkdiff import jvm
+from sparkdiff.cli import starting
+from sparkdiff.cli.config import load_config
+from sparkdiff.data import loading
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.testing import check_stage
 
@@ -198,11 +200,11 @@ def all_else(
     home = sparkdiff.from_sklearn(foreign, featuresCol="v", missing="absent")
     np.testing.assert_allclose(predictions(home, numbers), foreign.predict(known[:, :2]), rtol=1e-12)
 
-    job = run.load_config(
+    job = load_config(
         ROOT / "conf" / "bikeshare.yaml",
         [f"output.path={folder}/job", "fineTuner.maxEpochs=4", "fineTuner.verbosity=0"],
     )
-    facts["job"] = run.run(job).decision
+    facts["job"] = starting.run(job).decision
     assert predictions(loading.load_model(f"file://{folder}/job/model"), df)
     # What these are fitted to is no vector, or one that constructors wrap: maps, arrays of counts, indices of features.
     for estimator in (

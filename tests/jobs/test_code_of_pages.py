@@ -23,7 +23,7 @@ from pyspark.sql import SparkSession
 from test_docs import ELSEWHERE, LINES, PAGES, Block, blocks
 
 import sparkdiff
-from sparkdiff.cli import main
+from sparkdiff.cli.app import main
 from sparkdiff.errors import DONE
 
 pytestmark = pytest.mark.once

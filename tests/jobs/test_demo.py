@@ -14,7 +14,7 @@ import numpy as np
 import plain_spark
 import pytest
 
-from sparkdiff.cli import main
+from sparkdiff.cli.app import main
 from sparkdiff.store.model_digests import hash_of_folder
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 COMMANDS = """
 import contextlib, io, json, sys, time
-from sparkdiff.cli import main
+from sparkdiff.cli.app import main
 
 for arguments in sys.argv[1:]:
     begin = time.time()

@@ -37,7 +37,7 @@ import mlflow
 mlflow.set_tracking_uri(sys.argv[1])
 mlflow.set_experiment("rides")
 mlflow.pyspark.ml.autolog(silent=True)
-from sparkdiff.cli import main
+from sparkdiff.cli.app import main
 raise SystemExit(main(sys.argv[2:]))
 """
 SERVE = """

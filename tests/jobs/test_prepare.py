@@ -9,7 +9,7 @@ import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.nightly]
 START = """
-from sparkdiff.job.loading import start_session
+from sparkdiff.data.loading import start_session
 spark = start_session({"spark.ui.enabled": False})
 print("ROWS", spark.range(3).count())
 """

@@ -18,8 +18,8 @@ from sparkdiff.evaluation import cached_parity  # noqa: F401  which takes the fu
 from sparkdiff.pipeline import parity
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
-from sparkdiff.serving.compiling import NOT_SERVED
-from sparkdiff.serving.onnx_export import OnnxGraph
+from sparkdiff.serving.onnx.export import OnnxGraph
+from sparkdiff.serving.scorer.compiling import NOT_SERVED
 from sparkdiff.serving.torch_transformer import check_order
 from sparkdiff.tensors.rows import Rows, SparseRows
 

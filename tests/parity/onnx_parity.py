@@ -12,7 +12,7 @@ from acceptances import is_number, width
 from sparkdiff.pipeline import parity
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
-from sparkdiff.serving.onnx_export import REFUSED, OnnxGraph
+from sparkdiff.serving.onnx.export import REFUSED, OnnxGraph
 from sparkdiff.tensors.rows import Rows, dense
 
 

@@ -58,7 +58,7 @@ from sparkdiff import InputError, Scorer, TorchTransformer
 from sparkdiff.jvm import SparkError
 from sparkdiff.pipeline import parity
 from sparkdiff.pipeline.nesting import flatten
-from sparkdiff.serving import onnx_export
+from sparkdiff.serving.onnx import export
 from sparkdiff.stages.base import REGISTRY, class_name
 
 HERE = Path(__file__).parent
@@ -386,7 +386,7 @@ class OnnxFile:
     def of(cls, truth: Truth) -> "OnnxFile":
         made: list[Any] = []
 
-        class Recorded(onnx_export.OnnxGraph):
+        class Recorded(export.OnnxGraph):
             def __init__(self, *given: Any):
                 super().__init__(*given)
                 made.append(self)
@@ -394,7 +394,7 @@ class OnnxFile:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             try:
-                with patch.object(onnx_export, "OnnxGraph", Recorded):
+                with patch.object(export, "OnnxGraph", Recorded):
                     described = sparkdiff.export(truth.model, path, schema=truth.frame)
             except Exception as e:
                 return cls(refusal=e)
@@ -476,7 +476,7 @@ def by_onnx(truth: Truth) -> Iterator[Difference]:
     rows = [] if file.described.sparkStages or not inputs else truth.refused
     if rows and len(file.described.stages) == len(flatten(truth.model)):
         out = onnx_parity.run(file.session, arrays(inputs, [truth.case.rows[i] for i in rows]))
-        marks = out.get(onnx_export.REFUSED, np.zeros(len(rows), bool))
+        marks = out.get(export.REFUSED, np.zeros(len(rows), bool))
         missed = [
             i for i, is_marked in zip(rows, marks, strict=True) if not is_marked and not documented("ONNX", truth, i)
         ]

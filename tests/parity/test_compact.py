@@ -49,8 +49,8 @@ from pyspark.sql import DataFrame, SparkSession
 from readable_uids import named
 
 from sparkdiff import InputError, SparkdiffError, compact, compact_plan
-from sparkdiff.cli import main
-from sparkdiff.job import model_saving
+from sparkdiff.cli.app import main
+from sparkdiff.evaluation import model_saving
 from sparkdiff.jvm import SparkError, sessions, trees
 from sparkdiff.jvm.coefficients import with_coefficients
 from sparkdiff.jvm.selections import can_except

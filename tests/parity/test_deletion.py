@@ -22,7 +22,7 @@ from readable_uids import named
 
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.pipeline.unfitted_form import refit, unfitted_form
-from sparkdiff.serving.deletion import deletions
+from sparkdiff.serving.compact.deletion import deletions
 
 pytestmark = pytest.mark.once
 

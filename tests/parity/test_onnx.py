@@ -42,7 +42,7 @@ import sparkdiff
 from sparkdiff import InputError, SparkdiffError
 from sparkdiff.jvm import SparkError
 from sparkdiff.pipeline import parity
-from sparkdiff.serving.onnx_export import ExportedColumn, OnnxGraph
+from sparkdiff.serving.onnx.export import ExportedColumn, OnnxGraph
 from sparkdiff.stages.base import StageModule
 from sparkdiff.stages.binning import Bucketizer as Bins
 from sparkdiff.stages.interaction import Interaction

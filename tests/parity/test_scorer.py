@@ -57,7 +57,7 @@ from scoring import differences, fails, in_spark, origin, refuses
 
 import sparkdiff
 from sparkdiff import InputError, Scorer, jvm
-from sparkdiff.serving.compiling import NOT_SERVED
+from sparkdiff.serving.scorer.compiling import NOT_SERVED
 
 ROOT = Path(__file__).parents[2]
 REFUSED = {

@@ -11,11 +11,11 @@ from pyspark.sql import DataFrame, SparkSession
 
 import sparkdiff
 from sparkdiff import jvm
-from sparkdiff.diagnostics.prediction_differences import predictions
+from sparkdiff.evaluation.prediction_differences import predictions
 from sparkdiff.jvm import sessions
 from sparkdiff.jvm.selections import Selection
 from sparkdiff.pipeline.translation import translated_graph
-from sparkdiff.serving.deletion import deletions
+from sparkdiff.serving.compact.deletion import deletions
 from sparkdiff.store.model_digests import UnidentifiableError, check_reads_its_input_only
 
 pytestmark = pytest.mark.skipif(sessions.VERSION < (4, 0), reason="Spark 3.5 has no `* EXCEPT`")

@@ -44,7 +44,7 @@ from readable_uids import named
 
 import sparkdiff
 from sparkdiff import InputError, plan, translate, verify, write_back
-from sparkdiff.diagnostics.pipeline_warnings import dropped_late
+from sparkdiff.evaluation.pipeline_warnings import dropped_late
 from sparkdiff.pipeline.cut import analyse
 
 

@@ -315,11 +315,11 @@ def test_rows_without_a_label_that_one_indexer_shares_with_a_feature(rows: DataF
 
 def test_the_package_that_executors_get_is_whole_and_the_same_each_time(tmp_path: Path) -> None:
     for name in ("a.zip", "b.zip"):
-        package.write_zip(tmp_path / name, ["sparkdiff/job"])
+        package.write_zip(tmp_path / name, ["sparkdiff/cli"])
     assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
     found = set(zipfile.ZipFile(tmp_path / "a.zip").namelist())
     assert {"sparkdiff/__init__.py", "sparkdiff/pipeline/spark_inference.py"} <= found
-    assert not any(n.startswith("sparkdiff/job") for n in found)
+    assert not any(n.startswith("sparkdiff/cli") for n in found)
 
 
 def test_it_is_public() -> None:

@@ -21,7 +21,7 @@ from pyspark.sql import SparkSession
 from remote import TARGETS as REMOTE_FAULTS
 
 from sparkdiff import FineTuner, InputError, TorchTransformer
-from sparkdiff.cli import main
+from sparkdiff.cli.app import main
 
 pytestmark = pytest.mark.slow
 DEMO = ROOT / "jobs" / "finetune.py"

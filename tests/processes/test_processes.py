@@ -25,9 +25,10 @@ from pyspark.sql import DataFrame, SparkSession
 
 import sparkdiff
 from sparkdiff import Events, FineTuner, FineTunerModel, InputError, jvm
+from sparkdiff.cli import steps
+from sparkdiff.cli.config import Config
 from sparkdiff.errors import FullDiskError
 from sparkdiff.fine_tuning.task import Outcome
-from sparkdiff.job import Config, steps
 from sparkdiff.jvm import stores
 from sparkdiff.report import Phases
 from sparkdiff.store import files

@@ -14,14 +14,15 @@ import typer
 import yaml
 from hypothesis import example, given, settings, strategies as st
 
-from sparkdiff import estimator, job as run, jvm
-from sparkdiff.cli import app, main
-from sparkdiff.commands import models
-from sparkdiff.commands.flags import source_of
+from sparkdiff import jvm
+from sparkdiff.cli import config, models, scripts, starting, steps, tracking_section
+from sparkdiff.cli.app import app, main
+from sparkdiff.cli.config import Config, load_config, request_of
+from sparkdiff.cli.flags import source_of
+from sparkdiff.data import loading
+from sparkdiff.data.loading import parse_source
 from sparkdiff.errors import FAILED, INTERRUPTED, WRONG_INPUT, InputError, SparkdiffError, StoreError
-from sparkdiff.job import config, loading, scripts, starting, steps, tracking_section
-from sparkdiff.job.config import request_of
-from sparkdiff.job.loading import parse_source
+from sparkdiff.estimators import fine_tuner
 from sparkdiff.jvm import sessions
 from sparkdiff.machine import paths as places
 from sparkdiff.options import FIELDS, Options
@@ -49,11 +50,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def load(*overrides: str) -> run.Config:
-    return run.load_config(Path("conf/job.yaml"), overrides)
+def load(*overrides: str) -> Config:
+    return load_config(Path("conf/job.yaml"), overrides)
 
 
-def paths(config: run.Config) -> dict[str, str]:
+def paths(config: Config) -> dict[str, str]:
     data = {f"data.{split}": given["path"] for split, given in config.data.items() if isinstance(given, dict)}
     return {
         "pipeline": config.pipeline,
@@ -200,7 +201,7 @@ def test_tags_of_a_search_are_text(here: Path) -> None:
         "search.metric=rmse",
         "search.space={PCA: {k: [2, 3]}}",
     ]
-    assert (run.load_config(None, [*job, "search.tags.version=1.10"]).search or {})["tags"] == {"version": "1.10"}
+    assert (load_config(None, [*job, "search.tags.version=1.10"]).search or {})["tags"] == {"version": "1.10"}
 
 
 def test_what_is_there_is_meant_by_its_letters_and_the_rest_is_a_glob(here: Path) -> None:
@@ -259,7 +260,7 @@ def test_a_home_is_a_home(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_flag_is_text_for_its_key(here: Path) -> None:
     flags = {"data.train.path": "null.csv", "fineTuner.labelCol": "no", "output.path": "{x}"}
-    config = run.load_config(Path("conf/job.yaml"), ["fineTuner.seed=5", "fineTuner.labelCol=y"], flags)
+    config = load_config(Path("conf/job.yaml"), ["fineTuner.seed=5", "fineTuner.labelCol=y"], flags)
     assert config.data["train"] == {
         "path": f"{here}/null.csv",
         "format": "csv",
@@ -275,16 +276,16 @@ def test_a_flag_is_text_for_its_key(here: Path) -> None:
     with pytest.raises(
         InputError, match=r"^data\.train\.path=x\.csv: 'train' is 'rows:load', not a mapping with keys$"
     ):
-        run.load_config(Path("conf/job.yaml"), [], {"data.train.path": "x.csv"})
+        load_config(Path("conf/job.yaml"), [], {"data.train.path": "x.csv"})
 
 
 def test_ctrl_c_says_how_the_job_goes_on(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(config: run.Config) -> None:
+    def interrupted(config: Config) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "run", interrupted)
+    monkeypatch.setattr(starting, "run", interrupted)
     assert main(["finetune", "pipeline=models/churn", "--data", "x.csv", "--output", "runs/x"]) == INTERRUPTED
     told = capsys.readouterr().err
     assert told.endswith(":\n  sparkdiff finetune data.train.path=x.csv output.path=runs/x pipeline=models/churn\n")
@@ -296,10 +297,10 @@ def test_ctrl_c_says_how_the_job_goes_on(
 def test_a_store_that_fails_anywhere_is_one_line(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refused(config: run.Config) -> None:
+    def refused(config: Config) -> None:
         raise StoreError(errno.EIO, "Connection refused", "hdfs://lake/runs/x")
 
-    monkeypatch.setattr(run, "run", refused)
+    monkeypatch.setattr(starting, "run", refused)
     assert main(["finetune", "pipeline=models/churn", "--data", "x.csv", "--output", "runs/x"]) == FAILED
     said = "error: hdfs://lake/runs/x: Connection refused; once it can be used, give the same command again\n"
     assert capsys.readouterr().err == said
@@ -320,14 +321,14 @@ def test_options_of_the_cost_of_a_plan(here: Path, capsys: pytest.CaptureFixture
 
 def test_an_override_wins_over_a_flag_in_the_cost_of_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {}
-    monkeypatch.setattr(estimator, "FineTuner", lambda model, **options: given.update(options) or Mock())
+    monkeypatch.setattr(fine_tuner, "FineTuner", lambda model, **options: given.update(options) or Mock())
     models._cost(None, None, {"freeze": ["a"]}, {"labelCol": "x", "timeCol": None}, ["fineTuner.labelCol=y"])
     assert given == {"freeze": ["a"], "labelCol": "y"}
 
 
 def test_the_flags_of_the_command(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded: list[run.Config] = []
-    monkeypatch.setattr(run, "run", lambda config: loaded.append(config) or "")
+    loaded: list[Config] = []
+    monkeypatch.setattr(starting, "run", lambda config: loaded.append(config) or "")
     columns = ["--label", "null", "--group", "user"]
     assert main(["finetune", "pipeline=models/churn", "--data", "x.csv", *columns, "--output", "runs/x"]) == 0
     assert main(["finetune", "--config", "conf/job.yaml", "--time", "day", "fineTuner.maxEpochs=5"]) == 0
@@ -341,10 +342,10 @@ def test_the_flags_of_the_command(here: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_an_error_of_ours_ends_the_command_with_its_text(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: type[Exception], code: int
 ) -> None:
-    def fails(config: run.Config) -> None:
+    def fails(config: Config) -> None:
         raise error("process 1 of 2 failed:\nTraceback ...\nKeyError: 'predictions'")
 
-    monkeypatch.setattr(run, "run", fails)
+    monkeypatch.setattr(starting, "run", fails)
     assert main(["finetune", "--config", "conf/job.yaml"]) == code
     assert capsys.readouterr().err == "error: process 1 of 2 failed:\nTraceback ...\nKeyError: 'predictions'\n"
 
@@ -356,8 +357,8 @@ def test_the_section_grower(here: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert grown.command == "grow"
     (here / "conf" / "job.yaml").write_text(JOB + "\ngrower:\n")  # all defaults
     assert (load().grower, load().command) == ({}, "grow")
-    loaded: list[run.Config] = []
-    monkeypatch.setattr(run, "run", lambda config: loaded.append(config) or "")
+    loaded: list[Config] = []
+    monkeypatch.setattr(starting, "run", lambda config: loaded.append(config) or "")
     assert main(["grow", "--config", "conf/job.yaml", "--label", "y", "grower.entityCols=shop"]) == 0
     assert (loaded[0].options["labelCol"], loaded[0].grower) == ("y", {"entityCols": "shop"})
 
@@ -365,8 +366,8 @@ def test_the_section_grower(here: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_the_path_of_the_model_may_hold_an_equals_sign(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    loaded: list[run.Config] = []
-    monkeypatch.setattr(run, "run", lambda config: loaded.append(config) or "")
+    loaded: list[Config] = []
+    monkeypatch.setattr(starting, "run", lambda config: loaded.append(config) or "")
     for word in ("models/dt=2026/slack", "dt=2026/slack", f"{here}/dt=2026", "pipeline=models/slack"):
         assert main(["improve", word, "--data", "x.csv", "--output", "out"]) == 0
     names = ("models/dt=2026/slack", "dt=2026/slack", "dt=2026", "models/slack")
@@ -551,7 +552,7 @@ def test_a_file_that_isnt_there(here: Path, capsys: Any) -> None:
 
 def test_a_file_may_be_given_by_url_and_begin_with_a_byte_order_mark(here: Path, monkeypatch: Any) -> None:
     loaded: list[Any] = []
-    monkeypatch.setattr(run, "run", lambda config: loaded.append(config) or "")
+    monkeypatch.setattr(starting, "run", lambda config: loaded.append(config) or "")
     (here / "conf" / "mark.yaml").write_text(JOB.strip(), encoding="utf-8-sig")
     assert main(["finetune", "--config", f"file://{here}/conf/mark.yaml"]) == 0
     assert loaded[0].output == here / "runs" / "churn"
@@ -610,7 +611,7 @@ VALUES = st.one_of(
 def test_any_override_is_taken_or_refused(key: str, value: str) -> None:
     base = ["pipeline=models/churn", "data.train=rows.csv", "output=out"]
     try:
-        config = run.load_config(None, [*base, f"{key}={value}"])
+        config = load_config(None, [*base, f"{key}={value}"])
     except InputError:
         return
     assert config.output.is_absolute()
@@ -861,11 +862,11 @@ def test_json_is_all_of_stdout(here: Path, monkeypatch: pytest.MonkeyPatch, caps
         def asdict(self) -> dict[str, Any]:
             return {"decision": "kept original", "reason": "r", "metric": "mae", "p": 1.0, "options": {}, "records": []}
 
-    def ran(settings: run.Config) -> Any:
+    def ran(settings: Config) -> Any:
         print("the plan")
         return Summary()
 
-    monkeypatch.setattr(run, "run", ran)
+    monkeypatch.setattr(starting, "run", ran)
     assert main(["finetune", "--config", "conf/job.yaml", "--json"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out) == {

@@ -17,11 +17,12 @@ import typer
 import yaml
 
 import sparkdiff
-from sparkdiff.cli import app
+from sparkdiff.cli import config
+from sparkdiff.cli.app import app
+from sparkdiff.data import loading
 from sparkdiff.data.splits import SPLITS
 from sparkdiff.errors import InputError
 from sparkdiff.growth.growth_options import GrowthSettings
-from sparkdiff.job import config, loading
 from sparkdiff.options import Options
 
 pytestmark = pytest.mark.once

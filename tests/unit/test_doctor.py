@@ -13,10 +13,10 @@ import pyspark
 import pytest
 
 import sparkdiff
-from sparkdiff.cli import main
+from sparkdiff.cli import doctor
+from sparkdiff.cli.app import main
+from sparkdiff.cli.doctor import NOTE, OK, PROBLEM, Finding, run_checks
 from sparkdiff.errors import DONE, FAILED, InputError
-from sparkdiff.job import doctor
-from sparkdiff.job.doctor import NOTE, OK, PROBLEM, Finding, run_checks
 
 pytestmark = pytest.mark.once
 

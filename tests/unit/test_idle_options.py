@@ -13,7 +13,7 @@ from sparkdiff.improvement import improvement_options as improvement
 from sparkdiff.improvement.proving import Decision
 from sparkdiff.improvement.summary_contents import _warnings
 from sparkdiff.options import FIELDS, Options
-from sparkdiff.tuning.search import search_options as search
+from sparkdiff.search import search_options as search
 
 SEVERAL = {"numProcesses": 2, "localSteps": 2}
 # Name: a value, the other options with which it has no effect, and those with which it has one.

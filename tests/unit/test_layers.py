@@ -19,20 +19,14 @@ ROOMS = [
     ["tensors", "jvm", "options", "report"],
     ["stages", "importers", "store"],
     ["pipeline", "objectives"],
-    ["data"],
+    ["data", "serving", "tuning"],
     ["evaluation"],
-    ["training", "diagnostics", "serving", "proof"],
-    ["fine_tuning"],
-    ["costs", "history", "labeling"],
-    ["forecasting"],
-    ["tuning", "growth"],
+    ["training", "proof"],
+    ["fine_tuning", "search"],
+    ["growth", "history"],
     ["improvement"],
-    ["estimator"],
-    ["grower", "improver", "tracking"],
-    ["mlflow"],
-    ["job"],
-    ["fleet"],
-    ["commands"],
+    ["estimators", "tracking"],
+    ["fleet", "labeling", "mlflow"],
     ["cli", "testing"],
     ["__main__"],
 ]
@@ -44,7 +38,6 @@ NO_SPARK = (
     "evaluation",
     "objectives",
     "stages",
-    "diagnostics",
     "store",
     "tensors",
     "tuning.solvers",
@@ -57,8 +50,9 @@ SPARK = (
     "training.distributed.remote",
     "training.distributed.remote_task",
     "evaluation.cached_parity",
-    "diagnostics.pipeline_warnings",
-    "diagnostics.prediction_differences",
+    "evaluation.pipeline_warnings",
+    "evaluation.prediction_differences",
+    "evaluation.model_saving",
     "store.model_digests",
 )
 NO_TORCH = (
@@ -73,7 +67,7 @@ NO_TORCH = (
     "growth.growth_options",
     "improvement.improvement_options",
     "improvement.budget",
-    "job.settings_section",
+    "cli.settings_section",
 )
 
 
@@ -159,15 +153,14 @@ def test_the_rules_can_fail() -> None:
     assert not one_way("pipeline.network", "objectives.losses")  # the same floor
     assert not one_way("stages.base", "pipeline.graph")
     assert one_way("stages.linear", "stages.base")
-    assert "cache" in named("data") and "layout" not in named("data")
     assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
     taken = ast.parse(
         "from sparkdiff.data import cache, splits\nfrom sparkdiff.jvm import _cause\ncache._build\nsplits.BLOCK"
     )
-    assert [*private_names("job", taken)] == ["jvm._cause", "data.cache._build"]
+    assert [*private_names("cli", taken)] == ["jvm._cause", "data.cache._build"]
     assert [*private_names("data.label_stats", taken)] == ["jvm._cause"]
     assert importers("torch", ["stages.linear", "options"]) == ["stages.linear"]
-    assert all_of(lambda m: ["x", "y"] if m == "job" else [], ["job", "cli"]) == "sparkdiff.job: x, y"
+    assert all_of(lambda m: ["x", "y"] if m == "cli" else [], ["cli", "fleet"]) == "sparkdiff.cli: x, y"
 
 
 def test_a_module_imports_lower_rooms_only() -> None:
@@ -203,30 +196,9 @@ def private_names(module: str, tree: ast.Module) -> Iterator[str]:
             yield from (f"{foreign[name]}.{node.attr}" for name in foreign if name == holder)
 
 
-def test_a_room_gives_what_its_init_names() -> None:
-    def wrong(module: str) -> Iterator[str]:
-        for room, _, name in (o.partition(".") for o in own_imports(MODULES[module]) if not one_room(module, o)):
-            if name and named(room) and package(name) not in named(room):
-                yield f"{room}.{name}"
-
-    found = all_of(wrong, INSIDE)
-    assert not found, f"imports that the room's __init__ does not name:\n{found}"
-
-
-@functools.cache
-def named(room: str) -> list[str]:
-    """The modules in a room's `__all__`; none where the room names functions and classes instead."""
-    found = [n.value for n in parsed(MODULES[room]).body if isinstance(n, ast.Assign) and n.targets[0].id == "__all__"]  # type: ignore[attr-defined]
-    names = ast.literal_eval(found[0]) if found else []
-    return names if all(f"{room}.{name}" in MODULES for name in names) else []
-
-
-def one_room(module: str, other: str) -> bool:
-    return package(module) == package(other.removeprefix("sparkdiff."))
-
-
 # What runs before Spark: help needs nothing, the entry looks for typer first, and torch is imported while Spark starts.
-LATE = ("__main__", "commands", "job.config", "job.starting")
+COMMANDS = tuple(f"cli.{name}" for name in ("app", "flags", "jobs", "models", "projects", "earlier_runs"))
+LATE = ("__main__", *COMMANDS, "cli.config", "cli.starting")
 
 
 def test_no_function_imports_our_own_modules() -> None:
@@ -283,11 +255,11 @@ def test_import_sparkdiff_is_cheap() -> None:
 
 
 def test_help_needs_nothing_and_a_job_no_torch_before_spark() -> None:
-    assert in_a_new_process(f"import sys, sparkdiff.cli; {HEAVY}") == "[]\n"
-    found = in_a_new_process(f"import sys, sparkdiff.job; {HEAVY}")
+    assert in_a_new_process(f"import sys, sparkdiff.cli.app; {HEAVY}") == "[]\n"
+    found = in_a_new_process(f"import sys, sparkdiff.cli.starting, sparkdiff.cli.config; {HEAVY}")
     assert "pyspark" in found and "torch" not in found and "pandas" not in found
     job = "load_config(None, ['pipeline=m', 'data.train=x.csv', 'output=o', 'grower.rounds=3'])"
-    code = f"import sys; from sparkdiff.job.config import load_config, request_of; request_of({job}); {HEAVY}"
+    code = f"import sys; from sparkdiff.cli.config import load_config, request_of; request_of({job}); {HEAVY}"
     assert "torch" not in in_a_new_process(code)
 
 

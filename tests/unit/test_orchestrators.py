@@ -8,9 +8,10 @@ import pytest
 import typer
 import yaml
 
-from sparkdiff.cli import app
+from sparkdiff.cli import tracking_section
+from sparkdiff.cli.app import app
+from sparkdiff.cli.config import load_config
 from sparkdiff.errors import FAILED, WRONG_INPUT
-from sparkdiff.job import load_config, tracking_section
 
 pytestmark = pytest.mark.once
 EXAMPLES = Path(__file__).parents[2] / "examples"

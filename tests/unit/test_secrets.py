@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from sparkdiff import InputError
-from sparkdiff.cli import main
+from sparkdiff.cli import config
+from sparkdiff.cli.app import main
 from sparkdiff.errors import WRONG_INPUT, StoreError
-from sparkdiff.job import config
 from sparkdiff.machine.secrets import hidden, is_secret, redacted
 
 pytestmark = pytest.mark.once
@@ -246,6 +246,6 @@ def test_a_store_that_fails_prints_no_secret(
     def refused(*args: Any) -> None:
         raise StoreError(5, "no access for s3a://user:hunter2@lake", "s3a://user:hunter2@lake/x")
 
-    monkeypatch.setattr("sparkdiff.job.load_config", refused)
+    monkeypatch.setattr("sparkdiff.cli.config.load_config", refused)
     main(["finetune", "--output", "x"])
     assert "hunter2" not in capsys.readouterr().err

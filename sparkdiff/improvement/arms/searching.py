@@ -17,11 +17,11 @@ from sparkdiff.objectives.metric import Metric
 from sparkdiff.objectives.metrics import DEFAULTS
 from sparkdiff.options import callable_name
 from sparkdiff.pipeline.unfitted_form import refit
+from sparkdiff.search.samplers import check_sampler
+from sparkdiff.search.search_space import SearchSpace
+from sparkdiff.search.settings_space import settings_space
+from sparkdiff.search.within_budget import TunedSetting, TunedSettings, tune_within_budget
 from sparkdiff.tuning.mean_loss import evaluator_of
-from sparkdiff.tuning.search.samplers import check_sampler
-from sparkdiff.tuning.search.search_space import SearchSpace
-from sparkdiff.tuning.search.settings_space import settings_space
-from sparkdiff.tuning.search.within_budget import TunedSetting, TunedSettings, tune_within_budget
 
 FEW, MANY = 6, 40
 """Number of trials of the first step, and of the first two steps together."""

@@ -17,7 +17,7 @@ from sparkdiff.improvement.arms.refitting import fit_anew, fitted_to_label
 from sparkdiff.improvement.budget import Limit
 from sparkdiff.improvement.candidate import Arm, Candidate, CandidateRecipe, Step, best_of, nothing
 from sparkdiff.pipeline.unfitted_form import AS_FITTED, UnfittedForm, unfitted_form
-from sparkdiff.serving.deletion import Deletion, deletions
+from sparkdiff.serving.compact.deletion import Deletion, deletions
 
 
 def possible(context: ArmContext) -> list[tuple[Deletion, UnfittedForm]]:

@@ -30,13 +30,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sparkdiff import InputError
+from sparkdiff.cli import steps
 from sparkdiff.data import cache as caches
 from sparkdiff.data.cache import Cache, DamagedCache
 from sparkdiff.data.fingerprint import source_facts
 from sparkdiff.data.frames import TransformedRows
 from sparkdiff.data.splits import Source
 from sparkdiff.data.stream import Stream
-from sparkdiff.job import steps
 from sparkdiff.options import Options
 from sparkdiff.tensors.rows import SparseRows
 

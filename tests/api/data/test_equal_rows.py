@@ -16,11 +16,11 @@ from small_data import tune
 from sparkdiff import InputError
 from sparkdiff.data.blocks import MAX_BLOCKS
 from sparkdiff.data.splits import BLOCK, SPLIT, Source, training_rows, with_splits
-from sparkdiff.diagnostics import prediction_differences
+from sparkdiff.evaluation import prediction_differences
 from sparkdiff.options import Options
 from sparkdiff.proof.division import Division, divide, inner
-from sparkdiff.tuning.search.search_options import Settings
-from sparkdiff.tuning.search.splitting import divide_rows
+from sparkdiff.search.search_options import Settings
+from sparkdiff.search.splitting import divide_rows
 
 pytestmark = pytest.mark.once  # hashes of our own: no stack changes them
 

@@ -19,11 +19,12 @@ from pyspark.ml.regression import LinearRegression
 from pyspark.sql import DataFrame, SparkSession, functions as F
 from small_data import NUMBERS, QUICK, cached, same, tune
 
-from sparkdiff import InputError, estimator
+from sparkdiff import InputError
 from sparkdiff.data import blocks, splits
 from sparkdiff.data.fingerprint import Request, content, fingerprint
 from sparkdiff.data.row_hashes import COPY, row_hash
 from sparkdiff.data.splits import BLOCK, SPLIT, TIME, Boundaries, Source, find_boundaries, with_splits
+from sparkdiff.estimators import fine_tuner
 from sparkdiff.evaluation import guard
 from sparkdiff.fine_tuning.fine_tuning_run import fine_tune
 from sparkdiff.fine_tuning.task import Outcome, prepare
@@ -250,7 +251,7 @@ def test_an_unfitted_pipeline_is_fitted_on_the_rows_that_train(
         fits.append(rows.count())
         return fit(self, rows, params)
 
-    for module in (splits, estimator):
+    for module in (splits, fine_tuner):
         monkeypatch.setattr(module, "find_boundaries", counted)
     monkeypatch.setattr(Pipeline, "fit", watched)
     stages = [VectorAssembler(inputCols=NUMBERS, outputCol="x"), LinearRegression(featuresCol="x", labelCol="riders")]

@@ -17,8 +17,8 @@ from small_data import NUMBERS, tune
 
 import sparkdiff
 from sparkdiff import InputError, jvm
-from sparkdiff.diagnostics.model_differences import ParamDifference, between
 from sparkdiff.evaluation.feature_names import entering
+from sparkdiff.evaluation.model_differences import ParamDifference, between
 from sparkdiff.options import Options
 from sparkdiff.pipeline.cut import analyse
 from sparkdiff.pipeline.network import Network

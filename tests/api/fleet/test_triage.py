@@ -12,12 +12,12 @@ from small_data import QUICK, pipeline
 
 import sparkdiff
 from sparkdiff import InputError
-from sparkdiff.cli import main
+from sparkdiff.cli.app import main
 from sparkdiff.errors import WRONG_INPUT
 from sparkdiff.fleet import triage_run
-from sparkdiff.forecasting.pipeline_facts import FACTS
-from sparkdiff.forecasting.run_forecasts import PastRun
 from sparkdiff.history import run_store
+from sparkdiff.history.pipeline_facts import FACTS
+from sparkdiff.history.run_forecasts import PastRun
 
 FAST = {**QUICK, "stream": "arrow", "verbosity": 0}
 

@@ -10,13 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.ml import PipelineModel
 
-from sparkdiff import GrowthSummary, job as run
-from sparkdiff.cli import main
+from sparkdiff import GrowthSummary
+from sparkdiff.cli import starting
+from sparkdiff.cli.app import main
+from sparkdiff.cli.config import load_config
 from sparkdiff.errors import DONE, WRONG_INPUT
 from sparkdiff.growth import checkpoints
 from sparkdiff.growth.checkpoints import RoundFiles
 from sparkdiff.improvement.arms import growing
-from sparkdiff.job.config import load_config
 
 JOB = """
 pipeline: grown_here:pipeline
@@ -85,7 +86,7 @@ def test_from_a_file_to_a_folder_and_back(job: Path, capsys: pytest.CaptureFixtu
     assert "Interaction" in {type(stage).__name__ for stage in model.stages}
 
     written = (job / "out" / "summary.json").stat().st_mtime_ns
-    again = run.run(load_config(Path("job.yaml"), []))  # finished: read back
+    again = starting.run(load_config(Path("job.yaml"), []))  # finished: read back
     assert (job / "out" / "summary.json").stat().st_mtime_ns == written
     assert isinstance(again, GrowthSummary)
     assert {k: v for k, v in again.asdict().items() if k not in ("timings", "options")} == {
@@ -102,7 +103,7 @@ def test_a_job_that_keeps_the_original_is_read_back_too(job: Path) -> None:
     (job / "grown_here.py").write_text(PIPELINE.replace("LABEL", "noise"))
     overrides = ["pipeline=noise_here:pipeline", "fineTuner.runId=noise", "grower.complexity=1000"]
     (job / "grown_here.py").rename(job / "noise_here.py")
-    first, again = (run.run(load_config(Path("job.yaml"), overrides)) for _ in range(2))
+    first, again = (starting.run(load_config(Path("job.yaml"), overrides)) for _ in range(2))
     assert first.decision == again.decision == "kept original"
     assert again.reason == first.reason
     assert "no part joined" in again.reason
@@ -118,7 +119,7 @@ def test_a_job_that_was_interrupted_goes_on(job: Path, monkeypatch: pytest.Monke
     with monkeypatch.context() as m:
         m.setattr(growing, "check_without_parts", stop)
         with pytest.raises(KeyboardInterrupt):
-            run.run(config)
+            starting.run(config)
     assert not (job / "out").exists()
     train = checkpoints.train
 
@@ -127,12 +128,12 @@ def test_a_job_that_was_interrupted_goes_on(job: Path, monkeypatch: pytest.Monke
 
     # The rounds that explore were over: none of their parts trains again.
     monkeypatch.setattr(checkpoints, "train", only_in_folds)
-    assert run.run(config).decision == "grown"
+    assert starting.run(config).decision == "grown"
 
 
 def test_a_job_without_time_says_so_and_without_a_name_leaves_no_checkpoints(job: Path) -> None:
     """By default rows are divided as shows the smallest gains."""
-    summary = run.run(load_config(Path("job.yaml"), ["fineTuner={maxEpochs: 2, recipe: fast, maxSeconds: 0.001}"]))
+    summary = starting.run(load_config(Path("job.yaml"), ["fineTuner={maxEpochs: 2, recipe: fast, maxSeconds: 0.001}"]))
     assert summary.decision == "kept original"
     assert summary.options["numFolds"] == "auto"
     assert summary.reason == (

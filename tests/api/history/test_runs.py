@@ -17,7 +17,7 @@ from small_data import tune
 
 import sparkdiff
 from sparkdiff import FineTunerModel, InputError
-from sparkdiff.cli import main
+from sparkdiff.cli.app import main
 from sparkdiff.data.stream import Stream
 from sparkdiff.errors import DONE, WRONG_INPUT
 from sparkdiff.history import caches, run_store

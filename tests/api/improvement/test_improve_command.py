@@ -12,7 +12,7 @@ from pyspark.ml import PipelineModel
 from pyspark.sql import SparkSession
 from small_data import riders, same, unfitted, weights
 
-from sparkdiff.cli import main
+from sparkdiff.cli.app import main
 from sparkdiff.errors import DONE, WRONG_INPUT
 from sparkdiff.store.folder_marker import MARKER, read_marker
 

@@ -27,7 +27,7 @@ from pyspark.sql import DataFrame, functions as F
 
 from sparkdiff import FineTuner, Improver, InputError, Search, compact
 from sparkdiff.data.splits import Source
-from sparkdiff.diagnostics.prediction_differences import find_output_changes
+from sparkdiff.evaluation.prediction_differences import find_output_changes
 from sparkdiff.fine_tuning.task import FitResults
 from sparkdiff.growth.growth_options import GrowthSettings
 from sparkdiff.improvement import arms
@@ -39,9 +39,9 @@ from sparkdiff.improvement.improvement_options import ImprovementSettings
 from sparkdiff.options import Options
 from sparkdiff.pipeline.unfitted_form import unfitted_form
 from sparkdiff.report import Phases
+from sparkdiff.search.distributions import choice
+from sparkdiff.search.settings_space import settings_space
 from sparkdiff.store.model_digests import hash_of
-from sparkdiff.tuning.search.distributions import choice
-from sparkdiff.tuning.search.settings_space import settings_space
 
 OTHER = {"labelCol": "kind", "predictionCol": "other", "probabilityCol": "likely", "rawPredictionCol": "margins"}
 NAMES = ("hours", "filled", "assembled", "scaled", "unit", "segment", "other", "components", "features", "prediction")

@@ -8,8 +8,10 @@ import pytest
 from pyspark.ml import PipelineModel
 from pyspark.sql import DataFrame, SparkSession
 
-from sparkdiff import FineTuner, InputError, job
-from sparkdiff.cli import main
+from sparkdiff import FineTuner, InputError
+from sparkdiff.cli import starting
+from sparkdiff.cli.app import main
+from sparkdiff.cli.config import load_config
 from sparkdiff.errors import DONE
 from sparkdiff.jvm import sessions
 
@@ -34,8 +36,8 @@ def test_a_folder_of_any_name_holds_a_job(
         monkeypatch.setattr(
             sessions, "has_constructors", lambda: False
         )  # weights go back by way of files in these folders
-        config = job.load_config(folder / "job.yaml", QUICK)
-        assert job.run(config).cache["hit"] is (made == "loaded")
+        config = load_config(folder / "job.yaml", QUICK)
+        assert starting.run(config).cache["hit"] is (made == "loaded")
     monkeypatch.chdir(folder)
     assert main(["verify", "runs/x/model", "--data", "part-1.parquet"]) == DONE
     assert len(list(tmp_path.iterdir())) == 1  # nothing beside it

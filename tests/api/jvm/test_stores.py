@@ -17,13 +17,15 @@ import pytest
 from pyspark.ml import PipelineModel
 from pyspark.sql import SparkSession
 
-from sparkdiff import FineTuner, InputError, job, jvm
-from sparkdiff.cli import main
+from sparkdiff import FineTuner, InputError, jvm
+from sparkdiff.cli import starting
+from sparkdiff.cli.app import main
+from sparkdiff.cli.config import load_config
+from sparkdiff.cli.output import is_unfinished, summary_of
+from sparkdiff.cli.output_writing import write_run_folder
 from sparkdiff.data.cache import DamagedCache
 from sparkdiff.data.stream import Stream
 from sparkdiff.errors import StoreError, WriteError
-from sparkdiff.job.output import is_unfinished, summary_of
-from sparkdiff.job.output_writing import write_run_folder
 from sparkdiff.jvm import stores
 from sparkdiff.machine import processes
 from sparkdiff.store import files, folder_marker, run_folder
@@ -73,14 +75,14 @@ def test_a_job_in_a_store_ends_as_on_local_files(
     again = [f"pipeline={url}/runs/x", f"data.train.path={url}/rows", f"output.path={url}/runs/x", *QUICK]
     output = jvm.folder("output", f"{url}/runs/x")
     with pytest.raises(InputError, match=f"output {url}/runs/x exists"):
-        job.run(job.load_config(None, again))
+        starting.run(load_config(None, again))
     stores.remove(output / "summary.json")
     assert summary_of(output) is None and is_unfinished(output)
-    job.run(job.load_config(None, again))
+    starting.run(load_config(None, again))
     assert summary_of(output) is not None and not is_unfinished(output)
     stores.write(output / "mine.txt", b"")
     with pytest.raises(InputError, match=r"contains mine\.txt, which is not of sparkdiff's run"):
-        job.run(job.load_config(None, [*again, "output.mode=overwrite"]))
+        starting.run(load_config(None, [*again, "output.mode=overwrite"]))
 
 
 def test_what_a_killed_driver_has_written_is_there_for_the_next(store: tuple[str, Path]) -> None:

@@ -25,9 +25,10 @@ from pyspark.ml.tuning import CrossValidator, ParamGridBuilder
 from pyspark.sql import DataFrame, SparkSession
 from small_data import NUMBERS, tune
 
-from sparkdiff import InputError, job as run
+from sparkdiff import InputError
+from sparkdiff.cli import starting, steps
+from sparkdiff.cli.config import load_config
 from sparkdiff.data.splits import Source
-from sparkdiff.job import steps
 from sparkdiff.options import Options
 from sparkdiff.store.identity import UnidentifiableError
 from sparkdiff.store.lease import LeaseHeldError
@@ -282,7 +283,7 @@ def test_a_finished_job_is_returned_for_the_same_data_and_pipeline_only(
             "fineTuner.rowsAreNew=true",
             f"fineTuner.cacheDir={tmp_path}/cache",
         ]
-        return run.run(run.load_config(None, [*told, *more]))
+        return starting.run(load_config(None, [*told, *more]))
 
     numeric.write().save(f"file://{tmp_path}/model")
     write(table)

@@ -26,9 +26,9 @@ from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
 from pyspark.sql import DataFrame, SparkSession, functions as F
 
 from sparkdiff import InputError, Search, alternatives, integer, loguniform
+from sparkdiff.search.hypergradient_method import by_slope
+from sparkdiff.search.search_space import SearchSpace
 from sparkdiff.tuning.group_penalties import group_penalties
-from sparkdiff.tuning.search.hypergradient_method import by_slope
-from sparkdiff.tuning.search.search_space import SearchSpace
 from sparkdiff.tuning.soft_choice import soft_choice
 
 TIGHT = {"tol": 1e-10, "maxIter": 500}

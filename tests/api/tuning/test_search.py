@@ -30,16 +30,16 @@ from small_data import NUMBERS, QUICK
 
 import sparkdiff
 from sparkdiff import Events, InputError, Search, SearchModel, alternatives, choice, integer, loguniform, uniform
+from sparkdiff.search import winner_comparison
+from sparkdiff.search.alternatives import with_choices
+from sparkdiff.search.pruning import resources_of
+from sparkdiff.search.search_options import Settings
+from sparkdiff.search.search_space import SearchSpace
+from sparkdiff.search.search_summary import decision_and_reason
+from sparkdiff.search.splitting import DividedRows, assign_splits, check_rows, divide_rows
+from sparkdiff.search.winner_comparison import Comparison, compare, decide
 from sparkdiff.tuning import cached_rows
 from sparkdiff.tuning.evaluator_metrics import judge_of
-from sparkdiff.tuning.search import winner_comparison
-from sparkdiff.tuning.search.alternatives import with_choices
-from sparkdiff.tuning.search.pruning import resources_of
-from sparkdiff.tuning.search.search_options import Settings
-from sparkdiff.tuning.search.search_space import SearchSpace
-from sparkdiff.tuning.search.search_summary import decision_and_reason
-from sparkdiff.tuning.search.splitting import DividedRows, assign_splits, check_rows, divide_rows
-from sparkdiff.tuning.search.winner_comparison import Comparison, compare, decide
 
 pytestmark = pytest.mark.once  # the engine below has its tests on each stack
 

@@ -21,9 +21,9 @@ from pyspark.sql import DataFrame, SparkSession, functions as F
 from sparkdiff import InputError, Search, uniform
 from sparkdiff.data.splits import SPLIT, TEST, TRAIN, VALIDATION
 from sparkdiff.proof.decision import FINALISTS
-from sparkdiff.tuning.search import search_run
-from sparkdiff.tuning.search.search_options import Settings
-from sparkdiff.tuning.search.splitting import DividedRows, assign_splits, divide_rows
+from sparkdiff.search import search_run
+from sparkdiff.search.search_options import Settings
+from sparkdiff.search.splitting import DividedRows, assign_splits, divide_rows
 
 pytestmark = pytest.mark.once  # the engine below has its tests on each stack
 N = 1800

@@ -20,7 +20,7 @@ from pyspark.ml.regression import LinearRegression
 from pyspark.sql import DataFrame, SparkSession, functions as F
 
 from sparkdiff import InputError, Search, alternatives
-from sparkdiff.tuning.search import search_run
+from sparkdiff.search import search_run
 
 pytestmark = pytest.mark.once  # the engine below has its tests on each stack
 

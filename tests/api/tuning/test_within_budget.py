@@ -21,12 +21,12 @@ from sparkdiff.data.splits import Source, training_rows
 from sparkdiff.objectives.metric import Metric
 from sparkdiff.options import Options
 from sparkdiff.pipeline.unfitted_form import unfitted_form
+from sparkdiff.search import within_budget
+from sparkdiff.search.search_space import SearchSpace
+from sparkdiff.search.settings_space import first_settings, settings_space
+from sparkdiff.search.trials import Trials
+from sparkdiff.search.within_budget import TunedSettings, tune_within_budget
 from sparkdiff.tuning.mean_loss import OF_PROBABILITIES, MeanLoss, evaluator_of
-from sparkdiff.tuning.search import within_budget
-from sparkdiff.tuning.search.search_space import SearchSpace
-from sparkdiff.tuning.search.settings_space import first_settings, settings_space
-from sparkdiff.tuning.search.trials import Trials
-from sparkdiff.tuning.search.within_budget import TunedSettings, tune_within_budget
 
 OF_CLASSES = (*OF_PROBABILITIES, "hinge", "expectedCost")
 pytestmark = pytest.mark.once  # the engine below has its tests on each stack
@@ -118,7 +118,7 @@ def test_what_the_clock_decided_is_decided_again(search: Callable[..., TunedSett
 
 
 def test_a_batch_takes_a_part_of_the_time_that_is_left() -> None:
-    from sparkdiff.tuning.search.study import Trial
+    from sparkdiff.search.study import Trial
 
     known = [Trial(0, {}, "complete", (1.0,), seconds=9.0)]
     later = [*known, *(Trial(n, {}, "complete", (1.0,), seconds=1.0) for n in (1, 2))]

@@ -12,7 +12,7 @@ import pytest
 from pyspark.ml import Transformer
 from pyspark.sql import DataFrame
 
-from sparkdiff.cli import main
+from sparkdiff.cli.app import main
 from sparkdiff.errors import InputError
 from sparkdiff.fleet import triage_run
 from sparkdiff.fleet.budget import core_seconds
@@ -31,9 +31,9 @@ from sparkdiff.fleet.triage_run import (
     names_of,
     triage,
 )
-from sparkdiff.forecasting.model_history import history
-from sparkdiff.forecasting.pipeline_facts import FACTS, Samples
-from sparkdiff.forecasting.run_forecasts import NAMES, Forecast, Forecaster, PastRun, features, of_store, priors
+from sparkdiff.history.model_history import history
+from sparkdiff.history.pipeline_facts import FACTS, Samples
+from sparkdiff.history.run_forecasts import NAMES, Forecast, Forecaster, PastRun, features, of_store, priors
 from sparkdiff.options import Options
 from sparkdiff.pipeline.nesting import Holder
 
@@ -362,6 +362,6 @@ def test_models_of_one_name_are_named_by_the_folders_in_which_they_differ() -> N
 def test_the_command_fails_where_a_pipeline_does(outcome: str, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     found = Triage((Triaged("p", None, outcome, "", 0.0, 1.0, {}),), 90.0, 1.0, 0, 0, {})
     for name in ("check_there", "start_session"):
-        monkeypatch.setattr(f"sparkdiff.job.loading.{name}", lambda *a, **k: None)
+        monkeypatch.setattr(f"sparkdiff.data.loading.{name}", lambda *a, **k: None)
     monkeypatch.setattr("sparkdiff.fleet.triage_run.triage_paths", lambda *a, **k: found)
     assert main(["triage", "/m", "--data", "/d.parquet", "--budget", "90s", "--json"]) == code

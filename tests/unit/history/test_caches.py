@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sparkdiff.cli import main
+from sparkdiff.cli.app import main
 from sparkdiff.data.stream import usage
 from sparkdiff.errors import DONE, WRONG_INPUT
 from sparkdiff.history import caches

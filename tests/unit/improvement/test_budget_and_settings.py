@@ -2,11 +2,11 @@
 
 import pytest
 
+from sparkdiff.cli.settings_section import check
 from sparkdiff.errors import InputError
 from sparkdiff.improvement import baseline
 from sparkdiff.improvement.budget import Account, Budget, Limit
 from sparkdiff.improvement.improvement_options import ImprovementSettings
-from sparkdiff.job.settings_section import check
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sparkdiff.cli import main
+from sparkdiff.cli.app import main
 from sparkdiff.errors import InputError
 from sparkdiff.report import charts
 from sparkdiff.report.page import page

@@ -10,7 +10,7 @@ from sparkdiff.data.cache import CacheProgress
 from sparkdiff.growth.round_reports import RoundProgress
 from sparkdiff.growth.rounds import ItemReport
 from sparkdiff.report import RemainingTime, advance, change
-from sparkdiff.tuning.search.search_progress import SearchProgress
+from sparkdiff.search.search_progress import SearchProgress
 
 pytestmark = pytest.mark.once
 

@@ -15,7 +15,7 @@ def test_a_report_and_forecasts_from_a_zip(tmp_path: Path) -> None:
             if path.is_file() and path.suffix != ".pyc":
                 archive.write(path, path.relative_to(ROOT))
     code = (
-        "import sparkdiff.report.page as page; from sparkdiff.forecasting import arm_forecasts, run_forecasts; "
+        "import sparkdiff.report.page as page; from sparkdiff.history import arm_forecasts, run_forecasts; "
         "assert '.zip' in page.__file__; print(page.template('compare.html.j2')[:15]); "
         "print(len(arm_forecasts.PRIORS.read_text()) > 0 < len(run_forecasts.PRIORS.read_text()))"
     )

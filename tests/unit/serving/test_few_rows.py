@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from sparkdiff.errors import InputError
-from sparkdiff.serving import schedule as schedules
-from sparkdiff.serving.few_rows import OneHotStep, steps
-from sparkdiff.serving.request_values import InputColumn
-from sparkdiff.serving.requests import table_of
-from sparkdiff.serving.result_columns import result_objects
-from sparkdiff.serving.schedule import InputPlaces, OutputColumn, Schedule, TorchStep
+from sparkdiff.serving.scorer import schedule as schedules
+from sparkdiff.serving.scorer.few_rows import OneHotStep, steps
+from sparkdiff.serving.scorer.request_values import InputColumn
+from sparkdiff.serving.scorer.requests import table_of
+from sparkdiff.serving.scorer.result_columns import result_objects
+from sparkdiff.serving.scorer.schedule import InputPlaces, OutputColumn, Schedule, TorchStep
 from sparkdiff.stages.indexing import OneHotEncoder
 from sparkdiff.tensors.rows import SPARSE_FROM
 

@@ -18,9 +18,9 @@ from small_networks import trees
 import sparkdiff
 from sparkdiff import InputError, Scorer
 from sparkdiff.jvm.nodes import Nodes
-from sparkdiff.serving.request_values import InputColumn
-from sparkdiff.serving.schedule import NOWHERE, InputPlaces, OutputColumn, Schedule, TextStep, TorchStep
-from sparkdiff.serving.text.indices import StringIndexer
+from sparkdiff.serving.scorer.request_values import InputColumn
+from sparkdiff.serving.scorer.schedule import NOWHERE, InputPlaces, OutputColumn, Schedule, TextStep, TorchStep
+from sparkdiff.serving.scorer.text.indices import StringIndexer
 from sparkdiff.stages.assembling import VectorAssembler
 from sparkdiff.stages.indexing import OneHotEncoder
 from sparkdiff.stages.trees import GBTClassification
@@ -308,7 +308,7 @@ WRONG: list[Any] = [
     float("nan"),
     "",
     "a0",
-    "sparkdiff.serving.schedule.Schedule",
+    "sparkdiff.serving.scorer.schedule.Schedule",
     [],
     [[]],
     {},

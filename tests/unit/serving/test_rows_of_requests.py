@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from sparkdiff.errors import InputError
-from sparkdiff.serving import java_text as java
-from sparkdiff.serving.java_text import NotServedError
-from sparkdiff.serving.request_values import WHOLE, InputColumn
-from sparkdiff.serving.requests import (
+from sparkdiff.serving.scorer import java_text as java
+from sparkdiff.serving.scorer.java_text import NotServedError
+from sparkdiff.serving.scorer.request_values import WHOLE, InputColumn
+from sparkdiff.serving.scorer.requests import (
     ArrowColumn,
     Column,
     ListColumn,
@@ -25,9 +25,9 @@ from sparkdiff.serving.requests import (
     table_of_arrow,
     table_of_pandas,
 )
-from sparkdiff.serving.result_columns import concatenation, result_arrow
-from sparkdiff.serving.schedule import InputPlaces, Schedule
-from sparkdiff.serving.text.counts import HashingTF
+from sparkdiff.serving.scorer.result_columns import concatenation, result_arrow
+from sparkdiff.serving.scorer.schedule import InputPlaces, Schedule
+from sparkdiff.serving.scorer.text.counts import HashingTF
 from sparkdiff.tensors.rows import dense
 
 
@@ -225,5 +225,5 @@ def test_a_modifier_letter_has_a_case() -> None:
 def test_hashes_of_both_precisions_are_told_apart(value: float) -> None:
     one = HashingTF(1 << 20, False, False)
     both = [one.run([[value]])[0].indices.tolist(), one.run([[np.float32(value)]])[0].indices.tolist()]  # type: ignore[union-attr]
-    assert both == [[one.hash_of(value) % one.width], [one.hash_of(np.float32(value)) % one.width]]
+    assert both == [[one.slot_hash(value) % one.width], [one.slot_hash(np.float32(value)) % one.width]]
     assert both[0] != both[1] or java.hash_of_double(value) == java.hash_of_float(value)

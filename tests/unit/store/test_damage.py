@@ -10,20 +10,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sparkdiff.cli.output import check_replaceable
 from sparkdiff.data.stream import usage
 from sparkdiff.errors import InputError
 from sparkdiff.growth.clock import Clock
 from sparkdiff.growth.part_inputs import room_of
 from sparkdiff.history import lineage, run_store
 from sparkdiff.improvement.step_log import StepLog
-from sparkdiff.job.output import check_replaceable
 from sparkdiff.machine import atomic_files
+from sparkdiff.search import study
 from sparkdiff.store import files, folder_marker
 from sparkdiff.store.files import DamagedFile
 from sparkdiff.store.lease import LeaseHeldError, hold_lease
 from sparkdiff.store.run_folder import RunFolder
 from sparkdiff.training.distributed.choice import DeviceNote, ProcessNumber
-from sparkdiff.tuning.search import study
 
 pytestmark = pytest.mark.once
 

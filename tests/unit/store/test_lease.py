@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from sparkdiff.job import Config, steps
+from sparkdiff.cli import steps
+from sparkdiff.cli.config import Config
 from sparkdiff.machine import processes
 from sparkdiff.report import Phases
 from sparkdiff.store import folder_marker, lease

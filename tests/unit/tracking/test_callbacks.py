@@ -18,12 +18,12 @@ import pytest
 
 import sparkdiff
 from sparkdiff import InputError, JSONLines, TensorBoard
-from sparkdiff.job import tracking_section
+from sparkdiff.cli import tracking_section
+from sparkdiff.history.model_registry import check_version
 from sparkdiff.machine import secrets
 from sparkdiff.options import Options
 from sparkdiff.report import Events, Phases, RunRecord
 from sparkdiff.report.fit_observer import fit_with_observer, observe
-from sparkdiff.store.model_registry import check_version
 from sparkdiff.tracking import plain_values
 from sparkdiff.tracking.plain_values import CurvePoint
 from sparkdiff.tuning import fits

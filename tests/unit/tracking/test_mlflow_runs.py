@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from test_callbacks import Watcher, record
 
-from sparkdiff import FineTuner, InputError, Search, job
+from sparkdiff import FineTuner, InputError, Search
+from sparkdiff.cli import starting, steps
+from sparkdiff.cli.scripts import run_job
+from sparkdiff.cli.tracking import activate_callbacks
 from sparkdiff.errors import DONE
-from sparkdiff.job import steps
-from sparkdiff.job.scripts import run_job
-from sparkdiff.job.tracking import activate_callbacks
 from sparkdiff.report import Phases
 from sparkdiff.report.fit_observer import fit_with_observer, observe
 from sparkdiff.tracking import mlflow_runs
@@ -166,7 +166,7 @@ def test_stdout_of_a_job_is_its_result_alone(monkeypatch: pytest.MonkeyPatch, ca
         subprocess.run(["echo", "of Java"], check=True)
         return tuned().summary
 
-    monkeypatch.setattr(job, "run", run)
+    monkeypatch.setattr(starting, "run", run)
     words = ["pipeline=p", "data.train=d", "fineTuner.labelCol=y", "output=o"]
     assert run_job("finetune", None, words, as_json=True) == DONE
     out, err = capfd.readouterr()

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from sparkdiff.evaluation.guard import Verdict
-from sparkdiff.tuning.search.search_options import Settings
-from sparkdiff.tuning.search.search_summary import decision_and_reason, ways_to_decide
-from sparkdiff.tuning.search.winner_comparison import FILL, NOT_FINITE, OF_SPARK, ROW_BY_ROW, UNDEFINED, Comparison
+from sparkdiff.search.search_options import Settings
+from sparkdiff.search.search_summary import decision_and_reason, ways_to_decide
+from sparkdiff.search.winner_comparison import FILL, NOT_FINITE, OF_SPARK, ROW_BY_ROW, UNDEFINED, Comparison
 
 ALL = "to decide it, set numFolds=5, so that more rows decide, or testFraction=0.3, or pass more rows"
 FOLDS = "set numFolds=5, so that more rows decide"

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from test_search_studies import REQUEST, SPACE, loss
 
-from sparkdiff.tuning.search.pruning import Pruning
-from sparkdiff.tuning.search.rungs import Bracket, brackets, run, rungs, warning
-from sparkdiff.tuning.search.samplers import SamplingPlan
-from sparkdiff.tuning.search.study import Study, Trial, TrialOutcome, lock_search_folder
+from sparkdiff.search.pruning import Pruning
+from sparkdiff.search.rungs import Bracket, brackets, run, rungs, warning
+from sparkdiff.search.samplers import SamplingPlan
+from sparkdiff.search.study import Study, Trial, TrialOutcome, lock_search_folder
 
 pytestmark = pytest.mark.once  # no stack decides which settings are tried
 

@@ -8,9 +8,9 @@ from pyspark.ml import Estimator, Pipeline
 from pyspark.ml.param import Param, Params, TypeConverters
 
 from sparkdiff import InputError, alternatives, choice, integer, loguniform, uniform
-from sparkdiff.tuning.search.alternatives import places, with_choices
-from sparkdiff.tuning.search.distributions import as_distribution, from_dict
-from sparkdiff.tuning.search.search_space import SearchSpace, value_of
+from sparkdiff.search.alternatives import places, with_choices
+from sparkdiff.search.distributions import as_distribution, from_dict
+from sparkdiff.search.search_space import SearchSpace, value_of
 
 
 def param(name: str, converter: Any = TypeConverters.identity) -> Any:

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from sparkdiff import InputError, choice, integer, loguniform, uniform
-from sparkdiff.tuning.search import study
-from sparkdiff.tuning.search.samplers import NAMES, SamplingPlan, check_sampler
-from sparkdiff.tuning.search.search_progress import watch
-from sparkdiff.tuning.search.search_space import Dimension, SearchSpace
-from sparkdiff.tuning.search.study import Study, TrialOutcome, lock_search_folder
+from sparkdiff.search import study
+from sparkdiff.search.samplers import NAMES, SamplingPlan, check_sampler
+from sparkdiff.search.search_progress import watch
+from sparkdiff.search.search_space import Dimension, SearchSpace
+from sparkdiff.search.study import Study, TrialOutcome, lock_search_folder
 
 pytestmark = pytest.mark.once  # no stack decides which settings are tried
 

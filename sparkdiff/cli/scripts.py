@@ -1,0 +1,148 @@
+"""Jobs as commands: run a job from flags, overrides and a YAML file, print its result, and return an exit code.
+
+`main` is the entry of jobs/*.py, for spark-submit, and of the command `sparkdiff` where the extra `cli` is not installed: it
+needs no package beyond those that training and writing back need. Its flags are those of sparkdiff/cli/jobs.py.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from sparkdiff.cli import starting
+from sparkdiff.cli.config import COMMANDS, SECTIONS, command_of, load_config
+from sparkdiff.errors import DONE, INTERRUPTED, InputError, run_for_exit_code
+from sparkdiff.machine import paths
+from sparkdiff.machine.secrets import HIDDEN
+
+FLAGS = {
+    "data": "data.train.path",
+    "label": "fineTuner.labelCol",
+    "group": "fineTuner.groupCol",
+    "time": "fineTuner.timeCol",
+    "output": "output.path",
+    "budget": "improver.budget",
+}
+"""Settings that have a flag, by the flag's name."""
+FLAGS_OF = {
+    "finetune": ("data", "label", "group", "time", "output"),
+    "search": ("data", "output"),
+    "grow": ("data", "label", "group", "time", "output"),
+    "improve": ("data", "label", "group", "time", "output", "budget"),
+}
+"""Flags of each command that runs a job."""
+BUDGET = "30m"
+"""The budget of an improvement that has neither a file nor the flag."""
+
+
+def main(command: str, argv: Sequence[str] | None = None) -> int:
+    """Run a job by the arguments of a script and return its exit code, as the command of this name does."""
+    name = None if argv is None else f"sparkdiff {command}"  # None: the name of the script
+    parser = argparse.ArgumentParser(name, description=f"Runs what `sparkdiff {command}` runs.", allow_abbrev=False)
+    parser.add_argument(
+        "words", nargs="*", metavar="section.key=value", help="a setting; overrides the flags and the YAML file"
+    )
+    parser.add_argument("--config", help="YAML file of the job")
+    for flag in FLAGS_OF[command]:
+        parser.add_argument(f"--{flag}", help=f"short for {FLAGS[flag]}=...")
+    parser.add_argument("--json", action="store_true", dest="as_json", help="print only the result on stdout, as JSON")
+    return run_for_exit_code(lambda: run_job(command, **vars(parser.parse_intermixed_args(argv))))
+
+
+def run_job(command: str, config: str | None, words: Sequence[str], *, as_json: bool, **flags: str | None) -> int:
+    """Load the settings of a job, run the job, print its result, and return the exit code.
+
+    Args:
+        command: the command that the user called.
+        config: the YAML file; None without one.
+        words: overrides `section.key=value`; the first word of `improve` may be the folder of the pipeline.
+        as_json: print only the result on stdout, as one JSON object, and everything else on stderr.
+        flags: values of flags by the names in `FLAGS`; None for flags that are not set.
+
+    Raises:
+        InputError: --config is no local file, or the settings belong to another command.
+    """
+    overrides = list(words)
+    settings = {FLAGS[name]: text for name, text in flags.items() if text is not None}
+    if command == "improve":
+        if overrides and not _is_override(overrides[0]):
+            settings["pipeline"] = overrides.pop(0)
+        if config is None:
+            settings.setdefault(FLAGS["budget"], BUDGET)
+    path = None if config is None else paths.local(config)
+    if config is not None and path is None:
+        raise InputError(f"--config {config} must be a file on the file system of this machine")
+    loaded = load_config(path, overrides, settings)
+    if (right := loaded.command) != command:
+        sections = {name: section for section, name in COMMANDS.items()}
+        found = f"a section {sections[right]!r}" if right in sections else f"no section {sections[command]!r}"
+        raise InputError(f"the job has {found}: run `sparkdiff {right}` instead")
+    try:
+        with _all_on_stderr() if as_json else contextlib.nullcontext():
+            summary = starting.run(loaded)
+    except KeyboardInterrupt:
+        print(f"interrupted. {_way_on(command_of(loaded))}", file=sys.stderr)
+        return INTERRUPTED
+    if as_json:
+        print(json.dumps(_result(summary, loaded.where), indent=2))
+    else:
+        print(f"\n{summary}\nsaved {loaded.where}/model (plain Spark ML)")
+    return DONE
+
+
+def _is_override(word: str) -> bool:
+    """True if an argument is an override section.key=value, perhaps misspelt; False if it is a path, which may contain
+    `=`.
+    """
+    return "=" in word and ("/" not in word or re.split("[.=]", word)[0] in SECTIONS)
+
+
+@contextlib.contextmanager
+def _all_on_stderr() -> Iterator[None]:
+    """Send stdout to stderr within this context, including output of native code and of processes that are started,
+    like Java.
+    """
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        ctypes.CDLL(None).fflush(None)  # output of native code that is still in C's buffers
+        os.dup2(stdout, 1)
+        os.close(stdout)
+
+
+def _result(found: Any, where: str) -> dict[str, Any]:
+    """The part of a finished job's summary that a calling program needs; summary.json has the rest."""
+    told = found.asdict() if hasattr(found, "asdict") else found.toDict()
+    names = (
+        "decision",
+        "reason",
+        "metric",
+        "metricDirection",
+        "metrics",
+        "fresh",
+        "gain",
+        "gainInterval",
+        "p",
+        "warnings",
+    )
+    return {
+        "output": where,
+        "model": f"{where}/model",
+        "accepted": not told["decision"].startswith("kept"),
+        **{n: told[n] for n in names if n in told},
+    }
+
+
+def _way_on(command: str) -> str:
+    """A sentence on how to continue an interrupted job."""
+    on = "goes on with what is cached and from the last checkpoint"
+    return f"The same command {on}." if HIDDEN in command else f"In the same folder, this {on}:\n  {command}"
