@@ -343,9 +343,9 @@ def replace_interrupt_handler() -> bool:
     in_main = threading.current_thread() is threading.main_thread()
     if not in_main or context is None or not (getattr(handler, "__module__", "") or "").startswith("pyspark."):
         return False
-    active: Any = SparkSession.getActiveSession()
     java: Any = context._jsc.sc()
-    properties = java.getLocalProperties()
+    sessions: Any = context._jvm.org.apache.spark.sql.SparkSession  # type: ignore[union-attr]
+    active, properties = sessions.getActiveSession(), java.getLocalProperties()
 
     def interrupt(*_: Any) -> None:
         thread = threading.Thread(target=context.cancelAllJobs, daemon=True)
@@ -354,8 +354,8 @@ def replace_interrupt_handler() -> bool:
         if isinstance(gateway, ClientServer) and (own := gateway._gateway_client.get_thread_connection()) is not None:
             own.close()
             java.setLocalProperties(properties)
-            if active is not None:
-                active._jvm.org.apache.spark.sql.SparkSession.setActiveSession(active._jsparkSession)
+            if active.isDefined():
+                sessions.setActiveSession(active.get())
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, interrupt)
