@@ -108,6 +108,7 @@ def check_stage(
 
     Args:
         stage: a fitted stage; its input columns are in `df`, other columns are ignored.
+        df: the rows on which Spark and the module are compared.
         tolerance: used in laws 1 and 3; raised to at least 1e-6 for a stage whose weights Spark stores in float32 (its
             module has `float32`).
         perturb: changes the trainable parameters of a module in place, inside their domain; the default tries

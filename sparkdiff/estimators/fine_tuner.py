@@ -251,6 +251,16 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent, TunerMem
         return {name: v for name, v in self.options().asdict().items() if self.isSet(name)}
 
     def saved_parts(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The options that are set and the pipeline, as `write` saves them.
+
+        Returns:
+            The values, ready for JSON: the options as "params", and the names of the stages as "stages"; and the stages
+            by name: the pipeline, if it is set.
+
+        Raises:
+            InputError: referenceData is set; or the loss is a function that its module does not hold under its name,
+                such as a lambda.
+        """
         loss = self.options().loss
         if callable(loss) and not _has_name(loss):
             name = callable_name(loss)
@@ -265,6 +275,15 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent, TunerMem
 
     @classmethod
     def from_parts(cls, values: Mapping[str, Any], stage: jvm.Load) -> "FineTuner":
+        """A tuner with the values and the stages that `saved_parts` returned; its uid is set afterwards.
+
+        Args:
+            values: the saved values, read from JSON.
+            stage: loads a saved stage, given its name.
+
+        Raises:
+            InputError: an option is unknown or has a wrong value; the message lists all of them.
+        """
         return cls(**values["params"], **{name: stage(name) for name in values["stages"]})
 
 
@@ -300,11 +319,22 @@ class FineTunerModel(Holder, Model, _TunerParams, jvm.Persistent):  # type: igno
         return new
 
     def saved_parts(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The Params that are set and the summary, ready for JSON, and both pipelines by name, as `write` saves
+        them.
+        """
         values = {"params": self.params_set(), "summary": dataclasses.asdict(self.summary)}
         return values, {"pipelineModel": self.pipelineModel, "originalModel": self.originalModel}
 
     @classmethod
     def from_parts(cls, values: Mapping[str, Any], stage: jvm.Load) -> "FineTunerModel":
+        """A model with the values and the pipelines that `saved_parts` returned; its uid is set afterwards.
+
+        If the original was kept, `pipelineModel` and `originalModel` are the same object, as after the fit.
+
+        Args:
+            values: the saved values, read from JSON.
+            stage: loads a saved stage, given its name.
+        """
         summary = cls.SUMMARY(**values["summary"])
         original = stage("originalModel")
         plain = original if summary.decision == "kept original" else stage("pipelineModel")
@@ -398,4 +428,5 @@ class ExtendedTuner(FineTuner):
         )
 
     def saved_params(self) -> dict[str, Any]:
+        """The options and the settings that are set, by name, ready for JSON."""
         return super().saved_params() | {n: v for n, v in self.settings().asdict().items() if self.isSet(n)}

@@ -171,6 +171,13 @@ class Search(Estimator, CheckedParams, jvm.Persistent, SearchMembers):  # type: 
         return watch(runDir)
 
     def saved_parts(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The options and the space, ready for JSON, and the estimator, the evaluators and the current model by name,
+        as `write` saves them.
+
+        Raises:
+            InputError: a stage is not MLWritable; or the space holds a value that is neither a number, a text, a
+                boolean nor None, nor a list of these.
+        """
         held: dict[str, Any] = {name: self.getOrDefault(name) for name in OTHERS if self.isSet(name)}
         space = [[p.parent, p.name, _distribution_dict(p, d)] for p, d in held.pop("space", {}).items()]
         several = isinstance(held.get("evaluator"), (list, tuple))
@@ -186,6 +193,15 @@ class Search(Estimator, CheckedParams, jvm.Persistent, SearchMembers):  # type: 
 
     @classmethod
     def from_parts(cls, values: Mapping[str, Any], stage: jvm.Load) -> "Search":
+        """A search with the values and the stages that `saved_parts` returned; its uid is set afterwards.
+
+        Args:
+            values: the saved values, read from JSON.
+            stage: loads a saved stage, given its name.
+
+        Raises:
+            InputError: an option is unknown or has a wrong value; the message names all such options.
+        """
         stages = {name: stage(name) for name in values["stages"]}
         numbers = sorted(int(name.partition("-")[2]) for name in stages if name.startswith("evaluator-"))
         evaluators = [stages.pop(f"evaluator-{number}") for number in numbers]
@@ -243,6 +259,7 @@ class SearchModel(Holder, Model, jvm.Persistent):  # type: ignore[type-arg]
 
     @property
     def bestModel(self) -> Any:
+        """The plain model that ships; the same object as `pipelineModel`."""
         return self.pipelineModel
 
     @property
@@ -261,11 +278,20 @@ class SearchModel(Holder, Model, jvm.Persistent):  # type: ignore[type-arg]
         return trials[trials["trial"].isin(self.front)].reset_index(drop=True)
 
     def saved_parts(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The summary, the records of the trials and the Pareto front, ready for JSON, and the plain model by name, as
+        `write` saves them.
+        """
         values = {"summary": self.summary.toDict(), "records": self.records, "front": self.front}
         return values, {"pipelineModel": self.pipelineModel}
 
     @classmethod
     def from_parts(cls, values: Mapping[str, Any], stage: jvm.Load) -> "SearchModel":
+        """A model with the values and the plain model that `saved_parts` returned; its uid is set afterwards.
+
+        Args:
+            values: the saved values, read from JSON.
+            stage: loads a saved stage, given its name.
+        """
         new = cls(stage("pipelineModel"))
         new.summary = SearchSummary(**values["summary"])
         new.records, new.front = values["records"], values["front"]

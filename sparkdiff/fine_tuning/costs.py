@@ -168,6 +168,8 @@ def _measure_pace(task: Task, sample: Sample, validation: int) -> tuple[_Pace, i
     """The pace of training on the sample, and the number of candidates.
 
     Args:
+        task: the run whose network and options are measured.
+        sample: a few of its rows in memory; their stream is closed afterwards.
         validation: number of validation rows of all the data, on which the number of candidates depends.
     """
     o = dataclasses.replace(task.options, maxEpochs=EPOCHS, maxSeconds=None)

@@ -168,6 +168,11 @@ class EarlyStopListener(Events):
         self.sign, self.start, self.best = sign, float("inf"), float("inf")
 
     def on_epoch(self, row: Mapping[str, Any]) -> None:
+        """Receive a row of the history, and end the run if no candidate was better in the first EARLY epochs.
+
+        Raises:
+            EarlyStop: the row belongs to a later epoch, and no candidate was better than the original before it.
+        """
         value = row["validationMetric"]
         value = float("inf") if value is None else self.sign * value
         if not row["epoch"]:
@@ -328,6 +333,7 @@ def _why_not(j: AssessedEntry, ran: int, reached: float, share: float, left: flo
     """The reason why a pipeline with a forecast is not run, as text; empty if it is run.
 
     Args:
+        j: the entry with the pipeline; it has a forecast.
         ran: number of pipelines that ran before.
         reached: their share of the fleet's total expected gain.
         share: the share after which triage stops.
@@ -402,9 +408,15 @@ def triage_paths(
     """Run `triage` on models and rows given by their paths.
 
     Args:
-        data: one path for all models, or one per model.
+        models: the folders of saved pipelines, or of runs.
+        data: paths of the rows: one for all models, or one per model in their order.
+        budget: processor time such as "4 core-hours".
+        storeDir: as in `triage`.
         output: the folder in which the tuned pipelines are saved, each in a subfolder with its name; None: don't save
             them.
+        share: as in `triage`.
+        dryRun: only forecast, and report what would run.
+        options: options of `FineTuner` for all models, by name.
 
     Raises:
         InputError: as `triage`; or a folder to write exists, is not on this machine, or cannot be written.

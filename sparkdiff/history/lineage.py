@@ -197,6 +197,8 @@ def _lineage(name: str, model: str, found: Sequence[Mapping[str, Any]], first: M
     """The lineage of a model.
 
     Args:
+        name: the name under which the lineage shows the model.
+        model: content hash of the model.
         found: the runs that made the model or its ancestors, and the runs that started from one of these; the oldest
             first.
         first: the id of the first run that used each cache, see `_writers`.

@@ -127,6 +127,7 @@ def rows(
     """The runs of a store, the oldest first; read without Spark.
 
     Args:
+        folder: the folder of the store on this machine, or the local working copy of a remote one.
         columns: the columns to read; None: all. With many runs, reading nested columns takes minutes.
         ids: ids of the runs to read; None: all.
 

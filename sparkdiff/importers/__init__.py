@@ -67,14 +67,31 @@ def from_lightgbm(
     missing: str = "keep",
     categories: str = "any",
 ) -> Any:
-    """A plain MLlib model with the same predictions as a LightGBM model; see `from_sklearn` for the other arguments.
+    """A plain MLlib model with the same predictions as a LightGBM model.
+
+    Every double reaches the same leaf as in LightGBM. The stages are those that `from_sklearn` makes of boosted trees,
+    with the link of the objective. featureImportances are computed from the gains that LightGBM recorded.
 
     Args:
         model: a Booster or a fitted LGBM estimator; as in its `predict`, trees after the best iteration, if known, are
             left out.
+        featuresCol: input column of vectors, with the features in the order of training.
+        predictionCol: output column; for a classifier, it has the index of the class.
+        probabilityCol: output column, only for classifiers.
+        rawPredictionCol: output column, only for classifiers.
+        predictedLabelCol: output column for the classes as text; required unless the classes are 0 to k - 1 or False
+            and True.
+        missing: "keep": NaN takes the same path as in LightGBM, for which splits may have to be added; "absent": rows
+            have no NaN.
         categories: "whole": categorical features of the rows are whole numbers (those on which LightGBM was trained;
             for a pandas category, its codes). "any": they may have fractions; then a model with categorical features is
             refused, because LightGBM truncates fractions and Spark does not.
+
+    Returns:
+        A PipelineModel, or a single fitted stage if that is sufficient.
+
+    Raises:
+        InputError: MLlib cannot express the model, or an argument has a wrong value; the message gives the reason.
 
     Examples:
         >>> import lightgbm
@@ -104,13 +121,31 @@ def from_xgboost(
     """A plain MLlib model with the same predictions as an XGBoost model, within about 1e-6, because XGBoost sums in
     float32.
 
-    See `from_sklearn` and `from_lightgbm` for the other arguments. XGBoost does not store numbers of rows, so in
-    featureImportances the weight of a node is its cover, the sum of its hessians.
+    Every double reaches the same leaf as in XGBoost. The stages are those that `from_sklearn` makes of boosted trees,
+    with the link of the objective. XGBoost does not store numbers of rows, so in featureImportances the weight of a
+    node is its cover, the sum of its hessians.
 
     Args:
         model: a Booster, of which all trees are used; or a fitted XGB estimator, of which, as in its `predict`, trees
             after the best iteration, if known, are left out. Missing values must be NaN: a DMatrix may use another
             value, but a Booster does not store this value, and Spark supports only NaN.
+        featuresCol: input column of vectors, with the features in the order of training.
+        predictionCol: output column; for a classifier, it has the index of the class.
+        probabilityCol: output column, only for classifiers.
+        rawPredictionCol: output column, only for classifiers.
+        predictedLabelCol: output column for the classes as text; required unless the classes are 0 to k - 1 or False
+            and True.
+        missing: "keep": NaN takes the same path as in XGBoost, for which splits may have to be added; "absent": rows
+            have no NaN.
+        categories: "whole": categorical features of the rows are whole numbers (those on which XGBoost was trained; for
+            a pandas category, its codes). "any": they may have fractions; then a model with categorical features is
+            refused, because XGBoost truncates fractions and Spark does not.
+
+    Returns:
+        A PipelineModel, or a single fitted stage if that is sufficient.
+
+    Raises:
+        InputError: MLlib cannot express the model, or an argument has a wrong value; the message gives the reason.
 
     Examples:
         >>> import sparkdiff

@@ -34,6 +34,8 @@ def distill(
     Args:
         teacher: a fitted model that adds a column of class probabilities: an MLlib pipeline, a `LabelModelModel`, the result of
             `FineTuner`, or any other Transformer. Its classes are those of the labels, in the same order.
+        df: the rows, with the columns that the teacher reads, but without its column of probabilities and without
+            `outputCol`.
         labelCol: column of true labels 0, 1, 2, ..., null where unknown; if None, all rows get the teacher's probabilities.
         outputCol: name of the column to add.
         probabilityCol: column with the teacher's probabilities; if None, the Param probabilityCol of the last stage that has one.

@@ -179,10 +179,20 @@ class LabelModel(Estimator, CheckedParams, _LabelParams, jvm.Persistent):  # typ
         return self._copyValues(model)  # type: ignore[return-value]
 
     def saved_parts(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The Params that are set, ready for JSON, and no stages, as `write` saves them."""
         return {"params": self.params_set()}, {}
 
     @classmethod
     def from_parts(cls, values: Mapping[str, Any], stage: jvm.Load) -> "LabelModel":
+        """An Estimator with the values that `saved_parts` returned; its uid is set afterwards.
+
+        Args:
+            values: the saved values, read from JSON.
+            stage: not used, because a LabelModel holds no stages.
+
+        Raises:
+            InputError: a Param is unknown or has a wrong value.
+        """
         return cls(**values["params"])
 
 
@@ -399,9 +409,18 @@ class LabelModelModel(Holder, Model, _LabelParams, jvm.Persistent):  # type: ign
             raise InputError(f"the votes can't be computed from the data: {jvm.cause(e)}") from e
 
     def saved_parts(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The Params that are set and the summary, ready for JSON, and the plain stages by name, as `write` saves
+        them.
+        """
         return {"params": self.params_set(), "summary": self.summary.asdict()}, {"pipelineModel": self.pipelineModel}
 
     @classmethod
     def from_parts(cls, values: Mapping[str, Any], stage: jvm.Load) -> "LabelModelModel":
+        """A model with the values and the plain stages that `saved_parts` returned; its uid is set afterwards.
+
+        Args:
+            values: the saved values, read from JSON.
+            stage: loads a saved stage, given its name.
+        """
         new = cls(stage("pipelineModel"), LabelSummary(**values["summary"]))
         return new._set(**values["params"])  # type: ignore[return-value]

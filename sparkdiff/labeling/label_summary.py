@@ -199,7 +199,8 @@ def _pair(first: Any, second: Any, rows: Floats) -> str | None:
     """Text about an anomaly in the votes of two functions, such as votes that always agree; None if there is no anomaly.
 
     Args:
-        first, second: (P,) votes of the two functions in each pattern.
+        first: (P,) votes of one function in each pattern.
+        second: (P,) votes of the other function.
         rows: (P,) number of rows with each pattern.
     """
     on, there = first != ABSTAINS, second != ABSTAINS

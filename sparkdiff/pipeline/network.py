@@ -54,6 +54,9 @@ class Network(nn.Module):
 
     @property
     def reference(self) -> PipelineModel | None:
+        """The fitted stages that compute the input columns from the data in Spark, as one PipelineModel; None if the
+        data have all of them.
+        """
         graph, reference, stages = self.graph, set(self.graph.reference()), []
         for i in sorted({*reference, *self.positions}):
             stages += graph.vertices[i].preparation() if i in self.positions else []
@@ -65,6 +68,14 @@ class Network(nn.Module):
         return max((m.fitted_width() for i in self.positions if (m := self.module(i)).makes_dense), default=0)
 
     def module(self, position: int) -> StageModule:
+        """The torch module of a translated stage.
+
+        Args:
+            position: number of the stage among the leaf stages of the pipeline, from 0, as in `Plan.stages`.
+
+        Raises:
+            KeyError: the stage at this position is not translated.
+        """
         return self.stages[str(position)]  # type: ignore[return-value]
 
     def trees(self) -> dict[int, Trees]:
@@ -83,6 +94,7 @@ class Network(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Device of its parameters and buffers; the CPU if it has none."""
         return next((x.device for x in self._tensors()), torch.device("cpu"))
 
     def _tensors(self) -> Iterator[Tensor]:
@@ -90,6 +102,21 @@ class Network(nn.Module):
         yield from self.buffers()
 
     def forward(self, columns: Mapping[str, Tensor], outputCols: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """Compute output columns from input columns.
+
+        Args:
+            columns: tensors by column name, in the forms that the class's docstring lists. Numbers are converted to
+                `dtype`; columns that no stage reads are ignored.
+            outputCols: names of the columns to compute, or a single name; None: all.
+
+        Returns:
+            The columns by name: (n,) for a scalar column, (n, d) for a vector column, torch.sparse_csr for sparse
+            vectors.
+
+        Raises:
+            InputError: a column is missing, is no tensor of a known form, or has another length or width than needed;
+                no translated stage writes a column of `outputCols`; or a stage cannot compute on the values.
+        """
         wanted = self.versions_of(outputCols)
         values = self.given(columns)
         lengths = {self.graph.name(v): len(x) for v, x in values.items()}
@@ -129,6 +156,8 @@ class Network(nn.Module):
         """Compute the requested versions and everything that they depend on, into `values`.
 
         Args:
+            values: the known column versions, to which the computed ones are added.
+            wanted: the requested versions.
             explain: whether to report an error of torch with the stage and the shapes.
 
         Raises:
@@ -276,6 +305,7 @@ def translate(model: Any, *, schema: SchemaOrRows = None) -> Network:
     `requires_grad` is True exactly for the parameters that `plan(model)` calls trainable.
 
     Args:
+        model: a fitted `PipelineModel` or one fitted stage.
         schema: the schema of the data, or the data themselves. Without them, source columns are assumed to have no
             categories (`ml_attr` metadata decide the computation of a few stages; the plan names them).
 

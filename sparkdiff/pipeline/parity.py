@@ -140,6 +140,10 @@ def run_in_spark(
     folder.
 
     Args:
+        df: rows with the columns that the stages read.
+        stages: the fitted stages to run, by position.
+        network: the network whose inputs and outputs are written.
+        where: the folder to write, which does not exist yet.
         recovered: names of columns of `df` that replace an input of a stage, by (stage, input). The prepared columns,
             which were computed from this input, are in `df` too.
 
@@ -260,10 +264,22 @@ class Differences:
         self.single = network.graph.float32_positions()
 
     def tolerance(self, position: int) -> float:
+        """Largest relative difference that is accepted in the outputs of the stage at this position: 1e-6 if Spark
+        stores its weights, or those of a stage that it depends on, in float32; else 1e-9.
+        """
         return SINGLE if position in self.single else TOLERANCE
 
     @torch.no_grad()
     def add(self, spark: dict[Version, Rows], outputs: list[Version]) -> None:
+        """Run the network on a batch, and add the differences between its outputs and Spark's.
+
+        Args:
+            spark: the columns of the batch: the inputs of the network, and Spark's outputs.
+            outputs: the column versions to compare; at least one.
+
+        Raises:
+            InputError: a column of the network has another shape than Spark's, or an input is missing.
+        """
         network, graph = self.network, self.network.graph
         values = _network_inputs(network, spark)
         network.run(values, outputs)
@@ -299,6 +315,11 @@ class Differences:
         self.unexplained += int((differ if near is None else differ & ~(near <= self.tolerance(position))).sum())
 
     def parity(self) -> Parity:
+        """The result for all batches so far.
+
+        Raises:
+            InputError: there were no rows.
+        """
         if not self.rows:
             raise InputError("there are no rows to compare")
         ok = not self.unexplained and not self.exceeding

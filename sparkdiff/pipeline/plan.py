@@ -205,6 +205,7 @@ def plan_of(
     """Plan of an analysed pipeline.
 
     Args:
+        analysis: the pipeline as a graph, the roles of its stages, and its cut.
         frozen: the stages that do not train, with reasons.
         labels: notes on the labels of stages.
     """

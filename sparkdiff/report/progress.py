@@ -76,6 +76,7 @@ class Log:
         self.last = 0.0
 
     def runs(self, name: str, detail: str) -> None:
+        """Print the progress of a phase, at most every ten seconds; an empty `detail` prints nothing."""
         now = time.perf_counter()
         if detail and now - self.last > EVERY:
             self.last = now
@@ -84,6 +85,7 @@ class Log:
             self.last = now
 
     def show_end(self, name: str, seconds: float, detail: str) -> None:
+        """Print a line about the phase that has ended."""
         print(line(name, seconds, detail), file=sys.stderr, flush=True)
 
 
@@ -98,6 +100,7 @@ class Terminal:
         self.name, self.detail, self.begun = "", "", 0.0
 
     def runs(self, name: str, detail: str) -> None:
+        """Show the running phase, its seconds and its progress on the line."""
         if name != self.name:
             self.name, self.begun = name, time.perf_counter()
         self.detail = detail
@@ -116,6 +119,7 @@ class Terminal:
             self.live.start(refresh=True)
 
     def show_end(self, name: str, seconds: float, detail: str) -> None:
+        """Replace the line by one about the phase that has ended, which remains."""
         if self.live is not None:
             self.live.stop()
         self.live, self.name = None, ""
@@ -137,6 +141,7 @@ class Notebook:
         self.last, self.name = 0.0, ""
 
     def runs(self, name: str, detail: str) -> None:
+        """Show the running phase and its progress; the progress of one phase at most twice a second."""
         now = time.perf_counter()
         if name == self.name and now - self.last < REFRESH:
             return
@@ -144,6 +149,7 @@ class Notebook:
         self._show(f"<b>{html.escape(name)}</b> {html.escape(detail) or '...'}")
 
     def show_end(self, name: str, seconds: float, detail: str) -> None:
+        """Add the phase and its seconds to those that have ended, and show `detail` behind them."""
         self.done.append(f"{html.escape(name)} {seconds:.1f} s")
         self.name = ""
         self._show(html.escape(detail))
@@ -175,7 +181,8 @@ def advance(
 
     Args:
         what: name of the counted thing, such as "epoch".
-        number, most: the number of the one under way, or of those done; and its upper limit.
+        number: the number of the one under way, or of those done.
+        most: the upper limit of `number`.
         figures: texts about the results and other facts; empty texts are left out.
         seconds: expected remaining seconds; None if unknown.
         about: word before the seconds.
@@ -291,6 +298,7 @@ class Progress(Events):
         self.screen = screen
 
     def on_phase(self, name: str, seconds: float | None, detail: str) -> None:
+        """Show the beginning, the progress or the end of a phase on the screen."""
         self.screen = self.screen or screen_here()
         if seconds is None:
             self.screen.runs(name, detail)
@@ -311,6 +319,7 @@ class Phase:
         self._tell(None)
 
     def __call__(self, text: str) -> None:
+        """Set the text that is reported at the end of the phase."""
         self.text = text
 
     def now(self, text: str) -> None:
@@ -389,9 +398,11 @@ class Phases:
             memory.trim()
 
     def on_epoch(self, row: Mapping[str, Any]) -> None:
+        """Pass a row of the history to all listeners, with `fold` as "fold" unless it is None."""
         tell(self.listeners, "on_epoch", {**row} if self.fold is None else {"fold": self.fold, **row})
 
     def on_decision(self, record: Any) -> None:
+        """Pass the summary to all listeners."""
         tell(self.listeners, "on_decision", record)
 
 
@@ -402,5 +413,6 @@ class NestedPhaseListener(Events):
         self.phases = phases
 
     def on_phase(self, name: str, seconds: float | None, detail: str) -> None:
+        """Show the beginning or the progress of an inner phase as progress of the enclosing one; leave out its end."""
         if self.phases.running is not None and seconds is None:
             self.phases.running.shows(f"{name}: {detail}" if detail else name)

@@ -137,6 +137,7 @@ class FineTuningSummary(RunRecord):
 
     @property
     def history(self) -> "pd.DataFrame":
+        """The rows of `records` as a pandas DataFrame, one per epoch and candidate; epoch 0 is the original."""
         import pandas as pd
 
         return pd.DataFrame(self.records)

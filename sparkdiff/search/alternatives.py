@@ -35,6 +35,7 @@ class Alternatives(Estimator, jvm.Persistent):  # type: ignore[type-arg]
         return [f"{kind} {i}" if kinds.count(kind) > 1 else kind for i, kind in enumerate(kinds)]
 
     def copy(self, extra: Any = None) -> "Alternatives":
+        """A copy with the same uid and copies of the stages, on which `extra` sets their Params."""
         new: Alternatives = super().copy()
         new._set(stages=[stage if stage is None else stage.copy(extra) for stage in self.getStages()])
         return new
@@ -46,11 +47,18 @@ class Alternatives(Estimator, jvm.Persistent):  # type: ignore[type-arg]
         )
 
     def saved_parts(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The names of the stages in order, with None for no stage, and the stages by name, as `write` saves them."""
         names = [None if stage is None else f"stage-{i}" for i, stage in enumerate(self.getStages())]
         return {"stages": names}, {name: s for name, s in zip(names, self.getStages(), strict=True) if name is not None}
 
     @classmethod
     def from_parts(cls, values: Mapping[str, Any], stage: jvm.Load) -> "Alternatives":
+        """Alternatives with the stages that `saved_parts` returned; their uid is set afterwards.
+
+        Args:
+            values: the saved values, read from JSON.
+            stage: loads a saved stage, given its name.
+        """
         return cls([None if name is None else stage(name) for name in values["stages"]])
 
 
@@ -111,6 +119,8 @@ def _columns(stage: Any, names: Iterable[str], end: int) -> list[str]:
     """The columns named by the first of these Params that is set, else that has a default.
 
     Args:
+        stage: a stage, a Pipeline, or Alternatives, which have the columns of their first stage.
+        names: names of the Params, the preferred one first.
         end: for a Pipeline, the position of the stage whose columns are returned.
     """
     if isinstance(stage, Pipeline):
@@ -177,6 +187,7 @@ def with_choices(estimator: Any, choices: Mapping[str, int]) -> Any:
     """The estimator with one stage in place of each `Alternatives` in it; the same object if it has none.
 
     Args:
+        estimator: a stage, a Pipeline, Alternatives, or a FineTuner of an unfitted Pipeline.
         choices: uid of the alternatives -> position of the stage; the default is the first.
     """
     if not places(estimator):

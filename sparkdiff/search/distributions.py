@@ -46,6 +46,7 @@ class Uniform(Distribution):
     log: bool = False
 
     def ends(self) -> list[Any]:
+        """Both ends, and a fraction between them, which a Param of whole numbers refuses."""
         inner = self.low + 0.6180339887 * (self.high - self.low)  # no whole number, as some Params take only whole ones
         return [self.low, self.high, inner]
 
@@ -64,9 +65,11 @@ class Integer(Distribution):
     log: bool = False
 
     def ends(self) -> list[Any]:
+        """The smallest and the largest number."""
         return [self.low, self.high]
 
     def listed(self) -> list[Any] | None:
+        """All numbers in ascending order; None if there are more than 10,000."""
         return [*range(self.low, self.high + 1)] if self.high - self.low < MOST else None
 
     def __str__(self) -> str:
@@ -82,9 +85,11 @@ class Choice(Distribution):
     values: tuple[Any, ...]
 
     def ends(self) -> list[Any]:
+        """All values, because a Param that accepts some of them may refuse others."""
         return [*self.values]
 
     def listed(self) -> list[Any]:
+        """All values in their order."""
         return [*self.values]
 
     def names(self) -> list[Any]:
@@ -95,6 +100,7 @@ class Choice(Distribution):
         return [f"{i}: {_short(value)}" for i, value in enumerate(self.values)]
 
     def toDict(self) -> dict[str, Any]:
+        """This choice as a dict, which `from_dict` reads; it is for JSON if the values are."""
         return {"kind": "Choice", "values": [*self.values]}
 
     def __str__(self) -> str:
@@ -109,6 +115,13 @@ def _short(value: Any) -> str:
 def uniform(low: float, high: float) -> Uniform:
     """Any number from low to high.
 
+    Args:
+        low: the smallest value.
+        high: the largest value.
+
+    Raises:
+        InputError: an end is not a finite number, or low is above high.
+
     Examples:
         >>> import sparkdiff
         >>> head = pipeline.getStages()[-1]
@@ -120,6 +133,13 @@ def uniform(low: float, high: float) -> Uniform:
 
 def loguniform(low: float, high: float) -> Uniform:
     """Any number from low to high whose logarithm is uniform: for penalties and step sizes.
+
+    Args:
+        low: the smallest value, above 0.
+        high: the largest value.
+
+    Raises:
+        InputError: an end is not a finite number, low is not above 0, or low is above high.
 
     Examples:
         >>> import sparkdiff
@@ -136,7 +156,12 @@ def integer(low: int, high: int, *, log: bool = False) -> Integer:
     """A whole number from low to high, both included.
 
     Args:
+        low: the smallest value; with `log`, at least 1.
+        high: the largest value.
         log: draw any order of magnitude with the same probability, as for numbers of trees.
+
+    Raises:
+        InputError: an end is not a whole number, low is above high, or `log` is set and low is below 1.
 
     Examples:
         >>> import sparkdiff
@@ -151,6 +176,12 @@ def integer(low: int, high: int, *, log: bool = False) -> Integer:
 
 def choice(*values: Any) -> Choice:
     """One of these values.
+
+    Args:
+        *values: the values, of any kind that the Param takes; a number of numpy becomes a number of Python.
+
+    Raises:
+        InputError: there are no values.
 
     Examples:
         >>> import sparkdiff

@@ -121,7 +121,11 @@ def decision_and_reason(
     If the other model is kept, the reason ends with what can be done about it.
 
     Args:
-        against: "default" or "current".
+        compared: the winner and the other model, compared on the rows that decide.
+        settings: the options of the search.
+        metric: name of the metric.
+        larger: True if larger values of the metric are better.
+        against: the other model, "default" or "current".
     """
     ships, verdict = compared.ships(settings.guard, larger=larger), compared.verdict
     rows = "out-of-fold" if settings.folds else "fresh"

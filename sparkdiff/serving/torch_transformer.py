@@ -342,11 +342,20 @@ class TorchTransformer(Holder, Transformer, jvm.Persistent):
         self.setDevice(device)
 
     def setDevice(self, value: str) -> "TorchTransformer":
+        """Set the device, and return this transformer.
+
+        Args:
+            value: "cpu" or "cuda" for torch, "spark" for MLlib's own transform, or "auto" for the fastest of them.
+
+        Raises:
+            InputError: there is no such device.
+        """
         if value not in DEVICES:
             raise InputError(f"device={value!r} must be one of {', '.join(map(repr, DEVICES))}")
         return self._set(device=value)
 
     def getDevice(self) -> str:
+        """The device that is set, "auto" by default; `choice` has the one on which "auto" has settled."""
         return self.getOrDefault(self.device)
 
     def measure(self, dataset: DataFrame) -> DeviceChoice:
@@ -380,14 +389,22 @@ class TorchTransformer(Holder, Transformer, jvm.Persistent):
             raise
 
     def write(self) -> MLWriter:
+        """A writer that saves the transformer; on this machine's file system, it is saved completely or not at all."""
         return _Writer(self)  # type: ignore[no-untyped-call]
 
     def saved_parts(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The device and the measured choice, ready for JSON, and the plain pipeline by name, as `write` saves them."""
         choice = None if self.choice is None else dataclasses.asdict(self.choice)
         return {"device": self.getDevice(), "choice": choice}, {"pipelineModel": self.pipelineModel}
 
     @classmethod
     def from_parts(cls, values: Mapping[str, Any], stage: jvm.Load) -> "TorchTransformer":
+        """A transformer with the values and the pipeline that `saved_parts` returned; its uid is set afterwards.
+
+        Args:
+            values: the saved values, read from JSON.
+            stage: loads a saved stage, given its name.
+        """
         new = cls(stage("pipelineModel"), device=values["device"])
         new.choice = None if values["choice"] is None else DeviceChoice(**values["choice"])
         return new

@@ -142,6 +142,7 @@ class Trainable(nn.Module):
         """Store facts about the stage's input that training needs; called before training.
 
         Args:
+            x: statistics of the input over the training rows.
             values: the values (m,) of a feature in the training rows, ascending, by index of the feature; only for
                 features that are compared with a threshold that trains.
         """
@@ -458,4 +459,10 @@ def tensor(value: Any) -> Tensor:
 
 
 def parameter(value: Tensor, trains: bool = True) -> nn.Parameter:
+    """A torch parameter that shares the memory of a tensor.
+
+    Args:
+        value: the tensor with the fitted values.
+        trains: False for a parameter that does not train, and so has no gradient.
+    """
     return nn.Parameter(value, requires_grad=trains)

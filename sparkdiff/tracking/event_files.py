@@ -42,15 +42,19 @@ class JSONLines(Events):
         self.path = Path(path)
 
     def on_phase(self, name: str, seconds: float | None, detail: str) -> None:
+        """Write a line for the beginning, the progress or the end of a phase."""
         self._write("phase", {"name": name, "seconds": seconds, "detail": secrets.redacted(detail)})
 
     def on_epoch(self, row: Mapping[str, Any]) -> None:
+        """Write a line with a row of the history."""
         self._write("epoch", hidden(row))
 
     def on_decision(self, record: Any) -> None:
+        """Write a line with the values of the summary."""
         self._write("decision", plain(record))
 
     def on_exception(self, error: BaseException) -> None:
+        """Write a line with the class and the text of the exception."""
         self._write("exception", {"error": secrets.redacted(f"{type(error).__name__}: {error}")})
 
     def _write(self, event: str, values: Mapping[str, Any]) -> None:
@@ -90,20 +94,24 @@ class TensorBoard(Events):
 
     @property
     def writer(self) -> Any:
+        """The writer of torch for this folder; the first use in a run creates it, and with it a file."""
         self._open = self._open or self._writer(self.folder)
         return self._open
 
     def on_phase(self, name: str, seconds: float | None, detail: str) -> None:
+        """Flush the file at the end of a phase."""
         if (
             seconds is not None and self._open is not None
         ):  # so that the written curves survive if the process is killed
             self._open.flush()
 
     def on_epoch(self, row: Mapping[str, Any]) -> None:
+        """Write the numbers of a row as points of curves, at the step of its epoch or trial."""
         for point in points(row):
             self.writer.add_scalar(*point)
 
     def on_decision(self, record: Any) -> None:
+        """Write the decision, its reason, the settings other than the defaults, and the figures; close the file."""
         self.writer.add_text("decision", f"{record.decision}: {plain(record)['reason']}")
         self.writer.add_text("asked", f"```\n{json.dumps(params(record), indent=2)}\n```")
         for name, value in metrics(record).items():
@@ -111,6 +119,7 @@ class TensorBoard(Events):
         self._close()
 
     def on_exception(self, error: BaseException) -> None:
+        """Close the file."""
         self._close()
 
     def _close(self) -> None:
