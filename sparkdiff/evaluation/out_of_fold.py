@@ -24,7 +24,8 @@ cross-validation is unbiased; Nadeau and Bengio 2003 take a factor of 1 + K / (K
 thumb.) A true gain, however, is mostly in the part that depends only on i, so a factor of 2 would waste half of the
 rows. The disagreement of the folds shows how much the training rows decide: the networks of the K - 1 other folds have
 all trained on row i, each without one more fold, and the variance of their gains on it is 1 / (K - 1) of the sum of
-b(i, j)^2. Row i's own influence as a training row moves all of them alike. So the factor is estimated, between 1 and 2.
+b(i, j)^2. Row i's own influence as a training row moves all of them alike. So the factor is estimated, between 1 and 2
+(`proof.decision` takes at least 1.5).
 Rows that happen to favour a direction raise the score and lower the estimated factor; the two together keep the level
 for any number of parameters (benchmarks/proof_size.py).
 """

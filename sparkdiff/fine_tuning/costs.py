@@ -155,7 +155,7 @@ def _seconds(task: Task, found: Rehearsal, share: Mapping[str, float], pace: _Pa
     passed = found.rows * pace.forward
     epoch = share[TRAIN] * pace.train + share[VALIDATION] * pace.validate
     limit = float("inf") if o.maxSeconds is None else o.maxSeconds
-    least, most = (min(n * epoch, limit) for n in (min(o.patience + 1, o.maxEpochs), o.maxEpochs))
+    least, most = (min(n * epoch, limit) for n in (min(o.patience, o.maxEpochs), o.maxEpochs))
     return {
         "cache": found.seconds,
         "verify": (0.3 * job + passed, 4 * job + 3 * passed),
@@ -186,7 +186,8 @@ def _measure_pace(task: Task, sample: Sample, validation: int) -> tuple[_Pace, i
         times: dict[int, list[float]] = {}
         train(training, data, objective, metric, lambda t: times.setdefault(t.epoch, []).append(time.perf_counter()))
     # The last time of an epoch is reported with the number of the next one.
-    steps, end = times[EPOCHS], times[EPOCHS + 1][-1]
+    last = max(times)  # EPOCHS + 1, unless all candidates stop before
+    steps, end = times[last - 1], times[last][-1]
     validate = (end - steps[-1]) / sample.splits[VALIDATION]
     return _Pace((steps[-1] - steps[0]) / sample.splits[TRAIN], validate, forward), len(start.recipes)
 

@@ -36,8 +36,8 @@ class Alternatives(Estimator, jvm.Persistent):  # type: ignore[type-arg]
 
     def copy(self, extra: Any = None) -> "Alternatives":
         """A copy with the same uid and copies of the stages, on which `extra` sets their Params."""
-        new: Alternatives = super().copy()
-        new._set(stages=[stage if stage is None else stage.copy(extra) for stage in self.getStages()])
+        new: Alternatives = super().copy({p: v for p, v in (extra or {}).items() if p.parent == self.uid})
+        new._set(stages=[stage if stage is None else stage.copy(extra) for stage in new.getStages()])
         return new
 
     def _fit(self, dataset: Any) -> Any:

@@ -1,6 +1,6 @@
 """Distributions, the possible values of a Param in a search, as small objects that need neither Spark nor Optuna."""
 
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -196,7 +196,7 @@ def choice(*values: Any) -> Choice:
 def _check(name: str, low: float, high: float, *, whole: bool = False) -> None:
     """Raise InputError if these are not the ends of a range."""
     for value in (low, high):
-        if not is_number(value) or not math.isfinite(value) or (whole and value != int(value)):
+        if not is_number(value) or not abs(value) <= sys.float_info.max or (whole and value != int(value)):
             raise InputError(f"{name}({low!r}, {high!r}): {value!r} is no {'whole' if whole else 'finite'} number")
     if low > high:
         raise InputError(f"{name}({low!r}, {high!r}): low is above high")

@@ -422,7 +422,7 @@ def best_of(metrics: Sequence[float], larger: bool) -> int:
     if undefined:
         warnings.warn(
             f"the metric is NaN for {len(undefined)} of {len(metrics)} maps of the grid (the first is number {undefined[0]}); "
-            "they cannot win",
+            + ("map 0 is fitted" if len(undefined) == len(metrics) else "they cannot win"),
             stacklevel=2,
         )
     if len(undefined) == len(metrics):

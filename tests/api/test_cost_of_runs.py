@@ -65,6 +65,8 @@ def test_jobs_and_bytes_are_those_of_the_run_and_nothing_is_written(
     assert all(0 <= low <= high for low, high in cost.seconds.values())
     assert json.loads(cost.toJSON())["totalJobs"] == list(cost.totalJobs)
     assert "Spark jobs" in str(cost) and "a cache of about" in repr(cost)
+    stopped = tuner.copy({tuner.patience: 1, tuner.minDelta: 1e6}).cost(df)  # by all candidates, after one epoch
+    assert stopped.seconds["train"][0] < cost.seconds["train"][1]
     refitted = tuner.copy({tuner.rowsAreNew: False}).cost(df)
     assert (
         {*refitted.notes} - {*cost.notes} == {n for n in refitted.notes if "rowsAreNew=True spares them" in n} != set()

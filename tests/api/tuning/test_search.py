@@ -258,6 +258,7 @@ def test_alternatives_may_name_several_columns(spark: SparkSession) -> None:
     assert alternatives(*ways).names() == ["Imputer 0", "Imputer 1"]
     head = VectorAssembler(inputCols=["t", "w"], outputCol="features")
     place = alternatives(ways[0], None)
+    assert place.copy({place.stages: ways[1:]}).getStages()[0].getStrategy() == "median"
     empty = with_choices(Pipeline(stages=[place, head]), {place.uid: 1})
     assert empty.getStages()[0].getInputCols() == ["temp", "wind"]
 

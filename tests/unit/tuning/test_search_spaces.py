@@ -51,6 +51,7 @@ class Head(Estimator[Any]):
     [
         (lambda: uniform(2, 1), r"uniform\(2, 1\): low is above high"),
         (lambda: uniform(0, float("inf")), "inf is no finite number"),
+        (lambda: uniform(0, 10**400), "0 is no finite number"),
         (lambda: loguniform(0, 1), "low must be above 0, because 0 has no logarithm"),
         (lambda: loguniform("a", 1), "'a' is no finite number"),
         (lambda: integer(1.5, 3), "1.5 is no whole number"),  # type: ignore[arg-type]
