@@ -98,9 +98,7 @@ def deviance(model: Any, rows: DataFrame, weightCol: str = "weight") -> tuple[fl
     return float((weight * half_deviance(label, predicted)).sum()), float(weight.sum())
 
 
-def test_each_fold_that_proves_is_made_from_the_rows_outside_of_it_by_one_recipe(
-    df: DataFrame, found: FineTunerModel
-) -> None:
+def test_one_recipe_makes_each_fold_from_rows_outside_it(df: DataFrame, found: FineTunerModel) -> None:
     division, total, s = divide([Source(df)], Options.of(BY_USER)), np.zeros(2), found.summary
     assert [entry["fold"] for entry in s.folds] == [2, 3] and division.number == 2
     proven: set[int] = set()
@@ -171,9 +169,7 @@ def test_listeners_hear_the_rows_of_the_history_with_their_fold(found: FineTuner
 
 
 @pytest.mark.nightly
-def test_a_second_run_of_the_same_name_reads_caches_and_explores_nothing_again(
-    df: DataFrame, found: FineTunerModel, folder: Path
-) -> None:
+def test_a_rerun_by_name_reads_caches_and_explores_nothing(df: DataFrame, found: FineTunerModel, folder: Path) -> None:
     told = Told()
     again = by_user(df, folder, told)
     assert again.summary.cache["hit"]
@@ -222,9 +218,7 @@ def test_auto_and_rows_that_the_user_names_prove_without_folds(df: DataFrame, fo
 NEW = {"numFolds": 2, "rowsAreNew": True, "runId": "new-rows", "guard": 1.0}
 
 
-def test_the_refit_of_a_fitted_pipeline_in_each_fold_is_where_training_starts(
-    df: DataFrame, fitted: PipelineModel, folder: Path
-) -> None:
+def test_each_fold_trains_from_a_fitted_pipelines_refit(df: DataFrame, fitted: PipelineModel, folder: Path) -> None:
     """And what has to be beaten, where the pipeline was fitted on these rows."""
     none = {"guard": 1e-300, "rowsAreNew": False, "numFolds": 2, **STANDS}
     found, other = (FineTuner(p, cacheDir=str(folder), **none).fit(df) for p in (fitted, unfitted()))
@@ -234,9 +228,7 @@ def test_the_refit_of_a_fitted_pipeline_in_each_fold_is_where_training_starts(
         assert entry["after"] == pytest.approx(entry["before"], rel=1e-6)
 
 
-def test_where_no_refit_can_be_made_the_pipeline_is_kept_and_the_stage_is_named(
-    df: DataFrame, fitted: PipelineModel, folder: Path
-) -> None:
+def test_without_a_refit_it_is_kept_and_the_stage_is_named(df: DataFrame, fitted: PipelineModel, folder: Path) -> None:
     """Nothing is trained: the stage has seen the rows of all folds."""
     head = fitted.stages[-1].uid
     found = FineTuner(fitted, cacheDir=str(folder), freeze=[head], numFolds=2, **TRAINS).fit(df)
@@ -290,7 +282,7 @@ train_again = proving.train_again
         (much_worse, r"but made from all rows its poisson there is [\d.]+, worse than on rows of folds"),
     ],
 )
-def test_the_original_ships_where_the_training_on_all_rows_fails(
+def test_the_original_ships_if_training_on_all_rows_fails(
     df: DataFrame, fitted: PipelineModel, folder: Path, monkeypatch: pytest.MonkeyPatch, replacement: Any, why: str
 ) -> None:
     def only_on_all_rows(context: Any, *rest: Any) -> Any:
@@ -307,9 +299,7 @@ def test_the_original_ships_where_the_training_on_all_rows_fails(
     assert s.folds[0]["after"] < s.folds[0]["before"]  # what was proven is told
 
 
-def test_reference_rows_judge_what_ships_and_labels_that_change_count_out_of_fold(
-    df: DataFrame, fitted: PipelineModel, folder: Path
-) -> None:
+def test_what_gets_worse_on_reference_rows_does_not_ship(df: DataFrame, fitted: PipelineModel, folder: Path) -> None:
     shuffled = df.withColumn("riders", F.lit(30.0) / (1 + F.col("riders")))
     found = FineTuner(
         fitted, cacheDir=str(folder), referenceData=shuffled, **QUICK | NEW | {"guard": 0.025, "runId": None}
@@ -318,9 +308,7 @@ def test_reference_rows_judge_what_ships_and_labels_that_change_count_out_of_fol
     assert "but poisson gets worse on the reference rows" in found.summary.reason
 
 
-def test_nothing_to_gain_out_of_fold_keeps_the_original_and_trains_nothing_on_all_rows(
-    df: DataFrame, fitted: PipelineModel, folder: Path
-) -> None:
+def test_no_gain_out_of_fold_trains_nothing_on_all_rows(df: DataFrame, fitted: PipelineModel, folder: Path) -> None:
     found = tune(fitted, df, folder, **NEW | {"runId": None, "guard": 1e-300} | STANDS)
     s = found.summary
     assert found.pipelineModel is fitted
@@ -368,7 +356,7 @@ def test_folds_that_cannot_prove_are_named(df: DataFrame) -> None:
 # Refused before anything is trained -----------------------------------------------------------------------------------
 
 
-def test_a_label_that_is_another_class_in_another_fold_is_refused(
+def test_labels_whose_classes_differ_by_fold_are_refused(
     df: DataFrame, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where classes are about as frequent, each fold's StringIndexer may put another one first."""

@@ -49,7 +49,7 @@ def real(tuner: FineTuner, df: DataFrame, folder: Path, jobs: Jobs) -> tuple[int
     return jobs() + kept, cached(folder)
 
 
-def test_jobs_and_bytes_are_those_of_the_run_and_nothing_is_written(
+def test_jobs_and_bytes_match_the_run_without_any_writing(
     df: DataFrame, folder: Path, jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -191,7 +191,7 @@ def test_from_a_thousand_validation_rows_four_candidates_run(
 
 
 @pytest.mark.once
-def test_four_candidates_that_diverge_are_told_from_nothing_to_gain(
+def test_four_diverging_candidates_are_told_from_no_gain(
     df: DataFrame, numeric: PipelineModel, shared: Path, tmp_path: Path
 ) -> None:
     given: dict[str, Any] = {"validationFraction": 0.75, "learningRate": 1e6, "checkpointDir": str(tmp_path)}
@@ -209,7 +209,7 @@ def test_four_candidates_that_diverge_are_told_from_nothing_to_gain(
 
 @pytest.mark.once
 @pytest.mark.parametrize("metric", ["logLoss", "areaUnderROC"])
-def test_a_divergence_in_finite_steps_is_told_from_nothing_to_gain(df: DataFrame, shared: Path, metric: str) -> None:
+def test_a_finite_divergence_is_told_from_nothing_to_gain(df: DataFrame, shared: Path, metric: str) -> None:
     """The loss of linear scores stays finite however large they are."""
     data = VectorAssembler(inputCols=NUMBERS, outputCol="features").transform(df)
     data = data.withColumn("many", (F.col("riders") > 10).cast("double"))
@@ -273,7 +273,7 @@ def test_a_nested_pipeline_keeps_its_form(
 # The original ---------------------------------------------------------------------------------------------------------
 
 
-def test_an_unfitted_pipeline_is_fitted_on_the_training_rows_only(df: DataFrame, shared: Path) -> None:
+def test_an_unfitted_pipeline_fits_training_rows_only(df: DataFrame, shared: Path) -> None:
     odd = df.withColumn("temp", F.when(F.col("held"), 1e6).otherwise(F.col("temp")))
     pipeline = Pipeline(
         stages=[
@@ -333,9 +333,7 @@ def test_sign_flipped_gradients_return_the_original_object(
 
 
 @pytest.mark.once
-def test_guard_1_accepts_any_gain_and_maxSeconds_says_that_it_ended_training(
-    df: DataFrame, numeric: PipelineModel, shared: Path
-) -> None:
+def test_guard_1_takes_any_gain_and_an_end_by_time_is_told(df: DataFrame, numeric: PipelineModel, shared: Path) -> None:
     found = tune(numeric, df, shared, maxEpochs=9, maxSeconds=1e-9, learningRate=1e-6, guard=1.0)
     assert found.summary.decision == "tuned"
     assert 0 < found.summary.gain < 1e-3
@@ -586,7 +584,7 @@ def test_a_table_can_be_any_dataframe(
 
 
 @pytest.mark.once
-def test_a_folded_form_that_drifts_from_the_network_stops_the_run(
+def test_a_folded_form_unlike_the_network_stops_the_run(
     df: DataFrame, numeric: PipelineModel, shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A `pull` that forgets what trains: right before training, wrong after, and it is what candidates are measured by."""

@@ -172,9 +172,7 @@ def test_an_unfitted_pipeline_is_fitted_once_per_split(
 
 
 @pytest.mark.once
-def test_maps_with_params_of_stages_share_a_fit_only_if_these_are_equal(
-    df: DataFrame, folder: Path, counted: dict[str, int]
-) -> None:
+def test_maps_share_a_fit_only_if_stage_params_are_equal(df: DataFrame, folder: Path, counted: dict[str, int]) -> None:
     head = LinearRegression(featuresCol="x", labelCol="riders")
     tuner = tuner_of(
         Pipeline(stages=[VectorAssembler(inputCols=NUMBERS, outputCol="x"), head]), folder, maxEpochs=1, guard=1e-12

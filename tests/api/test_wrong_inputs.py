@@ -632,9 +632,7 @@ def test_a_folder_for_caches_that_is_none(
 # Options and losses ---------------------------------------------------------------------------------------------------
 
 
-def test_options_are_checked_when_they_are_set_and_when_they_are_used(
-    df: DataFrame, numeric: PipelineModel, folder: Path
-) -> None:
+def test_options_are_checked_when_set_and_when_used(df: DataFrame, numeric: PipelineModel, folder: Path) -> None:
     for options, sentence in (
         ({"maxEpoch": 3}, "unknown option 'maxEpoch'. Did you mean 'maxEpochs'"),
         ({"maxEpochs": "3"}, "'maxEpochs' option must be a whole number. Got '3' instead"),

@@ -33,7 +33,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]
     return folder, json.loads((folder / "facts.json").read_text())
 
 
-def test_sparse_columns_train_and_two_processes_find_the_same_weights(run: tuple[Path, dict[str, Any]]) -> None:
+def test_sparse_columns_train_alike_in_two_processes(run: tuple[Path, dict[str, Any]]) -> None:
     facts = run[1]
     assert facts["session"].startswith("pyspark.sql.connect.")
     (one, held), two = facts["sparse"]

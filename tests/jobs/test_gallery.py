@@ -16,7 +16,7 @@ TRACES = re.compile(r"/(tmp|work|home|root)/|\b20[2-9]\d-\d\d-\d\d")
 """Of the machine that ran the jobs."""
 
 
-def test_the_page_has_every_job_with_its_report_and_no_trace_of_a_machine() -> None:
+def test_the_page_has_each_jobs_report_and_no_machine_trace() -> None:
     text = PAGE.read_text()
     assert sorted(re.findall(r"--config examples/(\w+)\.yaml", text)) == NAMES
     assert sorted(re.findall(r"gallery/(\w+)\.html", text)) == NAMES
@@ -28,7 +28,7 @@ def test_the_page_has_every_job_with_its_report_and_no_trace_of_a_machine() -> N
 
 
 @pytest.mark.nightly
-def test_a_job_of_the_gallery_still_runs_and_fills_its_section_alone(tmp_path: Path) -> None:
+def test_a_gallery_job_runs_and_fills_its_section_alone(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(PAGE.read_text())
     before = page.read_text().split("\n## ")

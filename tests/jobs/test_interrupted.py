@@ -89,7 +89,7 @@ def prepare(spark: SparkSession, folder: Path) -> None:
     (folder / "mine.py").write_text(LOSS)
 
 
-def test_the_printed_command_goes_on_and_finds_what_a_calm_run_finds(spark: SparkSession, tmp_path: Path) -> None:
+def test_the_printed_command_resumes_to_a_calm_runs_result(spark: SparkSession, tmp_path: Path) -> None:
     prepare(spark, tmp_path)
     words = [
         "finetune",

@@ -26,7 +26,7 @@ def test_trees_fitted_by_squares_learn_a_quantile(run: Path) -> None:
     assert found["metrics"]["test"]["after"] < 0.6 * found["metrics"]["test"]["before"]
 
 
-def test_tuned_trees_and_those_brought_home_are_served_by_spark_alone(run: Path, tmp_path: Path, spark: Any) -> None:
+def test_tuned_and_imported_trees_are_served_by_spark_alone(run: Path, tmp_path: Path, spark: Any) -> None:
     from pyspark.ml import PipelineModel
     from pyspark.ml.functions import vector_to_array
     from pyspark.sql import functions as F

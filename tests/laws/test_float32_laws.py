@@ -95,7 +95,7 @@ def test_saved_and_loaded(bases: tuple[Any, Any], ids: DataFrame, tmp_path: Any)
     assert one.equals(other)
 
 
-def test_outputs_are_float32_and_the_stages_behind_read_what_spark_s_do(bases: tuple[Any, Any]) -> None:
+def test_outputs_are_float32_for_later_stages_as_in_spark(bases: tuple[Any, Any]) -> None:
     network = sparkdiff.translate(bases[0])
     out = network({"user": torch.tensor([0, 12345]), "item": torch.tensor([2, 2])})["prediction"]
     assert out.dtype == torch.float32

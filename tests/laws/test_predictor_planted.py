@@ -365,7 +365,7 @@ def test_models_keep_uids_and_params(spark: SparkSession) -> None:
     assert model.models[0].coefficients.toArray().tolist() == W[0].tolist()
 
 
-def test_a_network_of_one_against_the_rest_is_cloned_with_its_models(spark: SparkSession) -> None:
+def test_a_one_vs_rest_network_is_cloned_with_its_models(spark: SparkSession) -> None:
     network: Network = sparkdiff.translate(one_vs_rest())
     other = network.clone()
     with torch.no_grad():

@@ -225,7 +225,7 @@ def test_the_plan_tells_what_sql_does(rows: DataFrame) -> None:
     assert of(found, "own").inputCols == ("x", "y", "label", "scaled")  # two it only passes on
 
 
-def test_only_the_stage_that_drops_what_training_needs_is_blamed(rows: DataFrame) -> None:
+def test_only_the_stage_that_drops_needed_columns_is_blamed(rows: DataFrame) -> None:
     every = named("every", SQLTransformer, statement="SELECT *, x * y AS xy FROM __THIS__")
     some = named("some", SQLTransformer, statement="SELECT DISTINCT numbers, label FROM __THIS__")
     assembler = VectorAssembler(inputCols=["x", "y", "xy"], outputCol="numbers")

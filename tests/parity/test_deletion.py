@@ -93,9 +93,7 @@ def test_a_selection_of_all_entries_keeps_the_width(df: DataFrame, fitted: dict[
         assert found["slicer"] == must
 
 
-def test_the_models_of_one_against_the_rest_read_the_other_column(
-    df: DataFrame, fitted: dict[str, Any], tmp_path: Path
-) -> None:
+def test_one_vs_rest_models_read_the_other_column(df: DataFrame, fitted: dict[str, Any], tmp_path: Path) -> None:
     rest = named("rest", OneVsRest, classifier=LogisticRegression(maxIter=2), featuresCol="scaled", labelCol="grade")
     head = [fitted["assembler"], fitted["scaler"]]
     model = rest.fit(PipelineModel(head).transform(df))

@@ -247,7 +247,7 @@ def test_no_column_changes_that_the_plan_does_not_name(known: Fitted, df: DataFr
     assert changed(asked) - inside - behind == named_ones
 
 
-def test_what_trains_on_request_is_named_where_only_the_outside_bars_it(known: Fitted, df: DataFrame) -> None:
+def test_what_trains_on_request_is_named_if_outside_bars_it(known: Fitted, df: DataFrame) -> None:
     first = known["assembler"].getInputCols()[0]
     shared = PipelineModel(
         [

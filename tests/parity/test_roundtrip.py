@@ -214,7 +214,7 @@ def test_params_set_in_python_survive(df: DataFrame, fitted: dict[str, Any]) -> 
 
 
 @pytest.mark.usefixtures("route")
-def test_a_param_set_on_the_original_is_not_passed_to_spark_by_us(fitted: dict[str, Any]) -> None:
+def test_a_param_set_on_the_original_is_not_sent_to_spark(fitted: dict[str, Any]) -> None:
     stage = fitted["linear"].copy()
     stage.setPredictionCol("later")
     sparkdiff.write_back(stage, moved(stage))

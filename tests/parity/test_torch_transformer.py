@@ -293,14 +293,14 @@ def test_a_stage_in_spark_needs_its_own_version_of_a_column(rows: DataFrame) -> 
         "prediction > 5.5 AS vector, CAST(prediction AS STRING) AS p",
     ],
 )
-def test_a_last_stage_in_spark_reads_what_it_drops_or_gives_another_type(what: str, rows: DataFrame) -> None:
+def test_a_last_stage_in_spark_may_drop_or_recast_its_input(what: str, rows: DataFrame) -> None:
     front = [vector("a", "b"), LinearRegression(featuresCol="vector", labelCol="count")]
     fitted = Pipeline(stages=front).fit(rows).stages
     model = PipelineModel([*fitted, SQLTransformer(statement=f"SELECT a, {what} FROM __THIS__")])
     check_same(model, rows.limit(20).withColumn("a", F.col("a") + 1e6))
 
 
-def test_rows_without_a_label_that_one_indexer_shares_with_a_feature(rows: DataFrame) -> None:
+def test_rows_may_lack_a_label_indexed_with_a_feature(rows: DataFrame) -> None:
     """Spark passes over an input that the rows lack."""
     indexer = StringIndexer(inputCols=["label", "kind"], outputCols=["class", "k"], handleInvalid="keep")
     assembler = VectorAssembler(inputCols=["a", "k"], outputCol="vector")
@@ -313,7 +313,7 @@ def test_rows_without_a_label_that_one_indexer_shares_with_a_feature(rows: DataF
         sparkdiff.verify(model, rows.drop("kind"))
 
 
-def test_the_package_that_executors_get_is_whole_and_the_same_each_time(tmp_path: Path) -> None:
+def test_executors_get_the_same_whole_package_each_time(tmp_path: Path) -> None:
     for name in ("a.zip", "b.zip"):
         package.write_zip(tmp_path / name, ["sparkdiff/cli"])
     assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()

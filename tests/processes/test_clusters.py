@@ -161,7 +161,7 @@ def test_the_demo_on_a_cluster(
 
 @pytest.mark.once
 @pytest.mark.nightly  # in pieces: test_processes raises the error, and test_config ends by it
-def test_an_exception_in_a_process_ends_the_job_with_1_and_its_traceback(
+def test_a_failed_process_ends_the_job_with_1_and_traceback(
     runs: Path,
     spark: SparkSession,
     tmp_path: Path,
@@ -186,7 +186,7 @@ def test_an_exception_in_a_process_ends_the_job_with_1_and_its_traceback(
 
 @pytest.mark.nightly
 @pytest.mark.faults
-def test_a_killed_driver_goes_on_when_the_command_is_given_again(runs: Path, local: Path) -> None:
+def test_a_killed_driver_resumes_by_the_same_command(runs: Path, local: Path) -> None:
     told = kill_driver(runs / "killed", runs / "caches", local, delay=1.5 * (time.time() % 1))
     assert told.resumed, told
     assert told.identical, told

@@ -72,7 +72,7 @@ def thorough(fit: Fit) -> dict[str, Any]:
 @pytest.mark.once
 @pytest.mark.nightly  # without Spark: test_ranks; two as tasks of Spark: below
 @pytest.mark.parametrize("processes", [2, 3, 4])
-def test_the_number_of_processes_changes_neither_weights_nor_decision(
+def test_more_processes_change_neither_weights_nor_decision(
     fit: Fit, thorough: dict[str, Any], tmp_path: Path, processes: int
 ) -> None:
     """And without a runId nothing is left."""
@@ -89,7 +89,7 @@ def test_the_number_of_processes_changes_neither_weights_nor_decision(
 
 
 @pytest.mark.once
-def test_auto_takes_what_ends_sooner_and_a_run_that_goes_on_takes_the_same(
+def test_auto_takes_the_fastest_and_a_resumed_run_the_same(
     fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A short training starts no process to find out; a run that goes on asks no clock."""
@@ -132,7 +132,7 @@ def test_auto_times_a_step_of_several_processes(fit: Fit, monkeypatch: pytest.Mo
 
 
 @pytest.mark.nightly  # what the processes do alone: test_local_steps
-def test_processes_that_step_apart_gain_as_well_and_say_that_their_number_counts(fit: Fit) -> None:
+def test_local_steps_gain_as_well_and_say_the_number_counts(fit: Fit) -> None:
     options: dict[str, Any] = {"maxEpochs": 5, "batchSize": 64, "numProcesses": 2, "localSteps": 4}
     first = fit(**options)
     assert first.summary.decision == "tuned"
@@ -224,7 +224,7 @@ def recording(outputs: dict[str, torch.Tensor], label: torch.Tensor, weight: tor
 
 @pytest.mark.once
 @pytest.mark.nightly  # by the stream: test_stream; and weights that a row twice would change: the number of processes, above
-def test_every_row_trains_once_in_an_epoch_and_in_one_process_only(
+def test_every_row_trains_once_an_epoch_in_one_process(
     fit: Fit, spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = table(1000)
@@ -332,7 +332,7 @@ def mean_absolute(outputs: dict[str, torch.Tensor], label: torch.Tensor, weight:
 
 @pytest.mark.once
 @pytest.mark.nightly  # without Spark, by an AUC and a gap between groups: test_ranks, "ranks and a slice"
-def test_a_loss_of_the_batch_and_a_metric_that_is_no_mean_in_any_number_of_processes(fit: Fit) -> None:
+def test_processes_agree_on_a_loss_of_the_batch_and_rmse(fit: Fit) -> None:
     options = {"loss": mean_absolute, "metric": "rmse", "maxEpochs": 3, "batchSize": 64, "guard": 1.0}
     one, two = (outcome(fit(numProcesses=n, **options)) for n in (1, 2))
     assert two["decision"] == one["decision"] == "tuned"
@@ -355,7 +355,7 @@ def test_a_wrong_loss_is_the_users_error_in_any_process(fit: Fit) -> None:
 
 
 @pytest.mark.once
-def test_a_finished_run_is_returned_and_another_one_is_not_mistaken_for_it(fit: Fit, tmp_path: Path) -> None:
+def test_a_finished_run_is_returned_but_not_for_another(fit: Fit, tmp_path: Path) -> None:
     options = {"runId": "mine", "checkpointDir": str(tmp_path), "maxEpochs": 2}
     first = fit(**options)
     assert outcome(fit(numProcesses=2, **options)) == outcome(first)  # trained by one process, returned as it is

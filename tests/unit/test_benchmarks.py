@@ -80,7 +80,7 @@ def test_a_benchmark_runs_and_writes_what_it_found(name: str, tmp_path: Path) ->
     assert {"python", "torch"} <= set(report["versions"])
 
 
-def test_the_table_holds_figures_beside_earlier_ones_and_what_was_not_run(tmp_path: Path) -> None:
+def test_the_table_has_earlier_figures_and_what_was_not_run(tmp_path: Path) -> None:
     (tmp_path / "stream.json").write_text(json.dumps({"figures": {"files": 2.0}}))
     absent = run_all.run(run_all.Benchmark("rival", "stream", needs=("no_such_package",)), tmp_path, [])
     outcomes = [run_all.Outcome("stream", "ended", 3.0, {"files": 1.0, "memory": 4.0}), absent]
@@ -116,7 +116,7 @@ def arm(name: str, candidates: int, seconds: float, **more: Any) -> dict[str, An
     return {"arm": name, "candidates": candidates, "stepSeconds": seconds, "rowsPerSecond": 800 / seconds, **more}
 
 
-def test_figures_of_a_gpu_replace_those_of_the_page_and_nothing_else(tmp_path: Path) -> None:
+def test_gpu_figures_replace_those_of_the_page_alone(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"Before.\n\n{gpu.BEGIN}\n\nOld.\n\n{gpu.END}\n\nAfter.\n")
     wide = [
@@ -142,7 +142,7 @@ def test_figures_of_a_gpu_replace_those_of_the_page_and_nothing_else(tmp_path: P
         gpu.write_page(page, results)
 
 
-def test_numbers_of_candidates_may_be_measured_one_by_one_on_one_machine() -> None:
+def test_one_machine_may_measure_candidate_numbers_in_turn() -> None:
     results: dict[str, Any] = {}
     gpu.added(results, "wide", result([arm("GPU", 64, 2.0)]))
     gpu.added(results, "wide", result([arm("GPU", 1, 1.0)]))
@@ -192,7 +192,7 @@ def test_the_gap_is_that_to_the_best_rival_of_the_same_original() -> None:
     assert [c.closed for value in (0.1, 9.0) for c in gap.cells_of(cell_of_gap(value, refit=1.5))] == [1.2, -1.0]
 
 
-def test_a_bound_of_the_gap_is_missed_by_the_median_by_a_loss_without_a_gap_and_by_a_significant_loss() -> None:
+def test_the_median_and_losses_may_miss_a_bound_of_the_gap() -> None:
     done = [*cell_of_gap(1.25, refit=1.0), *cell_of_gap(1.9, "b", refit=1.0), *cell_of_gap(2.0, "c", refit=2.0)]
     told, missed, figures = gap.summed(gap.cells_of(done))
     assert figures == {"gap closed, median, real sets": pytest.approx(0.425)} and len(missed) == 1
@@ -201,7 +201,7 @@ def test_a_bound_of_the_gap_is_missed_by_the_median_by_a_loss_without_a_gap_and_
     assert missed == ["b, pca, 0: an accepted loss without a gap", "b: a significant loss, p 0.02"]
 
 
-def test_losses_of_the_gap_are_those_of_scipy_and_of_the_definition() -> None:
+def test_losses_of_the_gap_follow_scipy_and_the_definition() -> None:
     assert gap.holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
     y, mean = np.array([0.0, 1.0, 3.0]), np.array([1.0, 1.0, 2.0])
     assert gap.losses("poisson", y, mean) == pytest.approx([1.0, 0.0, 3 * np.log(1.5) - 1])
@@ -225,7 +225,7 @@ def line_of_evidence(arm: str, value: float, se: float, shipped: str | None = No
     return {**place, **found, "arm": arm, "budget": "60s" if arm == evidence.OURS else None, "more": more}
 
 
-def test_a_gap_of_evidence_is_certain_and_large_and_a_loss_is_beyond_noise_only_by_its_bound() -> None:
+def test_evidence_tells_large_gaps_and_losses_from_noise() -> None:
     def cell(ours: float, best: float, se: float, shipped: str | None = "trees") -> evidence.Cell:
         lines = [line_of_evidence("ours", ours, se, shipped), line_of_evidence("lightgbm", best, se)]
         [found] = evidence.cells_of(lines)
@@ -240,7 +240,7 @@ def test_a_gap_of_evidence_is_certain_and_large_and_a_loss_is_beyond_noise_only_
     assert evidence.summarize([good])[1]["gap closed, median"] == pytest.approx(0.75)
 
 
-def test_broken_cells_of_evidence_are_not_called_kept_and_cells_of_two_commits_are_told() -> None:
+def test_evidence_tells_broken_cells_and_mixed_commits() -> None:
     broken = line_of_evidence("ours", 1.0, 0.0) | {"more": {"decision": "failed", "shipped": None}, "commit": "later"}
     found = evidence.cells_of([broken, line_of_evidence("lightgbm", 0.8, 0.02)])
     assert found[0].verdict == "failed" and "0 kept, 0 worse, 1 failed" in evidence.summarize(found)[0][1]
@@ -249,7 +249,7 @@ def test_broken_cells_of_evidence_are_not_called_kept_and_cells_of_two_commits_a
     assert "of 2 commits (c, later)" in told and "commits" not in evidence.summarize(kept)[0][-1]
 
 
-def test_errors_of_evidence_are_those_of_independent_rows_or_of_whole_clusters() -> None:
+def test_errors_of_evidence_are_of_rows_or_whole_clusters() -> None:
     before, after = np.zeros(6), np.array([1.0, 1.0, 0.0, 0.0, 2.0, 2.0])
     alone = evidence.paired_difference(before, after, np.arange(6))
     assert alone == pytest.approx({"difference": 1.0, "se": after.std(ddof=1) / 6**0.5})
@@ -260,7 +260,7 @@ def test_errors_of_evidence_are_those_of_independent_rows_or_of_whole_clusters()
 
 
 @pytest.mark.parametrize("by", [{"time": "t"}, {"group": "g"}, {}])
-def test_parts_of_a_table_of_evidence_hold_whole_groups_and_follow_time(by: dict[str, str]) -> None:
+def test_evidence_parts_hold_whole_groups_and_follow_time(by: dict[str, str]) -> None:
     n = 1000
     raw = pd.DataFrame(
         {"x": np.arange(n) % 7, "t": pd.Timestamp("2020-01-01") + pd.to_timedelta(np.arange(n) // 3, "D")}

@@ -113,7 +113,7 @@ def test_rows_need_no_path_where_their_format_needs_none(here: Path) -> None:
     assert loading.size_of(found.data, here) == math.inf
 
 
-def test_an_override_changes_no_other_entry_that_yaml_shares_with_it(here: Path) -> None:
+def test_an_override_changes_no_other_entry_shared_by_yaml(here: Path) -> None:
     config = load("data.train.where=day < 3")
     assert [config.data[s]["where"] for s in ("train", "test")] == ["day < 3", "day < 6"]
 
@@ -167,7 +167,7 @@ def test_where_text_is_wanted_an_override_is_text(
     assert found == value
 
 
-def test_a_number_without_a_point_is_one_unless_text_is_expected(here: Path) -> None:
+def test_1e3_is_a_number_unless_text_is_expected(here: Path) -> None:
     """PyYAML itself takes 1e-3 for text."""
     (here / "conf" / "job.yaml").write_text("""
 pipeline: 1e1
@@ -204,7 +204,7 @@ def test_tags_of_a_search_are_text(here: Path) -> None:
     assert (load_config(None, [*job, "search.tags.version=1.10"]).search or {})["tags"] == {"version": "1.10"}
 
 
-def test_what_is_there_is_meant_by_its_letters_and_the_rest_is_a_glob(here: Path) -> None:
+def test_an_existing_path_is_literal_and_others_are_globs(here: Path) -> None:
     (here / "[x].csv").touch()
     assert load("data.train.path=*.csv").data["train"]["path"] == f"{here}/*.csv"
     assert load("data.train.path=[x].csv").data["train"]["path"] == f"{here}/\\[x\\].csv"
@@ -550,7 +550,7 @@ def test_a_file_that_isnt_there(here: Path, capsys: Any) -> None:
         assert said in capsys.readouterr().err
 
 
-def test_a_file_may_be_given_by_url_and_begin_with_a_byte_order_mark(here: Path, monkeypatch: Any) -> None:
+def test_files_may_have_a_url_and_a_byte_order_mark(here: Path, monkeypatch: Any) -> None:
     loaded: list[Any] = []
     monkeypatch.setattr(starting, "run", lambda config: loaded.append(config) or "")
     (here / "conf" / "mark.yaml").write_text(JOB.strip(), encoding="utf-8-sig")
@@ -883,7 +883,7 @@ def test_json_is_all_of_stdout(here: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert capsys.readouterr().out.startswith("the plan\n")
 
 
-def test_the_format_of_rows_is_inferred_from_the_name_of_the_file() -> None:
+def test_the_format_of_rows_is_inferred_from_the_file_name() -> None:
     inferred = {"header": True, "inferSchema": True}
     for path, format, options, expected in (
         ("rows", "", "{}", (None, {})),

@@ -110,7 +110,7 @@ def test_an_option_without_effect_is_named_with_the_reason(name: str, monkeypatc
     assert not [w for w in told(**{name: value}, **acting) if w.startswith(name)]
 
 
-def test_a_frozen_stage_that_does_not_train_is_not_said_to_be_without_effect() -> None:
+def test_freezing_an_untrained_stage_is_not_called_idle() -> None:
     """It is held out of a refit, too, on which it depends whether there is one; improvements don't search or delete it."""
     [found] = told(freeze=["indexer"])
     assert found.startswith("freeze names 'indexer', which only keeps it from being fitted anew, searched or deleted")
@@ -183,13 +183,13 @@ ACTS_IN_AN_IMPROVEMENT = {
 }
 
 
-def test_every_option_of_growth_and_of_an_improvement_is_in_one_of_the_lists() -> None:
+def test_every_growth_and_improvement_option_is_in_a_list() -> None:
     assert growth.FIELDS.keys() == IDLE_IN_A_GROWTH | ACTS_IN_A_GROWTH
     assert IDLE_IN_AN_IMPROVEMENT.keys() | ACTS_IN_AN_IMPROVEMENT == improvement.FIELDS.keys()
 
 
 @pytest.mark.parametrize("name", IDLE_IN_AN_IMPROVEMENT)
-def test_an_option_of_an_improvement_is_told_idle_where_no_arm_reads_it(name: str) -> None:
+def test_an_improvement_option_that_no_arm_reads_is_idle(name: str) -> None:
     def told(**given: Any) -> list[str]:
         settings = improvement.ImprovementSettings.of(given)
         context: Any = SimpleNamespace(settings=settings, options=Options(), doubts=(), model=PipelineModel([]))
@@ -209,7 +209,7 @@ def test_every_option_of_a_search_is_in_one_of_the_lists() -> None:
 
 
 @pytest.mark.parametrize("name", IDLE_IN_A_SEARCH)
-def test_an_option_of_a_search_without_effect_is_named_with_the_reason(name: str) -> None:
+def test_an_idle_search_option_is_named_with_the_reason(name: str) -> None:
     value, idle, acting = IDLE_IN_A_SEARCH[name]
     assert not [w for w in search.Settings.of(idle).idle() if w.startswith(name)]
     [found] = [w for w in search.Settings.of({name: value, **idle}).idle() if w.startswith(f"{name}=")]

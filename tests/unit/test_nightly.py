@@ -40,7 +40,7 @@ def nightly(folder: Path, *parts: str, **environment: str) -> tuple[int, str, li
     return done.returncode, done.stdout + done.stderr, notes.read_text().splitlines() if notes.exists() else []
 
 
-def test_chosen_parts_alone_run_each_in_its_stack_and_their_minutes_are_printed(folder: Path) -> None:
+def test_only_chosen_parts_run_in_their_stacks_with_times(folder: Path) -> None:
     code, said, called = nightly(folder, "spark35", "guard", "site")
     assert code == 0
     assert called == [
@@ -55,7 +55,7 @@ def test_chosen_parts_alone_run_each_in_its_stack_and_their_minutes_are_printed(
     assert table == names
 
 
-def test_without_arguments_all_parts_run_and_one_that_fails_keeps_none_from_running(folder: Path) -> None:
+def test_all_parts_run_without_arguments_even_if_one_fails(folder: Path) -> None:
     code, said, called = nightly(folder, FAILS="site")
     assert code == 1
     _, listed, _ = nightly(folder, "none")

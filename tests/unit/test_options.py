@@ -44,7 +44,7 @@ def test_defaults() -> None:
 
 
 @pytest.mark.parametrize("field", dataclasses.fields(Options), ids=lambda f: f.name)
-def test_every_option_has_a_default_that_it_takes_and_a_help_line(field: dataclasses.Field[Any]) -> None:
+def test_every_option_has_a_valid_default_and_a_help_line(field: dataclasses.Field[Any]) -> None:
     default = field.default if field.default is not dataclasses.MISSING else {}
     assert getattr(Options.of({field.name: default}), field.name) == default
     assert field.metadata["help"] == field.metadata["help"].strip() != ""

@@ -66,7 +66,7 @@ def test_equal_params_share_one_copy_within_a_fitMultiple(held: Any) -> None:
     assert [leaves(given(v))[1].getOrDefault("regParam") for v in (1.0, 2.0, [1.0])] == [1.0, 2.0, [1.0]]
 
 
-def test_a_fitted_pipeline_stays_the_same_object_where_no_stage_owns_the_param() -> None:
+def test_a_foreign_param_keeps_the_fitted_pipeline_object() -> None:
     fitted = PipelineModel([RidgeModel()])
     assert FineTuner(pipeline=fitted).copy(FOREIGN).getPipeline() is fitted
     assert FineTuner(pipeline="models/x").copy(FOREIGN).getPipeline() == "models/x"  # which fit() refuses

@@ -254,7 +254,7 @@ def test_rows_made_by_a_python_function_are_told_by_content(spark: SparkSession,
     assert facts[0] == facts[1] != facts[2]
 
 
-def test_a_python_udf_in_a_referenced_stage_is_told_by_what_it_returns(spark: SparkSession, df: DataFrame) -> None:
+def test_what_a_udf_in_a_referenced_stage_returns_counts(spark: SparkSession, df: DataFrame) -> None:
     assembler = VectorAssembler(inputCols=["made", "hum"], outputCol="x")
     sql = SQLTransformer(statement="SELECT *, made_up(temp) AS made FROM __THIS__")
     spark.udf.register("made_up", lambda x: x, "double")
@@ -511,7 +511,7 @@ def test_two_jobs_may_fit_the_same_pipeline(df: DataFrame, folder: Path, monkeyp
 
 
 @pytest.mark.once
-def test_without_cacheDir_a_temporary_folder_or_the_sessions_conf(spark: SparkSession, folder: Path) -> None:
+def test_the_default_cacheDir_is_temporary_or_from_the_conf(spark: SparkSession, folder: Path) -> None:
     temporary = caches.root(Options())
     assert stat.S_IMODE(temporary.stat().st_mode) == 0o700
     assert caches.root(Options()) == temporary

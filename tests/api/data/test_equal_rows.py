@@ -196,7 +196,7 @@ def test_a_table_that_was_loaded_twice_is_told(df: DataFrame, numeric: PipelineM
     assert text.endswith("drop duplicates before the split, or give the copies of a row one value of groupCol")
 
 
-def test_rows_of_a_fold_are_in_few_partitions_however_many_a_shuffle_has(spark: SparkSession) -> None:
+def test_a_fold_has_few_partitions_whatever_a_shuffle_has(spark: SparkSession) -> None:
     """An estimator reads them in each of its steps, with a task for each partition."""
     rows = spark.range(300).selectExpr("cast(id % 100 as double) x", "cast(id % 2 as double) label")
     was = spark.conf.get("spark.sql.shuffle.partitions")

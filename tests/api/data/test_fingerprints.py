@@ -166,7 +166,7 @@ def told(spark: SparkSession, tables: Path) -> dict[str, str]:
     return {query: facts(here.sql(query)) for group in GROUPS for query in group}
 
 
-def test_queries_that_differ_in_one_literal_null_array_or_type_differ(told: dict[str, str]) -> None:
+def test_one_literal_null_array_or_type_tells_queries_apart(told: dict[str, str]) -> None:
     pairs = [pair for group in GROUPS for pair in itertools.combinations(group, 2)]
     assert len(pairs) > 500
     alike = [pair for pair in pairs if told[pair[0]] == told[pair[1]]]
@@ -245,7 +245,7 @@ def test_rows_kept_in_memory_count_not_the_files_they_came_from(
 # Settings -------------------------------------------------------------------------------------------------------------
 
 
-def test_every_setting_of_sql_counts_but_those_that_cannot_change_rows(spark: SparkSession, tables: Path) -> None:
+def test_sql_settings_count_unless_they_cannot_change_rows(spark: SparkSession, tables: Path) -> None:
     session = views(spark.newSession(), tables)
     df = session.sql("SELECT *, to_date(b, 'yyyy-MM-dd') AS day FROM rows")
     before = facts(df)
@@ -310,7 +310,7 @@ def test_contents_that_differ_in_one_null_or_boundary_differ(spark: SparkSession
     assert len({facts(df) for df in typed}) == 2
 
 
-def test_no_two_of_many_small_values_of_nested_types_share_a_hash(spark: SparkSession) -> None:
+def test_no_two_small_values_of_nested_types_share_a_hash(spark: SparkSession) -> None:
     """All values of a nested type up to a size: where one is null, empty or borders on another, lies in no other place."""
     atoms = [None, 0, 1]
     arrays = [None, *(list(v) for n in range(4) for v in itertools.product(atoms, repeat=n))]
@@ -331,7 +331,7 @@ def test_no_two_of_many_small_values_of_nested_types_share_a_hash(spark: SparkSe
         assert [len(set(hashes)) for hashes in zip(*found, strict=True)] == [len(values)] * 2, schema
 
 
-def test_a_value_that_moves_to_another_row_counts_and_the_order_of_rows_does_not(spark: SparkSession) -> None:
+def test_a_value_in_another_row_counts_but_not_row_order(spark: SparkSession) -> None:
     rows = [(float(i), None if i % 3 else "x") for i in range(50)]
     moved = [(float(i), None if (i + 1) % 3 else "x") for i in range(50)]
     one, other, turned = (spark.createDataFrame(r, "a double, b string") for r in (rows, moved, rows[::-1]))
@@ -352,7 +352,7 @@ def test_strings_of_a_collation_count_letter_by_letter(spark: SparkSession) -> N
 # Files ----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_file_of_the_same_length_and_time_with_other_content_counts(spark: SparkSession, tmp_path: Path) -> None:
+def test_other_content_of_the_same_length_and_time_counts(spark: SparkSession, tmp_path: Path) -> None:
     path, beside = tmp_path / "rows 100%.csv", tmp_path / "beside"
     path.write_text("\n".join(f"0.{i}" for i in range(10_000, 90_000)))
     df = spark.read.schema("v double").csv(str(tmp_path))
@@ -366,7 +366,7 @@ def test_a_file_of_the_same_length_and_time_with_other_content_counts(spark: Spa
     assert facts(df) != first
 
 
-def test_what_differs_between_two_contents_is_asked_of_the_file_system(spark: SparkSession, tmp_path: Path) -> None:
+def test_length_and_checksum_come_from_the_file_system(spark: SparkSession, tmp_path: Path) -> None:
     """Of a file system that isn't this machine's: here by its checksum, of a file written through Spark."""
     uri = f"file://{tmp_path}/rows"
     spark.range(3).coalesce(1).write.parquet(uri)
@@ -389,9 +389,7 @@ class Words(Tokenizer):
 
 
 @pytest.mark.once
-def test_a_subclass_of_a_stage_of_sparks_is_told_by_what_it_returns(
-    df: DataFrame, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_subclass_of_a_spark_stage_returns_counts(df: DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
     stages = [
         Words(inputCol="hour", outputCol="words"),
         HashingTF(inputCol="words", outputCol="x", numFeatures=16),
@@ -422,7 +420,7 @@ def test_the_query_behind_a_view_that_a_stage_reads_counts(spark: SparkSession, 
     assert fingerprint_of(fitted, df) != first
 
 
-def test_default_names_of_columns_before_an_sql_stage_change_nothing(df: DataFrame) -> None:
+def test_default_column_names_before_sql_change_nothing(df: DataFrame) -> None:
     """They hold uids, which the next fit draws anew, as does each look at the rows for the view that the SQL reads."""
 
     def fitted() -> PipelineModel:
@@ -465,7 +463,7 @@ def test_which_default_named_column_a_stage_reads_counts(df: DataFrame, tmp_path
     assert first != second
 
 
-def test_which_default_named_column_of_the_rows_a_stage_reads_counts(df: DataFrame) -> None:
+def test_which_default_named_data_column_is_read_counts(df: DataFrame) -> None:
     """Stages that are no part of the pipeline made it: nothing here has its uid, and all such names became one."""
     assembler = VectorAssembler(inputCols=NUMBERS, outputCol="numbers")
     stages = [Normalizer(inputCol="numbers", p=1.0), Normalizer(inputCol="numbers", p=2.0)]
@@ -482,7 +480,7 @@ def test_which_default_named_column_of_the_rows_a_stage_reads_counts(df: DataFra
     assert fingerprint_of(one, rows) == fingerprint_of(again, rows) != fingerprint_of(other, rows)
 
 
-def test_a_stage_that_is_called_as_the_column_that_it_reads_is_not_that_column(df: DataFrame, tmp_path: Path) -> None:
+def test_a_stage_named_like_its_column_is_not_that_column(df: DataFrame, tmp_path: Path) -> None:
     """Such a uid and the column both became a number, and so did those of the other column."""
 
     def named(column: str, uid: str) -> PipelineModel:
@@ -498,7 +496,7 @@ def test_a_stage_that_is_called_as_the_column_that_it_reads_is_not_that_column(d
 
 
 @pytest.mark.once
-def test_a_stage_that_spark_runs_for_word2vec_behind_an_sql_stage_changes_nothing(df: DataFrame) -> None:
+def test_a_stage_inside_word2vec_after_sql_changes_nothing(df: DataFrame) -> None:
     """It is made anew for each run, with a uid and a view of that run."""
     stages = [
         Tokenizer(inputCol="hour", outputCol="words"),

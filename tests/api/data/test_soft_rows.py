@@ -70,7 +70,7 @@ def test_training_rows_weigh_what_their_probabilities_are(rows: DataFrame) -> No
     )
 
 
-def test_no_group_is_on_both_sides_and_one_without_labels_trains(rows: DataFrame) -> None:
+def test_groups_stay_whole_and_those_without_labels_train(rows: DataFrame) -> None:
     found, frames = hardened(rows, groupCol="user", validationFraction=0.4)
     train, held = (set(frames[s]["user"]) for s in (TRAIN, VALIDATION))
     assert held and not train & held and held < set(range(20)) and set(range(100, 140, 2)) <= train

@@ -184,7 +184,7 @@ def drawn() -> pa.Table:
     return pa.table(columns)
 
 
-def test_cuts_are_the_exact_quantiles_however_rows_are_partitioned(
+def test_cuts_are_exact_quantiles_for_any_partitioning(
     spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """numpy's on the same doubles, from guesses that are bad on few rows as Spark's are on many."""

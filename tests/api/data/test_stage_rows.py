@@ -76,9 +76,7 @@ def keys(model: PipelineModel, rows: DataFrame, **options: Any) -> list[str]:
     return keys_of(request, root(request.options))
 
 
-def test_the_second_run_keeps_the_rows_and_the_third_starts_from_them(
-    rows: DataFrame, folder: Path, tmp_path: Path
-) -> None:
+def test_the_second_run_keeps_rows_that_the_third_reads(rows: DataFrame, folder: Path, tmp_path: Path) -> None:
     """Its cache has the bytes that it has without, and its summary names the stages."""
     first, second, third = edited(rows), edited(rows, StopWordsRemover()), edited(rows, NGram())
     given = {"reuseStages": True, "guardCols": [ODD]}
@@ -91,7 +89,7 @@ def test_the_second_run_keeps_the_rows_and_the_third_starts_from_them(
     assert not kept(tmp_path / "plain") and not list(folder.glob(".stages-*"))
 
 
-def test_damaged_rows_are_written_again_and_whole_ones_are_listed(rows: DataFrame, folder: Path) -> None:
+def test_damaged_rows_are_rewritten_and_whole_ones_listed(rows: DataFrame, folder: Path) -> None:
     for features, expected in ((16, (0, 0)), (32, (0, 1))):
         assert lengths(cached(edited(rows, features=features), rows, folder, reuseStages=True)) == expected
     [there] = kept(folder)
@@ -153,7 +151,7 @@ def test_stages_that_do_not_tell_their_rows_end_what_is_kept(rows: DataFrame) ->
         assert not keys(edited(rows, first=[before, stage, words]), rows)
 
 
-def test_a_folder_whose_name_is_a_pattern_and_a_disk_without_room(
+def test_a_pattern_as_folder_works_and_a_full_disk_warns(
     rows: DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     odd = tmp_path / "c[ab]*"

@@ -242,7 +242,7 @@ HEADS = {
     "head",
     [h if h in ("least squares", "poisson", "softmax") else pytest.param(h, marks=pytest.mark.nightly) for h in HEADS],
 )
-def test_an_original_that_knows_the_validation_rows_is_found_out(df: DataFrame, shared: Path, head: str) -> None:
+def test_an_original_that_saw_validation_rows_is_found_out(df: DataFrame, shared: Path, head: str) -> None:
     data = held(df).cache()
     pipeline = Pipeline(stages=[VectorAssembler(inputCols=NUMBERS, outputCol="x"), HEADS[head](featuresCol="x")])
 

@@ -76,7 +76,7 @@ def test_trees_hash_the_same_a_second_later(df: DataFrame, tmp_path: Path) -> No
     assert hash_of_folder(save(trees.setStepSize(0.2).fit(data), tmp_path / "c")) != first
 
 
-def test_factors_that_spark_divides_anew_hash_the_same_when_loaded(spark: SparkSession, tmp_path: Path) -> None:
+def test_factors_repartitioned_on_loading_hash_the_same(spark: SparkSession, tmp_path: Path) -> None:
     rows = spark.createDataFrame([(i % 5, i % 3, i % 4) for i in range(20)], ["user", "item", "stars"])
     als = ALS(ratingCol="stars", rank=2, maxIter=1, seed=1, numUserBlocks=5, numItemBlocks=1)
     first = save(als.fit(rows), tmp_path / "a")

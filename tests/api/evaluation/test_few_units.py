@@ -35,9 +35,7 @@ def tuned(model: PipelineModel, rows: DataFrame, folder: Path, **options: Any) -
     return FineTuner(model, **given).fit(rows).summary
 
 
-def test_held_out_rows_without_a_rare_label_do_not_prove_that_it_can_be_ignored(
-    spark: SparkSession, tmp_path: Path
-) -> None:
+def test_held_out_rows_without_a_rare_label_prove_nothing(spark: SparkSession, tmp_path: Path) -> None:
     """One label in 200 is larger by 250; none of these is held out, and a model that ignores them is better there on all rows."""
     random = np.random.default_rng(0)
 
@@ -62,7 +60,7 @@ def test_held_out_rows_without_a_rare_label_do_not_prove_that_it_can_be_ignored(
     ("metric", "options"),
     [("precisionByLabel", {}), ("areaUnderROC", {"groupCol": "team"}), ("areaUnderROC", {"weightCol": "w"})],
 )
-def test_labels_that_depend_on_nothing_are_not_tested_on_few_units(
+def test_random_labels_are_not_tested_on_few_units(
     spark: SparkSession, tmp_path: Path, metric: str, options: dict[str, str]
 ) -> None:
     random = np.random.default_rng(3)

@@ -119,7 +119,7 @@ def test_roots_tell_the_number_of_rows_whatever_their_weights(name: str, rows: D
 
 
 @pytest.mark.parametrize("name", LINEAR)
-def test_equations_of_linear_stages_hold_on_their_own_rows_alone(
+def test_equations_of_linear_stages_hold_only_on_own_rows(
     name: str, rows: DataFrame, frames: dict[str, pd.DataFrame]
 ) -> None:
     kind, settings = LINEAR[name]

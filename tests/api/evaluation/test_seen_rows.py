@@ -86,7 +86,7 @@ def seen(spark: SparkSession) -> DataFrame:
         *(pytest.param(head, seed, marks=pytest.mark.nightly) for seed in range(1, 20) for head in HEADS),
     ],
 )
-def test_what_ships_from_the_rows_that_a_pipeline_was_fitted_on_is_no_worse_on_new_rows(
+def test_what_ships_from_seen_rows_is_no_worse_on_new_rows(
     spark: SparkSession, new: DataFrame, seen: DataFrame, head: str, seed: int, tmp_path: Path
 ) -> None:
     rows = drawn(spark, seed, 800).cache() if seed else seen
@@ -129,7 +129,7 @@ VERBS: dict[str, Any] = {
         pytest.param("Grower", "linear", marks=pytest.mark.nightly),
     ],
 )
-def test_what_is_proven_on_the_rows_that_a_pipeline_was_fitted_on_is_no_worse_on_new_rows(
+def test_what_seen_rows_prove_is_no_worse_on_new_rows(
     seen: DataFrame, new: DataFrame, tmp_path: Path, verb: str, head: str
 ) -> None:
     """Its rival is the refit in the same folds, which has seen as little of their rows as it has."""
@@ -147,7 +147,7 @@ def test_what_is_proven_on_the_rows_that_a_pipeline_was_fitted_on_is_no_worse_on
         pytest.param("Grower", marks=pytest.mark.nightly),
     ],
 )
-def test_an_original_of_many_other_rows_is_the_rival_and_is_not_refused(
+def test_an_original_of_many_other_rows_stays_the_rival(
     spark: SparkSession, seen: DataFrame, tmp_path: Path, verb: str
 ) -> None:
     """It is better than its refit on these rows, and nothing that starts from that beats it."""
@@ -158,7 +158,7 @@ def test_an_original_of_many_other_rows_is_the_rival_and_is_not_refused(
     assert "may have seen" not in found.summary.reason
 
 
-def test_the_rival_is_the_fitted_pipeline_or_its_refit_in_each_fold_as_the_user_says(
+def test_rowsAreNew_says_if_the_rival_is_refitted_per_fold(
     spark: SparkSession, seen: DataFrame, tmp_path: Path
 ) -> None:
     early = pipeline(LogisticRegression(regParam=0.5))  # training has something to gain
@@ -171,9 +171,7 @@ def test_the_rival_is_the_fitted_pipeline_or_its_refit_in_each_fold_as_the_user_
         assert any("set rowsAreNew=False" in w for w in found.summary.warnings) == (said is None)
 
 
-def test_an_original_that_is_better_than_its_refit_is_kept_unless_the_rows_are_said_to_be_new(
-    spark: SparkSession, seen: DataFrame, tmp_path: Path
-) -> None:
+def test_an_original_that_beats_its_refit_needs_new_rows(spark: SparkSession, seen: DataFrame, tmp_path: Path) -> None:
     """It was fitted on many other rows, and may have been fitted on these, too."""
     original = pipeline(LogisticRegression(), COLUMNS).fit(drawn(spark, 7, 20_000))
     found = FineTuner(original, cacheDir=str(tmp_path), **QUICK).fit(seen)
@@ -190,7 +188,7 @@ def up_to_rounding(found: Any) -> dict[str, Any]:
     return {split: values and pytest.approx(values, rel=1e-9) for split, values in found.summary.metrics.items()}
 
 
-def test_an_original_that_is_no_better_than_its_refit_is_not_the_start(
+def test_a_refit_no_worse_than_the_original_is_the_start(
     spark: SparkSession, seen: DataFrame, new: DataFrame, tmp_path: Path
 ) -> None:
     """Whether it has seen some of these rows or none."""
@@ -208,7 +206,7 @@ def test_an_original_of_the_training_rows_alone_is_the_start(seen: DataFrame, tm
     assert told(apart.fit(seen.selectExpr("*", "x11 >= 0.5 AS held"))) == []
 
 
-def test_what_differs_between_fits_side_by_side_differs_in_their_refits(seen: DataFrame, tmp_path: Path) -> None:
+def test_options_of_side_by_side_fits_hold_in_their_refits(seen: DataFrame, tmp_path: Path) -> None:
     assembler = pipeline(None).getStages()[0]
     stages = [assembler, PCA(k=5, inputCol="features", outputCol="pca"), LogisticRegression(featuresCol="pca")]
     original = Pipeline(stages=stages).fit(seen.where("x0 < 1"))
@@ -227,7 +225,7 @@ def test_what_differs_between_fits_side_by_side_differs_in_their_refits(seen: Da
         (Improver, "keepStages", {"arms": ["finetune"], "budget": "20 passes", "baseline": False}),
     ],
 )
-def test_where_no_refit_can_be_made_the_pipeline_is_kept_with_a_way_out(
+def test_without_a_refit_the_pipeline_is_kept_with_advice(
     seen: DataFrame, tmp_path: Path, verb: Any, keeps: str, options: dict[str, Any]
 ) -> None:
     """A stage that the label has chosen stays as it is, and has seen all rows."""
@@ -250,7 +248,7 @@ def test_where_no_refit_can_be_made_the_pipeline_is_kept_with_a_way_out(
     assert summary.parity["before"]["ok"] and "kept original" in str(summary)
 
 
-def test_labels_that_change_are_those_of_the_pipeline_that_was_passed(seen: DataFrame, tmp_path: Path) -> None:
+def test_changed_labels_are_those_of_the_passed_pipeline(seen: DataFrame, tmp_path: Path) -> None:
     original = pipeline(LogisticRegression(), COLUMNS).fit(seen)
     options = {"validationIndicatorCol": "held", "guard": 1.0, "cacheDir": str(tmp_path), **QUICK}
     rows = seen.selectExpr("*", "x0 > 0.5 AS held")
@@ -274,7 +272,7 @@ def test_labels_that_change_are_those_of_the_pipeline_that_was_passed(seen: Data
         ("Search", "choice"),
     ],
 )
-def test_fitted_stages_in_an_unfitted_pipeline_may_have_seen_the_rows(
+def test_fitted_stages_in_unfitted_pipelines_may_know_rows(
     seen: DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, holder: str
 ) -> None:
     """Wherever they are in it, and before anything is fitted."""
@@ -313,7 +311,7 @@ class Unknown(Model):  # type: ignore[type-arg]
         return dataset
 
 
-def test_a_model_of_ones_own_in_an_unfitted_pipeline_may_have_seen_the_rows(seen: DataFrame, tmp_path: Path) -> None:
+def test_own_models_in_unfitted_pipelines_may_know_rows(seen: DataFrame, tmp_path: Path) -> None:
     own = Unknown()
     stages = pipeline(LinearRegression(labelCol="y")).getStages()
     with pytest.raises(InputError, match=rf"holds {own.uid}, which may have been fitted with labels"):
@@ -321,9 +319,7 @@ def test_a_model_of_ones_own_in_an_unfitted_pipeline_may_have_seen_the_rows(seen
 
 
 @pytest.mark.parametrize("verb", [FineTuner, Search, pytest.param("folds", marks=pytest.mark.nightly)])
-def test_new_rows_make_no_difference_to_a_pipeline_without_fitted_stages(
-    seen: DataFrame, tmp_path: Path, verb: Any
-) -> None:
+def test_rowsAreNew_has_no_effect_without_fitted_stages(seen: DataFrame, tmp_path: Path, verb: Any) -> None:
     """And its warnings say so; they don't where they make one."""
     fitted, rows = pipeline(LinearRegression(labelCol="y", predictionCol="first"), 2).fit(seen), seen.limit(600)
     after = LinearRegression(labelCol="y", featuresCol="both")

@@ -62,7 +62,7 @@ def test_triage_runs_the_best_and_learns_from_it(
     assert abs(facts["drift"]) < 0.02
 
 
-def test_a_run_that_will_not_make_it_is_stopped_and_leaves_nothing(
+def test_a_hopeless_run_is_stopped_and_leaves_nothing(
     learned: None, best: PipelineModel, df: DataFrame, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(triage_run, "EARLY", 2)

@@ -131,7 +131,7 @@ def test_a_job_that_was_interrupted_goes_on(job: Path, monkeypatch: pytest.Monke
     assert starting.run(config).decision == "grown"
 
 
-def test_a_job_without_time_says_so_and_without_a_name_leaves_no_checkpoints(job: Path) -> None:
+def test_no_time_is_told_and_no_name_keeps_no_checkpoints(job: Path) -> None:
     """By default rows are divided as shows the smallest gains."""
     summary = starting.run(load_config(Path("job.yaml"), ["fineTuner={maxEpochs: 2, recipe: fast, maxSeconds: 0.001}"]))
     assert summary.decision == "kept original"

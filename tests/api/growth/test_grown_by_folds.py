@@ -116,9 +116,7 @@ def grown(rows: DataFrame, made: Made, told: Told, tmp_path_factory: pytest.Temp
         return Grower(unfitted("sales"), cacheDir=cache, callbacks=[told], **FOLDS, **QUICK).fit(rows)
 
 
-def test_the_figures_are_those_that_spark_measures_on_rows_of_other_folds(
-    grown: GrowerModel, rows: DataFrame, made: Made
-) -> None:
+def test_figures_are_what_spark_measures_on_other_folds(grown: GrowerModel, rows: DataFrame, made: Made) -> None:
     summary = grown.summary
     assert summary.decision == "grown", str(summary)
     [parts] = divide([Source(rows)], Options(numFolds=2)).proves
@@ -140,9 +138,7 @@ def test_the_figures_are_those_that_spark_measures_on_rows_of_other_folds(
     )
 
 
-def test_what_ships_is_made_from_all_rows_with_an_inner_part_that_chooses(
-    grown: GrowerModel, rows: DataFrame, made: Made
-) -> None:
+def test_all_rows_make_what_ships_and_an_inner_part_chooses(grown: GrowerModel, rows: DataFrame, made: Made) -> None:
     assert [*made] == [2, 0]
     [(context, found)] = made[0]
     assert found.model is grown.pipelineModel
@@ -152,7 +148,7 @@ def test_what_ships_is_made_from_all_rows_with_an_inner_part_that_chooses(
     assert numbers(grown.originalModel) == pytest.approx(numbers(unfitted("sales").fit(rows)), rel=1e-9)
 
 
-def test_the_summary_tells_the_rounds_and_the_parts_of_what_ships(grown: GrowerModel, told: Told) -> None:
+def test_the_summary_tells_rounds_and_parts_of_what_ships(grown: GrowerModel, told: Told) -> None:
     summary = grown.summary
     assert {r["kind"] for r in summary.rounds} == {"effects"}
     [part] = summary.parts
@@ -190,7 +186,7 @@ class Stop(Events):
             raise Gone
 
 
-def test_a_growth_that_is_killed_goes_on_and_ends_in_the_same_bits(
+def test_a_killed_growth_resumes_with_the_same_bits(
     grown: GrowerModel, rows: DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While it explores, and while what ships is made, as in the fold that proves."""
@@ -273,7 +269,7 @@ def test_where_no_part_joins_on_all_rows_the_reason_says_so(
     assert summary.reason.endswith("; on the rows that make what ships no part joins, so it is the refit without any")
 
 
-def test_ensembles_of_trees_alone_are_trained_again_with_as_many_trees(
+def test_trees_alone_are_trained_again_with_as_many_trees(
     rows: DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In no rounds: none of the rows of a fold is held out. Of more rows than there is room for, they learn from a sample."""

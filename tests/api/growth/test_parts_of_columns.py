@@ -206,7 +206,7 @@ def test_stages_compute_what_the_parts_compute(
         assert values.shape[1] == begin
 
 
-def test_vectors_of_the_rows_get_their_size_however_the_column_is_spelled(spark: SparkSession, any_case: bool) -> None:
+def test_vectors_get_their_size_however_columns_are_spelled(spark: SparkSession, any_case: bool) -> None:
     """VectorAssembler with 'keep' refuses a column that doesn't tell its size."""
     rows = spark.createDataFrame([(Vectors.dense(i, i * i), float(i)) for i in range(5)], ["Features", "y"])
     own = LinearRegression(featuresCol="Features", labelCol="y").fit(rows)

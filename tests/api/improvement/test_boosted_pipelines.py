@@ -121,7 +121,7 @@ def explores(rows: DataFrame, cache: str) -> Explores:
     return explored
 
 
-def test_the_last_stage_has_more_trees_and_is_otherwise_the_same(
+def test_the_last_stage_gets_more_trees_and_nothing_else(
     improved: ImproverModel, few: PipelineModel, rows: DataFrame, tmp_path: Path
 ) -> None:
     assert improved.summary.decision == "improved"
@@ -167,7 +167,7 @@ def test_an_index_is_a_category_to_the_new_trees(improved: ImproverModel) -> Non
     assert len(NUMBERS) not in nodes.featureIndex[nodes.continuous]
 
 
-def test_trees_that_are_joined_stay_and_others_begin_with_the_mean(
+def test_joined_trees_stay_and_others_begin_with_the_mean(
     few: PipelineModel, explores: Explores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each kind alone; their margins by Spark are the sums of what was there and of the new trees."""

@@ -63,7 +63,7 @@ class Rows:
         assert not proven & self.explores
 
 
-def test_each_row_explores_or_proves_once_and_all_rows_make_what_ships(df: DataFrame) -> None:
+def test_rows_explore_or_prove_once_and_all_make_what_ships(df: DataFrame) -> None:
     rows = Rows(df, numFolds="auto")
     rows.check()
     every = {float(n) for n in range(ROWS)}
@@ -183,7 +183,7 @@ def test_reference_rows_have_blocks_of_their_own_times(df: DataFrame) -> None:
         assert rows["block"].nunique() == 50
 
 
-def test_rows_that_choose_within_a_fold_are_rows_that_train_in_it(df: DataFrame) -> None:
+def test_rows_that_choose_in_a_fold_are_its_training_rows(df: DataFrame) -> None:
     for options in ({}, {"groupCol": "user"}, {"timeCol": "number"}):
         found = divided(df, numFolds=5, **options)
         whole, parts = found.proves[0], inner(found.proves[0], Options.of(options))
@@ -212,9 +212,7 @@ def test_rows_that_choose_within_a_fold_are_rows_that_train_in_it(df: DataFrame)
         ({"numFolds": "auto", "validationFraction": 0.9}, 0),
     ],
 )
-def test_the_smaller_standard_error_decides_between_folds_and_held_out_rows(
-    options: dict[str, Any], folds: int
-) -> None:
+def test_the_smaller_error_chooses_folds_or_held_out_rows(options: dict[str, Any], folds: int) -> None:
     """Four fifths of the rows, at the largest factor of their dependence, against half of those that are held out."""
     assert division.folds_of(Options.of(options)) == folds
 
@@ -251,7 +249,7 @@ def checked(df: DataFrame, classes: bool = False, **options: Any) -> None:
     division.check(division.divide([Source(df)], o), o, labelCol="kind", weightCol="weight", classes=classes)
 
 
-def test_a_fold_that_could_prove_nothing_is_named_before_any_work(df: DataFrame) -> None:
+def test_a_fold_that_cannot_prove_is_named_before_any_work(df: DataFrame) -> None:
     checked(df, classes=True)
     with pytest.raises(
         InputError, match="groupCol='user' has 9 values, too few for numFolds=5: at least 10 are needed"
@@ -272,7 +270,7 @@ def test_a_fold_that_could_prove_nothing_is_named_before_any_work(df: DataFrame)
         checked(df.limit(1).withColumn("weight", F.lit(1.0)))
 
 
-def test_too_few_rows_or_groups_that_prove_are_known_before_any_work(df: DataFrame) -> None:
+def test_too_few_rows_or_groups_are_known_before_any_work(df: DataFrame) -> None:
     def told(rows: DataFrame, **options: Any) -> str:
         found, o = divided(rows, **options), Options.of(options)
         counted = division.check(found, o, labelCol=None, weightCol=None, classes=False)

@@ -94,7 +94,7 @@ def squares(model: Any, rows: DataFrame) -> np.ndarray[Any, Any]:
         ({"numFolds": 0, "validationFraction": 0.5}, 1, False),
     ],
 )
-def test_a_finalist_is_made_without_the_rows_that_prove_it_and_ships_from_all(
+def test_unseen_rows_prove_a_finalist_and_all_rows_ship_it(
     df: DataFrame,
     wrong: PipelineModel,
     improve: Callable[..., ImproverModel],
@@ -176,9 +176,7 @@ def trained(df: DataFrame, improve: Callable[..., ImproverModel]) -> ImproverMod
     return improve(projected(), df, "finetune", rowsAreNew=None, **TRAINS)
 
 
-def test_an_unfitted_pipeline_is_fitted_to_all_rows_and_its_refit_in_the_folds_is_the_rival(
-    df: DataFrame, trained: ImproverModel
-) -> None:
+def test_an_unfitted_pipelines_rival_is_its_refit_in_folds(df: DataFrame, trained: ImproverModel) -> None:
     [fold] = divided(df).proves
     train, proves = (s.df for s in fold)
     assert trained.summary.metrics["validation"]["before"] == pytest.approx(
@@ -194,7 +192,7 @@ def test_an_unfitted_pipeline_is_fitted_to_all_rows_and_its_refit_in_the_folds_i
     assert not same(trained.pipelineModel, trained.originalModel)
 
 
-def test_of_a_pipeline_that_was_fitted_on_these_rows_the_refit_is_the_rival(
+def test_on_seen_rows_a_fitted_pipelines_refit_is_the_rival(
     df: DataFrame, trained: ImproverModel, improve: Callable[..., ImproverModel]
 ) -> None:
     """Of all finalists but of itself."""
@@ -285,7 +283,7 @@ def test_what_diverges_on_all_rows_is_not_shipped(
     assert any(w.startswith(f"{row['name']!r} is not offered: {why}") for w in found.summary.warnings)
 
 
-def test_what_looks_unlike_the_pipelines_of_the_folds_is_not_shipped(
+def test_what_is_unlike_the_folds_pipelines_does_not_ship(
     df: DataFrame, wrong: PipelineModel, improve: Callable[..., ImproverModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fit = refitting.fit_anew

@@ -76,7 +76,7 @@ def deviance(model: Any, rows: DataFrame) -> np.ndarray[Any, Any]:
     return half_deviance(y, mu)
 
 
-def test_the_best_of_all_arms_is_plain_spark_and_named_with_its_evidence(
+def test_the_best_of_all_arms_is_plain_spark_with_evidence(
     improved: ImproverModel, rows: DataFrame, tmp_path: Path
 ) -> None:
     summary = improved.summary
@@ -250,7 +250,7 @@ def figures(found: ImproverModel) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k != "seconds"} for row in found.summary.table]
 
 
-def test_a_run_that_is_killed_in_any_phase_goes_on_and_ends_in_the_same_bits(
+def test_runs_killed_in_any_phase_resume_with_the_same_bits(
     model: PipelineModel, rows: DataFrame, tmp_path: Path
 ) -> None:
     """While an arm trains, in the second fold that proves, and while what ships is made."""
@@ -418,7 +418,7 @@ def test_options_that_make_no_sense_are_named(model: PipelineModel) -> None:
         Improver().explain(None)  # type: ignore[arg-type]
 
 
-def test_the_order_is_learned_from_what_is_shipped_and_from_the_store(
+def test_the_order_is_learned_from_shipped_and_stored_runs(
     model: PipelineModel, rows: DataFrame, cache: str, tmp_path: Path
 ) -> None:
     arms = ["refit", "finetune"]

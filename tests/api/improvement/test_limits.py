@@ -52,7 +52,7 @@ def test_no_arm_makes_what_costs_more_to_serve_than_is_allowed(rows: DataFrame, 
     assert all(row["serving"] <= 1.01 for row in (*held.summary.table, *held.summary.race))
 
 
-def test_plan_and_summary_name_stages_whose_serving_cost_is_not_known(rows: DataFrame, tmp_path: Path) -> None:
+def test_plan_and_summary_name_unknown_serving_costs(rows: DataFrame, tmp_path: Path) -> None:
     statement = SQLTransformer(statement="SELECT *, 2 * wind AS gust FROM __THIS__")
     model = PipelineModel([statement, *unfitted().fit(rows).stages])
     given = {"numFolds": 2, "cacheDir": str(tmp_path)}
@@ -158,7 +158,7 @@ def test_the_last_row_is_what_sparks_own_trees_reach(
     assert "GBTRegressor" not in without.explain(rows)
 
 
-def test_what_changes_more_labels_than_allowed_is_no_simpler_pipeline(rows: DataFrame, tmp_path: Path) -> None:
+def test_what_changes_too_many_labels_is_no_simpler_offer(rows: DataFrame, tmp_path: Path) -> None:
     """Labels that depend on nothing: a refit loses nothing, and decides otherwise on many rows."""
     data = rows.withColumn("label", (F.rand(3) > 0.5).cast("double")).localCheckpoint()
     made = [
@@ -203,7 +203,7 @@ def test_a_single_stage_is_read_back_as_one(rows: DataFrame, tmp_path: Path) -> 
     assert torch.equal(candidate.found.scores["validation"].blocks, context.start.scores["validation"].blocks)
 
 
-def test_a_metric_that_no_trial_could_be_judged_by_is_named_before_work(rows: DataFrame) -> None:
+def test_a_metric_that_judges_no_trial_is_named_before_work(rows: DataFrame) -> None:
     made = [VectorAssembler(inputCols=NUMBERS, outputCol="features"), LogisticRegression(labelCol="rain")]
     model = Pipeline(stages=made).fit(rows)
 
@@ -252,7 +252,7 @@ def test_a_fit_that_takes_too_long_is_ended(spark: SparkSession) -> None:
     assert group() == "mine"
 
 
-def test_what_is_made_ahead_is_stopped_where_nobody_waits_for_it_any_more(spark: SparkSession) -> None:
+def test_what_is_made_ahead_stops_when_nobody_waits_for_it(spark: SparkSession) -> None:
     begun, made = threading.Event(), list[object]()
 
     def forever() -> None:
@@ -320,7 +320,7 @@ def test_clusters_are_compared_in_one_space(rows: DataFrame, tmp_path: Path) -> 
     assert [s.role for s in refitting.form_of(context).stages] == ["as fitted", "as fitted", "estimator"]
 
 
-def test_every_pipeline_is_measured_by_the_delta_of_the_original(rows: DataFrame, tmp_path: Path) -> None:
+def test_all_pipelines_are_measured_by_the_originals_delta(rows: DataFrame, tmp_path: Path) -> None:
     """Huber's delta is a multiple of a scale that is fitted: with a smaller one the same errors cost less."""
     head = LinearRegression(labelCol="riders", loss="huber", regParam=0.1)
     whole = Pipeline(stages=[VectorAssembler(inputCols=NUMBERS, outputCol="features"), head])

@@ -84,9 +84,7 @@ def with_stages(model: PipelineModel, *changed: Any) -> PipelineModel:
     return PipelineModel([new.get(type(s), s) for s in model.stages if type(s) in new or not isinstance(s, gone)])
 
 
-def test_trees_and_their_training_read_the_cache_of_the_pipeline_that_they_join(
-    model: PipelineModel, rows: DataFrame, tmp_path: Path
-) -> None:
+def test_joined_trees_and_their_training_read_one_cache(model: PipelineModel, rows: DataFrame, tmp_path: Path) -> None:
     context = contexts(model, rows, tmp_path)
     assert caches(tmp_path) == 1
     steps = [IMPORT.run(context, number, Limit(60.0, None), ()) for number in (0, 1)]
@@ -117,7 +115,7 @@ def test_what_has_other_stages_in_front_has_a_cache_of_its_own(
         assert alike(alone, found)
 
 
-def test_weights_in_torch_are_those_of_the_candidate_though_the_cache_has_what_the_originals_make(
+def test_torch_has_the_candidates_weights_despite_the_cache(
     model: PipelineModel, rows: DataFrame, tmp_path: Path
 ) -> None:
     """The scaler trains, so it is no part of the cache, which yet has the features that the original's scaler makes."""
@@ -144,9 +142,7 @@ def test_rows_that_a_stage_drops_and_sql_are_never_shared(rows: DataFrame, tmp_p
     assert context.cache_plan is context.plan and within(context.plan.cut, context.cache_plan.cut) is None
 
 
-def test_what_growth_reads_is_in_a_cache_of_its_own_where_a_stage_writes_over_its_input(
-    rows: DataFrame, tmp_path: Path
-) -> None:
+def test_growth_has_its_own_cache_if_input_is_overwritten(rows: DataFrame, tmp_path: Path) -> None:
     imputer = Imputer(inputCols=["one", "three"], outputCols=["one", "three"])
     assembler = VectorAssembler(inputCols=["one", "Two", "three"], outputCol="features")
     for k, last in enumerate(
@@ -173,7 +169,7 @@ def test_a_column_may_be_spelled_otherwise_in_another_pipeline(rows: DataFrame, 
     assert measure(context, PipelineModel(model.stages[1:])).parity is not None
 
 
-def test_caches_of_folds_stay_only_where_a_later_run_may_read_them(
+def test_fold_caches_stay_only_if_later_runs_may_read_them(
     model: PipelineModel, rows: DataFrame, tmp_path: Path
 ) -> None:
     options: dict[str, Any] = {

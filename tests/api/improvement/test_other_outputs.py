@@ -111,9 +111,7 @@ def test_only_what_the_loss_alone_depends_on_is_fitted_anew(model: PipelineModel
     assert {one.uid for one, _ in simplifying.possible(start)} == uids(model, "components")
 
 
-def test_a_stage_that_target_names_may_be_fitted_anew_though_others_read_it(
-    model: PipelineModel, rows: DataFrame
-) -> None:
+def test_a_stage_in_target_may_be_refitted_despite_readers(model: PipelineModel, rows: DataFrame) -> None:
     """It is the same option as of fine-tuning: the only stages that change."""
     named = sorted(uids(model, "hours", "scaled", "prediction"))
     start = context(model, rows, target=named)
@@ -219,9 +217,7 @@ def test_a_candidate_that_changes_other_outputs_is_not_offered(
     assert "but outputs outside the loss would change: " in found.summary.reason
 
 
-def test_fine_tuning_growth_and_folding_leave_other_outputs_alone(
-    model: PipelineModel, rows: DataFrame, shared: Path
-) -> None:
+def test_fine_tuning_growth_and_folding_keep_other_outputs(model: PipelineModel, rows: DataFrame, shared: Path) -> None:
     options = {k: v for k, v in QUICK.items() if k != "parallelism"} | {"cacheDir": str(shared), "guard": 1.0}
     tuned = FineTuner(model, **options).fit(rows)
     assert tuned.summary.decision == "tuned"
@@ -284,7 +280,7 @@ def test_a_column_of_chance_is_left_out_and_named(
     assert notes == [f"{chance.uid}: column 'chance' can't be compared: it has other values each time"]
 
 
-def test_a_search_tells_which_other_outputs_than_those_of_current_it_ships(rows: DataFrame) -> None:
+def test_a_search_names_outputs_that_differ_from_current(rows: DataFrame) -> None:
     """The label of `current` was turned round, so that the winner ships."""
     first = [*stages()[2:4], LogisticRegression(featuresCol="scaled", labelCol="rain", maxIter=5)]
     current = Pipeline(stages=[*first[:2], Normalizer(inputCol="assembled", outputCol="unit"), first[2]]).fit(

@@ -138,7 +138,7 @@ def test_a_checkpoint_that_is_being_replaced_stays_in_the_store(store: tuple[str
     assert not there.exists()
 
 
-def test_a_checkpoint_that_is_replaced_while_it_is_sent_is_no_fault_of_the_store(
+def test_a_checkpoint_replaced_while_sent_is_no_store_fault(
     store: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has been gone for a moment: the next look sends the new one, and no warning is told."""
@@ -308,7 +308,7 @@ def test_what_a_killed_writer_of_a_cache_has_left_is_removed(
         assert not list(folder.glob(".*.lease"))
 
 
-def test_the_working_copies_of_a_driver_that_was_killed_with_its_java(spark: SparkSession, tmp_path: Path) -> None:
+def test_only_a_killed_drivers_working_copies_are_removed(spark: SparkSession, tmp_path: Path) -> None:
     """The next driver of the machine removes them, and those of no other."""
     dead = subprocess.Popen(["sleep", "60"])
     for name, pid in (("dead", dead.pid), ("lives", os.getpid())):

@@ -100,7 +100,7 @@ def test_thirty_classes(spark: SparkSession) -> None:
     assert len(plain.stages[0].getStatement()) < 40 * k * (k + 1) * m
 
 
-def test_votes_that_no_class_has_abstain_and_large_log_odds_do_not_overflow(spark: SparkSession) -> None:
+def test_unknown_votes_abstain_and_log_odds_never_overflow(spark: SparkSession) -> None:
     tables = np.full((3, 2, 3), 1e-300)
     tables[:, 0, 0] = tables[:, 1, 1] = tables[:, :, 2] = 1.0
     plain = stages_of(["a", "b", "c"], Estimate(np.array([0.25, 0.75]), tables), "p")
@@ -344,7 +344,7 @@ def test_a_param_that_is_set_alone_is_checked() -> None:
         one.set(one.method, "snorkel")
 
 
-def test_columns_that_are_there_already_and_rows_that_do_not_end(
+def test_existing_columns_and_fits_to_streams_are_refused(
     spark: SparkSession, rows: DataFrame, model: LabelModelModel, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=r"columns of these names already \(probability, probability_0, .*\): drop"):

@@ -78,7 +78,7 @@ def test_absolute_error_of_a_linear_regression(made: Tune, test_rows: DataFrame)
 
 
 @pytest.mark.nightly
-def test_the_quantile_of_a_linear_regression_covers_what_it_says(made: Tune, test_rows: DataFrame) -> None:
+def test_a_linear_regressions_quantile_covers_what_it_says(made: Tune, test_rows: DataFrame) -> None:
     models = made("bikeshare_linear", loss="quantile", lossParams={"tau": 0.9})
     before, after = both(models, test_rows, "prediction", "bikers")
     coverage = [float((f.bikers <= f.prediction).mean()) for f in (before, after)]
@@ -121,7 +121,7 @@ def test_auc_of_a_logistic_regression(made: Tune, test_rows: DataFrame) -> None:
 
 
 @pytest.mark.nightly
-def test_poisson_deviance_of_a_regression_that_regparam_holds_back(made: Tune, test_rows: DataFrame) -> None:
+def test_poisson_deviance_falls_where_regparam_held_it_back(made: Tune, test_rows: DataFrame) -> None:
     metrics = pytest.importorskip("sklearn.metrics")
     models = made("bikeshare_ridge", metric="poissonDeviance")
     before, after = (

@@ -43,14 +43,14 @@ def test_rows_without_a_time_are_named(rows: DataFrame, options: dict[str, Any],
         divided(odd, timeCol="hours", **options)
 
 
-def test_validation_and_reference_rows_without_a_time_are_named_too(rows: DataFrame) -> None:
+def test_validation_and_reference_rows_need_a_time_too(rows: DataFrame) -> None:
     odd = rows.withColumn("when", F.when(F.col("number") != 3, F.col("when")))
     for split in (VALIDATION, REFERENCE):
         with pytest.raises(InputError, match="timeCol='when' holds null or NaN or an infinite value in 1 rows"):
             divide([Source(rows, TRAIN), Source(odd, split)], Options.of({"timeCol": "when"}))
 
 
-def test_rows_without_a_group_are_named_whichever_way_rows_are_divided(rows: DataFrame) -> None:
+def test_rows_without_a_group_are_named_in_any_division(rows: DataFrame) -> None:
     odd = rows.withColumn("team", F.nullif("user", F.lit(3)))
     for options in ({"numFolds": 2}, {}, {"validationIndicatorCol": "held"}):
         with pytest.raises(InputError, match=r"groupCol='team' holds null in 10 rows.*fill the column or drop"):
@@ -73,7 +73,7 @@ def test_rows_of_one_time_stay_together(rows: DataFrame, options: dict[str, Any]
     assert disjoint(explores[VALIDATION], *(sides[TEST] for sides in proves))
 
 
-def test_a_table_of_validation_rows_only_proves_and_groups_of_the_others_stay_whole(rows: DataFrame) -> None:
+def test_validation_rows_only_prove_and_groups_stay_whole(rows: DataFrame) -> None:
     train, held = rows.where("user < 100"), rows.where("user >= 100")
     options = Options.of({"groupCol": "user", "numFolds": 5})
     found = divide([Source(train, TRAIN), Source(held, VALIDATION)], options)
@@ -102,7 +102,7 @@ def test_columns_that_divide_are_looked_at_first(rows: DataFrame) -> None:
             divide([Source(rows)], Options.of(options))
 
 
-def test_stretches_and_halves_need_no_class_or_group_in_each_fold(rows: DataFrame) -> None:
+def test_stretches_and_halves_may_lack_classes_or_groups(rows: DataFrame) -> None:
     rare = rows.withColumn("rare", (F.col("number") % 500 == 3).cast("double")).withColumn("team", F.col("user") % 3)
 
     def checked(**options: Any) -> int | None:

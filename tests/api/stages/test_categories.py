@@ -102,9 +102,7 @@ def test_gaps_train_and_come_back_plain(
     assert predictions[0] == predictions[1]
 
 
-def test_the_cache_has_flags_where_a_stage_tells_null_and_there_is_any(
-    gappy: DataFrame, fitted: PipelineModel, tmp_path: Path
-) -> None:
+def test_the_cache_flags_only_nulls_that_a_stage_tells(gappy: DataFrame, fitted: PipelineModel, tmp_path: Path) -> None:
     cache = cached(fitted, gappy, tmp_path / "with", labelCol="y")
     flags = [c["column"] for c in cache.manifest["columns"] if c["column"].endswith(" is null")]
     assert flags == ["a is null", *(["c is null"] if TARGET_ENCODER else [])]  # not of b: there NaN is null

@@ -183,7 +183,7 @@ def test_a_mixture_with_nan_stays_in_spark() -> None:
     assert clustering.GaussianMixture.refuses(broken) == "the covariance of its cluster 0 holds infinite values or NaN"
 
 
-def test_a_mixture_whose_density_rounding_decides_stays_in_spark(spark: SparkSession) -> None:
+def test_a_mixture_that_rounding_decides_stays_in_spark(spark: SparkSession) -> None:
     """Spark's own outputs would be other ones if its features stood in another order; variances of many sizes are no reason."""
     random = np.random.default_rng(0)
     x = random.normal(size=(400, 2)) + 4 * (random.random(400) < 0.5)[:, None]

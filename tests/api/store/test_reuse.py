@@ -263,7 +263,7 @@ def test_who_loses_its_run_returns_nothing(df: DataFrame, numeric: PipelineModel
 # Jobs -----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_finished_job_is_returned_for_the_same_data_and_pipeline_only(
+def test_only_equal_data_and_pipeline_reuse_a_finished_job(
     spark: SparkSession,
     table: pa.Table,
     numeric: PipelineModel,

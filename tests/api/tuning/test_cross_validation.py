@@ -351,7 +351,7 @@ def test_logistic_regressions_of_all_settings_and_folds_at_once(rows: DataFrame,
         assert fits.count("LogisticRegression") == 1 + (2 + 1) + 1 + (2 + 1) + 1
 
 
-def test_generalized_regressions_of_all_settings_and_folds_at_once(rows: DataFrame, fits: list[str]) -> None:
+def test_glms_of_all_settings_and_folds_at_once(rows: DataFrame, fits: list[str]) -> None:
     head = GeneralizedLinearRegression(
         family="poisson", labelCol="riders", weightCol="weight", offsetCol="exposure", tol=1e-10, maxIter=100
     )

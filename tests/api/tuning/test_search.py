@@ -87,7 +87,7 @@ def found(task: Search, rows: DataFrame) -> SearchModel:
     return task.fit(rows)
 
 
-def test_the_winner_is_plain_spark_and_was_compared_on_fresh_rows(found: SearchModel, rows: DataFrame) -> None:
+def test_the_winner_is_plain_spark_compared_on_fresh_rows(found: SearchModel, rows: DataFrame) -> None:
     assert type(found.bestModel) is PipelineModel is type(found.pipelineModel)
     assert {type(stage).__module__.partition(".")[0] for stage in found.bestModel.stages} == {"pyspark"}
     summary, trials = found.summary, found.trials
@@ -115,9 +115,7 @@ def parts_of(data: DataFrame, split: Settings) -> list[DividedRows]:
     ]
 
 
-def test_fresh_rows_are_no_ones_and_the_winner_is_fitted_to_training_rows(
-    task: Search, found: SearchModel, rows: DataFrame
-) -> None:
+def test_fresh_rows_are_apart_and_winners_fit_training_rows(task: Search, found: SearchModel, rows: DataFrame) -> None:
     explores, proves = parts_of(rows, Settings(validationFraction=0.2, testFraction=0.2, seed=1))
     train, validation = explores.part("train"), explores.part("validation")
     fresh = proves.part("test")
@@ -396,9 +394,7 @@ def test_a_study_of_another_metric_of_ones_own_is_refused(line: tuple[DataFrame,
             search(other).fit(data)
 
 
-def test_options_that_depend_on_one_another_may_be_set_in_any_order(
-    line: tuple[DataFrame, Search], tmp_path: Path
-) -> None:
+def test_dependent_options_may_be_set_in_any_order(line: tuple[DataFrame, Search], tmp_path: Path) -> None:
     head = line[1].getEstimator()
     space = {head.regParam: [0.1]}
     rows = Search(head, space=space, evaluator=Rmse("riders"), validationFraction=0.05, testFraction=0.85)
@@ -587,7 +583,7 @@ def test_a_fine_tuner_is_searched_and_plain_spark_ships(rows: DataFrame, shared:
     assert model.trials["state"].tolist() == ["complete"]
 
 
-def test_a_trial_starts_with_the_least_that_is_given_or_suits_the_resource(spark: SparkSession) -> None:
+def test_trials_start_with_the_given_or_a_suitable_minimum(spark: SparkSession) -> None:
     boosted, forest = GBTRegressor(maxIter=80), RandomForestRegressor(numTrees=80)
     for last, resource, least, trained, expected in [
         (boosted, "auto", None, 5000, (9, 27, 80)),

@@ -107,9 +107,7 @@ def test_no_row_is_in_two_parts(data: DataFrame, by: dict[str, str], folds: int)
     whole.unpersist()
 
 
-def test_each_fold_is_proven_by_models_of_the_other_rows_and_all_rows_fit_what_ships(
-    data: DataFrame, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_models_of_other_rows_prove_folds_and_all_rows_ship(data: DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
     fits, proven, fitted, compare = list[Any](), list[Any](), search_run._fit_settings, search_run.compare
 
     def seen(task: Any, trial: Any, rows: DataFrame) -> Any:
@@ -142,7 +140,7 @@ def test_each_fold_is_proven_by_models_of_the_other_rows_and_all_rows_fit_what_s
     assert model.bestModel.coefficients == again.coefficients
 
 
-def test_by_time_each_stretch_is_proven_by_models_of_the_rows_before_it(data: DataFrame) -> None:
+def test_by_time_models_of_earlier_rows_prove_each_stretch(data: DataFrame) -> None:
     model = weak(timeCol="when", numFolds=5).fit(data)
     found = model.summary
     assert found.decision == "winner", found.reason
@@ -165,7 +163,7 @@ def test_a_fold_without_rows_is_named(data: DataFrame) -> None:
 
 
 @pytest.mark.parametrize("leak", [False, True])
-def test_a_tree_that_learns_noise_by_heart_ships_only_where_rows_leak(
+def test_a_tree_that_learns_noise_ships_only_if_rows_leak(
     data: DataFrame, monkeypatch: pytest.MonkeyPatch, leak: bool
 ) -> None:
     """The fault is planted: the same test would show it."""
@@ -186,9 +184,7 @@ def test_a_tree_that_learns_noise_by_heart_ships_only_where_rows_leak(
     assert leak or found.fresh["winner"] > 1.05 * found.fresh["default"]
 
 
-def test_the_p_value_allows_for_four_finalists_and_for_the_folds_dependence(
-    data: DataFrame, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_p_allows_for_four_finalists_and_dependent_folds(data: DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
     told, decide = list[Any](), search_run.decide
 
     def both(folds: Any, **given: Any) -> Any:
@@ -232,7 +228,7 @@ class Worse(LinearRegression):
 
 
 @pytest.mark.parametrize("metric", ["rmse", "r2"])
-def test_a_winner_that_is_worse_on_all_rows_than_those_of_the_folds_does_not_ship(data: DataFrame, metric: Any) -> None:
+def test_winners_worse_on_all_rows_than_folds_do_not_ship(data: DataFrame, metric: Any) -> None:
     head, judge = Worse(labelCol="y", regParam=4.0), RegressionEvaluator(labelCol="y", metricName=metric)
     model = Search(head, space={head.regParam: [0.01]}, evaluator=judge, sampler="grid", numFolds=3).fit(data)
     found = model.summary
@@ -356,7 +352,7 @@ def test_any_gain_is_accepted_of_a_metric_that_ranks(data: DataFrame) -> None:
     assert found.folds == 3 and found.tested and found.fresh["winner"] > 0.8
 
 
-def test_classes_of_a_metric_by_their_number_are_the_same_in_each_fold(data: DataFrame) -> None:
+def test_class_numbers_of_a_metric_must_agree_in_all_folds(data: DataFrame) -> None:
     """Two words that are as frequent: a StringIndexer numbers them by chance."""
     rows = data.limit(400).withColumn("word", F.when(F.col("id") % 2 > 0, "a").otherwise("b")).cache()
     indexer, head = StringIndexer(inputCol="word", outputCol="label"), LogisticRegression()

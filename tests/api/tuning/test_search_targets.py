@@ -147,16 +147,14 @@ def test_models_on_other_labels_or_weights_are_not_compared(
 
 
 @pytest.mark.parametrize(("judge", "folds"), [("f1", 0), ("areaUnderROC", 2)])
-def test_classes_may_have_other_numbers_where_the_metric_does_not_go_by_them(
-    data: DataFrame, judge: str, folds: int
-) -> None:
+def test_class_numbers_may_differ_if_no_metric_reads_them(data: DataFrame, judge: str, folds: int) -> None:
     evaluator: Any = curve() if judge == "areaUnderROC" else by_class(judge, metricLabel=5.0)  # which f1 does not read
     found = order(evaluator, numFolds=folds).fit(data).summary
     assert found.tested and found.fresh["winner"] == pytest.approx(found.fresh["default"])
 
 
 @pytest.mark.parametrize("fault", ["label", "rows"])
-def test_what_is_fitted_to_all_rows_has_the_labels_and_rows_of_the_default(
+def test_fits_to_all_rows_keep_the_defaults_labels_and_rows(
     data: DataFrame, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     """Though the winner of the fold, by which it was accepted, has them."""
@@ -259,7 +257,7 @@ def test_a_study_that_goes_on_compares_no_other_labels(data: DataFrame, tmp_path
             search.fit(data)
 
 
-def test_the_current_model_numbers_the_classes_as_the_winner_does(data: DataFrame) -> None:
+def test_current_and_winner_must_number_classes_alike(data: DataFrame) -> None:
     _, pipeline = indexed(stringOrderType="frequencyAsc")
     current, (indexer, new) = pipeline.fit(data), indexed()
     head = new.getStages()[1]
@@ -294,9 +292,7 @@ def test_r2_through_the_origin_is_tested(data: DataFrame, folds: int) -> None:
 
 
 @pytest.mark.parametrize(("guard", "decision"), [(0.025, "kept default"), (1.0, "winner")])
-def test_a_metric_without_a_test_decides_only_where_any_gain_is_accepted(
-    data: DataFrame, guard: float, decision: str
-) -> None:
+def test_an_untested_metric_decides_only_without_a_guard(data: DataFrame, guard: float, decision: str) -> None:
     class Own(RegressionEvaluator):
         pass
 

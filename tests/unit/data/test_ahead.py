@@ -38,7 +38,7 @@ def test_one_item_is_made_while_another_is_used() -> None:
     assert threading.active_count() == threads
 
 
-def test_an_error_of_the_thread_is_raised_where_its_item_is_asked_for() -> None:
+def test_an_error_in_the_thread_is_raised_at_its_item() -> None:
     def items() -> Iterator[int]:
         yield 1
         raise OSError("the disk is gone")
@@ -50,7 +50,7 @@ def test_an_error_of_the_thread_is_raised_where_its_item_is_asked_for() -> None:
             next(numbers)
 
 
-def test_closing_waits_for_the_item_that_is_being_made_and_for_no_other() -> None:
+def test_closing_waits_only_for_the_item_being_made() -> None:
     begun, go, made = threading.Event(), threading.Event(), []
 
     def items(number: int) -> Iterator[int]:

@@ -203,7 +203,7 @@ class LongRows(Cache):
         return table
 
 
-def test_rows_that_take_more_than_expected_leave_half_of_the_disk(
+def test_unexpectedly_large_rows_leave_half_of_the_disk(
     tmp_path: Path, read: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = LongRows(tmp_path / "cache", sparse=True).folder

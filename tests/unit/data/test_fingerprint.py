@@ -73,7 +73,7 @@ def test_it_tells_apart(changes: dict[str, Any], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["userFactors", "topicCounts"])
-def test_it_is_the_same_into_however_many_files_spark_divides_a_table(name: str, tmp_path: Path) -> None:
+def test_it_is_the_same_for_any_number_of_files_of_a_table(name: str, tmp_path: Path) -> None:
     def divided(folder: str, *parts: list[int], last: float = 9.0, nulls: bool = True) -> Path:
         (saved := save(tmp_path / folder)).joinpath(name).mkdir()
         for i, ids in enumerate(parts):
@@ -93,7 +93,7 @@ def test_it_is_the_same_into_however_many_files_spark_divides_a_table(name: str,
     assert hash_of_folder(divided("d", [0, 1, 2])) != first
 
 
-def test_it_is_the_same_into_however_many_files_spark_divides_itemsets(tmp_path: Path) -> None:
+def test_it_is_the_same_for_any_number_of_files_of_itemsets(tmp_path: Path) -> None:
     def divided(folder: str, *parts: list[str], nulls: bool = True) -> Path:
         saved = save(tmp_path / folder, **{"class": "org.apache.spark.ml.fpm.FPGrowthModel"})
         (saved / "data" / "part-0.snappy.parquet").unlink()
@@ -118,7 +118,7 @@ def test_what_a_model_has_learnt_is_not_in_its_params(model: Callable[[], Any]) 
     assert params_of(Pipeline(stages=[Pipeline(stages=[])]))
 
 
-def test_columns_and_views_named_by_uids_are_the_same_whoever_made_the_stages() -> None:
+def test_uids_in_names_of_columns_and_views_do_not_count() -> None:
     def facts(uid: str, loaded: str, view: str) -> str:
         names = [{"name": f"{uid}__output"}, {"name": f"{loaded}__output", "qualifier": f"[{view}]"}]
         return anonymous(

@@ -184,7 +184,7 @@ def test_the_order_of_additions_chooses_nothing(seed: int, candidates: int) -> N
     assert len({run.ledger.chosen for run in runs}) == 1
 
 
-def test_a_column_that_gains_here_what_it_loses_there_counts_as_tried() -> None:
+def test_a_column_that_gains_what_it_loses_counts_as_tried() -> None:
     """It is none that ships, but the best of all is compared with it, too."""
     ones = torch.ones(60, dtype=F64)
     even = torch.tensor([1.0, -1.0], dtype=F64).repeat(30)
@@ -214,7 +214,7 @@ def training_of(
     return training
 
 
-def test_small_improvements_do_not_extend_the_patience_unless_they_add_up() -> None:
+def test_small_gains_extend_patience_only_if_they_add_up() -> None:
     falling = [4.0, 3.9, 3.8, 3.7, 3.6, 3.6, 3.6]
 
     def end(*metrics: float, **given: Any) -> tuple[int, int]:
@@ -230,7 +230,7 @@ def test_small_improvements_do_not_extend_the_patience_unless_they_add_up() -> N
     assert training_of(5.5, 5.5, 4.0, 4.0, patience=2, minDelta=0.01).epoch == 3
 
 
-def test_a_given_number_of_epochs_is_trained_and_the_last_one_counts_whatever_the_rows_say() -> None:
+def test_given_epochs_are_all_trained_and_the_last_counts() -> None:
     training = training_of(4.0, 9.0, 8.0, 1.0, epochs=3, patience=1, data=Clock())
     assert (training.epoch - 1, training.best.column, training.best.metric, training.cut) == (3, 2, 8.0, "")
     assert bool((training.best.flat == 3).all())
@@ -291,7 +291,7 @@ def run(*metrics: Sequence[float], losses: float = 0.0, **given: Any) -> tuple[T
     return found, told, divergence(found.history, options)
 
 
-def test_all_candidates_that_diverge_say_nothing_about_what_there_is_to_gain() -> None:
+def test_if_all_candidates_diverge_the_gain_is_unknown() -> None:
     found, told, _ = run([math.nan], [math.inf], learningRate=100.0)
     assert told == (
         "all 2 candidates diverged in epoch 1 (learningRate=100): lower learningRate or set gradientClip; no epoch before had "
@@ -303,7 +303,7 @@ def test_all_candidates_that_diverge_say_nothing_about_what_there_is_to_gain() -
     assert "lower learningRate or gradientClip;" in run([math.nan], gradientClip=1.0)[1]
 
 
-def test_a_loss_that_is_not_finite_ends_a_candidate_whatever_its_metric() -> None:
+def test_a_non_finite_loss_ends_a_candidate_of_any_metric() -> None:
     found, told, _ = run([4.0, 3.0], losses=math.inf)
     assert (found.ledger.chosen, len(found.history), len(diverged_candidates(found.history))) == (-1, 2, 1)
     assert "diverged in epoch 1" in told
@@ -343,7 +343,7 @@ def test_a_loss_that_is_large_and_grows_diverges() -> None:
     assert "2 of 3 candidates diverged in epochs 1 to 3" in divergence(several, Options())
 
 
-def test_steps_that_do_not_depend_on_the_learning_rate_have_another_remedy() -> None:
+def test_steps_without_a_learning_rate_have_another_remedy() -> None:
     rows = [{"epoch": 1, "candidate": 0, "recipe": "lbfgs 1", "trainLoss": math.nan, "validationMetric": math.nan}]
     well = [rows[0] | {"candidate": 1, "trainLoss": 1.0, "validationMetric": 1.0}]
     assert divergence(rows + well, Options()).endswith(

@@ -13,7 +13,7 @@ X = ("x", -1)
 
 
 @pytest.mark.parametrize("refused", [[], [0], [99], [3, 4, 50], list(range(100))])
-def test_rows_that_a_network_refuses_are_left_out_and_the_others_keep_their_order(refused: list[int]) -> None:
+def test_refused_rows_are_left_out_and_others_keep_order(refused: list[int]) -> None:
     runs = []
 
     def run(values: dict[Any, torch.Tensor], outputs: Any) -> None:

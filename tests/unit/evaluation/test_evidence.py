@@ -196,7 +196,7 @@ def test_a_sentinel_does_not_hide_behind_itself(rows: int) -> None:
     assert ordinary < 55  # where |x - mean| / std would see little
 
 
-def test_a_sentinel_of_validation_is_measured_by_the_training_rows() -> None:
+def test_training_rows_measure_a_sentinel_of_validation() -> None:
     train, usual = spread(normal(0, 2000, 2))
     rows = normal(1, 40, 2)
     rows[:30, 0] = -200.0

@@ -56,7 +56,7 @@ def drawn(columns: int = 4, n: int = 500, seed: int = 0) -> tuple[Tensor, Tensor
 # Linear last stages ---------------------------------------------------------------------------------------------------
 
 
-def test_the_p_value_is_that_of_the_score_and_its_own_covariance() -> None:
+def test_p_is_that_of_the_score_and_its_own_covariance() -> None:
     (x, y), other = drawn(), least_squares(*drawn(seed=1))
     weight = 0.5 + torch.rand(len(y), generator=random(), dtype=torch.float64)
     rows = rows_for(other, x, y, weight)
@@ -84,7 +84,7 @@ def test_seen_rows_are_told_from_others(cell: simulation.Cell, monkeypatch: pyte
     assert found["200,000 others"] <= 3 / 80 and found["as many others"] <= 0.1
 
 
-def test_sparse_rows_and_columns_that_others_add_up_to_change_nothing() -> None:
+def test_sparse_rows_and_dependent_columns_change_nothing() -> None:
     x, y = drawn()
     other = least_squares(*drawn(seed=1))
     plain, penalty = p(other, rows_for(other, x, y)), Penalty(0.3, 0.1, True)
@@ -151,7 +151,7 @@ def blocks(seed: int = 0) -> Iterator[Tensor]:
     yield from (base - 0.3, base, 0.2 * torch.randn(400, generator=g, dtype=torch.float64))
 
 
-def test_losses_near_those_of_seen_rows_are_evidence_if_the_number_of_rows_is_known() -> None:
+def test_losses_near_seen_rows_tell_if_their_count_is_known() -> None:
     seen, unseen, noise = blocks()
     ones = torch.ones_like(seen)
 
@@ -167,7 +167,7 @@ def test_losses_near_those_of_seen_rows_are_evidence_if_the_number_of_rows_is_kn
     assert p_of_losses(RowCount(400), 400, original=few[0], seen=few[0], unseen=few[1], weights=few[2]) is None
 
 
-def test_squared_errors_of_a_few_rows_hide_no_evidence_and_are_none() -> None:
+def test_a_few_large_errors_hide_no_evidence_and_are_none() -> None:
     """As prices have them: the errors of two rows are larger than those of all others together."""
     seen, unseen, noise = blocks()
     ones, far = torch.ones_like(seen), torch.zeros_like(seen)

@@ -26,7 +26,7 @@ def data(*batches: Any, weight: Tensor | None = None) -> Any:
     return SimpleNamespace(columns={X: "c0"}, values=lambda batch: {X: batch}, batches=lambda split: iter(rows))
 
 
-def test_the_difference_is_measured_and_names_no_column_while_it_is_small() -> None:
+def test_a_small_difference_is_measured_and_names_no_column() -> None:
     x = normal(50, 6, seed=3)
     found = single_precision.check(network((logistic(6), ["x"], "p")), data(x[:30], x[30:]))
     assert (found.rows, found.ok, found.labelDisagreements) == (50, True, 0)

@@ -55,7 +55,7 @@ def test_no_gain_keeps_the_original():
     assert decide(torch.zeros(0, 100), ones(100)).best == -1
 
 
-def test_the_largest_mean_gain_ships_even_where_another_is_surer():
+def test_the_largest_mean_gain_ships_even_if_less_sure():
     gains = torch.stack([0.1 + 0.01 * normal(300), 1 + 4 * normal(300, seed=1)])
     verdict = decide(gains, ones(300))
     assert verdict.best == 1
@@ -107,7 +107,7 @@ def test_a_noisy_bad_candidate_does_not_drown_a_gain():
     assert decide(gains, weights).accepted
 
 
-def test_a_noisy_bad_candidate_does_not_hide_that_there_was_a_choice():
+def test_a_noisy_bad_candidate_does_not_hide_the_choice():
     gains, weights = normal(40, 500), ones(500)
     gains[0] += (2.7 / math.sqrt(500)) - gains[0].mean()  # p = 0.0035 alone, 0.13 as the best of 40
     gains[-1] = 1000 * gains[-1] - 500
@@ -291,7 +291,7 @@ def test_correlation_time_sees_a_slow_part_of_small_share():
 
 @pytest.mark.parametrize("n", [300, 301])
 @pytest.mark.parametrize("seed", range(5))
-def test_correlation_time_is_the_sum_of_the_initial_monotone_sequence(n: int, seed: int):
+def test_correlation_time_sums_an_initial_monotone_sequence(n: int, seed: int):
     x = autoregressive(n, 0.8, seed) + 3
     y = x - x.mean()
     correlations = [float((y[: n - k] * y[k:]).sum() / y.square().sum()) for k in range(n)]
@@ -338,7 +338,7 @@ def test_the_interval_of_one_column_is_fiellers():
 
 
 @pytest.mark.parametrize("seeds", [15, pytest.param(60, marks=pytest.mark.nightly)])
-def test_the_interval_excludes_zero_exactly_where_the_gain_is_accepted(seeds):
+def test_exactly_accepted_gains_have_intervals_above_zero(seeds):
     seen = set()
     for seed in range(seeds):
         gains = normal(6, 300, seed=seed) + 0.08
@@ -416,7 +416,7 @@ def test_sets_that_did_not_change_count_for_nothing():
     assert float(alone) < 1e-6
 
 
-def test_the_score_of_a_small_set_is_that_of_the_adjusted_empirical_likelihood():
+def test_small_sets_score_by_adjusted_empirical_likelihood():
     x = 1.3 + torch.log1p(-torch.linspace(0.01, 0.99, 60, dtype=torch.float64))  # skewed to the left
     with_pseudo = np.append(x.numpy(), -math.log(60) * float(x.mean()))
     t = brentq(lambda t: (with_pseudo / (1 + t * with_pseudo)).sum(), 0, (1 - 1e-9) / -with_pseudo.min())
@@ -428,7 +428,7 @@ def test_the_score_of_a_small_set_is_that_of_the_adjusted_empirical_likelihood()
 
 
 @pytest.mark.parametrize(("runs", "most"), [(40, 0.1), pytest.param(200, 0.085, marks=pytest.mark.nightly)])
-def test_without_a_true_loss_few_runs_find_one_on_small_skewed_sets(runs, most):
+def test_few_runs_find_a_false_loss_on_small_skewed_sets(runs, most):
     """30 sets of 40 rows whose losses are skewed to the left: without the adjustment 14% of the runs find one."""
     generator, found = torch.Generator().manual_seed(0), 0
     member = torch.eye(30, dtype=torch.float64).repeat_interleave(40, 1)

@@ -120,7 +120,7 @@ def test_every_metric_that_is_no_mean_over_rows_is_simulated():
     ("name", "runs"),
     [(n, 20) for n in FEW] + [pytest.param(n, 60, marks=pytest.mark.nightly) for n in guard_size.OF_METRICS],
 )
-def test_the_guard_keeps_its_promise_for_metrics_that_are_no_mean_over_rows(name, runs):
+def test_the_promise_holds_for_metrics_that_are_no_mean(name, runs):
     rows = guard_size.population(name)
     ones = torch.ones_like(rows.label)
     before, *after = (float(rows.metric.value(c, rows.label, ones)) for c in rows.columns)

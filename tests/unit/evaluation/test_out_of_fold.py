@@ -39,9 +39,7 @@ def decide(folds: list[FoldSums]) -> guard.Verdict:
     return guard.decide(gains[None], weights, original=5 * weights, dependence=out_of_fold.dependence(folds))
 
 
-def test_where_nothing_can_be_gained_it_accepts_no_more_often_than_its_level_though_the_folds_share_training_rows() -> (
-    None
-):
+def test_despite_shared_rows_false_gains_keep_to_the_level() -> None:
     accepted = independent = 0
     for seed in range(300):
         folds = steps_along_chance(seed)
@@ -51,12 +49,12 @@ def test_where_nothing_can_be_gained_it_accepts_no_more_often_than_its_level_tho
     assert accepted <= 13 < independent  # 2.5%, and two standard errors; a test of independent rows accepts too often
 
 
-def test_a_true_gain_is_found_and_the_interval_and_the_p_value_tell_of_the_same_test() -> None:
+def test_a_true_gain_is_found_and_interval_and_p_agree() -> None:
     verdict = decide(steps_along_chance(1, columns=3, shift=0.9))
     assert verdict.accepted and verdict.z > 2 and verdict.interval is not None and verdict.interval[0] > 0
 
 
-def test_rows_on_which_all_folds_agree_count_as_independent_and_rows_on_which_they_disagree_count_half() -> None:
+def test_rows_count_fully_if_folds_agree_and_half_if_not() -> None:
     common = torch.randn(ROWS, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     fold = torch.arange(ROWS) % FOLDS
     own = [(fold == k).double() for k in range(FOLDS)]
@@ -73,7 +71,7 @@ def test_rows_on_which_all_folds_agree_count_as_independent_and_rows_on_which_th
     assert not decide(nothing).accepted and decide(nothing).best == -1
 
 
-def test_a_known_dependence_widens_error_p_value_and_interval_alike() -> None:
+def test_known_dependence_widens_error_p_and_interval_alike() -> None:
     gains = torch.randn(1, 400, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.15
     weights = torch.ones(400, dtype=torch.float64)
     plain, double = (guard.decide(gains, weights, original=5 * weights, dependence=d) for d in (1.0, 2.0))
@@ -83,7 +81,7 @@ def test_a_known_dependence_widens_error_p_value_and_interval_alike() -> None:
     assert widths[1] / widths[0] == pytest.approx(math.sqrt(2), rel=0.1)
 
 
-def test_slices_of_several_folds_are_one_and_their_losses_count_less_where_folds_share_rows() -> None:
+def test_slices_of_folds_join_and_count_less_on_shared_rows() -> None:
     random = torch.Generator().manual_seed(1)
     loss, gains = (
         torch.ones(1, 80, dtype=torch.float64),

@@ -67,9 +67,7 @@ def test_uneven_weights_count_by_their_effective_number() -> None:
         ("weightedRecall", 100, "rows"),  # the accuracy, by another name
     ],
 )
-def test_what_a_metric_divides_by_counts_in_the_pipeline_that_has_less_of_it(
-    name: str, expected: int, words: str
-) -> None:
+def test_the_smaller_denominator_of_two_pipelines_counts(name: str, expected: int, words: str) -> None:
     label, many, few = (torch.zeros(100, dtype=F64) for _ in range(3))
     label[:10] = many[:60] = 1
     few[9:13] = 1
@@ -79,7 +77,7 @@ def test_what_a_metric_divides_by_counts_in_the_pipeline_that_has_less_of_it(
         assert str(found) == f"{expected} {words}"
 
 
-def test_a_class_that_few_rows_are_predicted_as_counts_by_what_it_can_move() -> None:
+def test_a_rarely_predicted_class_counts_by_what_it_moves() -> None:
     label = (torch.arange(500) % 5 < 2).double()  # 40%
     prediction = torch.zeros(500, dtype=F64)
     prediction[:2] = 1
@@ -172,7 +170,7 @@ def squared(shift: float, large: int, rows: int) -> PairedRows:
     return rows_of(of_predictions("mse", {}), (one, other), label)
 
 
-def test_rows_without_a_rare_loss_prove_nothing_where_training_rows_hold_some() -> None:
+def test_rare_losses_in_training_rows_alone_bar_a_gain() -> None:
     held = squared(1.0, 0, 300)
     alone = decide_by_rows(held, level=0.025)
     assert alone.accepted and alone.p < 1e-6
@@ -185,7 +183,7 @@ def test_rows_without_a_rare_loss_prove_nothing_where_training_rows_hold_some() 
     assert decide_by_rows(held, level=1.0, training=squared(1.0, 6, 1200).costs()).accepted
 
 
-def test_rare_losses_that_cannot_undo_a_gain_do_not_keep_it_away() -> None:
+def test_rare_losses_that_cannot_undo_a_gain_do_not_bar_it() -> None:
     held, training = squared(1.0, 0, 9000), squared(1.0, 6, 36000).costs()
     assert decide_by_rows(held, level=0.025, training=training).accepted
 

@@ -79,7 +79,7 @@ def sharpened(rows: int, times: float, errors: int = 0) -> tuple[guard.Verdict, 
     return guard.decide(gains[None], torch.ones(rows)), found
 
 
-def test_few_rows_without_an_error_cannot_prove_that_there_are_none() -> None:
+def test_few_rows_cannot_prove_that_there_are_no_errors() -> None:
     verdict, found = sharpened(90, 5.0)
     assert verdict.accepted and found.undoes  # the test of gains alone would ship it
     assert found.cost == pytest.approx(16, rel=0.05)  # of margins near 4 that become 20
@@ -102,7 +102,7 @@ def test_a_few_rows_far_from_all_others_do_not_decide() -> None:
     assert found is not None and found.cost <= 2 and not found.undoes
 
 
-def test_a_gain_that_one_more_row_would_undo_keeps_the_original_and_says_so() -> None:
+def test_a_gain_one_more_row_undoes_is_refused_with_reason() -> None:
     verdict, found = sharpened(90, 5.0)
     judgement = Judgement(verdict, 0.025, unseen=found)
     assert verdict.accepted and not judgement.accepted

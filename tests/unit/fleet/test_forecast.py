@@ -352,7 +352,7 @@ def test_wrong_fleets_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_models_of_one_name_are_named_by_the_folders_in_which_they_differ() -> None:
+def test_models_of_one_name_are_named_by_differing_folders() -> None:
     given = ["file:///m/a/churn", "file:///m/b/v1/churn/model", "file:///m/risk", "s3a://m/2/x", "s3a://m/1/x"]
     assert names_of(given) == ["a-churn", "b-v1-churn-model", "risk", "2-x", "1-x"]
     assert names_of(given[:1] * 2) == ["churn", "churn"]

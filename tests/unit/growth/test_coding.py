@@ -62,7 +62,7 @@ def test_categories_are_their_own_index() -> None:
     assert found.index(table_with(column, rows).train).tolist() == [0, 2, 3, 3, 3]
 
 
-def test_a_category_with_gaps_has_entries_for_other_values_and_for_none() -> None:
+def test_a_category_with_gaps_has_other_and_missing_entries() -> None:
     column = Column("a", "a_index", 2, ("p", "q"), indexes=True)
     found = coded(column, torch.tensor([0.0, 1.0, math.nan], dtype=F64))
     assert (found.labels, found.width) == (("p", "q", "other", "missing"), 4)

@@ -99,7 +99,7 @@ def test_low_rank_scores_tell_an_effect_from_noise() -> None:
         assert b > 30 and a < 5 and user < 5
 
 
-def test_a_number_that_is_nearly_always_the_same_has_two_buckets() -> None:
+def test_a_nearly_constant_number_has_two_buckets() -> None:
     table, _ = table_of("poisson", 600)
     values = table.train.values.clone()
     values[40:, 0] = -4.0
@@ -163,7 +163,7 @@ def test_a_pickled_training_goes_on_bit_for_bit(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", HEADS)
-def test_rows_without_weight_and_values_without_rows_do_not_count(kind: str) -> None:
+def test_rows_of_weight_0_and_values_of_no_row_do_not_count(kind: str) -> None:
     table, criterion = table_of(kind, 600, planted=slope_of_user)
     train = table.train
     rare = train.values[:, 4] < 5

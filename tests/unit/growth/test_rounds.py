@@ -59,7 +59,7 @@ def test_slopes_are_the_derivatives_of_the_loss_of_each_row(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", HEADS)
-def test_weights_of_the_mixture_minimise_the_loss_of_training_rows(kind: str) -> None:
+def test_mixture_weights_minimise_the_training_loss(kind: str) -> None:
     table, criterion = table_of(kind, 4000, planted=lambda c: 0.6 * c["y"])
     members = [Member(Known(2.0), 1.0, 1), Member(Known(-1.0, 0), 1.0, 2)]
     found, mixed = rounds.fit_weights(members, table, criterion, LIMITS)
@@ -74,7 +74,7 @@ def test_weights_of_the_mixture_minimise_the_loss_of_training_rows(kind: str) ->
         assert float(criterion.loss(other, table.train)) > best
 
 
-def test_a_part_beside_what_knows_the_training_rows_by_heart_keeps_its_weight() -> None:
+def test_a_part_beside_an_overfitted_model_keeps_its_weight() -> None:
     """No slope is left on training rows: the mixture gives a further part no weight, but validation rows show that it gains."""
     table, criterion = table_of("linear", 900, planted=lambda c: 0.6 * c["y"])
     known = dataclasses.replace(table, train=table.train.at(table.train.label))
@@ -134,7 +134,7 @@ def test_the_simplest_of_those_that_gain_as_much_joins() -> None:
     assert rounds.simplest([best, worse], [math.inf, math.inf], BEFORE) == 0
 
 
-def test_a_simpler_part_joins_that_lacks_less_than_a_hundredth_of_the_rounds_gain() -> None:
+def test_a_simpler_part_within_1_percent_of_the_gain_joins() -> None:
     best = found([1.0, 1.2, 0.9, 1.1], 50)
     nearly = found([gain - 0.009 for gain in (1.0, 1.2, 0.9, 1.1)], 20)
     assert rounds.simplest([best, nearly], [0.1, 0.2], BEFORE) == 1
@@ -249,7 +249,7 @@ def test_beside_a_model_that_fits_exactly_nothing_joins() -> None:
 
 
 @pytest.mark.parametrize("metric", ["r2", "likelihood"])
-def test_the_penalty_does_not_vanish_where_the_metric_is_near_zero(metric: str) -> None:
+def test_the_penalty_holds_where_the_metric_is_near_zero(metric: str) -> None:
     """Of r2 where the original predicts the mean, and of a loss that can be negative."""
     table, criterion = table_of("linear", 900)
     validation = table.validation
@@ -294,7 +294,7 @@ def one_round(gains: Tensor, value: float, maxLoss: float, rounds_: int = 3) -> 
         return rounds.grow(table, criterion, limits, run, lambda tried: None), begun
 
 
-def test_a_part_joins_only_if_its_gain_is_larger_than_its_error_and_than_max_loss() -> None:
+def test_a_part_must_gain_more_than_its_error_and_max_loss() -> None:
     table, criterion = table_of("poisson", 600, planted=lambda c: 0.6 * c["y"])
     before = criterion.score(table.validation.margin, table.validation)
     random = torch.Generator().manual_seed(0)

@@ -133,9 +133,7 @@ def test_a_driver_that_is_killed_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert bits(again) == bits(rounds_of(tmp_path / "whole", [ITEMS])[0])
 
 
-def test_no_item_begins_when_time_is_over_and_a_resumed_run_says_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_item_begins_out_of_time_even_in_a_resumed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(limit=1e6)
 
     def slow(item: Item, epoch: int) -> None:
@@ -198,7 +196,7 @@ def test_a_half_written_checkpoint_is_never_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_training_of_each_kind_goes_on_from_a_pickle_bit_for_bit(kind: str) -> None:
+def test_every_training_resumes_bit_for_bit_from_a_pickle(kind: str) -> None:
     table, specification = planted()
     criterion = specification.criterion()
     original = criterion.score(table.validation.margin, table.validation)

@@ -26,7 +26,7 @@ def learned(count: int = 60) -> list[PastImprovement]:
     return out
 
 
-def test_the_arm_that_found_the_best_on_pipelines_like_this_comes_first() -> None:
+def test_the_arm_that_won_on_similar_pipelines_comes_first() -> None:
     forecaster = ArmForecaster(learned())
     slack, none = ({**FACTS, "quadraticGain": z} for z in (0.5, -0.2))
     first, second = forecaster(slack, ["grow", "finetune"])
@@ -80,7 +80,7 @@ def test_a_store_tells_what_each_arm_found() -> None:
     assert of_store([larger])[0].arms["grow"].gain == pytest.approx(0.25)
 
 
-def test_an_arm_that_was_stopped_early_teaches_only_what_it_had_found() -> None:
+def test_an_arm_stopped_early_teaches_only_what_it_found() -> None:
     """What it would have found is not known: that it had found nothing is no evidence against it."""
     evidence = json.dumps({"facts": FACTS, "stopped": ["refit", "finetune", "import"]})
     tried = [

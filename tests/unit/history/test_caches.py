@@ -113,7 +113,7 @@ def test_only_what_sparkdiff_wrote_is_touched(tmp_path: Path) -> None:
     assert {p.name for p in tmp_path.iterdir()} == rest - {"fitted-0123456789abcdef"}
 
 
-def test_who_removes_waits_for_no_reader_and_a_reader_waits_for_a_moment(tmp_path: Path) -> None:
+def test_removers_never_wait_and_readers_wait_for_a_moment(tmp_path: Path) -> None:
     path = cache(tmp_path, "a", size=10)
     done = threading.Event()
 

@@ -82,9 +82,7 @@ def test_ten_writers_at_once_and_a_compaction_lose_nothing(tmp_path: Path) -> No
     assert ids(tmp_path) == [f"{i:08d}" for i in range(200)]
 
 
-def test_a_reader_of_files_that_a_compaction_has_removed_begins_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_reader_begins_again_if_compaction_removes_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_some(tmp_path, 0, 3)
     names, calls = run_store.stores.names, list[int]()
 

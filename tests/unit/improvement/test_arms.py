@@ -16,7 +16,7 @@ from sparkdiff.training.recipes import Recipe
 CAREFUL, BOLD = Recipe(1e-3, 1e-4), Recipe(1e-2, 1e-4)
 
 
-def test_where_no_settings_were_better_there_is_nothing_to_train() -> None:
+def test_without_better_settings_nothing_is_trained() -> None:
     context: Any = SimpleNamespace()
     steps = [nothing("search", number, "none better") for number in (0, 1)]
     step = searching.ARM.run(context, 2, Limit(60.0, None), steps)
@@ -58,7 +58,7 @@ def test_the_start_and_epochs_that_diverged_are_not_made_again() -> None:
     assert steady(history({0: 0.0, 1: math.inf}), [CAREFUL], 1.0)[2] == math.inf
 
 
-def test_epochs_in_which_training_rows_lose_are_left_out_unless_the_rows_are_changed() -> None:
+def test_only_on_changed_training_rows_may_an_epoch_lose() -> None:
     falling, augmented = dict.fromkeys(range(1, 4), 0.5), Recipe(1e-3, 1e-4, mixup=0.2)
     rows = history(falling, train=2.0)
     assert steady(rows, [CAREFUL], 1.0, most=1.0)[2] == math.inf

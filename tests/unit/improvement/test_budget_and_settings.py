@@ -31,7 +31,7 @@ def test_a_budget_that_nothing_fits_in_is_refused(text: str, least: str) -> None
         Budget.of(text)
 
 
-def test_an_account_keeps_the_time_that_the_proof_of_the_best_takes() -> None:
+def test_an_account_keeps_time_for_the_proof_of_the_best() -> None:
     """In three folds and on all rows the pipeline is fitted and measured, and the best candidate beside it."""
     account = Account(Budget.of("100s"), clock=lambda: 0.0)
     assert account.balance() == pytest.approx(100)
@@ -44,7 +44,7 @@ def test_an_account_keeps_the_time_that_the_proof_of_the_best_takes() -> None:
     assert account.balance() == pytest.approx(120 - 2 * (5 + 12))
 
 
-def test_of_two_folds_at_the_same_time_each_takes_longer_than_one_alone() -> None:
+def test_two_folds_at_once_take_longer_each_than_one_alone() -> None:
     account = Account(Budget.of("100s"), clock=lambda: 0.0)
     account.start(4, 2)
     account.note_fit(20.0)
@@ -64,13 +64,13 @@ def proven(
     return account.buy_folds(seconds, ready)
 
 
-def test_folds_are_bought_for_the_best_first_and_then_for_the_others_as_far_as_time_reaches() -> None:
+def test_the_best_gets_folds_first_and_others_in_time_left() -> None:
     assert proven("100s", 2.0, 2.0, 2.0, 2.0) == [4, 4, 4, 4]
     assert proven("100s", 2.0, 2.0, 9.0, 2.0, passed=70.0) == [4, 4, 0, 0]
     assert proven("100s", 2.0, 9.0, 1.0, passed=70.0) == [4, 0, 4]  # a later one that is quicker
 
 
-def test_the_best_is_proven_in_three_folds_at_least_and_a_little_late_if_need_be() -> None:
+def test_the_best_gets_three_folds_even_if_a_little_late() -> None:
     assert proven("100s", 2.0, 0.0, passed=87.0) == [3, 3]  # 12 s of 13, where 15 would be too many
     assert proven("100s", 2.0, passed=100.0) == [3]  # 12 s: a tenth of the budget and 10 s are allowed
     assert proven("100s", 2.0, 1.0, passed=109.0) == [0, 3]  # what is quicker, in its place
@@ -78,7 +78,7 @@ def test_the_best_is_proven_in_three_folds_at_least_and_a_little_late_if_need_be
     assert proven("100s", 2.0, folds=1, passed=99.0) == [1]
 
 
-def test_folds_that_are_fitted_already_or_proven_side_by_side_take_less() -> None:
+def test_folds_fitted_already_or_in_parallel_take_less_time() -> None:
     assert proven("100s", 2.0, fold=5.0, passed=95.0) == [0]
     assert proven("100s", 2.0, fold=5.0, passed=95.0, ready=4) == [3]
     assert proven("100s", 2.0, fold=5.0, passed=95.0, lanes=2) == [3]
@@ -104,7 +104,7 @@ def test_of_a_fold_that_is_being_fitted_a_part_is_there() -> None:
     assert account.folds == 0
 
 
-def test_where_passes_are_the_budget_every_finalist_has_all_folds() -> None:
+def test_a_budget_of_passes_gives_every_finalist_all_folds() -> None:
     assert proven("60 passes", 1e9, 1e9) == [4, 4]
     assert proven("60s") == []
 
@@ -137,7 +137,7 @@ def test_an_account_shares_what_is_left() -> None:
 @pytest.mark.parametrize(
     ("text", "most"), [("299s", 0), ("5m", 12), ("30m", 72), ("2499 passes", 0), ("2500 passes", 100)]
 )
-def test_the_comparison_may_use_a_25th_of_a_budget_from_five_minutes_on(text: str, most: float) -> None:
+def test_comparing_may_take_a_25th_of_five_minutes_or_more(text: str, most: float) -> None:
     assert baseline.limit(Budget.of(text)) == pytest.approx(most)
 
 

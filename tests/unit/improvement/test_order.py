@@ -45,7 +45,7 @@ def test_the_cheap_arms_come_first(given: dict[str, Any], why: str, monkeypatch:
     assert str(found) == f"refit, finetune; the cheap ones first, {why}"
 
 
-def test_in_little_time_the_arms_with_the_best_chance_per_second_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_little_time_chance_per_second_orders_the_arms(monkeypatch: pytest.MonkeyPatch) -> None:
     """All arms are in that order."""
     monkeypatch.setattr(arm_order, "training_facts", lambda *given: pytest.fail("rows were read"))
     found = ordered(budget="299s")

@@ -78,12 +78,12 @@ DELETED, CHEAPEST = candidate("simplify", 10.01, 0.4), candidate("simplify", 10.
 PLAIN = ("refit", "refitted")
 
 
-def test_the_best_the_refit_and_one_of_the_same_form_and_as_cheap_are_proven() -> None:
+def test_the_best_the_refit_same_form_and_cheap_are_proven() -> None:
     found = chosen(TRAINED, REFITTED, GROWN, DELETED)
     assert found == [("best", GROWN.name), PLAIN, ("sameForm", REFITTED.name), ("asCheap", TRAINED.name)]
 
 
-def test_no_candidate_is_proven_twice_and_a_free_place_goes_to_the_next_role() -> None:
+def test_nothing_is_proven_twice_and_the_next_role_moves_up() -> None:
     assert chosen(TRAINED, DELETED, CHEAPEST) == [("best", TRAINED.name), PLAIN, ("simpler", CHEAPEST.name)]
     again = dataclasses.replace(TRAINED, name="fine-tuned, thorough", found=figures(8.0))  # made in the same way
     assert chosen(TRAINED, again) == [("best", TRAINED.name), PLAIN]
@@ -91,7 +91,7 @@ def test_no_candidate_is_proven_twice_and_a_free_place_goes_to_the_next_role() -
     assert chosen(refit, DELETED) == [("best", "refitted"), ("simpler", DELETED.name)]
 
 
-def test_in_a_small_table_the_best_of_other_arms_go_before_other_roles() -> None:
+def test_in_small_tables_best_of_other_arms_precede_roles() -> None:
     good, cheap = candidate("simplify", 6.0), candidate("simplify", 9.9, 0.1)
     assert chosen(TRAINED, REFITTED, GROWN, good, cheap, small=True) == [
         ("best", GROWN.name),
@@ -113,7 +113,7 @@ def test_only_the_refit_is_proven_where_nothing_gains() -> None:
     assert chosen(candidate("finetune", 8.0, value=10.5)) == [PLAIN]
 
 
-def test_what_loses_more_than_allowed_or_costs_too_much_is_not_proven() -> None:
+def test_what_loses_or_costs_too_much_is_not_proven() -> None:
     assert chosen(CHEAPEST) == [PLAIN, ("simpler", CHEAPEST.name)]
     assert chosen(candidate("simplify", 10.06, 0.3)) == [PLAIN]
     assert chosen(CHEAPEST, maxLoss=0.003) == [PLAIN]
@@ -129,7 +129,7 @@ def test_what_loses_more_than_allowed_or_costs_too_much_is_not_proven() -> None:
         CandidateRecipe("import", {"rounds": 1, "trees": [(1, "trees of depth 2", 40)]}),
     ],
 )
-def test_a_finalist_has_the_same_name_before_and_after_an_interruption(making: CandidateRecipe) -> None:
+def test_a_finalist_keeps_its_name_after_an_interruption(making: CandidateRecipe) -> None:
     """What is kept of its folds is found by this name."""
     again = CandidateRecipe.of(json.loads(json.dumps(making.asdict())))
     names = [Finalist("best", Candidate("x", "x", figures(1.0), m)).name for m in (making, again)]
@@ -195,9 +195,7 @@ CHOSEN = [Finalist("best", GROWN, 3), Finalist("sameForm", TRAINED, 3), Finalist
 
 
 @pytest.mark.parametrize("error", [InputError("no row of class 2"), ParityError("no row of class 2")])
-def test_what_cannot_be_made_in_a_fold_is_left_out_and_the_others_go_on(
-    error: Exception, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_fails_in_a_fold_is_left_out_and_others_go_on(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     folds = Folds(monkeypatch, {("grow", 1): error})
     found = proof().prove(CHOSEN, Phases(False))
     assert folds.made == [("grow", 0), ("finetune", 0), ("grow", 1), ("finetune", 1), ("finetune", 2)]
@@ -304,7 +302,7 @@ def flips(changed: float) -> Any:
     return SimpleNamespace(labels=True, changed=changed)
 
 
-def test_a_simpler_pipeline_is_compared_with_the_best_in_the_same_folds() -> None:
+def test_simpler_and_best_are_compared_in_the_same_folds() -> None:
     of = proof(maxLoss=0.01)
     tuned, deleted = proven(GROWN, 1.0, folds=2), proven(DELETED, 1.0, folds=3)
     assert not of.no_worse(deleted, tuned)  # which lacks one of them
@@ -339,7 +337,7 @@ def decided(*each: FinalistResult, of: Proof | None = None) -> Any:
     return decide(of or proof(), [p.finalist for p in each], each)
 
 
-def test_offers_are_the_best_the_cheap_the_one_of_same_form_and_the_simpler(made: dict[str, Any]) -> None:
+def test_offers_are_best_cheap_same_form_and_simpler(made: dict[str, Any]) -> None:
     made[DELETED.name] = figures(9.0, cost=0.4)
     every = proven(GROWN, 1.01), proven(REFITTED, 0.9), proven(TRAINED, 0.8), proven(DELETED, 1.0, role="simpler")
     found = decided(*every)
@@ -353,7 +351,7 @@ def test_offers_are_the_best_the_cheap_the_one_of_same_form_and_the_simpler(made
     assert decided().best is None and not decided(proven(GROWN, -1.0)).offers
 
 
-def test_what_diverges_on_all_rows_does_not_ship_and_the_next_best_does(made: dict[str, Any]) -> None:
+def test_if_the_best_diverges_on_all_rows_the_next_ships(made: dict[str, Any]) -> None:
     made[GROWN.name] = InputError("the training diverges in epoch 2")
     found = decided(proven(GROWN, 1.0), proven(TRAINED, 0.8))
     assert offers(found) == {"best": TRAINED.name}
@@ -364,9 +362,7 @@ def test_what_diverges_on_all_rows_does_not_ship_and_the_next_best_does(made: di
 @pytest.mark.parametrize(
     ("loss", "ships"), [(9.0, True), (9.01, True), (9.1, False), (float("nan"), False), (0.1, True)]
 )
-def test_what_loses_more_on_its_own_rows_than_in_the_folds_does_not_ship(
-    loss: float, ships: bool, made: dict[str, Any]
-) -> None:
+def test_what_loses_more_on_own_rows_than_folds_never_ships(loss: float, ships: bool, made: dict[str, Any]) -> None:
     """Of 400 rows with a standard deviation of 0.1; its own rows it may know by heart."""
     made[GROWN.name] = figures(loss)
     found = decided(proven(GROWN, 1.0))
@@ -425,7 +421,7 @@ def test_what_there_was_no_time_for_is_listed(made: dict[str, Any]) -> None:
     assert [f.candidate.name for f in found.unproven] == [TRAINED.name]
 
 
-def test_a_pipeline_that_folds_exactly_is_offered_with_the_evidence_of_what_it_folds(
+def test_what_folds_exactly_is_offered_on_the_same_evidence(
     made: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(proving, "fold_stages", lambda context, model: "folded")

@@ -39,7 +39,7 @@ def arm(name: str, does: Callable[[Limit], None]) -> Arm:
     return Arm(name, 2, 1.0, lambda context: "", run, lambda context, made: None)
 
 
-def test_what_spark_cannot_end_in_time_is_stopped_and_the_others_go_on() -> None:
+def test_an_arm_out_of_time_is_stopped_and_others_go_on() -> None:
     given: list[Limit] = []
 
     def late(limit: Limit) -> None:

@@ -68,7 +68,7 @@ def test_accuracies_and_labels_of_generated_votes(k: int, kind: str, method: str
         assert residual_correlations(found, votes, np.ones(ROWS))[0] < DEPENDENT / 2
 
 
-def test_functions_that_are_mostly_wrong_are_found_if_the_others_are_right() -> None:
+def test_mostly_wrong_functions_are_found_among_right_ones() -> None:
     votes, _ = generated(2, "alike", 1)
     votes[:, 0] = np.where(votes[:, 0] >= 0, 1 - votes[:, 0], ABSTAINS)
     accuracy = estimated(votes, 2, "triplets")[2].accuracies
@@ -306,7 +306,7 @@ def topics(k: int, seed: int) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("k", [2, 3])
-def test_functions_that_are_not_independent_label_as_well_as_the_majority(k: int) -> None:
+def test_dependent_functions_label_as_well_as_the_majority(k: int) -> None:
     for seed in range(5):
         votes, y = topics(k, seed)
         names = [f"f{j}" for j in range(votes.shape[1])]
@@ -321,7 +321,7 @@ def test_functions_that_are_not_independent_label_as_well_as_the_majority(k: int
         assert np.allclose(posterior, found.balance)  # abstaining says nothing
 
 
-def test_a_single_vote_counts_as_its_precision_and_known_classes_are_certain() -> None:
+def test_a_vote_is_its_precision_and_known_classes_certain() -> None:
     votes, y = topics(2, 0)
     patterns, index = np.unique(np.column_stack([votes, y]), axis=0, return_inverse=True)
     weights = np.bincount(index.reshape(-1)).astype(float)

@@ -242,7 +242,7 @@ def test_the_floor_is_there_where_a_mean_may_be_negative() -> None:
         assert resolve(name, {}, head, ("prediction",), y).floor is None
 
 
-def test_a_negative_prediction_of_a_linear_model_pays_and_is_pushed_up() -> None:
+def test_a_negative_linear_prediction_pays_and_is_pushed_up() -> None:
     margin = tensor([-5.0, 2.0]).requires_grad_()
     loss = rows("poisson", linear(), margin, tensor([3.0, 2.0]))
     loss.sum().backward()
@@ -296,7 +296,7 @@ def test_the_scale_frees_training_of_the_labels_unit() -> None:
 
 @pytest.mark.parametrize("name", REGRESSION)
 @pytest.mark.parametrize("head", [logistic(1, 2), logistic(3, 3), glr("binomial", "logit")])
-def test_a_loss_that_would_change_what_probabilities_mean_is_refused(head: Predictor, name: str) -> None:
+def test_losses_that_redefine_probabilities_are_refused(head: Predictor, name: str) -> None:
     with pytest.raises(InputError, match=f"loss='{name}' on .*use 'logLoss'"):
         resolve(name, {}, head, ("prediction",), label())
 

@@ -185,7 +185,7 @@ def test_a_weight_is_as_many_rows(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_contributions_add_up_to_the_metric_and_are_its_derivatives(name: str) -> None:
+def test_contributions_sum_to_the_metric_as_its_derivatives(name: str) -> None:
     """sum(w psi) = W T, and psi_i - mean = W dT/dw_i: moving weight to a row from all others moves T along it."""
     found, head, margin, y = case(name)
     value, sums = values(found, head, margin, y, W)
@@ -218,7 +218,7 @@ def test_the_influence_on_auc_is_delongs_placements() -> None:
     assert psi.var() / N == pytest.approx(delong, rel=1e-12)
 
 
-def test_the_influence_on_r2_through_the_origin_is_that_of_two_sums() -> None:
+def test_influence_on_r2_through_the_origin_is_of_two_sums() -> None:
     kept = W > 0
     y, found, w = REAL[kept], GUESS[kept], W[kept]
     metric = of_predictions("r2", {"throughOrigin": True})
@@ -407,7 +407,7 @@ def test_metrics_that_cannot_be_had(given: dict[str, Any], head: Predictor, sent
         metric(given.pop("metric", None), head, **given)
 
 
-def test_a_metric_takes_its_parameters_from_the_loss_unless_it_has_its_own() -> None:
+def test_a_metric_without_parameters_has_those_of_the_loss() -> None:
     y, m, one = tensor([0.0, 10.0]), tensor([1.0, 0.0]), torch.ones(2, dtype=torch.float64)
 
     def pinball(**given: Any) -> float:

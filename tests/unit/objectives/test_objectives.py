@@ -140,7 +140,7 @@ def test_cost_is_the_mean_under_the_probabilities() -> None:
 
 
 @pytest.mark.parametrize("head", [logistic(threshold=0.2), logistic(2, 2, thresholds=[0.8, 0.3]), logistic()])
-def test_cost_tends_to_that_of_the_decisions_whatever_the_threshold(head: LogisticRegression) -> None:
+def test_cost_tends_to_that_of_decisions_at_any_threshold(head: LogisticRegression) -> None:
     """However close to the boundary a row is, sharpened it costs what Spark's decision does."""
     shape = (400, 2) if head.isMultinomial else (400,)
     m, y = tensor(RANDOM.normal(size=shape)), tensor(RANDOM.integers(0, 2, 400))
@@ -206,7 +206,7 @@ def test_a_batch_without_pairs_costs_nothing_and_pushes_nowhere() -> None:
         assert m.grad.tolist() == [0, 0, 0]
 
 
-def test_mmce_is_small_where_confidences_are_right_and_large_where_they_are_not() -> None:
+def test_mmce_is_small_only_where_confidences_are_right() -> None:
     random = np.random.default_rng(0)
     m = random.normal(size=3000) * 1.5
     y = tensor(random.random(3000) < 1 / (1 + np.exp(-m)))

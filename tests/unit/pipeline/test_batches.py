@@ -108,7 +108,7 @@ def test_a_nan_is_refused_whatever_rows_share_its_batch() -> None:
             list(run([numbers(*rows)]))
 
 
-def test_what_a_null_offset_makes_null_is_null_to_the_stages_behind() -> None:
+def test_a_null_from_a_null_offset_is_null_to_later_stages() -> None:
     bins = Bucketizer("splits", [torch.tensor([-math.inf, 0.0, math.inf], dtype=F64)], False, "bins", ("p",))
     net = network((glr(1), ["v", "offset"], "p"), (bins, ["p"], "bin"))
     values: dict[Version, Rows] = {("v", -1): torch.zeros(2, 1, dtype=F64)}
@@ -120,7 +120,7 @@ def test_what_a_null_offset_makes_null_is_null_to_the_stages_behind() -> None:
         net.run(values, [("bin", 1)])
 
 
-def test_vectors_that_are_all_null_are_as_wide_as_the_metadata_tell() -> None:
+def test_all_null_vectors_have_the_width_of_the_metadata() -> None:
     run, nothing = task("cpu"), batch(task("cpu"))
     nothing = pa.RecordBatch.from_arrays(
         [nothing.column(0), nothing.column(1), pa.nulls(4, nothing.column(2).type)], nothing.schema.names

@@ -104,7 +104,7 @@ def test_who_reads_outside_of_the_loss_keeps_a_stage_as_it_is() -> None:
         (1, (), (), (0, 1)),
     ],
 )
-def test_rows_dropped_behind_the_head_are_gone_before_the_cache_unless_what_trains_decides_which(
+def test_rows_are_dropped_before_caching_unless_by_training(
     reads: int, target: tuple[str, ...], cached: tuple[int, ...], live: tuple[int, ...]
 ) -> None:
     parents = frozenset({reads} - {-1})
@@ -115,7 +115,7 @@ def test_rows_dropped_behind_the_head_are_gone_before_the_cache_unless_what_trai
     assert [v.uid for v in cut.late_droppers] == ([] if cached else ["filter"])
 
 
-def test_a_stage_that_overwrites_what_was_read_does_not_run_before_its_readers() -> None:
+def test_a_stage_overwrites_a_column_only_after_its_readers() -> None:
     for column in ("x", "target"):
         given = graph("filter")
         last = dataclasses.replace(given.vertices[2], drops_rows=True, parents=frozenset(), outputs=(column,))

@@ -47,7 +47,7 @@ def judged(folds: list[FoldComparison], factor: float | None = 1.0, **options: A
 
 
 @pytest.mark.parametrize("shift", [0.02, 0.1, 0.2])
-def test_each_p_value_pays_for_four_finalists_and_for_nothing_else(shift: float) -> None:
+def test_each_p_value_pays_for_four_finalists_alone(shift: float) -> None:
     folds = in_folds(random(1, 4, 200) + shift)
     found = judged(folds).verdict
     alone = decision.decide_gain(folds, level=0.025 / FINALISTS, factor=1.0, finalists=1)
@@ -57,7 +57,7 @@ def test_each_p_value_pays_for_four_finalists_and_for_nothing_else(shift: float)
     assert (found.gain, found.z) == (alone.gain, alone.z)
 
 
-def test_no_gain_is_accepted_more_often_than_a_quarter_of_the_level() -> None:
+def test_false_gains_pass_at_a_quarter_of_the_level_at_most() -> None:
     accepted = sum(judged(in_folds(random(seed, 4, 60))).accepted for seed in range(200))
     assert accepted <= 5  # 1.2 are expected; more than 5 have a chance of 0.2%
 
@@ -98,7 +98,7 @@ def test_weights_of_all_folds_count_in_one_unit() -> None:
     assert other.unseen.gain * 8 == pytest.approx(one.unseen.gain, rel=1e-12)
 
 
-def test_rows_of_all_folds_count_where_those_of_each_are_too_few() -> None:
+def test_rows_of_all_folds_count_where_each_has_too_few() -> None:
     assert "30 are needed" in judged(in_folds(random(1, 2, 14) + 9)).verdict.untested
     assert judged(in_folds(random(1, 2, 15) + 9)).accepted
 

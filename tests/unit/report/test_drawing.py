@@ -100,7 +100,7 @@ def test_nothing_lies_over_another_or_outside(given_plan: dict[str, Any]) -> Non
 
 @given(plans())
 @settings(max_examples=40, deadline=None)
-def test_each_column_has_its_line_and_no_lane_holds_two_at_a_place(given_plan: dict[str, Any]) -> None:
+def test_each_column_has_a_line_and_no_lane_two_at_a_place(given_plan: dict[str, Any]) -> None:
     buses = _buses(given_plan)
     for e in given_plan["edges"]:
         if e["source"] >= 0:
@@ -114,7 +114,7 @@ def test_each_column_has_its_line_and_no_lane_holds_two_at_a_place(given_plan: d
         assert lane != other or b < c or d < a
 
 
-def test_gradients_stop_at_the_nearest_stage_that_could_not_pass_them() -> None:
+def test_gradients_stop_at_the_nearest_stage_that_bars_them() -> None:
     stages = [
         stage(0, role="referenced"),
         stage(1, numParameters=3),
@@ -130,7 +130,7 @@ def test_gradients_stop_at_the_nearest_stage_that_could_not_pass_them() -> None:
     assert _cuts(plan(stages, edges)) == set()
 
 
-def test_it_is_saved_in_dark_on_white_and_shown_in_the_colours_of_the_page(tmp_path: Path) -> None:
+def test_it_is_saved_on_white_and_shown_in_page_colours(tmp_path: Path) -> None:
     drawing = Drawing(plan_picture(plan([stage(0, uid="名前", trainable=True)], [edge(-1, 0)], head=0), "all"))
     drawing.save(tmp_path / "plan.svg")
     saved = (tmp_path / "plan.svg").read_text(encoding="utf-8")
@@ -139,7 +139,7 @@ def test_it_is_saved_in_dark_on_white_and_shown_in_the_colours_of_the_page(tmp_p
     assert "save(path)" in repr(drawing)
 
 
-def test_the_names_of_sparks_stages_are_whole_beside_the_mark_of_the_loss() -> None:
+def test_stage_names_are_whole_beside_the_mark_of_the_loss() -> None:
     for name in ("MultilayerPerceptronClassificationModel", "GeneralizedLinearRegressionModel"):
         root = plan_picture(plan([stage(0, path=(12,), stageClass=name)], [edge(-1, 0)], head=0), "all")
         assert f"12 {name}" in [text.text for text in root.iter("text")]

@@ -240,14 +240,14 @@ def test_each_kind_of_run(kind: str) -> None:
     assert ("How to go back" in shown.text) and ("How good" in shown.text)
 
 
-def test_an_improvement_tells_gain_error_interval_and_what_decided() -> None:
+def test_an_improvement_tells_its_figures_and_what_decided() -> None:
     shown = " ".join(Words(page(KINDS["improved"][0])).text.split())
     assert "+ 16 units 1 – -50.00% 2.0% +40.00% to +60.00%" in shown
     assert "5 folds, 812.4 rows, groups or blocks decided; compared with your pipeline." in shown
     assert "The race on the rows that explore" in shown
 
 
-def test_the_first_screen_tells_decision_gain_and_whom_it_touches() -> None:
+def test_the_first_screen_tells_decision_gain_and_changes() -> None:
     given, more = KINDS["slices"]
     shown = " ".join(Words(page(given, **more)).text.split())
     first = shown[: shown.index("Training")]

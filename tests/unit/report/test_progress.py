@@ -26,7 +26,7 @@ def test_one_form_of_words() -> None:
     assert str(SearchProgress(40, 0, 0, 0, 8, None, None, None, None)) == "trial 0 of at most 40"
 
 
-def test_how_long_it_may_take_follows_from_what_was_done_since_the_first_look() -> None:
+def test_time_left_follows_from_work_since_the_first_look() -> None:
     now = 5.0
     pace = RemainingTime(lambda: now)
     assert pace.seconds_left(3, 10) is None  # what an earlier run did tells nothing
@@ -50,7 +50,7 @@ def test_rounds_tell_the_parts_and_what_they_gained() -> None:
     assert forecast.end_round([tried(2, 0.1, "less")]) == "round 2 of at most 5: nothing gains"
 
 
-def test_a_growing_cache_tells_rows_and_bytes_of_the_files_that_are_there(tmp_path: Path) -> None:
+def test_a_growing_cache_tells_rows_and_bytes_so_far(tmp_path: Path) -> None:
     growing = CacheProgress(tmp_path)
     assert growing.message() == "0 rows, 0.0 MB so far"
     (tmp_path / "split=train").mkdir()

@@ -91,7 +91,7 @@ def test_the_worst_slices_come_first_and_the_untested_last() -> None:
     assert "none" not in few  # no row, nothing to say
 
 
-def test_slices_of_a_metric_that_grows_and_of_one_that_is_undefined_on_some() -> None:
+def test_slices_show_growing_and_undefined_metrics() -> None:
     known = [("better", 0.7, 0.8, 0.1, 1.0), ("worse", 0.8, 0.7, -0.1, 0.01), ("rare", 0.6, 0.5, -0.1, None)]
     slices = [
         {"column": "country", "value": v, "rows": 100, "units": u, "before": b, "after": a, "gain": g, "p": p}

@@ -41,7 +41,7 @@ def notebook(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return pages
 
 
-def test_it_is_shown_where_someone_watches_unless_the_option_says(
+def test_it_is_shown_to_watchers_unless_an_option_decides(
     monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     assert (is_progress_shown(0), is_progress_shown(1), is_progress_shown(None)) == (False, True, False)
@@ -82,7 +82,7 @@ def test_a_notebook_is_not_told_more_often_than_it_can_show(notebook: list[str])
     assert "judge" in notebook[0]
 
 
-def test_a_terminal_updates_a_line_that_never_wraps_and_keeps_the_last() -> None:
+def test_a_terminal_line_updates_never_wraps_and_stays() -> None:
     screen, out = Terminal(), Tty()
     screen.console = Console(file=out, force_terminal=True, width=60, highlight=False)
     screen.runs("train", "epoch 1")
@@ -134,7 +134,7 @@ class Screen:
         self.told.append(f"{name} ended")
 
 
-def test_only_people_see_what_is_watched_and_the_phases_inside_a_phase() -> None:
+def test_only_people_see_what_is_watched_and_inner_phases() -> None:
     screen, heard = Screen(), Heard()
     phases = Phases(False, [Progress(screen), heard])
     with phases.phase("refit") as say:
@@ -145,7 +145,7 @@ def test_only_people_see_what_is_watched_and_the_phases_inside_a_phase() -> None
     assert heard.told == ["refit", "train", "train epoch 1", "train epoch 1", "refit"]
 
 
-def test_a_probe_is_asked_while_people_wait_and_never_without_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_probe_is_asked_only_while_people_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sparkdiff.report.progress.PROBE", 0.01)
     screen, asked = Screen(), []
 

@@ -80,7 +80,7 @@ def test_a_summary_shows_itself() -> None:
     assert "tuned, poisson" in repr(a_summary(metrics={}))
 
 
-def test_colours_are_the_pages_own_and_nothing_comes_from_elsewhere() -> None:
+def test_colours_are_the_pages_and_nothing_is_loaded() -> None:
     page = as_html([SectionTable([("a", "b"), ("1", "2")]), "text"])
     assert "color: inherit" in page
     assert not {"script", "link", "img"} & {*Seen(page).tags}

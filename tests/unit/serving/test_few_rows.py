@@ -44,7 +44,7 @@ def answers(made: Schedule, row: dict[str, Any]) -> list[Any]:
     return [alone, together]
 
 
-def test_a_null_whose_vector_a_stage_refuses_is_refused_alone_as_among_others() -> None:
+def test_a_null_vector_is_refused_alone_as_among_others() -> None:
     made = schedule(True, True)
     [step] = made.steps
     step.module.refusing = {"b": "tree"}  # type: ignore[union-attr]

@@ -75,7 +75,7 @@ def test_the_order_of_doubles_is_java_s() -> None:
 # Gradients --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_threshold_moves_towards_what_its_other_side_would_have_given() -> None:
+def test_a_threshold_moves_by_what_its_other_side_gives() -> None:
     module = Binarizer("threshold", float64(2.0)[0], 1)
     module.unfreeze("threshold")
     x = float64(1.9, 2.1, NAN, 50.0).requires_grad_()

@@ -165,7 +165,7 @@ def stats(std: Tensor, support: Tensor, leaves: Tensor) -> FeatureStats:
     return FeatureStats(torch.zeros(len(std), dtype=F64), std, support, leaves)
 
 
-def test_thresholds_settle_between_the_values_that_they_separate() -> None:
+def test_thresholds_settle_between_values_they_separate() -> None:
     trees = module(GBTRegression, 4)
     trees.thresholds.requires_grad_()
     was = trees.thresholds.detach().clone()
@@ -244,7 +244,7 @@ def test_a_leaf_that_few_rows_reach_stays() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_unit_of_a_leaf_moves_the_margin_alike_whatever_its_tree_weighs(kind: type[Trees]) -> None:
+def test_leaf_units_move_margins_alike_at_any_tree_weight(kind: type[Trees]) -> None:
     trees = module(kind, 2)
     std = torch.arange(1.0, WIDTH + 1, dtype=F64)
     units = trees.units(stats(std, torch.full((WIDTH,), 99), torch.empty(0)), LABELS)

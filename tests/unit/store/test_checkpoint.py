@@ -236,9 +236,7 @@ def test_a_run_that_fails_keeps_a_checkpoint_under_either_name(tmp_path: Path) -
     ("error", "stays"),
     [(KeyboardInterrupt(), False), (SparkdiffError("it was lost; runId='drawn' continues from there"), True)],
 )
-def test_a_checkpoint_of_a_run_without_a_name_stays_only_where_its_id_is_told(
-    tmp_path: Path, error: BaseException, stays: bool
-) -> None:
+def test_an_unnamed_checkpoint_stays_only_if_its_id_is_told(tmp_path: Path, error: BaseException, stays: bool) -> None:
     folder = RunFolder.open(tmp_path, "drawn", {}, replace=False)
     files.save(folder.state, {"epoch": 1})
     with pytest.raises(type(error)), folder.keep_for_resume(always=False):

@@ -155,7 +155,7 @@ def told(seed: int, *folders: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.once
-def test_what_differs_differs_and_what_is_equal_is_equal_in_another_process(tmp_path: Path) -> None:
+def test_equal_and_different_stay_so_in_another_process(tmp_path: Path) -> None:
     (first,) = told(1, written(tmp_path / "one"))
     assert len({*first.values()}) == len(first)
     second, other, limited = told(
@@ -218,7 +218,7 @@ MAKERS: list[Callable[[Any], Any]] = [
 
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, len(MAKERS) - 1), st.integers(0, len(MAKERS) - 1), VALUES, VALUES)
-def test_two_callables_are_equal_only_if_they_are_made_alike_of_equal_values(i: int, j: int, a: Any, b: Any) -> None:
+def test_equal_callables_are_made_alike_of_equal_values(i: int, j: int, a: Any, b: Any) -> None:
     same = identity(MAKERS[i](a)) == identity(MAKERS[j](b))
     assert same == (i == j and exactly(a) == exactly(b))
 
@@ -348,7 +348,7 @@ def test_a_package_is_told_by_the_version_that_was_installed(package: Callable[[
     assert modules._is_installed("inhouse.losses")
 
 
-def test_a_package_that_is_edited_where_it_lies_is_told_by_its_code(
+def test_a_package_edited_in_place_is_told_by_its_code(
     package: Callable[[int, str | None], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package(2, "1.0")

@@ -57,7 +57,7 @@ def record(**changes: Any) -> RunRecord:
     return RunRecord(**given | changes)
 
 
-def test_what_is_told_of_a_record_is_what_differs_and_has_no_secrets() -> None:
+def test_a_record_tells_what_differs_and_no_secrets() -> None:
     found = record()
     assert plain_values.params(found) == {"cacheDir": "s3a://...@bucket/caches", "maxEpochs": "7", "labelCol": "y"}
     assert plain_values.metrics(found) == {

@@ -54,9 +54,7 @@ def refused(at: Place, team: Team) -> float:
     raise AssertionError("nothing is to be timed")
 
 
-def test_without_a_gpu_the_cpu_is_taken_and_nothing_is_timed_said_or_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_gpu_the_cpu_is_taken_and_nothing_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "gpus", lambda: 0)
     said: list[str] = []
     assert choose_place(Options(), ALONE, tmp_path, refused, said.append) == (CPU, ALONE)
@@ -154,7 +152,7 @@ def test_the_folder_of_a_run_may_hold_it(tmp_path: Path) -> None:
     assert DeviceNote.read(RunFolder.open(tmp_path, "r", {"seed": 2}, replace=True).path) is None
 
 
-def test_the_clock_counts_steps_over_epochs_and_not_the_first_ones() -> None:
+def test_the_clock_skips_first_steps_and_counts_over_epochs() -> None:
     clock = StepTimer(CPU, steps=10, epochs=100)
     for done in range(1, choice.WARM + choice.TIMED):
         clock(SimpleNamespace(epoch=1 + done // 10, step=done % 10))  # type: ignore[arg-type]
@@ -193,9 +191,7 @@ def test_the_clock_waits_for_the_device_that_it_times(monkeypatch: pytest.Monkey
     assert waited == [torch.device(fake_gpu.NAME, 1)] * 2
 
 
-def test_another_gpu_is_current_while_it_is_timed_and_trained_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_gpu_is_current_while_timed_and_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     second, current = Place(torch.device(fake_gpu.NAME, 1)), fake_gpu.backend.current_device
     monkeypatch.setattr(choice, "gpus", lambda: 2)
     monkeypatch.setattr(choice, "place", lambda kind, precision, local: CPU if kind == "cpu" else second)
@@ -218,7 +214,7 @@ def test_another_gpu_is_current_while_it_is_timed_and_trained_on(
     assert current() == 0
 
 
-def test_all_processes_take_the_cpu_if_training_fails_on_the_gpu_of_one(tmp_path: Path) -> None:
+def test_all_processes_take_the_cpu_if_one_fails_on_its_gpu(tmp_path: Path) -> None:
     """And with less memory if one runs out of it: the others, which wait in a sum, end, and all begin again."""
     tests = Path(__file__).parents[2]
     path = os.pathsep.join([str(tests.parent), str(tests), os.environ.get("PYTHONPATH", "")])
@@ -256,7 +252,7 @@ def a_group(tmp_path: Path) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("a_group", "one_gpu")
-def test_sums_of_a_gpu_go_over_the_cpu_without_a_group_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_sums_without_their_own_group_go_over_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     team = Team(0, 2)  # of which only one is there
     x, n = torch.ones(2, dtype=torch.float64).to(FAKE.device), torch.tensor(3).to(FAKE.device)
     team.sum_(x, n)

@@ -223,7 +223,7 @@ ROWS, PARTS = "rows are copied there batch by batch", "one after the other"
 
 @FAKE_ONLY
 @pytest.mark.parametrize("name", [pytest.param("noise, masks and mixtures", marks=pytest.mark.nightly), "perceptron"])
-def test_where_memory_is_short_rows_leave_and_then_candidates_take_turns(
+def test_low_memory_evicts_rows_then_candidates_take_turns(
     made: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each way down is told, and nothing is lost: the result is that of all memory."""
@@ -256,7 +256,7 @@ def test_where_memory_is_short_rows_leave_and_then_candidates_take_turns(
 
 
 @FAKE_ONLY
-def test_several_processes_begin_again_with_less_on_their_devices(made: Any, tmp_path: Path) -> None:
+def test_processes_begin_again_with_less_on_their_devices(made: Any, tmp_path: Path) -> None:
     """One that runs out of memory can't go on alone: it tells the driver, which starts all with less."""
     a, wanted = made("noise, masks and mixtures")
     training = begun(a)
@@ -324,7 +324,7 @@ def test_a_step_that_no_memory_is_left_to_record_needs_no_graph(
     assert "too little for a graph" in told
 
 
-def test_what_follows_a_step_that_fails_aside_waits_for_its_kernels() -> None:
+def test_what_follows_a_failed_step_waits_for_its_kernels() -> None:
     """They run on a stream of their own, and write to what is then put back."""
     waited: list[tuple[str, str]] = []
 
@@ -347,7 +347,7 @@ def test_what_follows_a_step_that_fails_aside_waits_for_its_kernels() -> None:
 
 
 @pytest.mark.parametrize("others", [0, 3])
-def test_steps_look_at_their_weights_where_any_process_has_rows_that_count_nowhere(made: Any, others: int) -> None:
+def test_steps_read_weights_if_any_process_has_weights_of_0(made: Any, others: int) -> None:
     class Two(Team):
         def sum_(self, *tensors: Tensor) -> None:
             for tensor in tensors:
@@ -452,7 +452,7 @@ def unsteady(outputs: Any, label: Tensor, weight: Tensor) -> Tensor:
     return (next(iter(outputs.values())) - label) ** 2 * (1.0 if float(label.sum()) >= 0 else 2.0)
 
 
-def test_a_step_that_no_graph_can_hold_is_started_kernel_by_kernel(made: Any) -> None:
+def test_a_step_without_a_graph_runs_kernel_by_kernel(made: Any) -> None:
     a, wanted = made("noise, masks and mixtures", loss=unsteady)
     found = fitted(a, GPU)
     assert_same(found, wanted)

@@ -68,7 +68,7 @@ def events(phases: Phases) -> list[tuple[str, Any]]:
     ]
 
 
-def test_what_a_listener_raises_is_a_warning_and_the_others_hear_everything() -> None:
+def test_a_listeners_error_is_a_warning_and_others_hear_all() -> None:
     heard, told = Heard(), list[Any]()
     heard.on_epoch = told.append  # type: ignore[method-assign]
     heard.on_decision = told.append  # type: ignore[method-assign]
@@ -104,7 +104,7 @@ def test_listeners_are_a_list_of_instances(callbacks: Any, got: str) -> None:
             estimator(callbacks=callbacks)
 
 
-def test_rows_are_told_once_and_in_order_wherever_they_come_from() -> None:
+def test_rows_from_anywhere_are_told_once_and_in_order() -> None:
     heard: list[int] = []
     epochs, rows = EpochForwarder(lambda row: heard.append(row["epoch"])), [{"epoch": i} for i in range(9)]
     epochs(rows[:2])
@@ -116,7 +116,7 @@ def test_rows_are_told_once_and_in_order_wherever_they_come_from() -> None:
     assert heard == list(range(9))
 
 
-def test_progress_is_read_line_by_line_and_a_broken_one_left_out(tmp_path: Path) -> None:
+def test_progress_is_read_by_line_and_broken_ones_left_out(tmp_path: Path) -> None:
     file = tmp_path / "progress.jsonl"
     progress = LineReader(file)
     first, second = json.dumps({"rows": [1]}), json.dumps({"rows": [2]})

@@ -193,7 +193,7 @@ def close(found: Tensor, expected: Tensor) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
-def test_columns_of_a_group_of_batches_take_its_steps_and_all_others_wait(name: str, optimizer: str) -> None:
+def test_columns_in_a_batch_group_step_and_all_others_wait(name: str, optimizer: str) -> None:
     one, other = both(name, [dataclasses.replace(r, optimizer=optimizer) for r in RECIPES])
     found, expected = one.end(), other.end()
     assert (expected != 0).double().mean() > 0.1

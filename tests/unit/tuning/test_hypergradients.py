@@ -161,7 +161,7 @@ def test_gates_choose_what_held_out_rows_prefer() -> None:
     assert [float(share.sum()) for share in found.gates] == pytest.approx([1, 1])
 
 
-def test_alternatives_are_judged_at_the_penalty_that_they_will_have() -> None:
+def test_alternatives_are_judged_at_their_final_penalty() -> None:
     """Thirty columns that each matter a little: worth their errors where they are penalised, and not without a penalty."""
     draw = np.random.default_rng(0)
     wide, number = draw.normal(size=(900, 30)), draw.normal(size=900)

@@ -69,7 +69,7 @@ def test_a_class_of_rows_of_weight_0_only_is_left_to_spark(metric: str, sparks: 
     assert not math.isnan(judge.value(prediction, label, weight + (label == 2)))
 
 
-def test_two_classes_of_a_multinomial_model_under_a_pure_l1_penalty() -> None:
+def test_two_multinomial_classes_with_pure_l1_stay_in_spark() -> None:
     def why(**given: Any) -> str:
         base = {
             "regParam": 0.1,

@@ -50,7 +50,7 @@ def test_other_losses() -> None:
     assert certain == 0.0
 
 
-def test_probabilities_of_classes_give_what_margins_give_in_training() -> None:
+def test_probabilities_give_what_margins_give_in_training() -> None:
     _, y, w = drawn()
     y = (y - 0.5).clamp(max=2)
     margin = torch.from_numpy(np.random.default_rng(1).normal(size=(len(y), 3))) * 3

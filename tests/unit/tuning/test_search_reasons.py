@@ -61,7 +61,7 @@ def test_each_reason_has_figures_and_ends_with_the_way_out(compared: Comparison,
     assert says in why and "(rmse " in why and why.endswith(f"; {ends}" if "because rare" not in ends else ends)
 
 
-def test_without_a_test_a_winner_that_is_not_better_is_kept_whatever_the_guard() -> None:
+def test_an_untested_winner_must_be_better_at_any_guard() -> None:
     why = reason(Comparison(2.0, 1.0, None, "Own gives no value per row", remedy=OF_SPARK), guard=1.0)
     assert "on the fresh rows alone the winner is not better" in why
     assert why.endswith("; to look further, widen the space")

@@ -91,7 +91,7 @@ def test_distributions_are_saved_and_told() -> None:
     assert value_of(choice(1, True), "1: True") is True
 
 
-def test_a_stage_inside_alternatives_is_asked_about_only_if_it_is_chosen() -> None:
+def test_only_chosen_stages_of_alternatives_are_asked_about() -> None:
     scale, shift, head = Scale(), Shift(), Head()
     pipeline = Pipeline(stages=[alternatives(scale, shift, None), head])
     space = {head.size: [1, 2], scale.factor: uniform(0, 1), shift.factor: choice(1.0, 2.0)}
@@ -109,7 +109,7 @@ def test_a_stage_inside_alternatives_is_asked_about_only_if_it_is_chosen() -> No
     assert head.getOrDefault("featuresCol") == "s" and len(places(pipeline)) == 1 and not places(empty)
 
 
-def test_a_stage_of_several_alternatives_is_asked_about_under_each() -> None:
+def test_each_alternative_asks_about_a_stage_they_share() -> None:
     """With one place in the other, which a later alternative holds, too."""
     scale, shift, head = Scale(write="a"), Shift("a"), Head()
     inner = alternatives(Scale("a"), shift)
@@ -144,7 +144,7 @@ def test_a_grid_lists_each_setting_once() -> None:
         SearchSpace.of(scale, {scale.factor: uniform(0, 1)}).grid()
 
 
-def test_columns_are_renamed_through_empty_places_one_after_the_other() -> None:
+def test_columns_are_renamed_through_empty_places_in_turn() -> None:
     one, two, head = Scale("x", "s"), Shift("s", "t"), Head("t")
     head._set(inputCols=["a", "t"])
     pipeline = Pipeline(stages=[alternatives(one, None), Pipeline(stages=[alternatives(two, None)]), head])

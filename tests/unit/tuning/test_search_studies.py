@@ -185,7 +185,7 @@ def test_a_killed_study_goes_on_as_if_it_had_never_stopped(name: str, killed: Pa
 
 
 @pytest.mark.parametrize("name", ["random", "recursiveRandom", *KILLED])
-def test_a_trial_that_was_killed_between_two_values_gets_those_that_it_would_have_had(
+def test_a_trial_killed_between_values_gets_the_same_ones(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     undisturbed = Study(plan(name, total=24))

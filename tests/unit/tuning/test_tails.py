@@ -124,7 +124,7 @@ def test_what_a_first_look_leaves_to_spark(
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_vectors_that_are_null_or_of_different_widths_are_left_to_spark(
+def test_null_vectors_and_mixed_widths_are_left_to_spark(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_memory: bool
 ) -> None:
     if not in_memory:
@@ -145,7 +145,7 @@ def test_vectors_that_are_null_or_of_different_widths_are_left_to_spark(
         assert seen.problem.startswith(problem)
 
 
-def test_metadata_that_name_fewer_classes_than_there_are_leave_the_rows_to_spark(tmp_path: Path) -> None:
+def test_metadata_with_too_few_classes_leave_rows_to_spark(tmp_path: Path) -> None:
     rows = cache(tmp_path / "rows")
     assert look(rows, "LogisticRegression", [Setting()], 3, 2) == RowFindings("", 2)
     assert look(rows, "LogisticRegression", [Setting()], 3, 1).problem.startswith("the label's metadata name 1 classes")

@@ -40,7 +40,7 @@ def test_stages_before_the_first_difference_are_shared() -> None:
     assert [child.params for child in root.after[0].after] == [{k: 2}, {k: 3}]
 
 
-def test_equal_settings_are_one_and_the_last_stage_does_not_split_the_first() -> None:
+def test_equal_settings_are_one_and_first_stages_stay_whole() -> None:
     a, b = param("A", "x"), param("B", "y")
     assert shape(grow(uids("A", "B"), [{a: 1}, {a: 1}, {}])) == [([0, 1], [([0, 1], [])]), ([2], [([2], [])])]
     assert shape(grow(uids("A", "B"), [{b: 1}, {b: 2}])) == [([0, 1], [([0], []), ([1], [])])]
