@@ -71,7 +71,10 @@ gallery:                ## run the five jobs of examples/, and write docs/galler
 	@bash tools/setup.sh java dev
 	"$(VENV)/bin/python" examples/run.py $(ARGS)
 
-site:                   ## build the documentation as a site in site/; warnings are errors
+docs/gallery.md:
+	@$(MAKE) --no-print-directory gallery
+
+site: docs/gallery.md   ## build the documentation as a site in site/; warnings are errors (the first time with the gallery)
 	@bash tools/setup.sh dev
 	@bash tools/site.sh
 

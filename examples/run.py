@@ -22,13 +22,11 @@ HERE, PAGE = ROOT / "examples", ROOT / "docs" / "gallery.md"
 NAMES = ("bikes", "digits", "text", "trees", "shops")
 HEAD = """# Gallery: five pipelines and what became of them
 
-Each was run through [`sparkdiff improve`](improving.md) on two cores, as it stands in `examples/`. `python examples/run.py`
-writes this page and the [reports](report.md) from the runs. Most budgets are times, so the figures of your runs will differ.
-Other programs used the cores too while these ran, and not all arms had their turn: [measured/jobs.md](measured/jobs.md) shows
-what three minutes make of bike sharing.
+Each was run through [`sparkdiff improve`](improving.md), as it stands in `examples/`. `make gallery` writes this page and the
+[reports](report.md) from the runs. Most budgets are times, so the figures of your runs will differ.
 
-`change` is that of the loss on validation rows, which decide; nothing was chosen by test rows. `flips` is the share of rows whose
-label changes, or whose prediction moves by more than a tenth. `serving` is the cost of a row relative to the original's.
+`change` is that of the loss on the rows that decide; nothing was chosen by test rows. `flips` is the share of rows whose label
+changes, or whose prediction moves by more than a tenth. `serving` is the cost of a row relative to the original's.
 """
 OFFERS = {"best": "**best**", "sameForm": "same stages", "asCheap": "as cheap", "simpler": "simpler, and no worse"}
 SHOWN = 6
