@@ -348,6 +348,8 @@ def replace_interrupt_handler() -> bool:
     active, properties = sessions.getActiveSession(), java.getLocalProperties()
 
     def interrupt(*_: Any) -> None:
+        if context._jsc is None:  # it was stopped
+            raise KeyboardInterrupt
         thread = threading.Thread(target=context.cancelAllJobs, daemon=True)
         thread.start()
         thread.join(CANCELLING)
