@@ -8,6 +8,7 @@ from typing import Any
 from pyspark.ml import Estimator
 from pyspark.sql import SparkSession
 
+from sparkdiff import jvm
 from sparkdiff.cli import search_section as section
 from sparkdiff.cli.config import KEEPING, Config, command_of, request_of
 from sparkdiff.cli.output_writing import write_run_folder
@@ -31,6 +32,7 @@ from sparkdiff.store.lease import Lease
 from sparkdiff.store.model_digests import hash_of_folder
 
 
+@jvm.interruptible()
 def run(config: Config, lease: Lease, spark: SparkSession) -> SearchSummary:
     """Run the job. Its trials (the study) are stored next to the output until the run is written, so that a killed job
     continues.

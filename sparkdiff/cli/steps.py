@@ -73,6 +73,7 @@ OFFERS = "offers"
 """Folder within a run's folder for the other pipelines that an improvement offers."""
 
 
+@jvm.interruptible()
 def run(config: Config, lease: Lease, spark: SparkSession, found: dict[str, Any] | None) -> FineTuningSummary:
     """Run the job, and return its summary.
 

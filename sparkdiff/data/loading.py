@@ -30,7 +30,8 @@ OWN = {"spark.python.sql.dataFrameDebugging.enabled": "false"}
 """Default settings of a job's session: PySpark 4 must not report to Java where each column was created, which by
 default makes up a third of all calls to Java.
 """
-FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json", ".orc": "orc"}
+FORMATS = {f".{name}": name for name in ("csv", "json", "orc", "parquet")}
+FORMATS |= {".tsv": "csv", ".jsonl": "json", ".ndjson": "json"}
 """Formats of files by file extension."""
 WAYS = {"triage": "rename the file, such as to rows.csv, or pass a DataFrame"}
 """What to do about rows in another format than Spark's default, for what can't set a format."""
@@ -67,7 +68,6 @@ def start_session(conf: Mapping[str, Any], meanwhile: str | None = None, size: f
         jvm.java_options(jvm.archive_option(java), jvm.QUICK if size <= SMALL else ""),
     ):
         spark = builder.getOrCreate()
-    jvm.replace_interrupt_handler()
     if not jvm.in_process(spark):
         # A Connect model that is freed while the interpreter exits calls the server to delete it, and would wait forever.
         atexit.register(spark.stop)

@@ -23,6 +23,7 @@ def new_folder(option: str, given: str) -> Path:
     return path
 
 
+@jvm.interruptible()
 def save(model: Any, folder: Path, rows: DataFrame | None) -> None:
     """Save a fitted pipeline under a temporary name, check it, and rename it to `folder`; after a failure, nothing is
     left.

@@ -94,6 +94,7 @@ class PredictionDifference:
     outputs: dict[str, str]
 
 
+@jvm.interruptible()
 def predictions(old: Any, new: Any, df: DataFrame, sample: int | None = None) -> PredictionDifference:
     """Run both pipelines on the same rows, in one pass, and count in Spark how their predictions differ.
 

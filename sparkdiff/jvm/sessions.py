@@ -330,20 +330,20 @@ def cancellable(spark: SparkSession, tag: str) -> Iterator[None]:
     yield
 
 
-def replace_interrupt_handler() -> bool:
-    """Replace pyspark's handler of Ctrl-C by one that ends a call to Java; return False if pyspark has none, and in threads
-    other than the main one.
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C end a call to Java within this context, if pyspark handles it; in other threads this changes nothing.
 
     pyspark's handler calls Java on the connection that the interrupted call still reads. So the session gets wrong answers
     afterwards, and up to Spark 4.2 the call fails with an error in place of KeyboardInterrupt. The handler here cancels the jobs
     from another thread, and drops the connection. The new connection gets the session and the local properties of the old one.
     """
-    handler = signal.getsignal(signal.SIGINT)
-    context, gateway = SparkContext._active_spark_context, SparkContext._gateway
+    before, context = signal.getsignal(signal.SIGINT), SparkContext._active_spark_context
     in_main = threading.current_thread() is threading.main_thread()
-    if not in_main or context is None or not (getattr(handler, "__module__", "") or "").startswith("pyspark."):
-        return False
-    java: Any = context._jsc.sc()
+    if not in_main or context is None or not (getattr(before, "__module__", "") or "").startswith("pyspark."):
+        yield
+        return
+    gateway, java = SparkContext._gateway, context._jsc.sc()
     sessions: Any = context._jvm.org.apache.spark.sql.SparkSession  # type: ignore[union-attr]
     active, properties = sessions.getActiveSession(), java.getLocalProperties()
 
@@ -362,25 +362,16 @@ def replace_interrupt_handler() -> bool:
 
     signal.signal(signal.SIGINT, interrupt)
     logging.getLogger().addFilter(_is_no_interruption)
-    return True
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        logging.getLogger().removeFilter(_is_no_interruption)
 
 
 def _is_no_interruption(record: logging.LogRecord) -> bool:
     """False for the traceback that py4j logs, on the root logger, for each interrupted call."""
     return record.msg != "KeyboardInterrupt while sending command."
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """Let Ctrl-C end a call to Java within this context (see `replace_interrupt_handler`)."""
-    before = signal.getsignal(signal.SIGINT)
-    replaced = replace_interrupt_handler()
-    try:
-        yield
-    finally:
-        if replaced:
-            signal.signal(signal.SIGINT, before)
-            logging.getLogger().removeFilter(_is_no_interruption)
 
 
 def threads_share_session() -> bool:
