@@ -22,6 +22,7 @@ from pyspark import SparkConf, SparkContext
 from pyspark.errors import PySparkException
 from pyspark.find_spark_home import _find_spark_home
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.utils import is_remote
 from pyspark.util import VersionUtils
 
 from sparkdiff.errors import InputError, SparkdiffError
@@ -339,7 +340,7 @@ def interruptible() -> Iterator[None]:
     from another thread, and drops the connection. The new connection gets the session and the local properties of the old one.
     """
     before, context = signal.getsignal(signal.SIGINT), SparkContext._active_spark_context
-    in_main = threading.current_thread() is threading.main_thread()
+    in_main = threading.current_thread() is threading.main_thread() and not is_remote()
     if not in_main or context is None or not (getattr(before, "__module__", "") or "").startswith("pyspark."):
         yield
         return
