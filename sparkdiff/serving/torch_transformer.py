@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -61,8 +61,7 @@ def by_torch(model: Any, df: DataFrame, device: str) -> DataFrame:
     columns = model.transform(df).columns
     reference, in_torch = network.graph.reference(), {*network.positions}
     rest = [v.position for v in network.graph.vertices if v.position not in {*reference, *in_torch}]
-    # A stage that needs no output of torch runs in its place, before a later stage overwrites its inputs.
-    early = [i for i in rest if i < max(reference, default=0) and not network.graph.ancestors([i]) & in_torch]
+    early = stages_in_place(network, reference, rest)
     before, after = sorted([*reference, *early]), [i for i in rest if i not in early]
     check_order(network, before, after)
     # A stage that runs last may drop a column that it reads, or give it another type.
@@ -78,18 +77,44 @@ def by_torch(model: Any, df: DataFrame, device: str) -> DataFrame:
     return out.select(*map(col_by_name, columns))
 
 
+def stages_in_place(network: Network, reference: Collection[int], rest: Sequence[int]) -> set[int]:
+    """Positions, among `rest`, of the stages that must run in front of torch, because a later stage overwrites one of their
+    columns, or because such a stage reads them; and of stages of one's own, which may read columns that they don't declare.
+
+    The others run behind torch, where Spark computes their columns only if somebody reads them.
+    """
+    graph, early, last = network.graph, set[int](), max(reference, default=0)
+    may = [i for i in rest if i < last and not graph.ancestors([i]) & {*network.positions}]
+    while more := {
+        i
+        for i in {*may} - early
+        if graph.vertices[i].custom
+        or i in graph.ancestors(early)
+        or overwriting(network, i, {*reference, *early}) is not None
+    }:
+        early |= more
+    return early
+
+
+def overwriting(network: Network, i: int, before: Collection[int]) -> int | None:
+    """Position of the first stage behind stage `i`, in torch or among `before`, that may overwrite a column that it reads or
+    writes; None if there is none.
+    """
+    vertex = network.graph.vertices[i]
+    names = [*(name for name, _ in vertex.sources), *map(network.graph.casefold, vertex.outputs)]
+    later = sorted(j for j in {*before, *network.positions} if j > i)
+    return next((j for j in later if not vertex.declares_all or network.graph.writes(j, names)), None)
+
+
 def check_order(network: Network, before: Sequence[int], after: Sequence[int]) -> None:
     """Raise InputError if a stage that Spark runs last may read or write a column that a later stage has overwritten."""
-    graph = network.graph
     for i in after:
-        vertex = graph.vertices[i]
-        names = [*(name for name, _ in vertex.sources), *map(graph.casefold, vertex.outputs)]
-        for j in sorted({*before, *network.positions}):
-            if j > i and (not vertex.declares_all or graph.writes(j, names)):
-                raise InputError(
-                    f"{vertex.uid} stays in Spark, and {graph.vertices[j].uid} behind it writes a column that it reads or "
-                    "writes: give that one an output column of its own, or set device='spark'"
-                )
+        if (j := overwriting(network, i, before)) is not None:
+            own, other = (network.graph.vertices[k].uid for k in (i, j))
+            raise InputError(
+                f"{own} stays in Spark, and {other} behind it writes a column that it reads or writes: give that one an output "
+                "column of its own, or set device='spark'"
+            )
 
 
 def in_front(df: DataFrame, network: Network, before: Sequence[int]) -> tuple[DataFrame, dict[Version, str]]:

@@ -28,7 +28,7 @@ from pyspark.ml.feature import (
     Word2Vec,
 )
 from pyspark.ml.regression import GBTRegressor, GeneralizedLinearRegression, LinearRegression
-from pyspark.sql import DataFrame, functions as F
+from pyspark.sql import DataFrame, SparkSession, functions as F
 
 import sparkdiff
 from sparkdiff import InputError, TorchTransformer, jvm
@@ -127,6 +127,20 @@ class _Given:
 
     def transform(self, data: DataFrame) -> DataFrame:
         return self.frame
+
+
+def test_a_column_that_nobody_reads_is_not_computed(spark: SparkSession) -> None:
+    """As in Spark, where an unseen label fails only if it is asked for."""
+    schema = "a double, n int, kind string, target double"
+    train = spark.createDataFrame([(0.1, 0, "a", 0.6), (-0.2, 1, "b", 0.4), (-0.8, 2, "c", 3.0)], schema)
+    unseen = spark.createDataFrame([(-0.7, 1, "b", 1.0)], schema)
+    formula = RFormula(formula="target ~ n + a + kind", featuresCol="made", labelCol="index", forceIndexLabel=True)
+    model = Pipeline(stages=[formula]).fit(train)
+    ours = TorchTransformer(model, device="cpu")
+    assert ours.transform(train).collect() == model.transform(train).collect()
+    assert ours.transform(unseen).select("made").collect() == model.transform(unseen).select("made").collect()
+    with pytest.raises(jvm.SparkError, match=r"(?s)Unseen label: 1\.0"):
+        ours.transform(unseen).collect()
 
 
 @pytest.mark.parametrize("name", PIPELINES)
