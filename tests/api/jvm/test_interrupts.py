@@ -20,11 +20,7 @@ def test_ctrl_c_ends_a_call_to_java_and_the_session_goes_on(
         "pyspark handles Ctrl-C in another way: is this needed?"
     )
 
-    @F.udf("long")
-    def slowly(x: int) -> int:
-        time.sleep(120)
-        return x
-
+    slowly = F.udf(lambda x: time.sleep(120) or x, "long")  # type: ignore[func-returns-value]
     own, begun = spark.newSession(), time.monotonic()
     rows = own.range(1).select(slowly("id"))
     java: Any = spark._jvm
