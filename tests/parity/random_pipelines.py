@@ -547,12 +547,12 @@ def by_torch(truth: Truth) -> Iterator[Difference]:
             yield Difference("TorchTransformer", truth.writers.get(a.name, ""), "another type or metadata", told)
             return
     if truth.kept:
-        found = by_place(truth, ours.collect())
+        found = by_place(truth, ours.drop(*truth.labels()).collect())
         yield from compared("TorchTransformer", "in a batch", truth, found, [*truth.written(), *truth.case.types])
     # A worker that fails is lost, and another one imports torch anew: not for each pipeline.
     for i in truth.refused[: len(truth.refused) % 2]:
         try:
-            transformer.transform(truth.rows([i])).collect()
+            transformer.transform(truth.rows([i])).drop(*truth.labels()).collect()
         except SparkError:
             continue
         yield Difference("TorchTransformer", "", "answers a row that Spark refuses", f"row {i}", (i,))
@@ -574,7 +574,7 @@ def by_compact(truth: Truth) -> Iterator[Difference]:
         yield Difference("compact", "", "loses a column", f"columns {lost}")
         return
     names = [*(n for n in truth.written() if n in ours.columns), *(n for n in truth.case.types if n in ours.columns)]
-    yield from compared("compact", "in a batch", truth, by_place(truth, ours.collect()), names)
+    yield from compared("compact", "in a batch", truth, by_place(truth, ours.drop(*truth.labels()).collect()), names)
 
 
 ASKED: dict[str, Callable[[Truth], Iterator[Difference]]] = {
