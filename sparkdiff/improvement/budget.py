@@ -80,6 +80,7 @@ class Account:
         spent: name of an arm (or of another step) -> seconds spent on it.
         fold: seconds that it takes to fit and measure the pipeline in a fold.
         folds: number of proving folds; once the finalists are chosen, reduced to the number that there is time for.
+        check: seconds reserved for the comparison of the saved result with the one in memory, after the improvement.
 
     Args:
         clock: function that returns seconds since a fixed moment; None for the machine's clock.
@@ -91,7 +92,7 @@ class Account:
         self._begun = self._clock()
         self.spent: dict[str, float] = {}
         self._granted = 0.0
-        self.fold, self.folds, self._lanes = 0.0, 0, 1
+        self.fold, self.folds, self.check, self._lanes = 0.0, 0, 0.0, 1
         self._best: float | None = None
         self._since: float | None = None
 
@@ -116,6 +117,10 @@ class Account:
         """Record the seconds that it takes to fit and measure the pipeline, which is done in each fold."""
         self.fold = seconds
 
+    def note_check(self, seconds: float) -> None:
+        """Record the seconds that it takes to measure the original: as long as to save it, load it and run it on some rows."""
+        self.check = seconds
+
     @contextlib.contextmanager
     def fitting(self) -> Iterator[None]:
         """Context that records its duration as the time to fit and measure the pipeline in a fold."""
@@ -133,7 +138,7 @@ class Account:
     def _late(self) -> float:
         """Seconds left until the improvement exceeds its budget by as much as `LATE` and `LATE_SECONDS` allow."""
         assert self.budget.seconds is not None
-        return (1 + LATE) * self.budget.seconds + LATE_SECONDS - self.now()
+        return (1 + LATE) * self.budget.seconds + LATE_SECONDS - self.check - self.now()
 
     def _proof(self, seconds: float, folds: int, ready: float = 0.0) -> float:
         """Seconds needed to prove one candidate: to make it in each fold, beside its rival, and once from all rows.

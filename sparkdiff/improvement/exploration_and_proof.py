@@ -143,8 +143,12 @@ def explore_and_prove(
         allTrain=True,
     )
     check_entities(settings.entityCols, context.plan, sources[0].df)
-    with phases.phase("original") as say:
+    side_by_side = not origin.refused and context.folds_side_by_side > 1
+    fits_early = [functools.partial(_fit_early, origin, division, account)] if side_by_side else []
+    with phases.phase("original") as say, ahead(fits_early, wait=True):
+        started = time.monotonic()
         context = measure_original(context)
+        account.note_check(time.monotonic() - started)
         say(
             f"{context.metric.name} {context.start.scores[TRAIN].value:.5g} on {context.rows[TRAIN]:,} rows; "
             f"{context.start.parity}"
@@ -154,9 +158,9 @@ def explore_and_prove(
         context = dataclasses.replace(context, folder=folder.path)
         proof = Proof(context, division, None, log, verb.arms)
         account.start(division.number, context.folds_side_by_side)
-        early = not origin.refused and context.folds_side_by_side > 1 and not log.has("folds")
-        with ahead(_makes(proof, origin, account)) if early else contextlib.nullcontext():
-            started = time.monotonic()
+        early = side_by_side and not log.has("folds")
+        with ahead(_makes(proof, origin, account) if early else ()):
+            started = time.monotonic() - account.fold  # as if the early fit had just ended
             explores = context if origin.refused else proof.explores()
             check_same_numbers(context, explores.model, "fold 1")
             account.note_fit(time.monotonic() - started)
@@ -189,6 +193,13 @@ def _rival(proof: Proof, origin: Origin) -> tuple[bool, str]:
     """Result of `Origin.rival`, computed only once and logged."""
     find = functools.partial(origin.rival, proof.context, proof.explores())
     return proof.shared.once(("rival",), lambda: proof.log.read_or_make("rival", find))
+
+
+def _fit_early(origin: Origin, division: Division, account: Account) -> None:
+    """Fit the pipeline to the exploring rows while the original is measured; `Proof.explores` finds the result."""
+    if origin.fit is not None:
+        with account.fitting():
+            origin.fit(division.explores, division.boundaries[0])
 
 
 def _makes(proof: Proof, origin: Origin, account: Account) -> list[Callable[[], object]]:

@@ -103,13 +103,17 @@ def run(tasks: Tasks, lanes: int, phases: Phases, brake: StoppableListener) -> N
 
 
 @contextlib.contextmanager
-def ahead(makes: Sequence[Callable[[], object]]) -> Iterator[None]:
+def ahead(makes: Sequence[Callable[[], object]], *, wait: bool = False) -> Iterator[None]:
     """Context in which a background thread calls functions, in order, before their results are needed. Its end stops the thread.
 
     Args:
         makes: functions that cache their results (see `Shared.once`). An error only ends the thread: the function will fail
             again when its result is needed.
+        wait: True to wait for the results at the end of the context, unless the context ends by an error.
     """
+    if not makes:
+        yield
+        return
     spark, over, tag = jvm.session(), threading.Event(), f"sparkdiff-{uuid.uuid4().hex}"
 
     def make_all() -> None:
@@ -122,6 +126,8 @@ def ahead(makes: Sequence[Callable[[], object]]) -> Iterator[None]:
     thread.start()
     try:
         yield
+        if wait:
+            _wait([thread])
     finally:
         over.set()
         while thread.is_alive():

@@ -262,6 +262,11 @@ def test_what_is_made_ahead_stops_when_nobody_waits_for_it(spark: SparkSession) 
     with parallel_tasks.ahead([lambda: made.append("first"), forever, lambda: made.append("third")]):
         assert begun.wait(30)
     assert made == ["first"] and spark.range(3).count() == 3  # other jobs are not ended
+    with parallel_tasks.ahead([lambda: made.append(spark.range(4).count())], wait=True):
+        pass
+    assert made == ["first", 4]
+    with pytest.raises(ValueError, match="no such column"), parallel_tasks.ahead([forever], wait=True):
+        raise ValueError("no such column")  # nobody needs the result
 
 
 def test_tasks_run_side_by_side_and_end_together(spark: SparkSession) -> None:

@@ -53,13 +53,21 @@ def test_two_folds_at_once_take_longer_each_than_one_alone() -> None:
 
 
 def proven(
-    budget: str, *seconds: float, passed: float = 0.0, folds: int = 4, fold: float = 1.0, lanes: int = 1, ready: int = 0
+    budget: str,
+    *seconds: float,
+    passed: float = 0.0,
+    folds: int = 4,
+    fold: float = 1.0,
+    lanes: int = 1,
+    ready: int = 0,
+    check: float = 0.0,
 ) -> list[int]:
     """The folds that prove each finalist, once so many seconds have passed."""
     now = [0.0]
     account = Account(Budget.of(budget), clock=lambda: now[0])
     account.start(folds, lanes)
     account.note_fit(fold)
+    account.note_check(check)
     now[0] = passed
     return account.buy_folds(seconds, ready)
 
@@ -76,6 +84,8 @@ def test_the_best_gets_three_folds_even_if_a_little_late() -> None:
     assert proven("100s", 2.0, 1.0, passed=109.0) == [0, 3]  # what is quicker, in its place
     assert proven("100s", 2.0, 1.0, passed=113.0) == [0, 0]
     assert proven("100s", 2.0, folds=1, passed=99.0) == [1]
+    assert proven("100s", 2.0, passed=100.0, check=8.0) == [3]
+    assert proven("100s", 2.0, passed=100.0, check=9.0) == [0]  # what is saved is compared after the proof
 
 
 def test_folds_fitted_already_or_in_parallel_take_less_time() -> None:
