@@ -208,10 +208,10 @@ class ArmContext:
         head: Any = self.plan.cut.graph.head.module
         return {**found, "classWeights": class_weights(weights, head.classes, self.goal.label).tolist()}
 
-    @functools.cached_property
+    @property
     def plan(self) -> Task:
-        """Plan of the original on the rows of this context."""
-        return self.task(self.model)
+        """Plan of the original on the rows of this context; made once, also for copies of the context."""
+        return self.shared.once(("plan",), lambda: self.task(self.model))
 
     def task(self, model: Any, **changes: Any) -> Task:
         """Plan of a pipeline on the rows of this context; stages that must not change are frozen.
@@ -241,9 +241,12 @@ class ArmContext:
         place = f"{arm}-{number}" if self.fold is None else f"{arm}-{number}-fold{self.fold}"
         return {"checkpointDir": str(self.folder / TRAININGS), "runId": self.options.runId and place}
 
-    @functools.cached_property
+    @property
     def cache_plan(self) -> Task:
         """Plan of the original, whose common cache also has the columns that the arms "import" and "grow" read."""
+        return self.shared.once(("cache plan",), self._cache_plan)
+
+    def _cache_plan(self) -> Task:
         graph, head = self.plan.cut.graph, self.plan.cut.graph.head.module
         if not isinstance(head, (*LINEAR, *BOOSTED)) or not {"import", "grow"} & set(self.settings.allowed_arms()):
             return self.plan

@@ -5,6 +5,7 @@ categories of a VectorIndexerModel.
 import functools
 import json
 import re
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +19,8 @@ from sparkdiff.jvm.java_objects import array, class_named, doubles, mapper, pack
 from sparkdiff.jvm.rebuilding import made_of, rebuild_with
 
 Numbers = npt.NDArray[np.float64]
+_surrogates: weakref.WeakKeyDictionary[Any, dict[tuple[str, ...], tuple[float, ...]]] = weakref.WeakKeyDictionary()
+"""Surrogates that were read, by ImputerModel and columns; reading them takes a job, and a pipeline is translated often."""
 
 
 def category_maps(stage: Any) -> dict[int, dict[float, int]]:
@@ -36,7 +39,10 @@ def category_maps(stage: Any) -> dict[int, dict[float, int]]:
 
 def surrogates(stage: Any, columns: Sequence[str]) -> list[float]:
     """Surrogates of an ImputerModel for these columns."""
-    return list(stage.surrogateDF.select(*columns).head())
+    found = _surrogates.setdefault(stage, {})
+    if tuple(columns) not in found:
+        found[tuple(columns)] = tuple(stage.surrogateDF.select(*columns).head())
+    return list(found[tuple(columns)])
 
 
 def with_surrogates(stage: Any, values: Mapping[str, float]) -> Any:
