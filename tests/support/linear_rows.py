@@ -4,11 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sparkdiff.tuning.solvers import Chunk, Setting
+from sparkdiff.tuning.solvers import Chunk, Setting, Solution
 
 Array = NDArray[np.float64]
 
@@ -75,6 +76,20 @@ def rows(seed: int, kind: str, n: int = 160, d: int = 5) -> Rows:
     return Rows(x, margin, weight, fold)
 
 
+def labelled(seed: int, kind: str, classes: int, n: int = 160) -> Rows:
+    """Labels drawn from a model, classes of different frequency."""
+    data = rows(seed, kind, n)
+    draw = np.random.default_rng(seed + 1)
+    spread = np.where(data.x.std(0) > 0, data.x.std(0), 1)
+    margins = (data.x - data.x.mean(0)) / spread @ draw.normal(size=(data.x.shape[1], classes)) + np.arange(
+        classes
+    ) * 0.3
+    label = (margins + draw.gumbel(size=margins.shape)).argmax(1).astype(float)
+    label[: 12 * classes] = np.tile(np.arange(classes), 12)  # every fold has each class
+    data.fold[: 12 * classes], data.weight[: 12 * classes] = np.repeat([0, 1, 2, -1], 3 * classes), 1.0
+    return Rows(data.x, label, data.weight, data.fold)
+
+
 kinds = st.sampled_from(
     ["plain", "constant", "constant in a fold", "collinear", "scales", "sparse", "single", "shifted"]
 )
@@ -92,3 +107,67 @@ def subgradient(gradient: Array, lasso: Array, at: Array) -> Array:
     """The smallest subgradient of what has this gradient plus Σ lasso·|at|."""
     flat = np.sign(gradient) * np.maximum(np.abs(gradient) - lasso, 0)
     return np.where(at == 0, flat, gradient + lasso * np.sign(at))
+
+
+def objective(
+    data: Rows, setting: Setting, b: Array, intercept: Array, sigma: float | None = None, fold: int = 0
+) -> float:
+    """What Spark minimises, on all rows but a fold's; `sigma`, the label's deviation, is LinearRegression's."""
+    of = data.training(fold)
+    w, margin = of.weight / of.weight.sum(), of.x @ b.T + intercept
+    ridge, lasso = penalty_weights(of, setting, unbiased=sigma is None or setting.solver == "l-bfgs")
+    penalty = float((0.5 * ridge * b**2).sum() / (sigma or 1) + (lasso * np.abs(b)).sum())
+    if sigma is not None:
+        return float(w @ (of.label - margin[:, 0]) ** 2 / 2 + penalty) / sigma**2
+    margin = np.c_[np.zeros(len(w)), margin] if len(b) == 1 else margin
+    return float(w @ (np.logaddexp.reduce(margin, 1) - margin[np.arange(len(w)), of.label.astype(int)])) + penalty
+
+
+def deviation(data: Rows, setting: Setting, fold: int = 0) -> float:
+    """The label's standard deviation as LinearRegression's solver has it."""
+    used = data.training(fold)
+    w = used.weight / used.weight.sum()
+    freedom = 1 - (w**2).sum() if setting.solver == "l-bfgs" else 1.0
+    return float(np.sqrt(w @ (used.label - w @ used.label) ** 2 / freedom))
+
+
+def linear_slope(of: Rows, setting: Setting, solution: Solution) -> float:
+    """Largest subgradient, each coordinate in units of its column, relative to that of the model 0."""
+    b, intercept = solution.coefficients.numpy(), float(solution.intercept)
+    w = of.weight / of.weight.sum()
+    unbiased = setting.solver == "l-bfgs"
+    deviation = of.deviations(unbiased)
+    freedom = 1 - (w**2).sum() if unbiased else 1.0
+    sigma = np.sqrt(w @ (of.label - w @ of.label) ** 2 / freedom)
+    ridge, lasso = penalty_weights(of, setting, unbiased)
+    left = of.x @ b + intercept - of.label
+    unit = np.where(deviation > 0, deviation, 1.0) * sigma
+    x = of.x - (w @ of.x if setting.fitIntercept else 0)
+    gradient = subgradient((w * left) @ x + ridge / sigma * b, lasso, b) / unit
+    reach = np.sqrt(w @ x**2) / unit * sigma
+    gradient = np.where(deviation > 0, gradient / np.maximum(reach, 1), 0)
+    assert (b[deviation == 0] == 0).all()
+    assert not setting.fitIntercept or abs(w @ left) <= 1e-9 * sigma
+    return float(np.abs(gradient).max())
+
+
+def logistic_slope(of: Rows, setting: Setting, solution: Solution) -> float:
+    """Largest subgradient, each coordinate in units of its column."""
+    b, intercept = np.atleast_2d(solution.coefficients.numpy()), np.atleast_1d(solution.intercept.numpy())
+    w = of.weight / of.weight.sum()
+    deviation = of.deviations(unbiased=True)
+    ridge, lasso = penalty_weights(of, setting, unbiased=True)
+    margin = of.x @ b.T + intercept
+    if len(b) == 1:
+        left = 1 / (1 + np.exp(-margin)) - of.label[:, None]
+    else:
+        p = np.exp(margin - margin.max(1, keepdims=True))
+        left = p / p.sum(1, keepdims=True) - np.eye(len(b))[of.label.astype(int)]
+        assert intercept.mean() == pytest.approx(0, abs=1e-9)
+    left = left * w[:, None]
+    assert not setting.fitIntercept or np.abs(left.sum(0)).max() < 1e-9
+    x = of.x - (w @ of.x if setting.fitIntercept else 0)
+    gradient = subgradient(left.T @ x + ridge * b, lasso, b)
+    assert (b[:, deviation == 0] == 0).all()
+    reach = np.maximum(np.sqrt(w @ x**2), deviation)
+    return float(np.abs(np.where(deviation > 0, gradient / np.where(reach > 0, reach, 1), 0)).max())
