@@ -2,7 +2,7 @@
 
     python benchmarks/faults.py --runs 3 --write docs/measured/reliability.md
 
-The faults are those of tests/processes, where CI tests each of them once.
+The faults are those of `tests/support/faults.py`; CI tests each of them once.
 """
 
 import dataclasses
@@ -15,9 +15,9 @@ from pathlib import Path
 
 from common import ROOT, exit_code, parse, parser, write
 
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "processes")]  # its module of this name, not this script
+sys.path.insert(0, str(ROOT))
 
-import faults  # noqa: E402
+from tests.support import faults
 
 HEAD = """# Measured: killed and stalled processes
 

@@ -633,8 +633,8 @@ def device_of(name: str) -> torch.device | None:
     if name == "cpu":
         return None
     if name == "fakegpu":  # of the tests: what runs there is right, and slow
-        sys.path.insert(0, str(ROOT / "tests"))
-        importlib.import_module("fake_gpu")
+        sys.path.insert(0, str(ROOT))
+        importlib.import_module("tests.support.fake_gpu")
         return torch.device(name, 0)
     try:
         return place(name, "float64").device

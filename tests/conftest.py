@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cpu_times import CpuTimes
+
+pytest.register_assert_rewrite("tests.support")  # before anything of it is imported
+
+from tests.support.cpu_times import CpuTimes  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 

@@ -11,9 +11,9 @@ from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.feature import PCA, StandardScaler, VectorAssembler
 from pyspark.ml.regression import GeneralizedLinearRegression
 from pyspark.sql import DataFrame, SparkSession
-from small_data import NUMBERS, Write, riders, tune, unfitted
 
 from sparkdiff import FineTunerModel
+from tests.support.small_data import NUMBERS, Write, riders, tune, unfitted
 
 
 @pytest.fixture(scope="module", autouse=True)

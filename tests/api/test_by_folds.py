@@ -13,7 +13,6 @@ from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.feature import PCA, RFormula, StandardScaler, StringIndexer, VectorAssembler
 from pyspark.ml.regression import GeneralizedLinearRegression
 from pyspark.sql import DataFrame, functions as F
-from small_data import NUMBERS, QUICK, half_deviance, predictions, tune, weights
 
 from sparkdiff import Events, FineTuner, FineTunerModel, InputError
 from sparkdiff.cli import starting
@@ -27,6 +26,7 @@ from sparkdiff.options import Options
 from sparkdiff.pipeline.class_numbers import check_same_classes, classes_of
 from sparkdiff.proof.division import divide
 from sparkdiff.training.recipes import Recipe
+from tests.support.small_data import NUMBERS, QUICK, half_deviance, predictions, tune, weights
 
 pytestmark = pytest.mark.once
 FOLDS = 3

@@ -13,12 +13,12 @@ from pyspark.ml.classification import RandomForestClassifier
 from pyspark.ml.feature import HashingTF, StringIndexer, Tokenizer, VectorAssembler
 from pyspark.ml.regression import GBTRegressor, LinearRegression
 from pyspark.sql import DataFrame, functions as F
-from small_data import NUMBERS, Write, unfitted
 
 import sparkdiff
 from sparkdiff import FineTuner, InputError
 from sparkdiff.data.cache import Cache
 from sparkdiff.data.rehearsal import saving_jobs
+from tests.support.small_data import NUMBERS, Write, unfitted
 
 pytestmark = pytest.mark.once  # the counts are those of Spark 4
 

@@ -11,12 +11,12 @@ import pytest
 from pyspark.ml import Model, Pipeline, PipelineModel
 from pyspark.ml.tuning import CrossValidatorModel, TrainValidationSplitModel
 from pyspark.sql import DataFrame, SparkSession
-from small_data import QUICK, Losses, pinball, predictions, same, tune, unfitted
 from torch import Tensor
 
 import sparkdiff
 from sparkdiff import FineTuner, FineTunerModel, Grower, InputError
 from sparkdiff.options import Options
+from tests.support.small_data import QUICK, Losses, pinball, predictions, same, tune, unfitted
 
 
 def test_params_can_be_set_got_and_explained(numeric: PipelineModel) -> None:
@@ -114,12 +114,21 @@ def test_what_holds_no_stage_can_be_pickled(tuned: FineTunerModel) -> None:
 
 @pytest.mark.once
 def test_a_loss_may_be_given_by_its_name(df: DataFrame, numeric: PipelineModel, shared: Path) -> None:
-    tuner = FineTuner(loss="small_data:Losses.squared")
+    tuner = FineTuner(loss="tests.support.small_data:Losses.squared")
     assert tuner.getLoss() is Losses.squared
-    assert Options.of({"loss": "small_data:pinball"}) == Options.of({"loss": pinball})
-    found = tune(numeric, df, shared, loss="small_data:pinball", maxEpochs=1)
-    assert found.summary.metric == found.summary.options["loss"] == found.getLoss() == "small_data:pinball"
-    for name in ("small_data:gone", "gone:pinball", "small_data:", ":pinball", ":", "a b:c"):
+    assert Options.of({"loss": "tests.support.small_data:pinball"}) == Options.of({"loss": pinball})
+    found = tune(numeric, df, shared, loss="tests.support.small_data:pinball", maxEpochs=1)
+    assert (
+        found.summary.metric == found.summary.options["loss"] == found.getLoss() == "tests.support.small_data:pinball"
+    )
+    for name in (
+        "tests.support.small_data:gone",
+        "gone:pinball",
+        "tests.support.small_data:",
+        ":pinball",
+        ":",
+        "a b:c",
+    ):
         with pytest.raises(InputError, match=f"loss={name} can't be found"):
             FineTuner(loss=name)
 
@@ -178,7 +187,7 @@ def test_a_loss_of_ones_own_is_saved_by_name(loss: Any, tmp_path: Path) -> None:
     tuner.save(str(tmp_path / "tuner"))
     assert FineTuner.load(str(tmp_path / "tuner")).getLoss() is loss
     metadata = "".join(p.read_text() for p in (tmp_path / "tuner" / "metadata").glob("part-*"))
-    assert f"small_data:{loss.__qualname__}" in metadata
+    assert f"tests.support.small_data:{loss.__qualname__}" in metadata
 
 
 class Callables:

@@ -17,7 +17,15 @@ from pyspark.ml.feature import OneHotEncoder, StandardScaler, StringIndexer, Vec
 from pyspark.ml.linalg import Vectors
 from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
 from pyspark.sql import DataFrame, SparkSession, functions as F
-from small_data import (
+from torch import Tensor
+
+from sparkdiff import Events, FineTunerModel, RunRecord
+from sparkdiff.data import blocks
+from sparkdiff.errors import ParityError
+from sparkdiff.evaluation import guard
+from sparkdiff.objectives import losses
+from sparkdiff.stages.projection import PCA
+from tests.support.small_data import (
     HAS_PETASTORM,
     NUMBERS,
     QUICK,
@@ -30,14 +38,6 @@ from small_data import (
     unfitted,
     weights,
 )
-from torch import Tensor
-
-from sparkdiff import Events, FineTunerModel, RunRecord
-from sparkdiff.data import blocks
-from sparkdiff.errors import ParityError
-from sparkdiff.evaluation import guard
-from sparkdiff.objectives import losses
-from sparkdiff.stages.projection import PCA
 
 needs_petastorm = pytest.mark.skipif(not HAS_PETASTORM, reason="Petastorm is not usable here")
 

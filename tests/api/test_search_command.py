@@ -16,7 +16,7 @@ from sparkdiff.errors import DONE, WRONG_INPUT
 pytestmark = pytest.mark.once  # settings and messages of our own: no stack changes them
 
 JOB = """
-pipeline: small_data:unfitted
+pipeline: tests.support.small_data:unfitted
 data: {train: rows.parquet}
 search:
   metric: rmse
@@ -30,8 +30,10 @@ output: out
 @pytest.fixture
 def job(tmp_path: Path, table: pa.Table, monkeypatch: pytest.MonkeyPatch) -> Path:
     pq.write_table(table, tmp_path / "rows.parquet", coerce_timestamps="us")
-    (tmp_path / "job.yaml").write_text(JOB.replace("small_data:unfitted", "searched_here:pipeline"))
-    (tmp_path / "searched_here.py").write_text("from small_data import unfitted\npipeline = lambda train: unfitted()\n")
+    (tmp_path / "job.yaml").write_text(JOB.replace("tests.support.small_data:unfitted", "searched_here:pipeline"))
+    (tmp_path / "searched_here.py").write_text(
+        "from tests.support.small_data import unfitted\npipeline = lambda train: unfitted()\n"
+    )
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

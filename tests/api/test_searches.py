@@ -15,7 +15,6 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
-from describe_saved import described
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.evaluation import RegressionEvaluator
 from pyspark.ml.feature import StandardScaler, VectorAssembler
@@ -28,7 +27,6 @@ from pyspark.ml.tuning import (
     TrainValidationSplitModel,
 )
 from pyspark.sql import DataFrame, SparkSession
-from small_data import NUMBERS, QUICK, files, pinball, pipeline, predictions, same, tune
 
 import sparkdiff
 from sparkdiff import FineTuner, FineTunerModel, InputError
@@ -36,6 +34,8 @@ from sparkdiff.data import cache as caches
 from sparkdiff.estimators import fine_tuner as tuners
 from sparkdiff.training import recipes
 from sparkdiff.training.distributed import launch
+from tests.support.describe_saved import described
+from tests.support.small_data import NUMBERS, QUICK, files, pinball, pipeline, predictions, same, tune
 
 
 @pytest.fixture(scope="session")
@@ -194,8 +194,11 @@ def test_a_wrong_map_is_refused_before_the_first_fit(
     for wrong, words in (
         ({tuner.learningRate: -1.0}, r"'learningRate' option must be in \(0, inf\). Got -1.0"),
         ({tuner.loss: "possion"}, "'loss' option must be one of auto"),
-        ({tuner.loss: "small_data:gone"}, "loss=small_data:gone can't be found"),
-        ({tuner.loss: "small_data:ROWS"}, "loss=small_data:ROWS is 1500, which can't be called"),
+        ({tuner.loss: "tests.support.small_data:gone"}, "loss=tests.support.small_data:gone can't be found"),
+        (
+            {tuner.loss: "tests.support.small_data:ROWS"},
+            "loss=tests.support.small_data:ROWS is 1500, which can't be called",
+        ),
         ({tuner.freeze: 3}, "'freeze' option must be a list of stages"),
         ({tuner.groupCol: "user", tuner.timeCol: "when"}, "exclude each other"),
     ):
@@ -259,7 +262,7 @@ def split(df: DataFrame, whole: Pipeline, absolute: RegressionEvaluator) -> tupl
     tuner = whole.getStages()[1]
     grid = (
         ParamGridBuilder()
-        .addGrid(tuner.loss, ["small_data:pinball", "absolute"])
+        .addGrid(tuner.loss, ["tests.support.small_data:pinball", "absolute"])
         .addGrid(tuner.learningRates, [{"prediction": 0.02}])
         .addGrid(tuner.freeze, [[]])
         .addGrid(tuner.labelCol, [None])
@@ -311,7 +314,7 @@ def test_a_search_finds_the_best_setting(
     assert (best.getLoss(), best.getLearningRate()) == ("absolute", 0.02)
     assert best.originalModel is short
     assert [[type(m) for m in fold] for fold in found.subModels] == [[FineTunerModel] * 2] * 2
-    assert found.subModels[1][1].getLoss() == "small_data:pinball"
+    assert found.subModels[1][1].getLoss() == "tests.support.small_data:pinball"
     assert found.subModels[0][0].getFreeze() == [short.stages[0].uid]
     served = sparkdiff.plain(found)
     assert type(served.bestModel) is PipelineModel
@@ -510,9 +513,9 @@ def test_all_of_it_can_be_loaded_in_a_new_session(
     }
     for name, thing in made.items():
         thing.write().save(f"file://{tmp_path}/{name}")
-    paths = [str(p) for p in (Path(sparkdiff.__file__).parents[1], Path(__file__).parent)]
+    paths = [str(p) for p in (Path(sparkdiff.__file__).parents[1], Path(__file__).parents[2])]
     done = subprocess.run(
-        [sys.executable, Path(__file__).with_name("describe_saved.py"), tmp_path, files(df)[0]],
+        [sys.executable, "-m", "tests.support.describe_saved", tmp_path, files(df)[0]],
         capture_output=True,
         text=True,
         timeout=300,
@@ -537,7 +540,7 @@ def test_a_callable_in_a_grid_is_saved_by_its_name_only(
     search = CrossValidator(estimator=tuner, evaluator=absolute, estimatorParamMaps=[{tuner.loss: pinball}])
     with pytest.raises(TypeError, match="Object of type function is not JSON serializable"):  # Spark's words
         search.save(f"file://{tmp_path}/search")
-    search.setEstimatorParamMaps([{tuner.loss: "small_data:pinball"}]).save(f"file://{tmp_path}/named")
+    search.setEstimatorParamMaps([{tuner.loss: "tests.support.small_data:pinball"}]).save(f"file://{tmp_path}/named")
     tuner.setLoss(lambda outputs, label, weight: label)
     with pytest.raises(InputError, match="cannot be saved: define it as a function at the top level of a module"):
         search.save(f"file://{tmp_path}/lambda")

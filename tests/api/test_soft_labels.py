@@ -21,9 +21,9 @@ from pyspark.ml.classification import (
 from pyspark.ml.functions import array_to_vector, vector_to_array
 from pyspark.ml.regression import LinearRegression
 from pyspark.sql import DataFrame, functions as F
-from small_data import NUMBERS, Write, pipeline, tune, weights
 
 from sparkdiff import FineTuner, InputError
+from tests.support.small_data import NUMBERS, Write, pipeline, tune, weights
 
 COPIES = 8
 

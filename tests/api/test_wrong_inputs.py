@@ -19,7 +19,6 @@ from pyspark.ml.feature import PCA, OneHotEncoder, SQLTransformer, StandardScale
 from pyspark.ml.functions import array_to_vector
 from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
 from pyspark.sql import DataFrame, SparkSession, functions as F
-from small_data import NUMBERS, pinball, tune, unfitted
 
 import sparkdiff
 from sparkdiff import FineTuner, InputError, SparkdiffError
@@ -31,6 +30,7 @@ from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
 from sparkdiff.stages.base import LabelStats
 from sparkdiff.training.distributed.worker import objectives
+from tests.support.small_data import NUMBERS, pinball, tune, unfitted
 
 pytestmark = pytest.mark.once  # hashes, options and messages of our own: no stack changes them
 

@@ -1,52 +1,21 @@
 """The whole way over Spark Connect, with the JVM out of reach, and the result served by a classic session."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import plain_spark
 import pytest
 
-HERE = Path(__file__).parent
+from tests.support import plain_spark
+from tests.support.connect_process import ran
+
 pytestmark = pytest.mark.slow
-
-
-def missing() -> str | None:
-    """What this environment lacks for Spark ML over Connect."""
-    try:
-        import pyspark.ml.connect.readwrite
-        import pyspark.sql.connect.session  # noqa: F401
-    except ImportError as e:
-        return f"Spark ML over Connect can't be had here: {e}"
-    return None
-
-
-def ran(folder: Path, *arguments: str) -> dict[str, Any]:
-    """The facts of over_connect.py. A classic session and Connect don't mix in one process."""
-    why = missing()
-    if why:
-        pytest.skip(why)
-    environment = {**os.environ, "PYSPARK_PYTHON": sys.executable, "PYTHONPATH": str(HERE.parents[1])}
-    done = subprocess.run(
-        [sys.executable, str(HERE / "over_connect.py"), str(folder), *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=900,
-        cwd=folder,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads((folder / "facts.json").read_text())  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """The folder that over_connect.py has left, and its facts."""
+    """The folder that `over_connect` has left, and its facts."""
     folder = tmp_path_factory.mktemp("connect")
-    return folder, ran(folder)
+    return folder, ran("over_connect", folder)
 
 
 def test_it_was_connect(run: tuple[Path, dict[str, Any]]) -> None:
@@ -75,7 +44,7 @@ def test_errors_say_the_cause(run: tuple[Path, dict[str, Any]]) -> None:
 @pytest.mark.nightly
 def test_jobs_serving_by_torch_and_stages_of_all_kinds(tmp_path: Path) -> None:
     """And a scaler that names no output column."""
-    facts = ran(tmp_path, "all")
+    facts = ran("over_connect", tmp_path, "all")
     assert facts["job"] == "tuned"
     assert facts["unnamed"].startswith("ok: ")
 

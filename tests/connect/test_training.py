@@ -1,36 +1,21 @@
 """Training over Spark Connect: wide sparse columns, trees, and two processes, whose weights are those of one to the last bits."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import plain_spark
 import pytest
-from test_connect import HERE, missing
+
+from tests.support import plain_spark
+from tests.support.connect_process import ran
 
 pytestmark = [pytest.mark.slow, pytest.mark.nightly]
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """The folder that training_over_connect.py has left, and its facts."""
-    if why := missing():
-        pytest.skip(why)
+    """The folder that `training_over_connect` has left, and its facts."""
     folder = tmp_path_factory.mktemp("connect")
-    environment = {**os.environ, "PYSPARK_PYTHON": sys.executable, "PYTHONPATH": str(HERE.parents[1])}
-    done = subprocess.run(
-        [sys.executable, str(HERE / "training_over_connect.py"), str(folder)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=900,
-        cwd=folder,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder, json.loads((folder / "facts.json").read_text())
+    return folder, ran("training_over_connect", folder)
 
 
 def test_sparse_columns_train_alike_in_two_processes(run: tuple[Path, dict[str, Any]]) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 import lightgbm as lgb
 import numpy as np
 import pytest
-import rows_on_thresholds
 import xgboost as xgb
 from pyspark.ml import PipelineModel
 from sklearn.dummy import DummyClassifier
@@ -21,12 +20,12 @@ from sklearn.ensemble import (
 )
 from sklearn.linear_model import LinearRegression
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
-from test_lightgbm import SMALL
-from test_sklearn import WIDTH, data
 
 import sparkdiff
 from sparkdiff import InputError, jvm
 from sparkdiff.jvm import sessions
+from tests.support import rows_on_thresholds
+from tests.support.foreign_data import SMALL_LIGHTGBM as SMALL, WIDTH, data
 
 X, Y = data(nan=True)
 COUNTS = np.minimum(Y, 2).astype(int)

@@ -5,15 +5,14 @@ from typing import Any
 import lightgbm as lgb
 import numpy as np
 import pytest
-import rows_on_thresholds
-from test_sklearn import WIDTH, data, nominal
 
 import sparkdiff
 from sparkdiff import InputError
+from tests.support import rows_on_thresholds
+from tests.support.foreign_data import SMALL_LIGHTGBM as SMALL, WIDTH, data, nominal, whole
 
 pytestmark = pytest.mark.once  # the trees are MLlib's, which the laws check on every version
 
-SMALL = {"n_estimators": 12, "num_leaves": 9, "min_child_samples": 5, "verbose": -1, "random_state": 0, "n_jobs": 1}
 REGRESSIONS: dict[str, dict[str, Any]] = {
     "squared": {},
     "absolute": {"objective": "l1"},
@@ -101,13 +100,6 @@ def test_categories(spark: Any) -> None:
     rows = whole(rows_on_thresholds.rows(home, WIDTH))
     (found,) = rows_on_thresholds.served(spark, home, rows, "prediction")
     np.testing.assert_allclose(found, model.predict(rows), rtol=1e-12, atol=1e-12)
-
-
-def whole(rows: np.ndarray) -> np.ndarray:
-    """Categories as they may be: whole numbers, seen or not, and NaN; not negative."""
-    for column in (1, 3):
-        rows[:, column] = np.abs(np.rint(np.clip(rows[:, column], -60, 60)))
-    return rows
 
 
 @pytest.mark.filterwarnings("ignore:The argument 'eval_set' is deprecated")

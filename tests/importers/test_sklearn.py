@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import rows_on_thresholds
 from sklearn.ensemble import (
     ExtraTreesClassifier,
     ExtraTreesRegressor,
@@ -19,22 +18,10 @@ from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor, ExtraTre
 
 import sparkdiff
 from sparkdiff.importers.sklearn import read
+from tests.support import rows_on_thresholds
+from tests.support.foreign_data import WIDTH, data, nominal
 
 pytestmark = pytest.mark.once  # the trees are MLlib's, which the laws check on every version
-
-WIDTH = 4
-
-
-def data(seed: int = 0, *, nan: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    random = np.random.default_rng(seed)
-    X = random.normal(size=(400, WIDTH))
-    X[:, 1] = np.round(X[:, 1], 1)
-    X[:, 2] = random.integers(0, 3, 400)
-    rate = np.exp(0.5 * X[:, 0] + 0.3 * (X[:, 2] == 1) - 0.4 * np.abs(X[:, 1]))
-    if nan:
-        X[random.random(X.shape) < 0.15] = np.nan
-        rate = np.where(np.isnan(X[:, 0]), 3.0, rate)
-    return X, random.poisson(2 * rate).astype(float)
 
 
 REGRESSORS: dict[str, tuple[Any, bool]] = {
@@ -135,16 +122,6 @@ def test_the_exponential_loss(spark: Any) -> None:
     X, y = data()
     model = GradientBoostingClassifier(loss="exponential", n_estimators=15, random_state=0).fit(X, y > 1)
     check_classifier(spark, model, False)
-
-
-def nominal(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Two columns of categories, 40 of them with gaps and a few with NaN, between two of numbers."""
-    random = np.random.default_rng(seed)
-    X = random.normal(size=(1500, WIDTH))
-    X[:, 1] = random.permutation(48)[:40][random.integers(0, 40, 1500)]
-    X[:, 3] = random.choice([0, 2, 5, 7, np.nan], 1500)
-    effect = random.normal(size=48)
-    return X, effect[X[:, 1].astype(int)] + np.where(np.isnan(X[:, 3]), 2, X[:, 3] % 3) + 0.3 * X[:, 0]
 
 
 def test_categories(spark: Any) -> None:

@@ -4,14 +4,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import rows_on_thresholds
 import xgboost as xgb
-from test_lightgbm import whole
-from test_sklearn import WIDTH, data, nominal
 
 import sparkdiff
 from sparkdiff import InputError
 from sparkdiff.importers.xgboost import read
+from tests.support import rows_on_thresholds
+from tests.support.foreign_data import WIDTH, data, nominal, whole
 
 pytestmark = pytest.mark.once  # the trees are MLlib's, which the laws check on every version
 

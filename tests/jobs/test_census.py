@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import plain_spark
 import pytest
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression
@@ -24,6 +23,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 import sparkdiff
 from sparkdiff.jvm import defined_params
+from tests.support import plain_spark
 
 pytestmark = [pytest.mark.nightly, pytest.mark.once]
 ROWS = 6000

@@ -1,7 +1,7 @@
 """README and docs, run as written: each block of Python, each command and each YAML file, on small data.
 
 A block that isn't run has the reason in a comment in front of it, as `tests/unit/test_docs.py` asks. Other tests run the pages in
-`ELSEWHERE` of that file and the commands in `LINES`.
+`ELSEWHERE` of `tests/support/pages.py` and the commands in its `LINES`.
 """
 
 import re
@@ -20,11 +20,11 @@ from pyspark.ml.evaluation import BinaryClassificationEvaluator
 from pyspark.ml.feature import PCA, Imputer, RobustScaler, StandardScaler, StringIndexer, VectorAssembler
 from pyspark.ml.regression import GBTRegressor, LinearRegression
 from pyspark.sql import SparkSession
-from test_docs import ELSEWHERE, LINES, PAGES, Block, blocks
 
 import sparkdiff
 from sparkdiff.cli.app import main
 from sparkdiff.errors import DONE
+from tests.support.pages import ELSEWHERE, LINES, PAGES, Block, blocks
 
 pytestmark = pytest.mark.once
 

@@ -3,21 +3,19 @@
 import importlib.util
 import json
 import math
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import plain_spark
 import pytest
 
 from sparkdiff.cli.app import main
 from sparkdiff.store.model_digests import hash_of_folder
+from tests.support import plain_spark
+from tests.support.spark_submit import ROOT, submit, summary
 
-ROOT = Path(__file__).parents[2]
 FEW = "fineTuner.maxEpochs=12"
 pytestmark = pytest.mark.slow
 
@@ -42,55 +40,6 @@ class Ran(NamedTuple):
     err: str
     begin: float
     end: float
-
-
-def submit(
-    script: Path,
-    *arguments: str,
-    expect: int | None = 0,
-    log: Path | None = None,
-    bare: tuple[str, ...] | None = None,
-    timed: bool = False,
-    **variables: str,
-) -> subprocess.CompletedProcess[str]:
-    """Run a script by spark-submit; Spark's events go to the folder `log`.
-
-    Args:
-        bare: without our settings of the launch, but with these.
-        timed: by a JVM as users have it, not by one that starts quickly.
-        variables: of the environment.
-    """
-    environment = {
-        **os.environ,
-        "PYSPARK_PYTHON": sys.executable,
-        "PYSPARK_DRIVER_PYTHON": sys.executable,
-        "PYTHONPATH": str(ROOT),
-        "SPARK_CONF_DIR": str(ROOT / "conf"),
-        "SPARK_HOME": spark_home(),
-        **variables,
-    }
-    command = [str(Path(spark_home()) / "bin" / "spark-submit"), "--master", "local[2]"]
-    if bare is not None:
-        environment.pop("SPARK_CONF_DIR")
-        command += [part for setting in bare for part in ("--conf", setting)]
-    if timed:
-        for name in ("JDK_JAVA_OPTIONS", "OMP_NUM_THREADS"):
-            environment.pop(name)
-    if log is not None:
-        log.mkdir()
-        events = {"enabled": "true", "dir": log.as_uri(), "compress": "false", "rolling.enabled": "false"}
-        command += [part for key, value in events.items() for part in ("--conf", f"spark.eventLog.{key}={value}")]
-    command += [str(script), *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, cwd=ROOT)
-    assert expect is None or done.returncode == expect, done.stdout + done.stderr
-    return done
-
-
-def spark_home() -> str:
-    spec = importlib.util.find_spec("pyspark")
-    assert spec is not None
-    assert spec.submodule_search_locations
-    return spec.submodule_search_locations[0]
 
 
 def queries_over(source: str, log: Path, begin: float = 0, end: float = math.inf) -> tuple[int, int]:
@@ -136,13 +85,6 @@ def first(demo: tuple[Path, subprocess.CompletedProcess[str]]) -> dict[str, Any]
         "history": (run / "history.csv").read_text(),
         "cached": modified(run.parent / ".cache"),
     }
-
-
-def summary(run: Path) -> dict[str, Any]:
-    def refuse(name: str) -> None:
-        raise AssertionError(f"summary.json holds {name}")
-
-    return json.loads((run / "summary.json").read_text(), parse_constant=refuse)  # type: ignore[no-any-return]
 
 
 def modified(folder: Path) -> dict[Path, int]:

@@ -14,7 +14,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from small_data import NUMBERS, riders
+
+from tests.support.small_data import NUMBERS, riders
 
 mlflow = pytest.importorskip("mlflow", reason="needs the extra mlflow")
 pytest.importorskip("flask", reason="needs MLflow's server: pip install mlflow")

@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import plain_spark
 import pytest
 import yaml
-from test_demo import ROOT, submit, summary
+
+from tests.support import plain_spark
+from tests.support.spark_submit import ROOT, submit, summary
 
 pytestmark = [pytest.mark.nightly, pytest.mark.once]
 

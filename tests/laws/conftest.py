@@ -1,16 +1,16 @@
 """Fitted stages to rebuild, and rows for them, made once per run."""
 
 import numpy as np
-import other_devices
 import pytest
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.feature import PCA, MinMaxScaler, StandardScaler
 from pyspark.ml.linalg import Vectors
 from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
 from pyspark.sql import DataFrame, SparkSession
-from stages_and_rows import COLUMNS, Features, Fitted, adversarial, sparse
 
 from sparkdiff import testing
+from tests.support import other_devices
+from tests.support.stages_and_rows import COLUMNS, Features, Fitted, adversarial, sparse
 
 
 @pytest.fixture(scope="session")

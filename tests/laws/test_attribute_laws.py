@@ -8,7 +8,6 @@ from pyspark.ml import PipelineModel
 from pyspark.ml.feature import Interaction, RFormula, StandardScaler, VectorAssembler, VectorSlicer
 from pyspark.ml.linalg import Vectors
 from pyspark.sql import DataFrame, SparkSession, functions as F
-from stages_and_rows import check
 
 import sparkdiff
 from sparkdiff import InputError
@@ -19,6 +18,7 @@ from sparkdiff.stages import formula
 from sparkdiff.stages.selecting import VectorSlicer as Sliced
 from sparkdiff.tensors.rows import dense
 from sparkdiff.testing import LawBroken, check_stage
+from tests.support.stages_and_rows import check
 
 SLOTS = {
     "num_attrs": 6,

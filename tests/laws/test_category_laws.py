@@ -6,17 +6,17 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-import rows_with_gaps
 import torch
 from pyspark.ml.feature import Binarizer, Bucketizer, Imputer
 from pyspark.sql import DataFrame, SparkSession, functions as F
-from rows_with_gaps import INF, NAN
-from stages_and_rows import COLUMNS, Features, check, one_hot
 
 from sparkdiff.jvm import encoders, sessions
 from sparkdiff.jvm.encoders import Statistics
 from sparkdiff.stages.base import StageModule
 from sparkdiff.testing import check_stages, perturb_parameters
+from tests.support import rows_with_gaps
+from tests.support.rows_with_gaps import INF, NAN
+from tests.support.stages_and_rows import COLUMNS, Features, check, one_hot
 
 random = np.random.default_rng(11)
 

@@ -7,12 +7,9 @@ from typing import Any
 import numpy as np
 import pyspark.ml.feature
 import pytest
-import rows_with_gaps
 import torch
 from pyspark.ml.feature import Binarizer, Bucketizer, Imputer
 from pyspark.sql import SparkSession, functions as F
-from rows_with_gaps import INF, NAN
-from stages_and_rows import one_hot
 from torch import Tensor
 
 from sparkdiff.jvm import encoders
@@ -24,6 +21,9 @@ from sparkdiff.pipeline.parity import Differences
 from sparkdiff.stages.base import NULL
 from sparkdiff.tensors.rows import Nulls, Rows, dense
 from sparkdiff.testing import LawBroken, check_stage
+from tests.support import rows_with_gaps
+from tests.support.rows_with_gaps import INF, NAN
+from tests.support.stages_and_rows import one_hot
 
 pytestmark = pytest.mark.once  # whether a fault of our own is noticed: no stack changes it
 

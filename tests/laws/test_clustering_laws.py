@@ -6,13 +6,13 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from cluster_models import WIDTHS, fitted, framed, k_means, mixture, rows_of
 from pyspark.sql import DataFrame, SparkSession
-from stages_and_rows import COLUMNS, check
 
 import sparkdiff
 from sparkdiff import jvm
 from sparkdiff.jvm import sessions
+from tests.support.cluster_models import WIDTHS, fitted, framed, k_means, mixture, rows_of
+from tests.support.stages_and_rows import COLUMNS, check
 
 
 @pytest.fixture(scope="module")

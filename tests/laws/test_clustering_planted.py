@@ -8,13 +8,13 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from cluster_models import fitted, framed, k_means, mixture
 from pyspark.sql import DataFrame, SparkSession
 from torch import Tensor
 
 from sparkdiff.jvm import mllib
 from sparkdiff.stages.clustering import GaussianMixture, KMeans
 from sparkdiff.testing import LawBroken, check_stage
+from tests.support.cluster_models import fitted, framed, k_means, mixture
 
 pytestmark = pytest.mark.once  # whether a fault of our own is noticed: no stack changes it
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from pyspark.ml.feature import VectorAssembler
 from pyspark.sql import SparkSession
-from stages_and_rows import Fitted, built, one_hot
 from torch import Tensor
 
 import sparkdiff
 from sparkdiff.tensors.rows import SparseRows
+from tests.support.stages_and_rows import Fitted, built, one_hot
 
 WIDTH = 5
 random = np.random.default_rng(0)

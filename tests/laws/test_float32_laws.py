@@ -8,7 +8,6 @@ import pytest
 import torch
 from pyspark.ml.recommendation import ALSModel
 from pyspark.sql import DataFrame, SparkSession
-from recommender_models import ITEMS, USERS, WORDS, als, documents, fitted, pairs, word2vec
 
 import sparkdiff
 from sparkdiff import jvm
@@ -18,6 +17,7 @@ from sparkdiff.stages.constraints import Float32Values
 from sparkdiff.stages.recommendation import FloatProduct
 from sparkdiff.tensors.rows import SparseRows
 from sparkdiff.testing import check_stages
+from tests.support.recommender_models import ITEMS, USERS, WORDS, als, documents, fitted, pairs, word2vec
 
 
 @pytest.fixture(scope="module")

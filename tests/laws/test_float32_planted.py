@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from pyspark.sql import DataFrame, SparkSession
-from recommender_models import als, documents, fitted, pairs, word2vec
 from torch import Tensor
 
 from sparkdiff.jvm import als as factors
@@ -18,6 +17,7 @@ from sparkdiff.stages.embedding import Word2Vec
 from sparkdiff.stages.recommendation import ALS
 from sparkdiff.tensors.rows import Rows, SparseRows
 from sparkdiff.testing import LawBroken, check_stage
+from tests.support.recommender_models import als, documents, fitted, pairs, word2vec
 
 pytestmark = pytest.mark.once  # whether a fault of our own is noticed: no stack changes it
 

@@ -11,11 +11,11 @@ from pyspark.ml.feature import Interaction, OneHotEncoderModel, VectorAssembler
 from pyspark.ml.linalg import Vectors, VectorUDT
 from pyspark.sql import DataFrame, SparkSession, functions as F
 from pyspark.sql.types import DoubleType, LongType, StructField, StructType
-from stages_and_rows import EXTREME, ORDINARY, check, sparse
 
 import sparkdiff
 from sparkdiff import InputError
 from sparkdiff.stages import interaction
+from tests.support.stages_and_rows import EXTREME, ORDINARY, check, sparse
 
 WIDE = 1500
 

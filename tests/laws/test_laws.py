@@ -1,6 +1,5 @@
 """The four laws for every translated stage: generated parameters, rows made to break them, Spark as the judge."""
 
-import os
 from collections.abc import Callable
 from typing import Any
 from unittest.mock import patch
@@ -8,62 +7,21 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings, strategies as st
+from hypothesis import given, strategies as st
 from hypothesis.extra.numpy import arrays
 from pyspark.ml.feature import VectorAssembler
 from pyspark.ml.linalg import DenseMatrix, Vectors, VectorUDT
 from pyspark.sql import DataFrame, SparkSession, functions as F
 from pyspark.sql.types import BooleanType, DoubleType, IntegerType, LongType, StructField, StructType
-from stages_and_rows import AT_ONCE, COLUMNS, Features, Fitted, built, check, one_hot
 
 import sparkdiff
 from sparkdiff.jvm import sessions
 from sparkdiff.stages.base import StageModule
 from sparkdiff.testing import check_stages, perturb_parameters
-
-# The same examples in every run; `SPARKDIFF_EXAMPLES=50 pytest tests/laws` looks for new ones. CI takes 1 of them for each
-# commit, and all of them nightly.
-EXAMPLES = os.environ.get("SPARKDIFF_EXAMPLES")
-
-
-def generated(examples: int = 2) -> settings:
-    wanted = int(EXAMPLES or examples)
-    return settings(
-        max_examples=wanted,
-        derandomize=wanted <= examples,
-        database=None,
-        deadline=None,
-        phases=(Phase.explicit, Phase.generate),
-        suppress_health_check=list(HealthCheck),
-    )
-
-
-WIDTHS = (1, 3)
+from tests.support.law_examples import columns, generated, many, numbers, scales, vector
+from tests.support.stages_and_rows import AT_ONCE, Features, Fitted, built, check, one_hot
 
 # Stages with weights ----------------------------------------------------------------------------------------------------
-
-numbers = st.one_of(
-    st.floats(-20, 20), st.floats(-1e-3, 1e-3), st.sampled_from([0.0, -0.0, 1.0, -7.5, 150.0, 1e-300, 1e100])
-)
-scales = st.one_of(st.floats(1e-3, 50), st.sampled_from([0.0, 0.0, 1e-300, 1e-9, 1.0, 1e9, 1e300]))
-columns = st.sampled_from(COLUMNS)
-
-
-def vector(width: int, elements: st.SearchStrategy[float] = numbers) -> st.SearchStrategy[np.ndarray]:
-    return arrays(np.float64, width, elements=elements)
-
-
-def many(
-    strategy: Callable[[int], st.SearchStrategy[Any]], size: int = AT_ONCE
-) -> st.SearchStrategy[tuple[int, list[Any]]]:
-    """A width, and parameters of that width for `size` stages.
-
-    Hypothesis begins with the simplest example, all stages alike; that isn't worth a job.
-    """
-    several = st.sampled_from(WIDTHS).flatmap(
-        lambda width: st.tuples(st.just(width), st.lists(strategy(width), min_size=size, max_size=size))
-    )
-    return several.filter(lambda drawn: len({repr(d) for d in drawn[1]}) > size // 2)
 
 
 @generated()

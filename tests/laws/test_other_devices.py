@@ -1,11 +1,11 @@
 """The law of other devices can fail: each stage here breaks it in one way."""
 
-import other_devices
 import pytest
 import torch
 from torch import Tensor
 
 from sparkdiff.stages.weighing import Normalizer
+from tests.support import other_devices
 
 ROWS = torch.tensor([[3.0, 4.0], [0.0, 2.0]], dtype=torch.float64)
 

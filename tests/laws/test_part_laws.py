@@ -13,8 +13,6 @@ from hypothesis import given, strategies as st
 from pyspark.ml import PipelineModel
 from pyspark.ml.feature import VectorAssembler
 from pyspark.sql import DataFrame, SparkSession
-from random_trees import CATEGORIES, grown
-from test_laws import generated
 from torch import Tensor
 
 from sparkdiff.growth import cost_table
@@ -30,6 +28,8 @@ from sparkdiff.growth.parts.units import Units
 from sparkdiff.growth.row_tensors import Column, Split
 from sparkdiff.jvm import sessions
 from sparkdiff.testing import check_stages
+from tests.support.law_examples import generated
+from tests.support.random_trees import CATEGORIES, grown
 
 Random = np.random.Generator
 WIDTH, ROWS, USERS = 3, 50, 7

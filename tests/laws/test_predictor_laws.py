@@ -23,13 +23,13 @@ from pyspark.ml.classification import (
 from pyspark.ml.linalg import Vectors
 from pyspark.ml.regression import AFTSurvivalRegression, FMRegressor, IsotonicRegression
 from pyspark.sql import DataFrame, SparkSession
-from random_trees import WIDTH, grown
-from stages_and_rows import AT_ONCE, COLUMNS, Features, check, sparse
-from test_laws import generated
 
 import sparkdiff
 from sparkdiff import jvm
 from sparkdiff.jvm import mllib, sessions, trees
+from tests.support.law_examples import generated
+from tests.support.random_trees import WIDTH, grown
+from tests.support.stages_and_rows import AT_ONCE, COLUMNS, Features, check, sparse
 
 TREES = {c.__name__: c for c in (DecisionTreeClassifier, GBTClassifier, RandomForestClassifier)}
 

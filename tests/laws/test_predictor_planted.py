@@ -18,8 +18,6 @@ from pyspark.ml.classification import (
 from pyspark.ml.linalg import Vectors
 from pyspark.ml.regression import AFTSurvivalRegression, FMRegressor, IsotonicRegression
 from pyspark.sql import SparkSession
-from stages_and_rows import sparse
-from test_planted import MOVED, Outputs
 from torch import Tensor
 
 import sparkdiff
@@ -35,6 +33,8 @@ from sparkdiff.stages.support_vector import LinearSVC as SupportVectors
 from sparkdiff.stages.survival import AFTSurvivalRegression as Survival
 from sparkdiff.tensors.rows import dense
 from sparkdiff.testing import LawBroken, check_stage
+from tests.support.changed_entries import MOVED, Outputs
+from tests.support.stages_and_rows import sparse
 
 pytestmark = pytest.mark.once  # whether a fault of our own is noticed: no stack changes it
 

@@ -12,14 +12,14 @@ from pyspark.ml.classification import DecisionTreeClassifier, GBTClassifier, Ran
 from pyspark.ml.linalg import Vectors
 from pyspark.ml.regression import DecisionTreeRegressor, GBTRegressor, RandomForestRegressor
 from pyspark.sql import DataFrame, SparkSession, functions as F
-from random_trees import WIDTH, differing, grown, rows
-from stages_and_rows import COLUMNS, sparse
-from test_laws import generated
 
 from sparkdiff.jvm import sessions, trees
 from sparkdiff.jvm.nodes import Nodes
 from sparkdiff.stages.base import REGISTRY, StageModule, class_name
 from sparkdiff.testing import check_stages, perturb_parameters
+from tests.support.law_examples import generated
+from tests.support.random_trees import WIDTH, differing, grown, rows
+from tests.support.stages_and_rows import COLUMNS, sparse
 
 TREES = 3
 CLASSES = {"DecisionTreeClassifier": (2, 3), "RandomForestClassifier": (2, 3), "GBTClassifier": (2,)}

@@ -11,8 +11,6 @@ from pyspark.ml.classification import DecisionTreeClassifier, GBTClassifier, Ran
 from pyspark.ml.linalg import Vectors
 from pyspark.ml.regression import DecisionTreeRegressor, GBTRegressor, RandomForestRegressor
 from pyspark.sql import DataFrame, SparkSession, functions as F
-from random_trees import differing, edges, reaching
-from test_planted import Outputs
 from torch import Tensor
 
 from sparkdiff.jvm import trees
@@ -20,6 +18,8 @@ from sparkdiff.jvm.nodes import Nodes
 from sparkdiff.pipeline.network import Network
 from sparkdiff.stages.forest import Trees
 from sparkdiff.stages.routing import Router
+from tests.support.changed_entries import Outputs
+from tests.support.random_trees import differing, edges, reaching
 
 pytestmark = pytest.mark.once  # whether a fault of our own is noticed: no stack changes it
 

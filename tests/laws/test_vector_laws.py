@@ -24,11 +24,10 @@ from pyspark.ml.feature import (
 )
 from pyspark.ml.linalg import Vectors
 from pyspark.sql import DataFrame, SparkSession
-from stages_and_rows import AT_ONCE, COLUMNS, Features, adversarial, built, check, sparse
-from test_laws import columns, generated, many, numbers, scales, vector
 
-from sparkdiff import jvm
 from sparkdiff.jvm import mllib, sessions
+from tests.support.law_examples import columns, generated, many, numbers, scales, vector
+from tests.support.stages_and_rows import AT_ONCE, COLUMNS, Features, adversarial, built, check, sparse, with_features
 
 ESTIMATORS: dict[str, Callable[[], Any]] = {
     "RobustScaler": lambda: RobustScaler(inputCol="features", outputCol="scaled"),
@@ -153,16 +152,6 @@ def test_cosine_transform(spark: SparkSession, finite: DataFrame) -> None:
     rows = [{f"w{d}": Vectors.dense(random.normal(size=d) * 9) for d in (1, 2, 4, 7, 64, 101)} for _ in range(3)]
     wide = spark.createDataFrame(rows).coalesce(1)
     check([DCT(inverse=i, inputCol=c, outputCol="waves") for i in (False, True) for c in wide.columns], wide)
-
-
-def with_features(base: Any, *selected: int, **params: Any) -> Any:
-    """A fitted selector that has selected these."""
-    java = jvm.session().sparkContext._gateway.new_array(jvm.session().sparkContext._gateway.jvm.int, len(selected))
-    for i, feature in enumerate(selected):
-        java[i] = feature
-    kind = getattr(jvm.session().sparkContext._jvm.org.apache.spark.ml.feature, type(base).__name__)
-    stage = type(base)._from_java(kind("selector", java))
-    return stage.copy({stage.getParam(name): value for name, value in {"outputCol": "picked", **params}.items()})
 
 
 def test_selectors(features: Features, fitted: Callable[[str], Any]) -> None:

@@ -22,8 +22,6 @@ from pyspark.ml.feature import (
 )
 from pyspark.ml.linalg import Vectors
 from pyspark.sql import SparkSession, functions as F
-from stages_and_rows import adversarial, built, sparse
-from test_vector_laws import with_features
 from torch import Tensor
 
 from sparkdiff.jvm import mllib
@@ -33,6 +31,7 @@ from sparkdiff.stages import expanding, projection
 from sparkdiff.stages.base import REGISTRY, StageModule, class_name
 from sparkdiff.tensors.rows import Rows, dense
 from sparkdiff.testing import LawBroken, _compare, _Trial
+from tests.support.stages_and_rows import adversarial, built, sparse, with_features
 
 pytestmark = pytest.mark.once  # whether a fault of our own is noticed: no stack changes it
 

@@ -6,14 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import acceptances
 import numpy as np
 import pytest
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.feature import PCA, MinMaxScaler, OneHotEncoder, StandardScaler, StringIndexer, VectorAssembler
 from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
 from pyspark.sql import DataFrame, SparkSession
-from readable_uids import named
+
+from tests.support import acceptances
+from tests.support.readable_uids import named
 
 
 @pytest.fixture(scope="session")

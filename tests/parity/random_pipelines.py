@@ -1,18 +1,17 @@
 """Pipelines drawn at random, and every way out of sparkdiff compared with Spark's own transform on them.
 
-    python tests/parity/random_pipelines.py --seeds 0:200
+    python -m tests.parity.random_pipelines --seeds 0:200
 
 `verify`, a Scorer (each row alone, and all at once), the exported ONNX file, `TorchTransformer` and what `compact` makes of a
 pipeline must say what Spark says, and refuse what Spark refuses. A way refuses a pipeline by name for known reasons only.
 A pipeline on which a way differs is made smaller while it still differs, and printed as code. The exit code is 1 where
-anything differs, and where 200 pipelines or more miss a class, a value of a Param or an edge (`drawn_pipelines.py`).
+anything differs, and where 200 pipelines or more miss a class, a value of a Param or an edge (`tests.support.drawn_pipelines`).
 
 Any range of numbers can be run, so that a run can go on where another ended.
 """
 
 import argparse
 import collections
-import importlib.util
 import inspect
 import math
 import os
@@ -28,11 +27,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
-import acceptances
 import numpy as np
-import onnx_parity
 import pytest
-from drawn_pipelines import (
+from pyspark.ml import PipelineModel
+from pyspark.ml.linalg import SparseVector, Vector
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.types import IntegerType, StructType
+
+import sparkdiff
+from sparkdiff import InputError, Scorer, TorchTransformer
+from sparkdiff.jvm import SparkError
+from sparkdiff.pipeline import parity
+from sparkdiff.pipeline.nesting import flatten
+from sparkdiff.serving.onnx import export
+from sparkdiff.stages.base import REGISTRY, class_name
+from tests import conftest
+from tests.support import acceptances, onnx_parity
+from tests.support.drawn_pipelines import (
     AT_ONCE,
     EDGES,
     OWN,
@@ -47,21 +58,8 @@ from drawn_pipelines import (
     switches,
     type_code,
 )
-from pyspark.ml import PipelineModel
-from pyspark.ml.linalg import SparseVector, Vector
-from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql.types import IntegerType, StructType
-from scoring import refuses, same
+from tests.support.scoring import refuses, same
 
-import sparkdiff
-from sparkdiff import InputError, Scorer, TorchTransformer
-from sparkdiff.jvm import SparkError
-from sparkdiff.pipeline import parity
-from sparkdiff.pipeline.nesting import flatten
-from sparkdiff.serving.onnx import export
-from sparkdiff.stages.base import REGISTRY, class_name
-
-HERE = Path(__file__).parent
 SINGLE = ("ALSModel", "Word2VecModel")
 """Stages that Spark computes in float32."""
 TEXT_STAGES = (
@@ -844,12 +842,6 @@ def summary(done: Run, seconds: float) -> str:
 
 def session() -> Iterator[SparkSession]:
     """The session of the tests (tests/conftest.py)."""
-    sys.path.append(str(HERE.parent))
-    spec = importlib.util.spec_from_file_location("conftest_of_tests", HERE.parent / "conftest.py")
-    assert spec is not None
-    assert spec.loader is not None
-    conftest = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(conftest)
     os.environ.setdefault("JDK_JAVA_OPTIONS", conftest.QUICK)
     factory = pytest.TempPathFactory(None, 0, "none", trace=lambda *told: None, _ispytest=True)  # type: ignore[arg-type]
     for _ in conftest.prompt.__wrapped__():

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from compacting import TOLERANCE, worst
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import (
     LinearSVC,
@@ -46,7 +45,6 @@ from pyspark.ml.regression import (
 )
 from pyspark.ml.tuning import CrossValidatorModel
 from pyspark.sql import DataFrame, SparkSession
-from readable_uids import named
 
 from sparkdiff import InputError, SparkdiffError, compact, compact_plan
 from sparkdiff.cli.app import main
@@ -56,6 +54,8 @@ from sparkdiff.jvm.coefficients import with_coefficients
 from sparkdiff.jvm.selections import can_except
 from sparkdiff.machine import atomic_files
 from sparkdiff.pipeline.nesting import flatten
+from tests.support.compacting import TOLERANCE, worst
+from tests.support.readable_uids import named
 
 pytestmark = pytest.mark.once
 ROOT = Path(__file__).parents[2]

@@ -18,10 +18,10 @@ from pyspark.ml.feature import (
 )
 from pyspark.ml.regression import LinearRegression
 from pyspark.sql import DataFrame, SparkSession, functions as F
-from readable_uids import named
 
 import sparkdiff
 from sparkdiff import InputError, Parity, Plan, jvm
+from tests.support.readable_uids import named
 
 
 @pytest.fixture(scope="module")

@@ -5,17 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from custom_stages import Squared
 from pyspark.ml import Pipeline, PipelineModel, Transformer
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.feature import SQLTransformer, StandardScaler, VectorAssembler
 from pyspark.ml.param.shared import HasInputCol, HasOutputCol
 from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable
 from pyspark.sql import DataFrame, SparkSession, functions as F
-from readable_uids import named
 
 import sparkdiff
 from sparkdiff import FineTuner, InputError, Plan, TorchTransformer, plan, verify
+from tests.support.custom_stages import Squared
+from tests.support.readable_uids import named
 
 
 class Custom(Transformer, HasInputCol, HasOutputCol, DefaultParamsReadable, DefaultParamsWritable):  # type: ignore[type-arg]

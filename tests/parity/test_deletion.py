@@ -18,11 +18,11 @@ from pyspark.ml.feature import (
 from pyspark.ml.linalg import Vectors
 from pyspark.ml.regression import LinearRegression
 from pyspark.sql import DataFrame
-from readable_uids import named
 
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.pipeline.unfitted_form import refit, unfitted_form
 from sparkdiff.serving.compact.deletion import deletions
+from tests.support.readable_uids import named
 
 pytestmark = pytest.mark.once
 

@@ -12,9 +12,9 @@ from pyspark.ml.feature import VarianceThresholdSelector, VectorIndexer
 from pyspark.ml.linalg import Vectors
 from pyspark.ml.regression import FMRegressor, GeneralizedLinearRegression, LinearRegression
 from pyspark.sql import SparkSession
-from scoring import differences
 
 from sparkdiff import Scorer, export, verify
+from tests.support.scoring import differences
 
 pytestmark = pytest.mark.once
 PREDICTORS: dict[str, tuple[Any, dict[str, Any]]] = {

@@ -14,7 +14,6 @@ from pyspark.ml.regression import (
     LinearRegression,
 )
 from pyspark.sql import DataFrame, SparkSession, functions as F
-from readable_uids import named
 
 import sparkdiff
 from sparkdiff.data import cache as caches
@@ -24,6 +23,7 @@ from sparkdiff.data.stream import Stream
 from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import null_of
+from tests.support.readable_uids import named
 
 SPLITS = [-np.inf, 0.0, 1.5, np.inf]
 

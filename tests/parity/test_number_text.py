@@ -15,9 +15,9 @@ import pytest
 from pyspark.ml import PipelineModel
 from pyspark.ml.feature import FeatureHasher, Imputer, StringIndexer, StringIndexerModel, VectorAssembler
 from pyspark.sql import SparkSession
-from scoring import differences, in_spark, origin
 
 from sparkdiff import InputError, Scorer, plan, verify
+from tests.support.scoring import differences, in_spark, origin
 
 TEXTS: dict[str, list[tuple[float, str, str]]] = {
     "double": [

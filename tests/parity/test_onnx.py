@@ -9,11 +9,9 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import onnx_parity
 import onnxruntime
 import pytest
 import torch
-from bare_python import python_with
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression, RandomForestClassifier
 from pyspark.ml.feature import (
@@ -34,9 +32,6 @@ from pyspark.ml.regression import (
     IsotonicRegression,
 )
 from pyspark.sql import DataFrame, functions as F
-from random_trees import rows as rows_of_trees
-from scoring import origin
-from small_networks import F64, least_squares, network, trees
 
 import sparkdiff
 from sparkdiff import InputError, SparkdiffError
@@ -48,6 +43,11 @@ from sparkdiff.stages.binning import Bucketizer as Bins
 from sparkdiff.stages.interaction import Interaction
 from sparkdiff.stages.projection import DCT
 from sparkdiff.stages.trees import RandomForestRegression
+from tests.support import onnx_parity
+from tests.support.bare_python import python_with
+from tests.support.random_trees import rows as rows_of_trees
+from tests.support.scoring import origin
+from tests.support.small_networks import F64, least_squares, network, trees
 
 pytestmark = pytest.mark.once  # what is Spark's in it the laws check on every version
 

@@ -8,9 +8,9 @@ import pytest
 from pyspark.ml.classification import NaiveBayes
 from pyspark.ml.linalg import Vectors
 from pyspark.sql import SparkSession
-from scoring import differences
 
 from sparkdiff import Scorer, export, verify
+from tests.support.scoring import differences
 
 pytestmark = pytest.mark.once
 

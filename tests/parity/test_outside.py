@@ -17,7 +17,6 @@ from pyspark.ml.feature import (
     VectorSlicer,
 )
 from pyspark.sql import DataFrame
-from readable_uids import named
 
 import sparkdiff
 from sparkdiff import InputError, plan
@@ -28,6 +27,7 @@ from sparkdiff.pipeline.plan import plan_of
 from sparkdiff.pipeline.write_back import write_back
 from sparkdiff.stages.base import columns_of
 from sparkdiff.stages.referenced_stages import INPUTS
+from tests.support.readable_uids import named
 
 pytestmark = pytest.mark.once  # a graph of column names
 

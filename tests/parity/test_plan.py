@@ -11,10 +11,10 @@ from pyspark.ml.classification import LinearSVC, LogisticRegression
 from pyspark.ml.feature import Imputer, SQLTransformer, StandardScaler, VectorAssembler
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import DataType
-from readable_uids import named
 
 import sparkdiff
 from sparkdiff import InputError, Plan, plan
+from tests.support.readable_uids import named
 
 Stage = Callable[..., Any]
 

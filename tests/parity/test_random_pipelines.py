@@ -1,13 +1,13 @@
 """Some pipelines drawn at random, for each commit; `random_pipelines.py` runs 200 at night."""
 
 import pytest
-from drawn_pipelines import LABELS, SOURCES, Case, Draw, Stage, needed_items, needed_of, row_of, switches
 from numpy.random import default_rng
 from pyspark.ml.feature import Binarizer, StandardScaler, VectorAssembler
 from pyspark.sql import SparkSession
-from random_pipelines import asked, code_of, fitted, run, smaller, truth_of
 
 from sparkdiff.stages import scaling
+from tests.parity.random_pipelines import asked, code_of, fitted, run, smaller, truth_of
+from tests.support.drawn_pipelines import LABELS, SOURCES, Case, Draw, Stage, needed_items, needed_of, row_of, switches
 
 pytestmark = pytest.mark.once
 

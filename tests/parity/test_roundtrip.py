@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from compacting import TOLERANCE, worst
 from pyspark.errors import PySparkException
 from pyspark.ml import Pipeline, PipelineModel, Transformer
 from pyspark.ml.classification import LogisticRegression
@@ -25,11 +24,12 @@ from pyspark.ml.feature import (
 from pyspark.ml.linalg import Matrices, Vectors
 from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
 from pyspark.sql import DataFrame, SparkSession, functions as F
-from readable_uids import named
 
 import sparkdiff
 from sparkdiff import InputError, Network, jvm
 from sparkdiff.pipeline.nesting import flatten
+from tests.support.compacting import TOLERANCE, worst
+from tests.support.readable_uids import named
 
 pytestmark = pytest.mark.once  # what is Spark's in it the laws check on every version
 

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import plain_spark
 import pytest
 import torch
 from py4j.protocol import Py4JError
@@ -19,6 +18,7 @@ from pyspark.sql import DataFrame, SparkSession, functions as F
 import sparkdiff
 from sparkdiff import InputError, SparkdiffError, jvm
 from sparkdiff.jvm import folders, sessions
+from tests.support import plain_spark
 
 
 @pytest.mark.slow

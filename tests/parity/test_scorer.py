@@ -53,11 +53,11 @@ from pyspark.ml.functions import array_to_vector
 from pyspark.ml.linalg import Vectors, VectorUDT
 from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
 from pyspark.sql import DataFrame, Row, SparkSession, functions as F
-from scoring import differences, fails, in_spark, origin, refuses
 
 import sparkdiff
 from sparkdiff import InputError, Scorer, jvm
 from sparkdiff.serving.scorer.compiling import NOT_SERVED
+from tests.support.scoring import differences, fails, in_spark, origin, refuses
 
 ROOT = Path(__file__).parents[2]
 REFUSED = {
@@ -739,12 +739,12 @@ def test_what_cannot_be_served_is_refused_by_name(usual: PipelineModel, df: Data
 
 
 def load_test(scorer: Scorer, folder: Path, seconds: float) -> dict[str, Any]:
-    """What `serving_load.py` finds, in a process that finds no java."""
+    """What `serving_load` finds, in a process that finds no java."""
     scorer.save(folder)
     environment = {k: v for k, v in os.environ.items() if k not in ("JAVA_HOME", "SPARK_HOME")}
     environment["PATH"] = str(Path(sys.executable).parent)
     assert shutil.which("java", path=environment["PATH"]) is None
-    command = [sys.executable, str(Path(__file__).parent / "serving_load.py"), str(folder), str(seconds)]
+    command = [sys.executable, "-m", "tests.support.serving_load", str(folder), str(seconds)]
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Every pipeline of the tests beside this one, served in every way and compared with Spark (`serving_sweep.py`)."""
+"""Every pipeline of the tests beside this one, served in every way and compared with Spark (`tests/support/serving_sweep.py`)."""
 
 import os
 import re
@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
+SUPPORT = "tests.support"
+"""A plugin, too, and the first: pytest then rewrites its asserts, as `conftest.py` asks, which comes after plugins."""
 
 
 def swept() -> dict[str, dict[str, int]]:
@@ -17,8 +19,9 @@ def swept() -> dict[str, dict[str, int]]:
     Raises:
         AssertionError: a test failed.
     """
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "serving_sweep", "-p", "no:cacheprovider", str(HERE)]
-    path = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+    plugins = (SUPPORT, f"{SUPPORT}.serving_sweep", "no:cacheprovider")
+    command = [sys.executable, "-m", "pytest", "-q", *(part for name in plugins for part in ("-p", name)), str(HERE)]
+    path = os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         command,
         cwd=HERE.parents[1],

@@ -13,7 +13,6 @@ import pyspark.ml.regression
 import pyspark.ml.tuning
 import pytest
 import torch
-from custom_stages import BoosterModel, Clipped, OnTheGpu, Squared
 from pyspark.errors import PySparkException
 from pyspark.ml import Estimator, Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression, OneVsRest
@@ -40,12 +39,13 @@ from pyspark.ml.feature import (
 )
 from pyspark.ml.regression import GBTRegressor, LinearRegression
 from pyspark.sql import DataFrame, functions as F
-from readable_uids import named
 
 import sparkdiff
 from sparkdiff import InputError, plan, translate, verify, write_back
 from sparkdiff.evaluation.pipeline_warnings import dropped_late
 from sparkdiff.pipeline.cut import analyse
+from tests.support.custom_stages import BoosterModel, Clipped, OnTheGpu, Squared
+from tests.support.readable_uids import named
 
 
 def with_params(stage: Any, **params: Any) -> Any:
@@ -154,7 +154,7 @@ def test_a_users_own_stage(df: DataFrame, tmp_path: Path) -> None:
     assert (of(found, "mine").role, of(found, "mine").cached) == ("referenced", True)
     assert of(found, "mine").reason == (
         "not one of Spark's stages: it is assumed to change clipped only, which it declares, and may drop rows; register a "
-        "StageModule for custom_stages.Clipped to translate it"
+        "StageModule for tests.support.custom_stages.Clipped to translate it"
     )
     assert [s.trainable for s in found.stages] == [False, False, True, True]
     network = translate(model)
@@ -239,7 +239,7 @@ def test_models_of_other_libraries(df: DataFrame, fitted: dict[str, Any]) -> Non
     gpu = named("gpu", OnTheGpu)._set(featuresCol="vector", predictionCol="fast")
     model = PipelineModel([fitted["assembler"], booster, gpu, fitted["linear"]])
     found = plan(model)
-    assert of(found, "gpu").reason == "custom_stages's model: convert it first, its .cpu() returns Spark's own model"
+    assert of(found, "gpu").reason == "tests's model: convert it first, its .cpu() returns Spark's own model"
     assert (of(found, "booster").role, of(found, "booster").inputCols) == ("referenced", ("vector",))
     assert of(found, "linear").trainable
     network = translate(model)

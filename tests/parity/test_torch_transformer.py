@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from compacting import TOLERANCE, difference, values
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression, RandomForestClassifier
 from pyspark.ml.feature import (
@@ -33,6 +32,7 @@ from pyspark.sql import DataFrame, SparkSession, functions as F
 import sparkdiff
 from sparkdiff import InputError, TorchTransformer, jvm
 from sparkdiff.machine import package
+from tests.support.torch_parity import check_same
 
 pytestmark = pytest.mark.once  # what is Spark's in it the laws check on every version
 SERVING = importlib.import_module("sparkdiff.serving.torch_transformer")
@@ -106,27 +106,6 @@ def hostile(rows: DataFrame) -> DataFrame:
     for part in made:
         out = out.unionByName(part)
     return out.coalesce(1).cache()
-
-
-def check_same(model: Any, data: DataFrame) -> None:
-    expected, found = model.transform(data), TorchTransformer(model, device="cpu").transform(data)
-    assert found.columns == expected.columns
-    for a, b in zip(expected.schema, found.schema, strict=True):
-        assert (a.dataType, a.nullable, a.metadata) == (b.dataType, b.nullable, b.metadata), a.name
-    pair = (_Given(expected), _Given(found))
-    theirs, ours = (values(side, data, expected.columns) for side in pair)
-    for name, old, new in zip(expected.columns, theirs, ours, strict=True):
-        assert difference(old, new) <= TOLERANCE, (name, [p for p in zip(old, new, strict=True) if p[0] != p[1]][:3])
-
-
-class _Given:
-    """Stands in for a model whose transform is known."""
-
-    def __init__(self, frame: DataFrame):
-        self.frame = frame
-
-    def transform(self, data: DataFrame) -> DataFrame:
-        return self.frame
 
 
 def test_a_column_that_nobody_reads_is_not_computed(spark: SparkSession) -> None:

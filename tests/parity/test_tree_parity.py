@@ -16,13 +16,13 @@ from pyspark.ml.linalg import Vectors
 from pyspark.ml.regression import DecisionTreeRegressor, GBTRegressor, RandomForestRegressor
 from pyspark.ml.tuning import CrossValidator, ParamGridBuilder
 from pyspark.sql import DataFrame, SparkSession, functions as F
-from random_trees import differing, reaching
-from readable_uids import named
 
 import sparkdiff
 from sparkdiff import Network, jvm
 from sparkdiff.jvm import sessions, trees
 from sparkdiff.jvm.nodes import Nodes
+from tests.support.random_trees import differing, reaching
+from tests.support.readable_uids import named
 
 pytestmark = pytest.mark.once  # what is Spark's in it the laws check on every version
 

@@ -20,13 +20,13 @@ from pyspark.ml.feature import (
 from pyspark.ml.regression import DecisionTreeRegressor, GBTRegressor, RandomForestRegressor
 from pyspark.ml.tuning import CrossValidator
 from pyspark.sql import DataFrame, SparkSession
-from readable_uids import named
 
 import sparkdiff
 from sparkdiff import InputError
 from sparkdiff.jvm import trees
 from sparkdiff.pipeline.tree_origin import is_trees, why_not_grown
 from sparkdiff.pipeline.unfitted_form import WITHOUT_EFFECT, estimator_class, refit, unfitted_form, untold
+from tests.support.readable_uids import named
 
 AS_FITTED = {"ALSModel", "BucketedRandomProjectionLSHModel", "MinHashLSHModel"}
 """Models that lack Params by which they were fitted."""

@@ -15,16 +15,16 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from bare_python import python_with, python_without
-from faults import CLUSTER, JOB, ROOT, kill_driver, pipeline, spark_home, submit, table
 from pyspark.sql import SparkSession
-from remote import TARGETS as REMOTE_FAULTS
 
 from sparkdiff import FineTuner, InputError, TorchTransformer
 from sparkdiff.cli.app import main
+from tests.support.bare_python import python_with, python_without
+from tests.support.faults import CLUSTER, JOB, REMOTE, ROOT, kill_driver, pipeline, spark_home, submit, table
 
 pytestmark = pytest.mark.slow
 DEMO = ROOT / "jobs" / "finetune.py"
+SUPPORT = ROOT / "tests" / "support"
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +197,7 @@ def test_a_killed_driver_resumes_by_the_same_command(runs: Path, local: Path) ->
 @pytest.mark.faults
 def test_the_faults_of_a_cluster_change_nothing(tmp_path: Path, foreign: str) -> None:
     submit(
-        Path(__file__).with_name("faults.py"),
+        SUPPORT / "faults.py",
         str(tmp_path),
         "1",
         master="local-cluster[2,1,1024]",
@@ -230,19 +230,19 @@ def test_executors_that_share_no_folder(tmp_path: Path) -> None:
         "spark.pyspark.driver.python": sys.executable,
     }
     submit(
-        Path(__file__).with_name("remote.py"),
+        SUPPORT / "remote_training.py",
         str(tmp_path / "shared"),
         "viewfs://t/d",
-        *REMOTE_FAULTS,
+        *REMOTE,
         master="local-cluster[2,1,1024]",
         python=str(blind),
         conf=conf,
         timeout=1500,
     )
     told = json.loads((tmp_path / "shared" / "told.json").read_text())
-    assert list(told) == ["in the store", *REMOTE_FAULTS]
+    assert list(told) == ["in the store", *REMOTE]
     assert all(t["identical"] for t in told.values()), told
-    assert all(told[name]["resumed"] and not told[name]["left"] for name in REMOTE_FAULTS), told
+    assert all(told[name]["resumed"] and not told[name]["left"] for name in REMOTE), told
     assert not list((tmp_path / "local").rglob("*sparkdiff*"))
     assert not list((tmp_path / "local").rglob("stores"))
 

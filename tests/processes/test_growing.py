@@ -15,12 +15,12 @@ pytestmark = [
     pytest.mark.once,
     pytest.mark.nightly,
 ]  # its pieces: test_item_processes, test_running_by_spark
-SCRIPT = Path(__file__).with_name("growing.py")
+ROOT = Path(__file__).parents[2]
 
 
 def started(folder: Path, run: str, processes: int) -> "subprocess.Popen[bytes]":
-    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[2])}
-    command = [sys.executable, str(SCRIPT), str(folder), run, str(processes)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tests.support.interrupted_growth", str(folder), run, str(processes)]
     return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
 
 

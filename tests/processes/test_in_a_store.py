@@ -16,10 +16,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from faults import ROOT, left, parent, pipeline, submission, table, until
 from pyspark.sql import SparkSession
 
 from sparkdiff.store import files
+from tests.support.faults import ROOT, left, parent, pipeline, submission, table, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.once, pytest.mark.nightly, pytest.mark.faults]
 URL = "viewfs://t/d"

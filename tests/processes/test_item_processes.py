@@ -10,16 +10,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import item_rounds
 import pytest
 import torch
-from climbing import bits
-from item_rounds import ITEMS, changed, planted, rounds_of
 
 from sparkdiff.errors import FullDiskError
 from sparkdiff.growth import parts, worker_pool
 from sparkdiff.growth.checkpoints import ItemError
 from sparkdiff.machine import line_files
+from tests.support import item_rounds
+from tests.support.climbing import bits
+from tests.support.item_rounds import ITEMS, changed, planted, rounds_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.once, pytest.mark.usefixtures("climbing_kind")]
 alone, climbing_kind = item_rounds.alone, item_rounds.climbing_kind
@@ -147,7 +147,7 @@ DRIVER = """
 import sys
 sys.path[:0] = {paths!r}
 from pathlib import Path
-import climbing, item_rounds
+from tests.support import climbing, item_rounds
 from sparkdiff.growth import checkpoints, parts
 parts.KINDS["climbing"] = climbing
 checkpoints.EVERY = 0.0

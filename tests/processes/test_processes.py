@@ -16,8 +16,6 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
-from faults import LASTING, LOCAL, NUMBERS, outcome, pipeline, slow_poisson, suffer, table
-from full_disk import no_room
 from pyspark.ml import Pipeline
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.feature import VectorAssembler
@@ -36,6 +34,8 @@ from sparkdiff.store.lease import hold_lease
 from sparkdiff.store.run_folder import RunFolder
 from sparkdiff.training.distributed import choice, launch, preflight
 from sparkdiff.training.distributed.attempt import TrainingError
+from tests.support.faults import LASTING, LOCAL, NUMBERS, outcome, pipeline, slow_poisson, suffer, table
+from tests.support.full_disk import no_room
 
 pytestmark = pytest.mark.slow
 Fit = Callable[..., FineTunerModel]

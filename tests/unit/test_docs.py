@@ -10,7 +10,7 @@ import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import typer
@@ -24,56 +24,19 @@ from sparkdiff.data.splits import SPLITS
 from sparkdiff.errors import InputError
 from sparkdiff.growth.growth_options import GrowthSettings
 from sparkdiff.options import Options
+from tests.support.pages import ELSEWHERE, LINES, PAGES, blocks
 
 pytestmark = pytest.mark.once
 
 ROOT = Path(__file__).parents[2]
-PAGES = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
-    *sorted((ROOT / "docs").rglob("*.md")),
-]
 OPTIONS = {f.name for f in dataclasses.fields(Options)}
 GROWTH = {f.name for f in dataclasses.fields(GrowthSettings)}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-BLOCK = re.compile(r"(?:<!-- (not run: [^>]+?) -->\n+)?^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-ELSEWHERE = {
-    "foreign.md": "tests/importers/test_home.py",
-    "own_stages.md": "tests/api/stages/test_own_stages.py",
-    "weekly.md": "tests/jobs/test_weekly.py",
-}
-"""A page whose blocks are run by a test of their own."""
-LINES = {
-    'pip install ".[cli,report]"': "tests/jobs/test_wheel.py",
-    "sparkdiff prepare": "tests/jobs/test_prepare.py",
-    "make demo": "tests/jobs/test_demo.py",
-    "make test": ".ci/run",
-}
-"""How a command begins that is run elsewhere, and where."""
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # click's, which typer may bring along or import
 FOLDERS = ("jobs", "conf", "tools", "benchmarks", "tests", "docs", "constraints", "sparkdiff", ".ci")
 SUBMIT = argparse.ArgumentParser(prog="spark-submit", exit_on_error=False, allow_abbrev=False)
 SUBMIT.add_argument("--master")
 SUBMIT.add_argument("--conf", action="append")
-
-
-class Block(NamedTuple):
-    """A block of code of a page; `mark` is its comment "not run: why"."""
-
-    page: Path
-    line: int
-    mark: str | None
-    language: str
-    text: str
-
-
-def blocks() -> list[Block]:
-    found = []
-    for page in PAGES:
-        text = page.read_text()
-        for match in BLOCK.finditer(text):
-            line = text.count("\n", 0, match.start(2)) + 1
-            found.append(Block(page, line, match[1], match[2], match[3]))
-    return found
 
 
 def spans(page: Path) -> Iterator[str]:

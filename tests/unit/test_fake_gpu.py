@@ -2,10 +2,11 @@
 
 import copy
 
-import fake_gpu
 import pytest
 import torch
 from torch import Tensor, nn
+
+from tests.support import fake_gpu
 
 GPU, OTHER = (torch.device("fakegpu", i) for i in (0, 1))
 cuda = torch.get_device_module("fakegpu")

@@ -1,7 +1,8 @@
-"""Who may import whom, read from the sources: one way only, Spark and torch where they belong, py4j in one place."""
+"""Who may import whom, read from the sources: one way only, Spark and torch where they belong, py4j in one place; and tests."""
 
 import ast
 import functools
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,7 +12,8 @@ import pytest
 
 pytestmark = pytest.mark.once  # reads the sources
 
-PACKAGE = Path(__file__).parents[2] / "sparkdiff"
+TESTS = Path(__file__).parents[1]
+PACKAGE = TESTS.parent / "sparkdiff"
 # From the bottom up: a room, or a module at the package's root, imports those of the lines above its own, and its own room.
 ROOMS = [
     ["machine"],
@@ -230,6 +232,15 @@ def test_only_one_place_knows_the_jvm() -> None:
     texts = {m: path.read_text(encoding="utf-8") for m, path in MODULES.items() if package(m) != "jvm"}
     wrong = all_of(lambda m: (word for word in words if word in texts[m]), texts)
     assert not wrong, f"names that belong into jvm/:\n{wrong}"
+
+
+def test_tests_share_what_is_in_support_alone() -> None:
+    """Each other file is a test, which no file imports, or what pytest reads; but for a command, and what mypy reads."""
+    files = {path.relative_to(TESTS).as_posix(): path for path in sorted(TESTS.rglob("*.py"))}
+    others = {name for name in files if not re.fullmatch(r"support/\w+\.py|(.*/)?(test_\w+|conftest)\.py", name)}
+    assert others == {"__init__.py", "parity/random_pipelines.py", "typed/options.py"}
+    wrong = [f"{name}: {m}" for name, path in files.items() for m in imported(parsed(path)) if re.search(r"\btest_", m)]
+    assert wrong == []
 
 
 def test_no_module_bears_a_public_name() -> None:

@@ -25,7 +25,6 @@ from pyspark.ml.linalg import Vectors
 from pyspark.ml.regression import LinearRegression
 from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable
 from pyspark.sql import DataFrame, SparkSession, functions as F
-from small_data import HAS_PETASTORM, NUMBERS, cached, fingerprint_of, tune
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -39,6 +38,7 @@ from sparkdiff.data.splits import Source
 from sparkdiff.data.stream import Stream
 from sparkdiff.options import Options
 from sparkdiff.tensors.rows import SparseRows
+from tests.support.small_data import HAS_PETASTORM, NUMBERS, cached, fingerprint_of, tune
 
 Write = Callable[..., DataFrame]
 

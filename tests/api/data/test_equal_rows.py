@@ -11,7 +11,6 @@ from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.evaluation import MulticlassClassificationEvaluator
 from pyspark.ml.feature import Bucketizer, OneHotEncoder, VectorAssembler
 from pyspark.sql import DataFrame, SparkSession, functions as F
-from small_data import tune
 
 from sparkdiff import InputError
 from sparkdiff.data.blocks import MAX_BLOCKS
@@ -21,6 +20,7 @@ from sparkdiff.options import Options
 from sparkdiff.proof.division import Division, divide, inner
 from sparkdiff.search.search_options import Settings
 from sparkdiff.search.splitting import divide_rows
+from tests.support.small_data import tune
 
 pytestmark = pytest.mark.once  # hashes of our own: no stack changes them
 

@@ -28,13 +28,13 @@ from pyspark.ml.feature import (
 from pyspark.ml.linalg import Vectors
 from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
 from pyspark.sql import DataFrame, SparkSession, functions as F
-from small_data import NUMBERS, Write, files, fingerprint_of, tune
 
 from sparkdiff import jvm
 from sparkdiff.data.fingerprint import source_facts
 from sparkdiff.data.row_hashes import row_hashes
 from sparkdiff.jvm.query_plans import plan_facts, remote_facts, table_versions
 from sparkdiff.store import model_digests
+from tests.support.small_data import NUMBERS, Write, files, fingerprint_of, tune
 
 Query = Callable[[SparkSession], DataFrame]
 

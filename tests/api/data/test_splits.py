@@ -17,7 +17,6 @@ from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.feature import VectorAssembler
 from pyspark.ml.regression import LinearRegression
 from pyspark.sql import DataFrame, SparkSession, functions as F
-from small_data import NUMBERS, QUICK, cached, same, tune
 
 from sparkdiff import InputError
 from sparkdiff.data import blocks, splits
@@ -31,6 +30,7 @@ from sparkdiff.fine_tuning.task import Outcome, prepare
 from sparkdiff.options import Options
 from sparkdiff.report import Phases
 from sparkdiff.training.recipes import Recipe
+from tests.support.small_data import NUMBERS, QUICK, cached, same, tune
 
 pytestmark = pytest.mark.once  # hashes, options and messages of our own: no stack changes them
 

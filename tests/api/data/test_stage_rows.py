@@ -17,12 +17,12 @@ from pyspark.ml.classification import LogisticRegression, LogisticRegressionMode
 from pyspark.ml.feature import HashingTF, NGram, SQLTransformer, StopWordsRemover, Tokenizer
 from pyspark.ml.linalg import Vectors
 from pyspark.sql import DataFrame, SparkSession, functions as F
-from small_data import cached, requested, tune
 
 from sparkdiff.data import frames
 from sparkdiff.data.cache import Cache, root
 from sparkdiff.data.frames import keys_of
 from sparkdiff.history import caches
+from tests.support.small_data import cached, requested, tune
 
 pytestmark = pytest.mark.once  # folders and rules of our own
 

@@ -17,7 +17,16 @@ from pyspark.ml.feature import StandardScaler
 from pyspark.ml.regression import LinearRegression
 from pyspark.sql import DataFrame, functions as F
 from sklearn.metrics import roc_auc_score
-from small_data import (
+
+from sparkdiff import FineTuner, FineTunerModel, InputError, write_back
+from sparkdiff.data.splits import REFERENCE, Source
+from sparkdiff.data.stream import Stream
+from sparkdiff.evaluation.compatibility import compare
+from sparkdiff.evaluation.split_batches import Data
+from sparkdiff.fine_tuning.task import prepare
+from sparkdiff.options import Options
+from sparkdiff.pipeline.network import Network
+from tests.support.small_data import (
     QUICK,
     cached,
     fingerprint_of,
@@ -29,15 +38,6 @@ from small_data import (
     sides,
     tune,
 )
-
-from sparkdiff import FineTuner, FineTunerModel, InputError, write_back
-from sparkdiff.data.splits import REFERENCE, Source
-from sparkdiff.data.stream import Stream
-from sparkdiff.evaluation.compatibility import compare
-from sparkdiff.evaluation.split_batches import Data
-from sparkdiff.fine_tuning.task import prepare
-from sparkdiff.options import Options
-from sparkdiff.pipeline.network import Network
 
 pytestmark = pytest.mark.once  # what is Spark's in it the laws check on every version
 

@@ -10,7 +10,6 @@ from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.feature import HashingTF, OneHotEncoder, StandardScaler, StringIndexer, Tokenizer, VectorAssembler
 from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
 from pyspark.sql import DataFrame, functions as F
-from small_data import NUMBERS, cached, tune, unfitted
 
 from sparkdiff.data.splits import Source
 from sparkdiff.data.stream import Stream
@@ -20,6 +19,7 @@ from sparkdiff.evaluation.split_batches import Data
 from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
+from tests.support.small_data import NUMBERS, cached, tune, unfitted
 
 pytestmark = [pytest.mark.slow, pytest.mark.once]
 

@@ -23,13 +23,13 @@ from pyspark.ml.feature import (
 from pyspark.ml.recommendation import ALS, ALSModel
 from pyspark.ml.regression import GeneralizedLinearRegression
 from pyspark.sql import DataFrame, SparkSession, functions as F
-from small_data import NUMBERS, Write, unfitted
 
 from sparkdiff import InputError, translate, write_back
 from sparkdiff.cli.app import main
 from sparkdiff.evaluation.model_differences import Difference, between
 from sparkdiff.evaluation.prediction_differences import predictions
 from sparkdiff.store.model_digests import hash_of_folder
+from tests.support.small_data import NUMBERS, Write, unfitted
 
 pytestmark = pytest.mark.once  # hashes, options and messages of our own: no stack changes them
 

@@ -13,7 +13,6 @@ from pyspark.ml.evaluation import BinaryClassificationEvaluator, MulticlassClass
 from pyspark.ml.feature import VectorAssembler
 from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
 from pyspark.sql import DataFrame, functions as F
-from small_data import NUMBERS, cached, sides, tune, unfitted
 
 from sparkdiff import InputError
 from sparkdiff.data.stream import Stream
@@ -26,6 +25,7 @@ from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
 from sparkdiff.stages.base import LabelStats
 from sparkdiff.training.distributed.worker import objectives
+from tests.support.small_data import NUMBERS, cached, sides, tune, unfitted
 
 REGRESSION = ("rmse", "mse", "r2", "mae", "var")
 BINARY = ("areaUnderROC", "areaUnderPR")

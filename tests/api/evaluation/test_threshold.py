@@ -13,7 +13,6 @@ from pyspark.ml.evaluation import MulticlassClassificationEvaluator
 from pyspark.ml.feature import Binarizer, Bucketizer, VectorAssembler
 from pyspark.ml.functions import vector_to_array
 from pyspark.sql import DataFrame, functions as F
-from small_data import NUMBERS, tune
 
 import sparkdiff
 from sparkdiff import InputError, jvm
@@ -24,6 +23,7 @@ from sparkdiff.pipeline.cut import analyse
 from sparkdiff.pipeline.network import Network
 from sparkdiff.store import files
 from sparkdiff.training.distributed import launch
+from tests.support.small_data import NUMBERS, tune
 
 pytestmark = pytest.mark.once  # what is Spark's in it the laws check on every version
 

@@ -15,12 +15,12 @@ from pyspark.ml.regression import LinearRegression
 from pyspark.ml.tuning import ParamGridBuilder, TrainValidationSplit
 from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable
 from pyspark.sql import DataFrame, functions as F
-from small_data import QUICK, tune, unfitted
 
 from sparkdiff import FineTuner, Search
 from sparkdiff.cli.app import main
 from sparkdiff.errors import DONE, FAILED
 from sparkdiff.evaluation.prediction_differences import compare_outputs
+from tests.support.small_data import QUICK, tune, unfitted
 
 
 class Shifted(Transformer, HasInputCol, HasOutputCol, DefaultParamsReadable, DefaultParamsWritable):  # type: ignore[type-arg]
@@ -158,7 +158,7 @@ output: out
 """
 MODULE = """
 from pyspark.ml import Pipeline
-from small_data import unfitted
+from tests.support.small_data import unfitted
 from test_what_is_saved import shifted
 
 def pipeline(train):

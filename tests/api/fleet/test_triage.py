@@ -8,7 +8,6 @@ import pytest
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.regression import GeneralizedLinearRegression
 from pyspark.sql import DataFrame
-from small_data import QUICK, pipeline
 
 import sparkdiff
 from sparkdiff import InputError
@@ -18,6 +17,7 @@ from sparkdiff.fleet import triage_run
 from sparkdiff.history import run_store
 from sparkdiff.history.pipeline_facts import FACTS
 from sparkdiff.history.run_forecasts import PastRun
+from tests.support.small_data import QUICK, pipeline
 
 FAST = {**QUICK, "stream": "arrow", "verbosity": 0}
 

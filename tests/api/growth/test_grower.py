@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import plain_spark
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from contexts import prepare_context
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.feature import (
@@ -42,6 +40,8 @@ from sparkdiff.improvement.arms import growing
 from sparkdiff.improvement.budget import Limit
 from sparkdiff.jvm import sessions
 from sparkdiff.options import Options
+from tests.support import plain_spark
+from tests.support.arm_contexts import prepare_context
 
 ROWS = 3000
 QUICK: dict[str, Any] = {"maxEpochs": 4, "recipe": "fast", "rowsAreNew": True, "numFolds": 0}

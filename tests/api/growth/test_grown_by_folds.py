@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from contexts import prepare_context
 from pyspark.ml import Pipeline
 from pyspark.ml.feature import SQLTransformer, StandardScaler, VectorAssembler
 from pyspark.ml.regression import LinearRegression
@@ -27,6 +26,7 @@ from sparkdiff.improvement.budget import Limit
 from sparkdiff.jvm import sessions
 from sparkdiff.options import Options
 from sparkdiff.proof.division import divide
+from tests.support.arm_contexts import prepare_context
 
 pytestmark = pytest.mark.once
 ROWS = 1500

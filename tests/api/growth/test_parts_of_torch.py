@@ -13,7 +13,6 @@ from pyspark.ml.feature import StringIndexerModel, VectorAssembler
 from pyspark.ml.linalg import Vectors, VectorUDT
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import DoubleType, StructField, StructType
-from tables import table_of
 from torch import Tensor
 
 from sparkdiff.growth import parts
@@ -21,6 +20,7 @@ from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.part import Item, Part, PipelinePlace, Stages
 from sparkdiff.growth.row_tensors import Split, Table
 from sparkdiff.tensors.rows import dense
+from tests.support.growth_tables import table_of
 
 PREFIX = "glr_units1"
 

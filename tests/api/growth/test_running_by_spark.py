@@ -7,14 +7,14 @@ import sys
 import time
 from pathlib import Path
 
-import item_rounds
 import pytest
-from climbing import bits
-from item_rounds import ITEMS, changed, rounds_of
 from pyspark.sql import SparkSession
 
 from sparkdiff.growth import worker_pool
 from sparkdiff.growth.checkpoints import ItemError
+from tests.support import item_rounds
+from tests.support.climbing import bits
+from tests.support.item_rounds import ITEMS, changed, rounds_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("spark", "climbing_kind")]
 alone, climbing_kind = item_rounds.alone, item_rounds.climbing_kind
@@ -55,7 +55,7 @@ DRIVER = """
 import sys
 sys.path[:0] = {paths!r}
 from pathlib import Path
-import climbing, item_rounds
+from tests.support import climbing, item_rounds
 from pyspark.sql import SparkSession
 from sparkdiff.growth import checkpoints, parts
 SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false").getOrCreate()

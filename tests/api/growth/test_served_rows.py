@@ -11,7 +11,6 @@ from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.feature import Imputer, OneHotEncoder, StringIndexer, VectorAssembler
 from pyspark.ml.regression import LinearRegression
 from pyspark.sql import DataFrame, SparkSession
-from tables import specification_of
 
 import sparkdiff
 from sparkdiff.data.blocks import MAX_BLOCKS
@@ -25,6 +24,7 @@ from sparkdiff.growth.parts.shapes import Shapes
 from sparkdiff.growth.rounds import Member
 from sparkdiff.growth.row_tensors import Split, Table
 from sparkdiff.options import Options
+from tests.support.growth_tables import specification_of
 
 MARK = "grown"
 NAN, INF = math.nan, math.inf

@@ -11,12 +11,12 @@ from pyspark.ml import PipelineModel
 from pyspark.ml.feature import VectorAssembler
 from pyspark.ml.linalg import Vectors
 from pyspark.sql import DataFrame, SparkSession
-from tables import table_of
 
 from sparkdiff.growth import cost_table
 from sparkdiff.growth.part import Part, PipelinePlace
 from sparkdiff.growth.parts import trees
 from sparkdiff.growth.row_tensors import Split, Table
+from tests.support.growth_tables import table_of
 
 NAN, INF = math.nan, math.inf
 SPECIAL = [

@@ -10,7 +10,6 @@ from pyspark.ml.feature import CountVectorizer, Tokenizer
 from pyspark.ml.linalg import Vectors
 from pyspark.ml.regression import GeneralizedLinearRegression
 from pyspark.sql import DataFrame, SparkSession, functions as F
-from small_data import QUICK, pipeline
 
 from sparkdiff.data import rehearsal
 from sparkdiff.fine_tuning.task import prepare
@@ -18,6 +17,7 @@ from sparkdiff.history import pipeline_facts
 from sparkdiff.history.pipeline_facts import Facts, SampleError, Samples, measure_facts, training_facts
 from sparkdiff.jvm.job_counter import count_jobs
 from sparkdiff.options import Options
+from tests.support.small_data import QUICK, pipeline
 
 FAST = {**QUICK, "verbosity": 0, "seed": 2}
 

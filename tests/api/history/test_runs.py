@@ -13,7 +13,6 @@ from pyspark.ml import PipelineModel
 from pyspark.ml.evaluation import RegressionEvaluator
 from pyspark.ml.regression import GeneralizedLinearRegression
 from pyspark.sql import DataFrame
-from small_data import tune
 
 import sparkdiff
 from sparkdiff import FineTunerModel, InputError
@@ -21,6 +20,7 @@ from sparkdiff.cli.app import main
 from sparkdiff.data.stream import Stream
 from sparkdiff.errors import DONE, WRONG_INPUT
 from sparkdiff.history import caches, run_store
+from tests.support.small_data import tune
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from contexts import prepare_context
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import GBTClassifier
 from pyspark.ml.feature import StandardScaler, StringIndexer, VectorAssembler
 from pyspark.ml.regression import GBTRegressor
 from pyspark.sql import DataFrame, SparkSession, functions as F
-from small_data import NUMBERS, riders
 
 from sparkdiff import Improver, ImproverModel, InputError
 from sparkdiff.data.splits import TRAIN, VALIDATION, Source
@@ -30,6 +28,8 @@ from sparkdiff.jvm import trees
 from sparkdiff.options import Options
 from sparkdiff.proof.division import divide
 from sparkdiff.report import Phases
+from tests.support.arm_contexts import prepare_context
+from tests.support.small_data import NUMBERS, riders
 
 OPTIONS: dict[str, Any] = {
     "arms": ["import"],

@@ -11,7 +11,6 @@ from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.feature import PCA, StandardScaler, StringIndexer, VectorAssembler
 from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
 from pyspark.sql import DataFrame, functions as F
-from small_data import NUMBERS, half_deviance, predictions, same
 
 from sparkdiff import Improver, ImproverModel
 from sparkdiff.data.splits import TEST, TRAIN, Source
@@ -20,6 +19,7 @@ from sparkdiff.improvement.arms import refitting
 from sparkdiff.options import Options
 from sparkdiff.proof.division import Division, divide
 from sparkdiff.training.recipes import Recipe
+from tests.support.small_data import NUMBERS, half_deviance, predictions, same
 
 QUICK: dict[str, Any] = {
     "budget": "60 passes",

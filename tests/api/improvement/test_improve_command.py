@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.ml import PipelineModel
 from pyspark.sql import SparkSession
-from small_data import riders, same, unfitted, weights
 
 from sparkdiff.cli.app import main
 from sparkdiff.errors import DONE, WRONG_INPUT
 from sparkdiff.store.folder_marker import MARKER, read_marker
+from tests.support.small_data import riders, same, unfitted, weights
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.feature import Binarizer, MinMaxScaler, RFormula, SQLTransformer, StringIndexer, VectorAssembler
 from pyspark.ml.regression import LinearRegression
 from pyspark.sql import DataFrame, SparkSession, functions as F
-from small_data import half_deviance, predictions, riders, same, unfitted
 
 from sparkdiff import Events, Grower, ImprovementSummary, Improver, ImproverModel, InputError
 from sparkdiff.data.splits import Source
@@ -25,6 +24,7 @@ from sparkdiff.improvement.improvement_options import ImprovementSettings
 from sparkdiff.options import Options
 from sparkdiff.proof.division import divide
 from sparkdiff.report import Phases
+from tests.support.small_data import half_deviance, predictions, riders, same, unfitted
 
 FOLDS = 3
 QUICK: dict[str, Any] = {

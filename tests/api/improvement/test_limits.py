@@ -15,7 +15,6 @@ from pyspark.ml.clustering import KMeans
 from pyspark.ml.feature import Imputer, Normalizer, SQLTransformer, StandardScaler, VectorAssembler
 from pyspark.ml.regression import GBTRegressor, LinearRegression
 from pyspark.sql import DataFrame, SparkSession, functions as F
-from small_data import NUMBERS, half_deviance, riders, sides, unfitted
 
 from sparkdiff import Grower, Improver, InputError, jvm
 from sparkdiff.data.splits import Source
@@ -33,6 +32,7 @@ from sparkdiff.options import Options
 from sparkdiff.proof.division import divide
 from sparkdiff.report import Phases
 from sparkdiff.training.recipes import Recipe
+from tests.support.small_data import NUMBERS, half_deviance, riders, sides, unfitted
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from contexts import prepare_context
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import GBTClassifier, LogisticRegression
 from pyspark.ml.feature import Imputer, OneHotEncoder, SQLTransformer, StandardScaler, StringIndexer, VectorAssembler
@@ -24,6 +23,7 @@ from sparkdiff.improvement.arms.growing import IMPORT
 from sparkdiff.improvement.budget import Limit
 from sparkdiff.options import Options
 from sparkdiff.pipeline.cut import within
+from tests.support.arm_contexts import prepare_context
 
 ROWS = 900
 

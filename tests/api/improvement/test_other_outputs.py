@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from contexts import prepare_context
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.clustering import KMeans
@@ -42,6 +41,7 @@ from sparkdiff.report import Phases
 from sparkdiff.search.distributions import choice
 from sparkdiff.search.settings_space import settings_space
 from sparkdiff.store.model_digests import hash_of
+from tests.support.arm_contexts import prepare_context
 
 OTHER = {"labelCol": "kind", "predictionCol": "other", "probabilityCol": "likely", "rawPredictionCol": "margins"}
 NAMES = ("hours", "filled", "assembled", "scaled", "unit", "segment", "other", "components", "features", "prediction")

@@ -18,7 +18,7 @@ from sparkdiff.jvm import sessions
 pytestmark = pytest.mark.once  # paths and messages of our own
 
 QUICK = ["fineTuner.maxEpochs=1", "fineTuner.recipe=fast", "fineTuner.guard=1.0", "fineTuner.verbosity=0"]
-PIPELINE = "from small_data import unfitted\n\n\ndef of_riders(train):\n    return unfitted()\n"
+PIPELINE = "from tests.support.small_data import unfitted\n\n\ndef of_riders(train):\n    return unfitted()\n"
 
 
 @pytest.mark.parametrize("name", ["x [1]{y,z} 50%20#ü*?"])

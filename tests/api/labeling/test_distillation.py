@@ -8,9 +8,9 @@ from pyspark.ml import PipelineModel
 from pyspark.ml.classification import DecisionTreeClassifier, LinearSVC, LogisticRegression
 from pyspark.ml.feature import Imputer, SQLTransformer, VectorAssembler
 from pyspark.sql import DataFrame, functions as F
-from small_data import pipeline
 
 from sparkdiff import InputError, LabelModel, distill
+from tests.support.small_data import pipeline
 
 
 @pytest.fixture(scope="module")

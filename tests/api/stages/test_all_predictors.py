@@ -20,10 +20,10 @@ from pyspark.ml.classification import (
 from pyspark.ml.feature import PCA, MinMaxScaler, SQLTransformer, StandardScaler, VectorAssembler
 from pyspark.ml.regression import AFTSurvivalRegression, FMRegressor, IsotonicRegression, LinearRegression
 from pyspark.sql import DataFrame, functions as F
-from small_data import NUMBERS, pipeline, sides, tune
 
 import sparkdiff
 from sparkdiff import FineTunerModel
+from tests.support.small_data import NUMBERS, pipeline, sides, tune
 
 pytestmark = pytest.mark.once  # what is Spark's in it the laws check on every version
 

@@ -13,11 +13,11 @@ from pyspark.ml.feature import Binarizer, Bucketizer, Imputer, OneHotEncoder, Ve
 from pyspark.ml.linalg import Vectors
 from pyspark.ml.regression import LinearRegression
 from pyspark.sql import DataFrame, SparkSession, functions as F
-from small_data import cached
 
 import sparkdiff
 from sparkdiff import InputError, jvm, plan
 from sparkdiff.jvm import encoders
+from tests.support.small_data import cached
 
 pytestmark = [pytest.mark.slow, pytest.mark.once]
 NAN, INF = float("nan"), float("inf")

@@ -14,13 +14,13 @@ from pyspark.ml.clustering import GaussianMixture, KMeans
 from pyspark.ml.feature import OneHotEncoder, StandardScaler
 from pyspark.ml.linalg import Vectors
 from pyspark.sql import DataFrame, SparkSession
-from small_data import sides, tune
 from torch import Tensor
 
 import sparkdiff
 from sparkdiff.objectives.losses import NAMES as LOSSES
 from sparkdiff.stages import clustering
 from sparkdiff.stages.predictor import Predictor
+from tests.support.small_data import sides, tune
 
 pytestmark = pytest.mark.once  # what is Spark's in it the laws check on every version
 

@@ -13,9 +13,9 @@ from pyspark.ml.feature import MinMaxScaler, StandardScaler, VectorAssembler
 from pyspark.ml.linalg import DenseMatrix, DenseVector
 from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
 from pyspark.sql import DataFrame, functions as F
-from small_data import NUMBERS, half_deviance, pinball, pipeline, predictions, sides, tune, weights
 
 from sparkdiff import plan
+from tests.support.small_data import NUMBERS, half_deviance, pinball, pipeline, predictions, sides, tune, weights
 
 pytestmark = pytest.mark.once  # what is Spark's in it the laws check on every version
 
@@ -196,7 +196,7 @@ def test_a_loss_of_ones_own(df: DataFrame, shared: Path) -> None:
     fitted = pipeline(df, LinearRegression(featuresCol="x", labelCol="riders"))
     found = tune(fitted, df, shared, loss=pinball, maxEpochs=10)
     named = tune(fitted, df, shared, loss="quantile", lossParams={"tau": 0.9}, maxEpochs=10)
-    assert found.summary.metric == found.summary.options["loss"] == "small_data:pinball"
+    assert found.summary.metric == found.summary.options["loss"] == "tests.support.small_data:pinball"
     assert found.summary.decision == named.summary.decision == "tuned"
     assert found.summary.metrics["validation"]["before"] == pytest.approx(named.summary.metrics["validation"]["before"])
     rows = sides(df)["validation"]

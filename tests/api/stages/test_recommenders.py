@@ -12,10 +12,10 @@ from pyspark.ml.feature import Tokenizer, VectorAssembler, Word2Vec
 from pyspark.ml.recommendation import ALS
 from pyspark.ml.regression import LinearRegression
 from pyspark.sql import DataFrame, SparkSession, functions as F
-from small_data import sides, tune
 
 import sparkdiff
 from sparkdiff.jvm import als as factors, word2vec
+from tests.support.small_data import sides, tune
 
 pytestmark = pytest.mark.once  # what is Spark's in it the laws check on every version
 

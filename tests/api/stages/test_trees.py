@@ -16,7 +16,6 @@ from pyspark.ml.classification import (
 from pyspark.ml.feature import PCA, FeatureHasher, StandardScaler, StringIndexer, VectorAssembler
 from pyspark.ml.regression import DecisionTreeRegressor, GBTRegressor, LinearRegression, RandomForestRegressor
 from pyspark.sql import DataFrame, functions as F
-from small_data import NUMBERS, half_deviance, predictions, sides, tune
 
 import sparkdiff
 from sparkdiff import FineTunerModel, InputError, plan
@@ -25,6 +24,7 @@ from sparkdiff.jvm import defined_params, trees
 from sparkdiff.jvm.nodes import Nodes
 from sparkdiff.options import Options
 from sparkdiff.tensors.rows import SparseRows
+from tests.support.small_data import NUMBERS, half_deviance, predictions, sides, tune
 
 pytestmark = [pytest.mark.slow, pytest.mark.once]
 FAST: dict[str, Any] = {"maxEpochs": 15, "learningRate": 0.02, "regAnchor": 1e-4, "patience": 15}

@@ -24,10 +24,10 @@ from pyspark.ml.feature import (
 from pyspark.ml.linalg import Vectors
 from pyspark.ml.regression import GeneralizedLinearRegression
 from pyspark.sql import DataFrame, SparkSession
-from small_data import NUMBERS, tune
 
 import sparkdiff
 from sparkdiff import FineTunerModel
+from tests.support.small_data import NUMBERS, tune
 
 pytestmark = pytest.mark.once  # what is Spark's in it the laws check on every version
 

@@ -23,7 +23,6 @@ from pyspark.ml.feature import SQLTransformer, StandardScaler, VectorAssembler
 from pyspark.ml.regression import LinearRegression
 from pyspark.ml.tuning import CrossValidator, ParamGridBuilder
 from pyspark.sql import DataFrame, SparkSession
-from small_data import NUMBERS, tune
 
 from sparkdiff import InputError
 from sparkdiff.cli import starting, steps
@@ -34,6 +33,7 @@ from sparkdiff.store.identity import UnidentifiableError
 from sparkdiff.store.lease import LeaseHeldError
 from sparkdiff.store.model_digests import params_of
 from sparkdiff.store.run_folder import NotResumable
+from tests.support.small_data import NUMBERS, tune
 
 pytestmark = pytest.mark.once
 

@@ -11,11 +11,11 @@ from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.evaluation import RegressionEvaluator
 from pyspark.ml.regression import GeneralizedLinearRegression
 from pyspark.sql import DataFrame
-from small_data import NUMBERS, QUICK, files
 
 import sparkdiff
 from sparkdiff import FineTuner, FineTunerModel, Improver, InputError, Search
 from sparkdiff.machine.autologging import pause_autologging
+from tests.support.small_data import NUMBERS, QUICK, files
 
 mlflow = pytest.importorskip("mlflow", reason="needs the extra mlflow")
 pytest.importorskip("sqlalchemy", reason="MLflow's store needs it")

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from pyspark.ml import PipelineModel
 from pyspark.sql import DataFrame
-from small_data import tune
+
+from tests.support.small_data import tune
 
 CURVE = Path(__file__).with_name("loss_curve.csv")
 

@@ -2,17 +2,17 @@
 
 from pathlib import Path
 
-import fake_gpu
 import numpy as np
 import pytest
 import torch
 from pyspark.ml import PipelineModel
 from pyspark.sql import DataFrame
-from small_data import tune, weights
 
 from sparkdiff import Events, FineTunerModel, InputError
 from sparkdiff.tensors.device import CPU, Place, gpus
 from sparkdiff.training.distributed import choice
+from tests.support import fake_gpu
+from tests.support.small_data import tune, weights
 
 pytestmark = pytest.mark.once
 FAKE = Place(torch.device(fake_gpu.NAME, 0))

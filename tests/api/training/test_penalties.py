@@ -9,9 +9,9 @@ from pyspark.ml import PipelineModel
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.regression import GeneralizedLinearRegression
 from pyspark.sql import DataFrame
-from small_data import pipeline, predictions, tune
 
 from sparkdiff import InputError, translate
+from tests.support.small_data import pipeline, predictions, tune
 
 pytestmark = [pytest.mark.slow, pytest.mark.once]
 FREE: dict[str, Any] = {"maxEpochs": 12, "guard": 1.0}

@@ -6,9 +6,9 @@ from pyspark.ml import Pipeline
 from pyspark.ml.classification import DecisionTreeClassifier, LogisticRegression
 from pyspark.ml.feature import StandardScaler, VectorAssembler
 from pyspark.sql import DataFrame
-from small_data import NUMBERS, tune
 
 from sparkdiff import InputError
+from tests.support.small_data import NUMBERS, tune
 
 pytestmark = pytest.mark.once
 

@@ -8,7 +8,8 @@ from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.feature import PCA, BucketedRandomProjectionLSH, StandardScaler, VectorAssembler
 from pyspark.ml.regression import LinearRegression
 from pyspark.sql import DataFrame
-from small_data import NUMBERS, tune
+
+from tests.support.small_data import NUMBERS, tune
 
 pytestmark = pytest.mark.once  # which stages train is a question of column names
 

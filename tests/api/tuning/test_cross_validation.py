@@ -24,13 +24,13 @@ from pyspark.ml.recommendation import ALS
 from pyspark.ml.regression import DecisionTreeRegressor, FMRegressor, GeneralizedLinearRegression, LinearRegression
 from pyspark.ml.tuning import ParamGridBuilder
 from pyspark.sql import DataFrame, SparkSession, functions as F
-from small_data import NUMBERS
 
 import sparkdiff
 from sparkdiff import InputError
 from sparkdiff.jvm import SparkError
 from sparkdiff.tuning.cross_validation import best_of
 from sparkdiff.tuning.fits import GridTask
+from tests.support.small_data import NUMBERS
 
 
 @pytest.fixture(scope="module")

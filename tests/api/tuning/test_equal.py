@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pytest
-from linear_rows import Rows
 from pyspark.ml import Pipeline, tuning
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.evaluation import (
@@ -20,11 +19,11 @@ from pyspark.ml.evaluation import (
 from pyspark.ml.feature import IDF, HashingTF, Tokenizer, VectorAssembler
 from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
 from pyspark.sql import DataFrame
-from small_data import Write
-from test_exact_solvers import deviation, objective
 
 import sparkdiff
 from sparkdiff.tuning.solvers import Setting
+from tests.support.linear_rows import Rows, deviation, objective
+from tests.support.small_data import Write
 
 ROOT = Path(__file__).parents[3]
 TIGHT = {"tol": 1e-9, "maxIter": 3000}

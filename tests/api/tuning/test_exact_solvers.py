@@ -8,13 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from linear_rows import Array, Rows, penalty_weights, rows
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.feature import VectorAssembler
 from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
 from pyspark.sql import DataFrame, SparkSession
 
 from sparkdiff.tuning.solvers import Setting, Solution, solve_generalized, solve_linear, solve_logistic
+from tests.support.linear_rows import Array, Rows, deviation, objective, rows
 
 TIGHT = {"tol": 1e-9, "maxIter": 500, "weightCol": "weight"}
 FOLD = 0
@@ -65,20 +65,6 @@ def df(
     found.unpersist()
 
 
-def objective(
-    data: Rows, setting: Setting, b: Array, intercept: Array, sigma: float | None = None, fold: int = FOLD
-) -> float:
-    """What Spark minimises, on all rows but a fold's; `sigma`, the label's deviation, is LinearRegression's."""
-    of = data.training(fold)
-    w, margin = of.weight / of.weight.sum(), of.x @ b.T + intercept
-    ridge, lasso = penalty_weights(of, setting, unbiased=sigma is None or setting.solver == "l-bfgs")
-    penalty = float((0.5 * ridge * b**2).sum() / (sigma or 1) + (lasso * np.abs(b)).sum())
-    if sigma is not None:
-        return float(w @ (of.label - margin[:, 0]) ** 2 / 2 + penalty) / sigma**2
-    margin = np.c_[np.zeros(len(w)), margin] if len(b) == 1 else margin
-    return float(w @ (np.logaddexp.reduce(margin, 1) - margin[np.arange(len(w)), of.label.astype(int)])) + penalty
-
-
 def check(
     data: Rows, setting: Setting, ours: Solution, theirs: tuple[Array, Array], sigma: float | None = None
 ) -> None:
@@ -114,14 +100,6 @@ def test_logistic(df: DataFrame, data: Rows, labels: dict[str, Array], label: st
     model = LogisticRegression(labelCol=label, **params, **TIGHT).fit(df)
     [[ours, *_]] = solve_logistic(own.chunks, [setting], 3, 3 if label == "three" else 2)
     check(own, setting, ours, (model.coefficientMatrix.toArray(), model.interceptVector.toArray()))
-
-
-def deviation(data: Rows, setting: Setting, fold: int = FOLD) -> float:
-    """The label's standard deviation as LinearRegression's solver has it."""
-    used = data.training(fold)
-    w = used.weight / used.weight.sum()
-    freedom = 1 - (w**2).sum() if setting.solver == "l-bfgs" else 1.0
-    return float(np.sqrt(w @ (used.label - w @ used.label) ** 2 / freedom))
 
 
 @pytest.mark.parametrize(

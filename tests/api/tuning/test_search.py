@@ -26,7 +26,6 @@ from pyspark.ml.feature import (
 from pyspark.ml.functions import array_to_vector, vector_to_array
 from pyspark.ml.regression import GBTRegressor, LinearRegression, RandomForestRegressor
 from pyspark.sql import DataFrame, SparkSession, functions as F
-from small_data import NUMBERS, QUICK
 
 import sparkdiff
 from sparkdiff import Events, InputError, Search, SearchModel, alternatives, choice, integer, loguniform, uniform
@@ -40,6 +39,7 @@ from sparkdiff.search.splitting import DividedRows, assign_splits, check_rows, d
 from sparkdiff.search.winner_comparison import Comparison, compare, decide
 from sparkdiff.tuning import cached_rows
 from sparkdiff.tuning.evaluator_metrics import judge_of
+from tests.support.small_data import NUMBERS, QUICK
 
 pytestmark = pytest.mark.once  # the engine below has its tests on each stack
 

@@ -12,12 +12,12 @@ from pyspark.ml.recommendation import ALS, ALSModel
 from pyspark.ml.regression import GBTRegressor
 from pyspark.ml.tuning import ParamGridBuilder
 from pyspark.sql import DataFrame, SparkSession, functions as F
-from small_data import NUMBERS
 
 import sparkdiff
 from sparkdiff import jvm
 from sparkdiff.tuning import shared_fits
 from sparkdiff.tuning.trie import Fit
+from tests.support.small_data import NUMBERS
 
 Maps = list[dict[str, Any]]
 

@@ -14,7 +14,6 @@ from pyspark.ml.functions import vector_to_array
 from pyspark.ml.regression import RandomForestRegressor
 from pyspark.sql import DataFrame
 from scipy.special import xlogy
-from small_data import NUMBERS
 
 from sparkdiff import InputError, choice, integer, loguniform
 from sparkdiff.data.splits import Source, training_rows
@@ -27,6 +26,7 @@ from sparkdiff.search.settings_space import first_settings, settings_space
 from sparkdiff.search.trials import Trials
 from sparkdiff.search.within_budget import TunedSettings, tune_within_budget
 from sparkdiff.tuning.mean_loss import OF_PROBABILITIES, MeanLoss, evaluator_of
+from tests.support.small_data import NUMBERS
 
 OF_CLASSES = (*OF_PROBABILITIES, "hinge", "expectedCost")
 pytestmark = pytest.mark.once  # the engine below has its tests on each stack

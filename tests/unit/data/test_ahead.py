@@ -8,11 +8,11 @@ from typing import Any
 from weakref import ref
 
 import pytest
-from test_stream import Cache
 
 import sparkdiff.data.stream as streams
 from sparkdiff.data.stream import Stream
 from sparkdiff.data.stream.read_ahead import ahead
+from tests.support.cache_on_disk import Cache
 
 LONG = 60  # seconds; what is waited for comes at once
 

@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from full_disk import no_room
-from test_stream import Cache
 
 from sparkdiff.data.stream import Stream, decoded_rows, scratch
 from sparkdiff.data.stream.files import Files
 from sparkdiff.tensors.rows import SparseRows
+from tests.support.cache_on_disk import Cache
+from tests.support.full_disk import no_room
 
 
 @pytest.fixture

@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_stream import BACKENDS, HAS_PETASTORM, Cache
+
+from tests.support.cache_on_disk import BACKENDS, HAS_PETASTORM, Cache
 
 EPOCHS = """
 import gc, os, sys, tracemalloc

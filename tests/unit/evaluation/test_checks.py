@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import torch
-from small_networks import F64, least_squares, logistic, network, normal
 from torch import Tensor
 
 from sparkdiff.data.stream import Batch
@@ -16,6 +15,7 @@ from sparkdiff.evaluation.split_batches import Data
 from sparkdiff.objectives.losses import resolve
 from sparkdiff.objectives.metric import Metric
 from sparkdiff.stages.base import LabelStats, StageModule
+from tests.support.small_networks import F64, least_squares, logistic, network, normal
 
 N = 50
 X = normal(N, 2)

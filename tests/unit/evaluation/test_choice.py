@@ -8,9 +8,6 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from small_networks import F64, natural_units, network
-from test_metrics import METRICS, case
-from test_objectives import linear, stats
 from torch import Tensor
 
 from sparkdiff.evaluation import guard
@@ -28,6 +25,9 @@ from sparkdiff.training.epoch_results import TrainedNetwork
 from sparkdiff.training.parameters import parameter_vector
 from sparkdiff.training.recipes import Recipe
 from sparkdiff.training.training_run import Training
+from tests.support.metric_cases import METRICS, case
+from tests.support.small_heads import linear, stats
+from tests.support.small_networks import F64, natural_units, network
 
 pytestmark = pytest.mark.once  # torch alone, which all stacks have in one version
 

@@ -5,8 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from random_trees import WIDTH
-from small_networks import F64, logistic, network, normal, trees
 from torch import Tensor
 
 from sparkdiff.errors import InputError
@@ -16,6 +14,8 @@ from sparkdiff.options import Options
 from sparkdiff.stages.scaling import StandardScaler
 from sparkdiff.stages.trees import GBTRegression
 from sparkdiff.tensors.rows import SparseRows
+from tests.support.random_trees import WIDTH
+from tests.support.small_networks import F64, logistic, network, normal, trees
 
 X = ("x", -1)
 

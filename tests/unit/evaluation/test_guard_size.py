@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import guard_size
 import pytest
 import torch
-from test_metrics import METRICS, PARAMS, metric
-from test_objectives import linear, logistic
 
 from sparkdiff.errors import InputError
+from tests.support.metric_cases import METRICS, PARAMS, metric
+from tests.support.small_heads import linear, logistic
 
 pytestmark = [pytest.mark.slow, pytest.mark.once]
 

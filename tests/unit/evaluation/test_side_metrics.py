@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 import torch
 from sklearn import metrics
-from small_networks import one_vs_rest
-from test_objectives import glr, linear, logistic, tensor
 
 from sparkdiff.data.blocks import MAX_BLOCKS
 from sparkdiff.evaluation.compatibility import SideMetrics, _Changes
@@ -19,6 +17,8 @@ from sparkdiff.options import Options
 from sparkdiff.stages.base import LabelStats
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.tensors.team import Team
+from tests.support.small_heads import glr, linear, logistic, tensor
+from tests.support.small_networks import one_vs_rest
 
 RANDOM = np.random.default_rng(0)
 N = 400

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from small_networks import least_squares
 
 from sparkdiff.errors import ParityError
 from sparkdiff.evaluation.row_checks import check_trained, measure_tie_range
@@ -14,6 +13,7 @@ from sparkdiff.evaluation.scores import Score
 from sparkdiff.objectives.metric import Metric
 from sparkdiff.objectives.metrics import BINARY
 from sparkdiff.tensors.team import ALONE
+from tests.support.small_networks import least_squares
 
 MARGIN = torch.tensor([0.1, 0.3, 0.3 + 1e-16, 0.3 - 2e-16, 0.3, 0.9, 0.5], dtype=torch.float64)
 LABEL = torch.tensor([0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0], dtype=torch.float64)

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_objectives import glr, logistic, stats
 from torch import Tensor
 
 from sparkdiff.evaluation import guard
@@ -15,6 +14,7 @@ from sparkdiff.evaluation.unseen_errors import UnseenErrorCost, costs, unseen, w
 from sparkdiff.objectives import losses, metrics
 from sparkdiff.objectives.metric import Metric
 from sparkdiff.options import Options
+from tests.support.small_heads import glr, logistic, stats
 
 pytestmark = pytest.mark.once  # torch alone, which all stacks have in one version
 

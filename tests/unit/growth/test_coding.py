@@ -6,12 +6,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from tables import table_of
 from torch import Tensor
 
 from sparkdiff.growth.parts import coding, crosses, score_test
 from sparkdiff.growth.parts.coding import Coding
 from sparkdiff.growth.row_tensors import Column, Split, Table
+from tests.support.growth_tables import table_of
 
 F64 = torch.float64
 

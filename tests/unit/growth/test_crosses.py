@@ -4,11 +4,11 @@ import pickle
 
 import pytest
 import torch
-from tables import HEADS, Planted, share_gained, table_of
 from torch import Tensor
 
 from sparkdiff.growth.part import Item
 from sparkdiff.growth.parts import blocks, crosses, ridge
+from tests.support.growth_tables import HEADS, Planted, share_gained, table_of
 
 
 def by_a_and_b(c: dict[str, Tensor]) -> Tensor:

@@ -5,12 +5,12 @@ import pickle
 
 import pytest
 import torch
-from tables import HEADS, Planted, share_gained, table_of
 from torch import Tensor
 
 from sparkdiff.growth.part import Item
 from sparkdiff.growth.parts import effects, ridge
 from sparkdiff.tensors.rows import SparseRows
+from tests.support.growth_tables import HEADS, Planted, share_gained, table_of
 
 
 def own_level(c: dict[str, Tensor]) -> Tensor:

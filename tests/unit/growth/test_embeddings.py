@@ -5,8 +5,6 @@ import pickle
 
 import pytest
 import torch
-from tables import HEADS, LEVELS, table_of
-from test_units import trained
 from torch import Tensor
 
 from sparkdiff.growth import parts
@@ -16,6 +14,7 @@ from sparkdiff.growth.part import Item
 from sparkdiff.growth.parts import coding, embeddings, score_test
 from sparkdiff.growth.parts.embeddings import LowRankTrainer, MainTrainer
 from sparkdiff.growth.row_tensors import Split, Table
+from tests.support.growth_tables import HEADS, LEVELS, table_of, trained
 
 F64 = torch.float64
 TASTE = torch.randn(LEVELS[2], generator=torch.Generator().manual_seed(4), dtype=F64)

@@ -4,13 +4,13 @@ import dataclasses
 from typing import Any
 
 import pytest
-from tables import table_of
 
 from sparkdiff.growth.growth_options import GrowthSettings
 from sparkdiff.growth.round_reports import GrowthReport, why_none
 from sparkdiff.growth.rounds import GrowthResult, ItemReport
 from sparkdiff.growth.serving_cost import ServingCostModel
 from sparkdiff.options import Options
+from tests.support.growth_tables import table_of
 
 TRIED = ItemReport(1, "known", "known", 0.0, 1.0, 3, 0.1, 0.1, 1, "its gain is less than its penalty")
 MORE = "to decide it, set validationFraction=0.3, or pass more rows"

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from tables import HEADS, table_of
 from torch import Tensor
 
 from sparkdiff.growth import cost_table, parts, rounds
@@ -20,6 +19,7 @@ from sparkdiff.objectives import losses, metrics
 from sparkdiff.options import Options
 from sparkdiff.stages.base import LabelStats
 from sparkdiff.tensors.device import torch_threads
+from tests.support.growth_tables import HEADS, table_of
 
 
 class Known(Part):

@@ -9,13 +9,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import climbing
 import numpy as np
 import pytest
 import torch
-from climbing import bits
-from full_disk import no_room
-from item_rounds import ITEMS, changed, planted, rounds_of
 
 from sparkdiff.errors import FullDiskError
 from sparkdiff.growth import checkpoints, item_runner, parts
@@ -27,6 +23,10 @@ from sparkdiff.store import files
 from sparkdiff.store.run_folder import RunFolder, folder_name, name_beside
 from sparkdiff.tensors.device import torch_threads
 from sparkdiff.tensors.rows import SparseRows
+from tests.support import climbing
+from tests.support.climbing import bits
+from tests.support.full_disk import no_room
+from tests.support.item_rounds import ITEMS, changed, planted, rounds_of
 
 KINDS = tuple(parts.KINDS)
 
@@ -110,7 +110,7 @@ KILLED = """
 import sys
 sys.path[:0] = {paths!r}
 from pathlib import Path
-import climbing, item_rounds
+from tests.support import climbing, item_rounds
 from sparkdiff.growth import checkpoints, parts
 parts.KINDS["climbing"] = climbing
 checkpoints.EVERY = 0.0

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tables import HEADS, table_of
 from torch import Tensor
 
 from sparkdiff import InputError
@@ -22,6 +21,7 @@ from sparkdiff.importers.trees import TreeArrays
 from sparkdiff.jvm.nodes import Nodes
 from sparkdiff.objectives import losses
 from sparkdiff.stages.base import LabelStats
+from tests.support.growth_tables import HEADS, table_of
 
 LIBRARIES = [booster.module for booster in boosters.BOOSTERS]
 LEAST = {"lightgbm": 0.6, "xgboost": 0.5, "sklearn": 0.4}

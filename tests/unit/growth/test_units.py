@@ -5,15 +5,14 @@ import pickle
 
 import pytest
 import torch
-from tables import HEADS, table_of
 from torch import Tensor
 
-from sparkdiff.growth import parts
 from sparkdiff.growth.criterion import Criterion
-from sparkdiff.growth.part import Item, ItemResult, ItemTraining
+from sparkdiff.growth.part import Item
 from sparkdiff.growth.parts import units
 from sparkdiff.growth.row_tensors import Split, Table
 from sparkdiff.tensors.rows import SparseRows
+from tests.support.growth_tables import HEADS, table_of, trained
 
 
 def planted(c: dict[str, Tensor]) -> Tensor:
@@ -23,14 +22,6 @@ def planted(c: dict[str, Tensor]) -> Tensor:
 def item_of(table: Table, criterion: Criterion, name: str = "8 units", **changes: object) -> Item:
     [item] = [i for i in units.propose(table, criterion, 7) if i.name == name]
     return dataclasses.replace(item, **changes)  # type: ignore[arg-type]
-
-
-def trained(item: Item, table: Table, criterion: Criterion) -> ItemResult:
-    before = criterion.score(table.validation.margin, table.validation)
-    course = ItemTraining(item, parts.trainer(item, table), before.mean)
-    while not course.is_done:
-        course.step(table, criterion, before.blocks)
-    return course.result()
 
 
 def sparse(x: Tensor) -> SparseRows:

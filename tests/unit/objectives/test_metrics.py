@@ -8,38 +8,35 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from small_networks import one_vs_rest, survival
-from test_objectives import COLUMNS, COSTS, glr, linear, logistic, stats, tensor
 from torch import Tensor
 
 from sparkdiff.data.blocks import MAX_BLOCKS
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.scores import Tally
 from sparkdiff.objectives.label_checks import check_label
-from sparkdiff.objectives.losses import UNLABELLED, resolve as resolve_loss
 from sparkdiff.objectives.metric import Metric, influence
-from sparkdiff.objectives.metrics import NAMES as EVERY, of_predictions, resolve
-from sparkdiff.options import Options
+from sparkdiff.objectives.metrics import of_predictions
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.tensors.team import Team
+from tests.support.metric_cases import (
+    BINARY,
+    GUESS,
+    M3,
+    METRICS,
+    PARAMS,
+    REAL,
+    SCORE,
+    THREE,
+    Y2,
+    Y3,
+    N,
+    W,
+    case,
+    metric,
+)
+from tests.support.small_heads import COSTS, glr, linear, logistic, stats, tensor
 
-METRICS = [name for name in EVERY if name not in UNLABELLED]  # those of clusters: tests/api/stages/test_clustering.py
 Array = NDArray[np.float64]
-RANDOM = np.random.default_rng(11)
-N = 80
-SCORE = tensor(np.round(RANDOM.normal(size=N), 1))  # ties
-Y2, Y3 = tensor(RANDOM.random(N) < 0.4), tensor(RANDOM.integers(0, 3, N))
-M3 = tensor(RANDOM.normal(size=(N, 3)) + 1.2 * np.eye(3)[Y3.long().numpy()])
-REAL, GUESS = tensor(RANDOM.gamma(2.0, 2.0, N)), tensor(RANDOM.gamma(2.0, 2.0, N) + 0.1)
-W = tensor(RANDOM.integers(0, 4, N))  # zeros too
-BINARY, THREE = logistic(threshold=0.6), logistic(3, 3)
-
-
-def metric(name: str | None, head: Predictor, y: Any = (0.0, 1.0, 1.0), **given: Any) -> Metric:
-    columns = COLUMNS if head.classes else ("prediction",)
-    options = Options.of({"metric": name, **given})
-    objective = resolve_loss(options.loss, options.lossParams, head, columns, stats(y))
-    return resolve(options, objective, head, columns, stats(y))
 
 
 def values(found: Metric, head: Predictor, margin: Tensor, y: Tensor, w: Tensor) -> tuple[float, Array]:
@@ -52,34 +49,6 @@ def values(found: Metric, head: Predictor, margin: Tensor, y: Tensor, w: Tensor)
     assert score.weights[: len(y)].tolist() == w.tolist()
     np.testing.assert_equal(score.mean, score.sign * score.value)
     return score.value, (score.sign * score.blocks[: len(y)]).numpy()
-
-
-PARAMS: dict[str, dict[str, Any]] = {
-    "fMeasureByLabel": {"metricLabel": 1, "beta": 2.0},
-    "weightedFMeasure": {"beta": 0.5},
-    "precisionByLabel": {"metricLabel": 2},
-    "quantile": {"tau": 0.9},
-    "huber": {"delta": 1.5},
-    "tweedie": {"power": 1.3},
-    "expectedCost": {"costs": COSTS},
-    "cost": {"costs": COSTS},
-}
-
-
-def case(name: str) -> tuple[Metric, Predictor, Tensor, Tensor]:
-    """The metric of this name on data that it can be had on."""
-    params = {"metricParams": PARAMS[name]} if name in PARAMS else {}
-    if name in ("areaUnderROC", "areaUnderPR", "expectedCost", "cost"):
-        return metric(name, BINARY, **params), BINARY, SCORE, Y2
-    times = torch.stack([GUESS.log(), torch.full_like(GUESS, -0.3), (W > 0).to(W.dtype)], 1)
-    heads = [(linear(), GUESS, REAL), (THREE, M3, Y3)]
-    heads += [(survival(1), times, REAL), (one_vs_rest(1), torch.cat([M3, 2 * M3], 1), Y3)]
-    for head, margin, y in heads:
-        try:
-            return metric(name, head, y.numpy(), **params), head, margin, y
-        except InputError:
-            continue
-    pytest.fail(f"no predictor for {name}")
 
 
 def references() -> dict[str, Any]:

@@ -15,54 +15,13 @@ from sparkdiff.objectives.formulas import between_groups, calibration_error, foc
 from sparkdiff.objectives.label_checks import check_label
 from sparkdiff.objectives.losses import CLASSIFICATION, resolve
 from sparkdiff.objectives.objective import Objective, with_penalties
-from sparkdiff.stages.base import LabelStats
-from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegression, LogisticRegression
+from sparkdiff.stages.linear import LogisticRegression
 from sparkdiff.stages.predictor import Predictor
+from tests.support.small_heads import COLUMNS, COSTS, glr, linear, logistic, stats, tensor
 
 Array = NDArray[np.float64]
 RANDOM = np.random.default_rng(3)
 EXTREME = [-1e3, -30.0, 0.0, 1e-9, 30.0, 1e3]
-
-
-def tensor(values: Any) -> Tensor:
-    return torch.tensor(np.asarray(values), dtype=torch.float64)
-
-
-def stats(y: Any = (0.0, 1.0, 1.0, 1.0)) -> LabelStats:
-    y = np.asarray(y, dtype=np.float64)
-    whole = bool((y == np.floor(y)).all() and y.min() >= 0)
-    counts = torch.tensor(np.bincount(y.astype(int)) if whole else [], dtype=torch.int64)
-    return LabelStats(float(y.mean()), float(y.std()), float(y.min()), float(y.max()), counts)
-
-
-def linear() -> LinearRegression:
-    return LinearRegression(tensor([1.0]), tensor(0.0), 1.0, True, None)
-
-
-def glr(family: str, link: str) -> GeneralizedLinearRegression:
-    nan = float("nan")
-    return GeneralizedLinearRegression(
-        tensor([1.0]), tensor(0.0), True, family=family, link=link, link_power=nan, variance_power=nan, shows_link=False
-    )
-
-
-def logistic(
-    rows: int = 1, classes: int = 2, threshold: float = 0.5, thresholds: list[float] | None = None
-) -> LogisticRegression:
-    return LogisticRegression(
-        torch.zeros(rows, 1, dtype=torch.float64),
-        torch.zeros(rows, dtype=torch.float64),
-        True,
-        num_classes=classes,
-        thresholds=None if thresholds is None else tensor(thresholds),
-        threshold=threshold,
-        bounds={},
-        shown=LogisticRegression.SHOWN,
-        uid="logreg",
-    )
-
-
-COLUMNS = ("raw", "p", "prediction")
 
 
 def objective(loss: Any, head: Predictor, y: Any = (0.0, 1.0, 1.0, 1.0), **params: Any) -> Objective:
@@ -124,7 +83,6 @@ def test_focal_is_its_definition(gamma: float) -> None:
         np.testing.assert_allclose(found, rows("logLoss", logistic(4, 4), m, y), rtol=1e-12)
 
 
-COSTS = [[0.0, 1.0], [5.0, 0.5]]
 COSTS3 = [[0.0, 1.0, 9.0], [2.0, 0.0, 1.0], [7.0, 3.0, 0.25]]
 
 

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from small_networks import bayes, logistic, normal, one_vs_rest, support_vector, survival
 from torch import Tensor
 
 from sparkdiff.errors import InputError
@@ -18,6 +17,7 @@ from sparkdiff.stages.bayes import Bernoulli, Complement, LogOdds, Multinomial, 
 from sparkdiff.stages.isotonic import FallingValues, IsotonicRegression, RisingValues
 from sparkdiff.stages.one_vs_rest import OneVsRest
 from sparkdiff.stages.predictor import Predictor
+from tests.support.small_networks import bayes, logistic, normal, one_vs_rest, support_vector, survival
 
 F64 = torch.float64
 COLUMNS = ("rawPrediction", "prediction")

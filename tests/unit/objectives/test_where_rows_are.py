@@ -5,8 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from small_networks import bayes, glr, least_squares, logistic, normal, one_vs_rest, support_vector, survival
-from some_gpu import GPU, ROUNDING, assert_same, no_reads
 from torch import Tensor
 
 from sparkdiff.errors import InputError
@@ -20,6 +18,17 @@ from sparkdiff.stages.predictor import Predictor
 from sparkdiff.tensors.device import copy_to, repeatable
 from sparkdiff.tensors.rows import SparseRows, running_sum
 from sparkdiff.tensors.team import ALONE
+from tests.support.small_networks import (
+    bayes,
+    glr,
+    least_squares,
+    logistic,
+    normal,
+    one_vs_rest,
+    support_vector,
+    survival,
+)
+from tests.support.some_gpu import GPU, ROUNDING, assert_same, no_reads
 
 F64 = torch.float64
 N = 60

@@ -7,8 +7,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from small_networks import F64, glr, least_squares, network, trees
-from some_gpu import GPU
 
 from sparkdiff.errors import InputError
 from sparkdiff.pipeline.column_tensors import to_arrow
@@ -20,6 +18,8 @@ from sparkdiff.stages.binning import Bucketizer
 from sparkdiff.stages.scaling import MaxAbsScaler
 from sparkdiff.stages.trees import GBTRegression
 from sparkdiff.tensors.rows import Rows, SparseRows
+from tests.support.small_networks import F64, glr, least_squares, network, trees
+from tests.support.some_gpu import GPU
 
 pytestmark = pytest.mark.once
 DEVICES = ["cpu", GPU.name]

@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any
 
 import pytest
-import small_networks
 import torch
 
 from sparkdiff.errors import InputError
@@ -13,6 +12,7 @@ from sparkdiff.pipeline.cut import cut_of
 from sparkdiff.pipeline.graph import Graph
 from sparkdiff.pipeline.roles import roles_of, with_head
 from sparkdiff.stages.scaling import StandardScaler
+from tests.support import small_networks
 
 
 class Bare:

@@ -7,6 +7,7 @@ import pytest
 from sparkdiff.report import p_value
 from sparkdiff.report.sections import as_text
 from sparkdiff.report.summary_sections import sections_of
+from tests.support.made_up_runs import summary
 
 
 def before_after(summary: Any) -> str:
@@ -37,25 +38,6 @@ def a_slice(value: Any, before: float, after: float, p: float | None, rows: int 
         "after": after,
         "gain": before - after,
         "p": p,
-    }
-
-
-def summary(**changes: Any) -> dict[str, Any]:
-    return {
-        "metric": "poisson",
-        "metricDirection": "smaller",
-        "metrics": {"validation": {"before": 2.0, "after": 1.5}, "test": None},
-        "decision": "tuned",
-        "reason": "because",
-        "gain": 0.25,
-        "z": 4.0,
-        "p": 0.0001,
-        "gainInterval": [0.1, None],
-        "slices": [],
-        "reference": None,
-        "compatibility": None,
-        "warnings": ["beware"],
-        **changes,
     }
 
 

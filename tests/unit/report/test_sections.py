@@ -6,12 +6,12 @@ import html.parser
 from typing import Any
 
 import pytest
-from test_report import summary
 
 import sparkdiff
 from sparkdiff.report import FineTuningSummary, SectionTable, StrongLine, as_html
 from sparkdiff.report.sections import as_text
 from sparkdiff.report.summary_sections import sections_of
+from tests.support.made_up_runs import summary
 
 EVIL = "<script>alert('1')</script> & \"more\""
 

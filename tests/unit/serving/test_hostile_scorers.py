@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_networks import trees
 
 import sparkdiff
 from sparkdiff import InputError, Scorer
@@ -24,6 +23,7 @@ from sparkdiff.serving.scorer.text.indices import StringIndexer
 from sparkdiff.stages.assembling import VectorAssembler
 from sparkdiff.stages.indexing import OneHotEncoder
 from sparkdiff.stages.trees import GBTClassification
+from tests.support.small_networks import trees
 
 ROW = {"word": "a", "x": 1.0, "y": 2.0}
 MEMORY = 16 << 20

@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from random_trees import CATEGORIES, WIDTH, rows
-from small_networks import F64, normal, trees as trees_of
 from torch import Tensor
 
 from sparkdiff.errors import InputError
@@ -27,6 +25,8 @@ from sparkdiff.stages.trees import (
 from sparkdiff.tensors.rows import SparseRows
 from sparkdiff.training.augmentation import augment
 from sparkdiff.training.recipes import Recipe
+from tests.support.random_trees import CATEGORIES, WIDTH, rows
+from tests.support.small_networks import F64, normal, trees as trees_of
 
 pytestmark = pytest.mark.once  # torch alone, which all stacks have in one version
 

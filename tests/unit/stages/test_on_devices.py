@@ -6,20 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from random_trees import rows
-from small_networks import (
-    F64,
-    bayes,
-    glr,
-    least_squares,
-    logistic,
-    normal,
-    one_vs_rest,
-    support_vector,
-    survival,
-    trees,
-)
-from some_gpu import GPU, assert_same, no_reads, recorded
 from torch import Tensor
 
 from sparkdiff.errors import InputError
@@ -63,6 +49,20 @@ from sparkdiff.stages.trees import (
 from sparkdiff.stages.weighing import IDF, ElementwiseProduct, Normalizer
 from sparkdiff.tensors.device import Place, copy_to, repeatable
 from sparkdiff.tensors.rows import Rows, SparseRows, dense
+from tests.support.random_trees import rows
+from tests.support.small_networks import (
+    F64,
+    bayes,
+    glr,
+    least_squares,
+    logistic,
+    normal,
+    one_vs_rest,
+    support_vector,
+    survival,
+    trees,
+)
+from tests.support.some_gpu import GPU, assert_same, no_reads, recorded
 
 pytestmark = pytest.mark.once  # torch alone, which all stacks have in one version
 

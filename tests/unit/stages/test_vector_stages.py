@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from small_networks import logistic, network
-from some_gpu import GPU
 from torch import Tensor
 
 from sparkdiff.data.stream.manifest import BatchColumn
@@ -23,6 +21,8 @@ from sparkdiff.stages.selecting import Selection, VectorSizeHint
 from sparkdiff.stages.weighing import IDF, ElementwiseProduct, Normalizer
 from sparkdiff.tensors.device import CPU
 from sparkdiff.tensors.rows import SparseRows, dense
+from tests.support.small_networks import logistic, network
+from tests.support.some_gpu import GPU
 
 F64 = torch.float64
 WIDTH = 5

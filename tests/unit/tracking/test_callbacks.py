@@ -21,40 +21,15 @@ from sparkdiff import InputError, JSONLines, TensorBoard
 from sparkdiff.cli import tracking_section
 from sparkdiff.history.model_registry import check_version
 from sparkdiff.machine import secrets
-from sparkdiff.options import Options
 from sparkdiff.report import Events, Phases, RunRecord
 from sparkdiff.report.fit_observer import fit_with_observer, observe
 from sparkdiff.tracking import plain_values
 from sparkdiff.tracking.plain_values import CurvePoint
 from sparkdiff.tuning import fits
+from tests.support.made_up_runs import SECRET, record
+from tests.support.noting_callbacks import Failures, Watcher
 
 pytestmark = pytest.mark.once
-SECRET = "hunter2"
-
-
-def record(**changes: Any) -> RunRecord:
-    options = Options.of({"cacheDir": f"s3a://user:{SECRET}@bucket/caches", "maxEpochs": 7, "labelCol": "y"})
-    given: dict[str, Any] = {
-        "decision": "tuned",
-        "reason": f"it is better than password={SECRET}",
-        "metric": "poisson",
-        "metricDirection": "smaller",
-        "metrics": {"train": {"before": 2.0, "after": 1.0}, "validation": {"before": 2.0, "after": 1.5}, "test": None},
-        "gain": 0.25,
-        "z": 3.0,
-        "p": 0.001,
-        "parity": {},
-        "stages": {},
-        "timings": {"train": 2.0},
-        "stream": "arrow",
-        "records": [{"epoch": 0, "candidate": 0, "recipe": "r", "trainLoss": float("nan"), "validationMetric": 2.0}],
-        "cache": {"hit": False, "fingerprint": "f" * 64},
-        "options": options.asdict(),
-        "versions": {"sparkdiff": "1"},
-        "warnings": [],
-        "gainInterval": [0.1, None],
-    }
-    return RunRecord(**given | changes)
 
 
 def test_a_record_tells_what_differs_and_no_secrets() -> None:
@@ -160,30 +135,6 @@ def test_tensorboard_has_the_curves_and_the_decision(tmp_path: Path) -> None:
     assert curve(found, "decision/gain") == [(0, 0.25)]
     assert {"asked/text_summary", "decision/text_summary"} <= set(found.Tags()["tensors"])
     assert SECRET.encode() not in b"".join(p.read_bytes() for p in (tmp_path / "run").iterdir())
-
-
-class Failures(Events):
-    """Keeps the exceptions that it hears of."""
-
-    def __init__(self) -> None:
-        self.heard: list[BaseException] = []
-
-    def on_exception(self, error: BaseException) -> None:
-        self.heard.append(error)
-
-
-class Watcher:
-    def __init__(self, broken: bool = False):
-        self.broken, self.said, self.listener = broken, list[Any](), Failures()
-
-    def on_fit_begin(self, estimator: Any) -> Events:
-        self.said.append(estimator)
-        if self.broken:
-            raise OSError("no server")
-        return self.listener
-
-    def on_fit_end(self, listener: Events, model: Any) -> None:
-        self.said.append(model)
 
 
 def test_only_the_outermost_fit_is_observed() -> None:

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from test_callbacks import Watcher, record
 
 from sparkdiff import FineTuner, InputError, Search
 from sparkdiff.cli import starting, steps
@@ -19,6 +18,8 @@ from sparkdiff.errors import DONE
 from sparkdiff.report import Phases
 from sparkdiff.report.fit_observer import fit_with_observer, observe
 from sparkdiff.tracking import mlflow_runs
+from tests.support.made_up_runs import record
+from tests.support.noting_callbacks import Watcher
 
 mlflow = pytest.importorskip("mlflow", reason="needs the extra mlflow")
 pytestmark = [pytest.mark.once, pytest.mark.filterwarnings("default")]

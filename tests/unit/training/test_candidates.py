@@ -9,21 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from random_trees import WIDTH, rows
-from small_networks import (
-    F64,
-    bayes,
-    glr,
-    least_squares,
-    logistic,
-    natural_units,
-    network,
-    normal,
-    one_vs_rest,
-    support_vector,
-    survival,
-    trees,
-)
 from torch import Tensor
 
 from sparkdiff.errors import InputError
@@ -57,6 +42,21 @@ from sparkdiff.training.parameters import parameter_vector
 from sparkdiff.training.recipes import Recipe, recipes_for
 from sparkdiff.training.training_run import _agrees
 from sparkdiff.training.updates import DenseUpdates
+from tests.support.random_trees import WIDTH, rows
+from tests.support.small_networks import (
+    F64,
+    bayes,
+    glr,
+    least_squares,
+    logistic,
+    natural_units,
+    network,
+    normal,
+    one_vs_rest,
+    support_vector,
+    survival,
+    trees,
+)
 
 pytestmark = pytest.mark.once  # torch alone, which all stacks have in one version
 

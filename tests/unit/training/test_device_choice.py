@@ -13,11 +13,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import fake_gpu
 import pytest
 import torch
 import torch.distributed as dist
-from train_in_processes import CASES, assignment, train, write_cache
 
 from sparkdiff.data.stream import Stream
 from sparkdiff.errors import InputError
@@ -30,6 +28,8 @@ from sparkdiff.tensors.team import ALONE, Team
 from sparkdiff.training.distributed import choice, preflight, worker
 from sparkdiff.training.distributed.choice import DeviceNote, StepTimer, TimingDone, choose_place
 from sparkdiff.training.distributed.worker import work
+from tests.support import fake_gpu
+from tests.support.train_in_processes import CASES, assignment, train, write_cache
 
 FAKE = Place(torch.device(fake_gpu.NAME, 0))
 SHOWN = "fakegpu:0 (a GPU that isn't there)"
@@ -216,10 +216,9 @@ def test_another_gpu_is_current_while_timed_and_trained_on(tmp_path: Path, monke
 
 def test_all_processes_take_the_cpu_if_one_fails_on_its_gpu(tmp_path: Path) -> None:
     """And with less memory if one runs out of it: the others, which wait in a sum, end, and all begin again."""
-    tests = Path(__file__).parents[2]
-    path = os.pathsep.join([str(tests.parent), str(tests), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, str(tests / "unit" / "auto_in_processes.py"), str(tmp_path)],
+        [sys.executable, "-m", "tests.support.auto_in_processes", str(tmp_path)],
         capture_output=True,
         text=True,
         timeout=200,

@@ -10,10 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_networks import F64, logistic, network, normal, trees
-from some_gpu import FAKE_ONLY, GPU, REAL, no_reads
 from torch import Tensor
-from train_in_processes import CASES, TREE_WIDTH, Case, assignment, sparse, write_cache
 
 from sparkdiff.data.stream import Stream, device_batches
 from sparkdiff.errors import InputError
@@ -31,6 +28,10 @@ from sparkdiff.training.distributed.worker import Assignment, objectives
 from sparkdiff.training.loop import train
 from sparkdiff.training.recipes import Recipe
 from sparkdiff.training.training_run import ShortOfMemoryError, Training, _all_count
+from tests.support.random_trees import WIDTH as TREE_WIDTH
+from tests.support.small_networks import F64, logistic, network, normal, trees
+from tests.support.some_gpu import FAKE_ONLY, GPU, REAL, no_reads
+from tests.support.train_in_processes import CASES, Case, assignment, sparse, write_cache
 
 pytestmark = pytest.mark.once
 PLAIN, NOISY = Recipe(1e-2, 1e-3), Recipe(1e-2, 1e-3, noise=0.3)
@@ -213,7 +214,7 @@ def test_no_step_waits_for_the_gpu(made: Any, name: str) -> None:
 
 
 def budget(size: int) -> contextlib.AbstractContextManager[None]:
-    import fake_gpu  # only here: not beside a real GPU
+    from tests.support import fake_gpu  # only here: not beside a real GPU
 
     return fake_gpu.budget(size)
 

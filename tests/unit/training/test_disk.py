@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from full_disk import no_room
 from py4j.protocol import Py4JError
-from train_in_processes import CASES, assignment, write_cache
 
 from sparkdiff.data.stream import Stream
 from sparkdiff.errors import FullDiskError, InputError, StoreError, WriteError
@@ -21,6 +19,8 @@ from sparkdiff.tensors.team import ALONE
 from sparkdiff.training.distributed.attempt import Attempt
 from sparkdiff.training.distributed.worker import Assignment, Checkpoints, work
 from sparkdiff.training.training_run import Training
+from tests.support.full_disk import no_room
+from tests.support.train_in_processes import CASES, assignment, write_cache
 
 
 def test_a_checkpoint_without_room_leaves_the_one_before(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from train_in_processes import CASES, Case, assignment, dense, write_cache
 
 from sparkdiff.data.stream import Stream
 from sparkdiff.errors import InputError
@@ -19,6 +18,7 @@ from sparkdiff.training.distributed.worker import Assignment, work
 from sparkdiff.training.local_steps import LocalSteps
 from sparkdiff.training.recipes import Recipe
 from sparkdiff.training.training_run import Training
+from tests.support.train_in_processes import CASES, Case, assignment, dense, write_cache
 
 
 class Meeting:

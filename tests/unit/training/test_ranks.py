@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from train_in_processes import CASES
 
 from sparkdiff.data.stream.order import by_step, copies, own_rows, parts_of, step_bounds
 from sparkdiff.errors import FullDiskError, InputError
 from sparkdiff.training.distributed import worker
 from sparkdiff.training.distributed.attempt import Attempt, TrainingError
+from tests.support.train_in_processes import CASES
 
-TESTS = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @settings(max_examples=60, deadline=None)
@@ -74,9 +74,9 @@ def test_shards_are_dealt_evenly() -> None:
 @pytest.fixture(scope="module")
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bool]:
     folder, every = tmp_path_factory.mktemp("ranks"), request.param == "every"
-    path = os.pathsep.join([str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     ran = subprocess.run(
-        [sys.executable, str(TESTS / "unit" / "train_in_processes.py"), str(folder), *(["every"] if every else [])],
+        [sys.executable, "-m", "tests.support.train_in_processes", str(folder), *(["every"] if every else [])],
         capture_output=True,
         text=True,
         timeout=500,

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from small_networks import F64, glr, least_squares, logistic, natural_units, network, normal
 from torch import Tensor
 
 from sparkdiff.objectives.losses import resolve
@@ -27,6 +26,7 @@ from sparkdiff.training.candidates import Candidates
 from sparkdiff.training.parameters import load, parameter_vector
 from sparkdiff.training.recipes import Recipe
 from sparkdiff.training.updates import DenseUpdates, LazyUpdates
+from tests.support.small_networks import F64, glr, least_squares, logistic, natural_units, network, normal
 
 ROWS, WIDTH, BATCH, TOGETHER = 120, 600, 8, 2
 LABELS = LabelStats(1.0, 2.0, 0.0, 9.0, torch.tensor([99, 99, 99]))

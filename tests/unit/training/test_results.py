@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from train_in_processes import Case, assignment, dense, write_cache
 
 from sparkdiff.data.stream import Stream
 from sparkdiff.tensors.team import ALONE
 from sparkdiff.training.distributed.worker import work
 from sparkdiff.training.recipes import Recipe
 from sparkdiff.training.training_run import Training
+from tests.support.train_in_processes import Case, assignment, dense, write_cache
 
 pytestmark = pytest.mark.once  # torch alone, which all stacks have in one version
 

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from small_networks import F64, glr, natural_units, network, normal
 from strengths import Features, Search, Strengths
 from torch import Tensor
 
 from sparkdiff.objectives.objective import Objective
 from sparkdiff.options import Options
 from sparkdiff.training.recipes import Recipe
+from tests.support.small_networks import F64, glr, natural_units, network, normal
 
 pytestmark = pytest.mark.once
 ROWS, WIDTH, STEPS, SHIFT = 200, 4, 3, 1e-6

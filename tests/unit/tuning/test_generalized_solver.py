@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings as run, strategies as st
-from linear_rows import Array, Rows, kinds, rows, seeds
 
 from sparkdiff.tuning.solvers import RowFacts, Setting, Solution, solve_generalized, solve_linear, why_left_to_spark
+from tests.support.linear_rows import Array, Rows, kinds, rows, seeds
 
 Function = Callable[[Array], Array]
 MODELS: dict[tuple[str, str], tuple[Function, Function, Function]] = {

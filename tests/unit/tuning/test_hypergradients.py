@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from linear_rows import Rows, rows
 
 from sparkdiff.tuning.hypergradients import LinearModel, choose_alternatives, linear_model, point, tune_penalties
 from sparkdiff.tuning.hypergradients.gates import improve_positions
 from sparkdiff.tuning.hypergradients.implicit import lu_factors, lu_solve
 from sparkdiff.tuning.solvers import Setting
+from tests.support.linear_rows import Rows, rows
 
 GROUP = torch.tensor([0, 0, 1, 2, 1])
 FAMILIES = [

@@ -4,29 +4,9 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings as run, strategies as st
-from linear_rows import Rows, kinds, penalty_weights, rows, seeds, subgradient
 
-from sparkdiff.tuning.solvers import Setting, Solution, least_squares, solve_linear
-
-
-def slope(of: Rows, setting: Setting, solution: Solution) -> float:
-    """Largest subgradient, each coordinate in units of its column, relative to that of the model 0."""
-    b, intercept = solution.coefficients.numpy(), float(solution.intercept)
-    w = of.weight / of.weight.sum()
-    unbiased = setting.solver == "l-bfgs"
-    deviation = of.deviations(unbiased)
-    freedom = 1 - (w**2).sum() if unbiased else 1.0
-    sigma = np.sqrt(w @ (of.label - w @ of.label) ** 2 / freedom)
-    ridge, lasso = penalty_weights(of, setting, unbiased)
-    left = of.x @ b + intercept - of.label
-    unit = np.where(deviation > 0, deviation, 1.0) * sigma
-    x = of.x - (w @ of.x if setting.fitIntercept else 0)
-    gradient = subgradient((w * left) @ x + ridge / sigma * b, lasso, b) / unit
-    reach = np.sqrt(w @ x**2) / unit * sigma
-    gradient = np.where(deviation > 0, gradient / np.maximum(reach, 1), 0)
-    assert (b[deviation == 0] == 0).all()
-    assert not setting.fitIntercept or abs(w @ left) <= 1e-9 * sigma
-    return float(np.abs(gradient).max())
+from sparkdiff.tuning.solvers import Setting, least_squares, solve_linear
+from tests.support.linear_rows import Rows, kinds, linear_slope, rows, seeds
 
 
 @run(max_examples=25, deadline=None)
@@ -50,7 +30,7 @@ def test_no_slope(
             if not left_to_spark and not (kind == "constant in a fold" and not intercept and solver == "normal"):
                 assert solution.converged
             if solution.converged:
-                assert slope(data.training(fold), setting, solution) < 1e-8
+                assert linear_slope(data.training(fold), setting, solution) < 1e-8
 
 
 def test_without_penalty() -> None:

@@ -3,46 +3,10 @@
 import numpy as np
 import pytest
 from hypothesis import given, settings as run, strategies as st
-from linear_rows import Rows, kinds, penalty_weights, rows, seeds, subgradient
 
-from sparkdiff.tuning.solvers import RowFacts, Setting, Solution, classification, solve_logistic, why_left_to_spark
+from sparkdiff.tuning.solvers import RowFacts, Setting, classification, solve_logistic, why_left_to_spark
 from sparkdiff.tuning.solvers.problem import moments, table
-
-
-def labelled(seed: int, kind: str, classes: int, n: int = 160) -> Rows:
-    """Labels drawn from a model, classes of different frequency."""
-    data = rows(seed, kind, n)
-    draw = np.random.default_rng(seed + 1)
-    spread = np.where(data.x.std(0) > 0, data.x.std(0), 1)
-    margins = (data.x - data.x.mean(0)) / spread @ draw.normal(size=(data.x.shape[1], classes)) + np.arange(
-        classes
-    ) * 0.3
-    label = (margins + draw.gumbel(size=margins.shape)).argmax(1).astype(float)
-    label[: 12 * classes] = np.tile(np.arange(classes), 12)  # every fold has each class
-    data.fold[: 12 * classes], data.weight[: 12 * classes] = np.repeat([0, 1, 2, -1], 3 * classes), 1.0
-    return Rows(data.x, label, data.weight, data.fold)
-
-
-def slope(of: Rows, setting: Setting, solution: Solution) -> float:
-    """Largest subgradient, each coordinate in units of its column."""
-    b, intercept = np.atleast_2d(solution.coefficients.numpy()), np.atleast_1d(solution.intercept.numpy())
-    w = of.weight / of.weight.sum()
-    deviation = of.deviations(unbiased=True)
-    ridge, lasso = penalty_weights(of, setting, unbiased=True)
-    margin = of.x @ b.T + intercept
-    if len(b) == 1:
-        left = 1 / (1 + np.exp(-margin)) - of.label[:, None]
-    else:
-        p = np.exp(margin - margin.max(1, keepdims=True))
-        left = p / p.sum(1, keepdims=True) - np.eye(len(b))[of.label.astype(int)]
-        assert intercept.mean() == pytest.approx(0, abs=1e-9)
-    left = left * w[:, None]
-    assert not setting.fitIntercept or np.abs(left.sum(0)).max() < 1e-9
-    x = of.x - (w @ of.x if setting.fitIntercept else 0)
-    gradient = subgradient(left.T @ x + ridge * b, lasso, b)
-    assert (b[:, deviation == 0] == 0).all()
-    reach = np.maximum(np.sqrt(w @ x**2), deviation)
-    return float(np.abs(np.where(deviation > 0, gradient / np.where(reach > 0, reach, 1), 0)).max())
+from tests.support.linear_rows import Rows, kinds, labelled, logistic_slope, seeds
 
 
 @run(max_examples=20, deadline=None)
@@ -63,7 +27,7 @@ def test_no_slope(
     for setting, models in zip(grid, solve_logistic(data.chunks, grid, 3, classes[0]), strict=True):
         for fold, solution in enumerate(models):
             assert solution.converged
-            assert slope(data.training(fold), setting, solution) < 1e-8
+            assert logistic_slope(data.training(fold), setting, solution) < 1e-8
 
 
 def test_ways_to_the_optimum(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +65,7 @@ def test_without_penalty() -> None:
         data = labelled(1, "plain", classes)
         [models] = solve_logistic(data.chunks, [Setting()], 3, classes)
         for fold, solution in enumerate(models):
-            assert solution.converged and slope(data.training(fold), Setting(), solution) < 1e-8
+            assert solution.converged and logistic_slope(data.training(fold), Setting(), solution) < 1e-8
             if classes == 3:
                 assert solution.coefficients.mean(0).numpy() == pytest.approx(0, abs=1e-9)
 

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from test_search_studies import REQUEST, SPACE, loss
 
 from sparkdiff.search.pruning import Pruning
 from sparkdiff.search.rungs import Bracket, brackets, run, rungs, warning
 from sparkdiff.search.samplers import SamplingPlan
 from sparkdiff.search.study import Study, Trial, TrialOutcome, lock_search_folder
+from tests.support.small_studies import REQUEST, SPACE, loss
 
 pytestmark = pytest.mark.once  # no stack decides which settings are tried
 

@@ -1,48 +1,24 @@
 """Samplers and studies on a function of three numbers, without Spark: every sampler finds, and a killed study goes on."""
 
 import json
-import math
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sparkdiff import InputError, choice, integer, loguniform, uniform
+from sparkdiff import InputError, choice, integer
 from sparkdiff.search import study
 from sparkdiff.search.samplers import NAMES, SamplingPlan, check_sampler
 from sparkdiff.search.search_progress import watch
 from sparkdiff.search.search_space import Dimension, SearchSpace
 from sparkdiff.search.study import Study, TrialOutcome, lock_search_folder
+from tests.support.small_studies import REQUEST, SPACE, loss, plan
 
 pytestmark = pytest.mark.once  # no stack decides which settings are tried
 
-SPACE = SearchSpace(
-    None,
-    (
-        Dimension("x", loguniform(1e-5, 1), param=1),
-        Dimension("n", integer(1, 20), param=1),
-        Dimension("k", choice("a", "b"), param=1),
-        Dimension("only a", uniform(0, 1), param=1, when=((("k", "a"),),)),
-    ),
-)
 CHOICES = SearchSpace(None, tuple(Dimension(q.name, choice(1, 2, 3), param=1) for q in SPACE.dimensions[:2]))
-
-
-def loss(configuration: Mapping[str, Any]) -> float:
-    assert ("only a" in configuration) == (configuration["k"] == "a")
-    return (
-        abs(math.log(configuration["x"]) + 5)
-        + 0.3 * abs(configuration["n"] - 13)
-        + (configuration["k"] == "b")
-        + configuration.get("only a", 0)
-    )
-
-
-def plan(name: str, total: int = 40, parallelism: int = 1, seed: int = 3) -> SamplingPlan:
-    return SamplingPlan(name, SPACE, seed, total, parallelism, 8)
 
 
 def finish(study: Study, upto: int = 10**9) -> int:
@@ -137,14 +113,14 @@ def test_several_metrics_have_a_front() -> None:
         assert (t in front) != beaten
 
 
-REQUEST = {"seed": 3, "space": {"x": "loguniform"}}
 KILLED = ["tpe", "annealing", "nsga2", "cmaes"]
 CHILD = """
 import os, signal, sys
 sys.path[:0] = {path!r}
 from pathlib import Path
-from test_search_studies import KILLED, REQUEST, TrialOutcome, Study, loss, lock_search_folder, plan
-for name in KILLED:
+from sparkdiff.search.study import Study, TrialOutcome, lock_search_folder
+from tests.support.small_studies import REQUEST, loss, plan
+for name in {names!r}:
     if child := os.fork():
         os.waitpid(child, 0)
         continue
@@ -163,7 +139,7 @@ for name in KILLED:
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Studies whose processes killed themselves after 11 trials."""
     folder = tmp_path_factory.mktemp("killed")
-    code = CHILD.format(path=sys.path, folder=str(folder))
+    code = CHILD.format(path=sys.path, names=KILLED, folder=str(folder))
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
     return folder
 

@@ -1,11 +1,8 @@
 """Models of many coefficients: Spark's objective has no slope there, on sparse rows and on dense ones."""
 
 import numpy as np
-import test_linear_solver
-import test_logistic_solver
 import torch
 from hypothesis import given, settings as run, strategies as st
-from linear_rows import Rows, kinds, rows, seeds
 
 from sparkdiff.tensors.rows import SparseRows, offsets_of
 from sparkdiff.tuning.solvers import (
@@ -18,6 +15,7 @@ from sparkdiff.tuning.solvers import (
     solve_linear,
     solve_wide,
 )
+from tests.support.linear_rows import Rows, kinds, labelled, linear_slope, logistic_slope, rows, seeds
 
 MIXES = st.sampled_from([0.0, 0.3])
 
@@ -43,7 +41,7 @@ def whole(data: Rows, *, sparse: bool) -> RowsInMemory:
 def test_no_slope_of_logistic_regression(
     seed: int, kind: str, intercept: bool, sparse: bool, classes: tuple[int, str], mix: float
 ) -> None:
-    data = test_logistic_solver.labelled(seed, kind, classes[0])
+    data = labelled(seed, kind, classes[0])
     grid = [Setting(s, mix, intercept, s > 1e-3, family=classes[1]) for s in (1e-4, 1e-2)]
     for setting, models in zip(grid, solve_wide(whole(data, sparse=sparse), grid, 3, classes[0]), strict=True):
         for fold, solution in enumerate(models):
@@ -52,7 +50,7 @@ def test_no_slope_of_logistic_regression(
             if solution.converged:
                 assert not solution.coefficients[..., -1].any()
                 cut = Solution(solution.coefficients[..., :-1], solution.intercept, solution.objective, True)
-                assert test_logistic_solver.slope(data.training(fold), setting, cut) < 1e-8
+                assert logistic_slope(data.training(fold), setting, cut) < 1e-8
 
 
 @run(max_examples=12, deadline=None)
@@ -75,7 +73,7 @@ def test_they_are_those_of_linear_regression(
                 rounded = 1e-12 + 1e-15 * np.mean(size**2)
                 assert abs(one.objective - other.objective) < 1e-9 * other.objective + rounded
                 cut = Solution(one.coefficients[:-1], one.intercept, one.objective, True)
-                assert test_linear_solver.slope(data.training(fold), setting, cut) < 1e-8
+                assert linear_slope(data.training(fold), setting, cut) < 1e-8
 
 
 def test_which_are_wide() -> None:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from random_trees import grown
 from torch import Tensor
 
 from sparkdiff.options import Options
@@ -21,6 +20,7 @@ from sparkdiff.stages.support_vector import LinearSVC
 from sparkdiff.stages.survival import AFTSurvivalRegression
 from sparkdiff.stages.trees import GBTClassification, GBTRegression, VotingTrees
 from sparkdiff.training.parameters import NaturalUnits
+from tests.support.random_trees import grown
 
 F64 = torch.float64
 
@@ -66,7 +66,7 @@ def natural_units(net: Network, widths: dict[str, int], options: Options) -> Nat
 
 
 def trees(kind: type[Trees], seed: int, shown: str = "predictionCol", number: int = 3) -> Trees:
-    """Trees of chance on growing.WIDTH features, of which two are categories."""
+    """Trees of chance on random_trees.WIDTH features, of which two are categories."""
     random = np.random.default_rng(seed)
     voting = issubclass(kind, VotingTrees)
     nodes = grown(random, 1 if kind.single else number, 3 if voting else 0)

@@ -32,9 +32,9 @@ from pyspark.sql.types import (
     StringType,
     StructType,
 )
-from readable_uids import named
 
 from sparkdiff.pipeline.schema import fields_by_name, width_in
+from tests.support.readable_uids import named
 
 # Stages of the user's own ----------------------------------------------------------------------------------------------
 

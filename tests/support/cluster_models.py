@@ -6,9 +6,9 @@ import numpy as np
 from pyspark.ml.clustering import GaussianMixture, KMeans
 from pyspark.ml.linalg import Vectors
 from pyspark.sql import DataFrame, SparkSession
-from stages_and_rows import COLUMNS, adversarial, sparse
 
 from sparkdiff.jvm import mllib
+from tests.support.stages_and_rows import COLUMNS, adversarial, sparse
 
 WIDTHS = (1, 3)
 

@@ -4,9 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import climbing
 import pytest
-from tables import specification_of, table_of
 
 from sparkdiff.growth import checkpoints, item_runner, parts
 from sparkdiff.growth.clock import Clock
@@ -14,6 +12,8 @@ from sparkdiff.growth.criterion import CriterionSpecification
 from sparkdiff.growth.part import Item, ItemResult
 from sparkdiff.growth.row_tensors import Table
 from sparkdiff.store.run_folder import RunFolder
+from tests.support import climbing
+from tests.support.growth_tables import specification_of, table_of
 
 ITEMS = climbing.items(7)
 """Six."""

@@ -1,6 +1,6 @@
-"""What test_connect.py runs in a process of its own: a whole fine-tuning over Spark Connect, the JVM out of reach.
+"""What `test_connect.py` runs in a process of its own: a whole fine-tuning over Spark Connect, the JVM out of reach.
 
-    python over_connect.py FOLDER [all]
+    python -m tests.support.over_connect FOLDER [all]
 
 leaves FOLDER/rows (Parquet), FOLDER/model and, in FOLDER/facts.json, what the tests compare. With `all`, as by night, jobs,
 serving by torch, models made from files and every kind of data that a stage holds are tried too.

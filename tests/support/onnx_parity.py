@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
-from acceptances import is_number, width
 
 from sparkdiff.pipeline import parity
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
 from sparkdiff.serving.onnx.export import REFUSED, OnnxGraph
 from sparkdiff.tensors.rows import Rows, dense
+from tests.support.acceptances import is_number, width
 
 
 class InOnnx:

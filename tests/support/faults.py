@@ -171,6 +171,8 @@ CLUSTER = {
     "executor killed": ("executor", signal.SIGKILL),
     "rank stalled": ("rank", signal.SIGSTOP),
 }
+REMOTE = {"rank killed": 0, "worker killed": 1, "executor killed": 3}
+"""Of `remote_training.py`: how far above the process that trains the one is that is killed."""
 
 
 @dataclass

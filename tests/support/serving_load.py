@@ -1,6 +1,6 @@
-"""Eight threads ask a saved scorer for a while, in a process without Spark; a test runs this file.
+"""Eight threads ask a saved scorer for a while, in a process without Spark; a test runs this.
 
-    python serving_load.py FOLDER SECONDS
+    python -m tests.support.serving_load FOLDER SECONDS
 
 Prints as JSON how many requests there were, how many answers were wrong, and by how many MiB the process grew meanwhile.
 """

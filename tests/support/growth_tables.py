@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from sparkdiff.data.blocks import MAX_BLOCKS
+from sparkdiff.growth import parts
 from sparkdiff.growth.criterion import Criterion, CriterionSpecification
-from sparkdiff.growth.part import Trainer
+from sparkdiff.growth.part import Item, ItemResult, ItemTraining, Trainer
 from sparkdiff.growth.row_tensors import Column, Split, Table
 from sparkdiff.options import Options
 from sparkdiff.stages.base import LabelStats
@@ -118,3 +119,11 @@ def share_gained(trainer: Trainer, epochs: int, table: Table, criterion: Criteri
         truth = torch.stack([0 * truth, truth, -truth], 1)
     before, best = (criterion.score(m, held).mean for m in (held.margin, held.margin + truth))
     return (before - min(found)) / (before - best)
+
+
+def trained(item: Item, table: Table, criterion: Criterion) -> ItemResult:
+    before = criterion.score(table.validation.margin, table.validation)
+    course = ItemTraining(item, parts.trainer(item, table), before.mean)
+    while not course.is_done:
+        course.step(table, criterion, before.blocks)
+    return course.result()

@@ -1,6 +1,6 @@
 """Trains small networks in 1 to 12 processes, joined by gloo as those of a job are, and leaves what each number found.
 
-    python train_in_processes.py FOLDER [every]
+    python -m tests.support.train_in_processes FOLDER [every]
 
 The processes are forked from one, which has imported all once. For every case and number of processes the first of them
 leaves FOLDER/CASE-NUMBER.pt: the weights and the history. Without `every` each case trains in few numbers of processes.
@@ -20,8 +20,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
-from random_trees import WIDTH as TREE_WIDTH
-from small_networks import F64, glr, logistic, natural_units, network, normal, trees
 
 from sparkdiff.data.stream import Stream
 from sparkdiff.evaluation.scores import score
@@ -38,6 +36,8 @@ from sparkdiff.training.distributed import choice
 from sparkdiff.training.distributed.worker import Assignment, objectives, work
 from sparkdiff.training.preparation import Start
 from sparkdiff.training.recipes import Recipe
+from tests.support.random_trees import WIDTH as TREE_WIDTH
+from tests.support.small_networks import F64, glr, logistic, natural_units, network, normal, trees
 
 EVERY, SOME, FEW = tuple(range(1, 13)), (1, 3, 12), (1, 3)
 TRAIN = [[10, 6], [15], [], [2], [5, 8], [20], [1], [11]]  # rows of a shard's pieces
@@ -208,7 +208,7 @@ def train(a: Assignment, team: Team) -> dict[str, Any]:
 
 def with_gpu() -> None:
     """Register the GPU that isn't there: in a forked process, as autograd has threads for it, which don't survive a fork."""
-    import fake_gpu
+    from tests.support import fake_gpu
 
     gpu = Place(torch.device(fake_gpu.NAME, 0))
     choice.place = lambda kind, *others: CPU if kind == "cpu" else gpu  # type: ignore[assignment]

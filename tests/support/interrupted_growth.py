@@ -1,6 +1,6 @@
 """What test_growing.py runs in a process of its own, to kill it: growth in rounds on counts that bend.
 
-    python growing.py FOLDER RUN_ID PROCESSES
+    python -m tests.support.interrupted_growth FOLDER RUN_ID PROCESSES
 
 leaves FOLDER/RUN_ID.json: all that a run which was interrupted must find again. Runs share rows, pipeline and caches.
 """

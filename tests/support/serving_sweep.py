@@ -1,6 +1,6 @@
 """A plugin of pytest: each pipeline that a test gives to `verify` is served in each way too, and compared with Spark.
 
-    pytest -p serving_sweep tests/parity
+    pytest -p tests.support -p tests.support.serving_sweep tests/parity
 
 A Scorer answers some rows, `TorchTransformer` transforms them, onnxruntime runs the exported network, and Spark transforms what
 `compact` makes of the pipeline. `test_serving_sweep.py` runs that nightly. The last lines tell how many were taken, and why
@@ -12,15 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import acceptances
-import onnx_parity
-from compacting import TOLERANCE, worst
-from scoring import differences, fails
-from test_torch_transformer import check_same
-
 import sparkdiff
 from sparkdiff.pipeline import parity
 from sparkdiff.pipeline.network import Network
+from tests.support import acceptances, onnx_parity
+from tests.support.compacting import TOLERANCE, worst
+from tests.support.scoring import differences, fails
+from tests.support.torch_parity import check_same
 
 ROWS = 60
 FOUND: collections.Counter[tuple[str, str]] = collections.Counter()

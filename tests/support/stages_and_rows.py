@@ -64,3 +64,13 @@ def one_hot(df: DataFrame, levels: Sequence[int], **params: Any) -> Any:
     attributes = [{"ml_attr": {"type": "nominal", "num_vals": n}} for n in levels]
     seen = df.select(*(F.lit(0.0).alias(c, metadata=a) for c, a in zip(names, attributes, strict=True)))
     return OneHotEncoder(inputCols=names, outputCols=[f"{c} hot" for c in names], **params).fit(seen)
+
+
+def with_features(base: Any, *selected: int, **params: Any) -> Any:
+    """A fitted selector that has selected these."""
+    java = jvm.session().sparkContext._gateway.new_array(jvm.session().sparkContext._gateway.jvm.int, len(selected))
+    for i, feature in enumerate(selected):
+        java[i] = feature
+    kind = getattr(jvm.session().sparkContext._jvm.org.apache.spark.ml.feature, type(base).__name__)
+    stage = type(base)._from_java(kind("selector", java))
+    return stage.copy({stage.getParam(name): value for name, value in {"outputCol": "picked", **params}.items()})

@@ -1,6 +1,7 @@
 """A training on a cluster whose executors see none of the driver's folders, and the same one where they see the cache.
 
-Run by spark-submit: `remote.py FOLDER URL [FAULT...]`; FOLDER is one that all see, URL a store.
+Run by spark-submit: `remote_training.py FOLDER URL [FAULT...]`; FOLDER is one that all see, URL a store. spark-submit
+puts this folder on the path, and not the project's: `faults`, beside this script, is imported by its bare name.
 """
 
 import json
@@ -14,13 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from faults import LASTING, left, outcome, parent, pipeline, slow_poisson, table, until
+from faults import LASTING, REMOTE, left, outcome, parent, pipeline, slow_poisson, table, until
 
 from sparkdiff import FineTuner
 from sparkdiff.jvm import stores
-
-TARGETS = {"rank killed": 0, "worker killed": 1, "executor killed": 3}
-"""How far above the process that trains the one is that is killed."""
 
 
 def killed(run: Path, above: int) -> tuple[threading.Thread, list[int]]:
@@ -67,7 +65,7 @@ def trained(folder: Path, url: str, faults: list[str]) -> dict[str, Any]:
     told: dict[str, Any] = {"in the store": {"identical": fit(url, "calm") == calm}}
     for fault in faults:
         run = stores.working(f"{url}/runs/{fault.replace(' ', '-')}")
-        thread, pids = killed(run, TARGETS[fault])
+        thread, pids = killed(run, REMOTE[fault])
         found = fit(url, run.name)
         thread.join(10)
         attempts = len(list(run.glob("attempt-*")))

@@ -1,6 +1,6 @@
-"""What test_training.py runs in a process of its own: wide sparse columns, trees and two processes over Spark Connect.
+"""What `connect/test_training.py` runs in a process of its own: wide sparse columns, trees and two processes over Spark Connect.
 
-    python training_over_connect.py FOLDER
+    python -m tests.support.training_over_connect FOLDER
 
 leaves FOLDER/rows (Parquet), FOLDER/sparse, FOLDER/trees and, in FOLDER/facts.json, what the tests compare.
 """
@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from over_connect import ROOT, connected, predictions, without_jvm
 from pyspark.ml import Pipeline
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.feature import HashingTF, Tokenizer, VectorAssembler
@@ -19,6 +18,7 @@ from pyspark.ml.regression import GBTRegressor
 from pyspark.sql import DataFrame, SparkSession, functions as F
 
 import sparkdiff
+from tests.support.over_connect import ROOT, connected, predictions, without_jvm
 
 QUICK: dict[str, Any] = {"maxEpochs": 2, "recipe": "fast", "verbosity": 0, "stream": "arrow", "rowsAreNew": True}
 
@@ -79,4 +79,4 @@ if __name__ == "__main__":
 
         traceback.print_exc()
         os._exit(1)
-    os._exit(0)  # as over_connect.py
+    os._exit(0)  # as over_connect

@@ -16,7 +16,7 @@ REAL = gpus() > 0
 if REAL:  # without the fake one: torch's autograd goes backward on one kind of device in a process
     GPU = Place(torch.device("cuda", 0))
 else:
-    import fake_gpu
+    from tests.support import fake_gpu
 
     GPU = Place(torch.device(fake_gpu.NAME, 0))
 ROUNDING = 1e-11 if REAL else 0.0

@@ -15,8 +15,7 @@ from sparkdiff.stages.factorization_machine import FactorizationMachine
 from sparkdiff.stages.forest import Trees
 from sparkdiff.tensors.device import CPU, Place, copy_to
 from sparkdiff.tensors.rows import Nulls, Rows, SparseRows, dense
-
-import fake_gpu  # isort: skip
+from tests.support import fake_gpu
 
 GPU, SINGLE = Place(torch.device(fake_gpu.NAME, 0)), Place(dtype=torch.float32)
 MODERATE = 1e3

@@ -1,6 +1,6 @@
 """Trains in two processes with device='auto', where training on one's GPU first runs out of memory and then fails.
 
-    python auto_in_processes.py FOLDER
+    python -m tests.support.auto_in_processes FOLDER
 
 The driver's part is that of a job, but the processes are forked, and joined by gloo. Leaves in FOLDER/found.json what the driver
 said, and the errors of each attempt.
@@ -17,12 +17,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from train_in_processes import CASES, assignment, with_gpu, write_cache
 
 from sparkdiff.store.run_folder import RunFolder
 from sparkdiff.training.distributed import choice, launch, worker
 from sparkdiff.training.distributed.attempt import Attempt, OnEpoch
 from sparkdiff.training.training_run import Training
+from tests.support.train_in_processes import CASES, assignment, with_gpu, write_cache
 
 
 def process(rank: int, here: Path, port: int) -> None:

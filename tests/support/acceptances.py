@@ -1,6 +1,6 @@
 """What a Scorer, `TorchTransformer` and the export to ONNX take of the pipelines that tests give to `verify`.
 
-The tests beside this file ask each of the three about each such pipeline (`conftest.py`), so an acceptance that is lost fails
+The tests of tests/parity ask each of the three about each such pipeline (its `conftest.py`), so an acceptance that is lost fails
 its test. `serving_sweep.py`, at night, also compares what they compute with Spark.
 """
 

@@ -1,0 +1,1 @@
+"""Tests, in a folder for each kind, and in `support` what several of them need."""
