@@ -21,7 +21,7 @@ To add a stage:
    derivative is written by hand; `tests/unit/training/test_candidates.py` compares it with autograd.
 6. Add the stage to the laws of its kind in `tests/laws/`, with a fault of your own in the `test_*_planted.py` beside them; to the
    grid of Params in `tests/parity/test_roundtrip.py`, with constant columns, NaN, null, sparse vectors and an empty partition;
-   and to `tests/unit/stages/test_on_devices.py`. `tests/laws/other_devices.py` compares it with itself on a fake GPU.
+   and to `tests/unit/stages/test_on_devices.py`. `tests/support/other_devices.py` compares it with itself on a fake GPU.
 7. Run `python tools/stage_coverage.py`, which writes docs/stages.md, and correct the number of stages in README.
 """
 
