@@ -74,7 +74,10 @@ def run_for_exit_code(run: Callable[[], int]) -> int:
     try:
         return run()
     except SystemExit as e:  # parsers of arguments end so; wrong usage is 2
-        return e.code if isinstance(e.code, int) else DONE if e.code is None else FAILED
+        if not isinstance(e.code, int | None):
+            print(e.code, file=sys.stderr)  # as Python does at the end of a process
+            return FAILED
+        return DONE if e.code is None else e.code
     except SparkdiffError as e:
         print(f"error: {e}", file=sys.stderr)
         return WRONG_INPUT if isinstance(e, InputError) else FAILED

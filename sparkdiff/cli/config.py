@@ -161,7 +161,8 @@ def _check_sections(tree: Mapping[str, Any]) -> None:
     if not isinstance(pipeline, str):
         raise InputError(f"pipeline must be the path of a saved model, or module:function. Got {pipeline!r} instead")
     if not isinstance(data, dict) or "train" not in data:
-        raise InputError(f"data must be a mapping with 'train' and, optionally, {', '.join(map(repr, SPLITS[1:]))}")
+        others, got = ", ".join(map(repr, SPLITS[1:])), secrets.hidden(data, "data")
+        raise InputError(f"data must be a mapping with 'train' and, optionally, {others}. Got {got!r} instead")
     check_keys("unknown data", data, SPLITS)
     for split, given in data.items():
         parse_source(split, given)
@@ -178,7 +179,8 @@ def _check_sections(tree: Mapping[str, Any]) -> None:
 
 
 def _verbs(tree: Mapping[str, Any], options: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The section `search`, `grower` or `improver` of a job, by name, after checks; empty if the job fine-tunes.
+    """Check the section `search`, `grower` or `improver` of a job, and return it as {name: section}; {} if the job
+    fine-tunes.
 
     An empty section `grower` or `improver` means all defaults.
 

@@ -1,6 +1,6 @@
-"""The split of the rows, by an indicator column, a hash of the row or group, or time, into training rows and rows that
-are held out to decide whether a result is kept; and their slices (sets of rows with one value of a `guardCols` column).
-Exact quantiles of a column by counting, which do not depend on the partitions and collect no row.
+"""The split of the rows into training rows and held-out rows, which decide whether a result is kept: by an indicator
+column, by a hash of the row or group, or by time. Also slices (the rows with one value of a `guardCols` column), and exact
+quantiles of a column, which are counted without collecting a row and do not depend on the partitions.
 """
 
 import dataclasses
@@ -172,7 +172,8 @@ def check_columns(df: DataFrame, options: Options) -> None:
             )
     if not isinstance(kinds.get("validationIndicatorCol", BooleanType()), BooleanType):
         raise InputError(
-            f"validationIndicatorCol={options.validationIndicatorCol!r} must be boolean, true for validation rows"
+            f"validationIndicatorCol={options.validationIndicatorCol!r} is "
+            f"{kinds['validationIndicatorCol'].simpleString()}; it must be boolean, true for validation rows: cast the column"
         )
     if "groupCol" in kinds and not is_hashed(kinds["groupCol"]):
         raise InputError(

@@ -224,7 +224,7 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent, TunerMem
         given = self._require_pipeline()
         check_dataframe("the dataset of cost()", dataset)
         if isinstance(given, Estimator):
-            raise InputError(f"{given.uid} isn't fitted, and its columns are not known before: pass a fitted pipeline")
+            raise InputError(f"{given.uid} isn't fitted, so its columns are not known yet: pass a fitted pipeline")
         with ONE_AT_A_TIME:
             return cost_of(prepare(plain(given), self.options(), dataset), dataset)
 
@@ -411,7 +411,7 @@ class ExtendedTuner(FineTuner):
         check_dataframe("the dataset of explain()", dataset)
         if isinstance(given, Estimator):
             raise InputError(
-                f"{given.uid} isn't fitted, and its columns are not known before: explain a fitted pipeline"
+                f"{given.uid} isn't fitted, so its columns are not known yet: fit it, and call explain() with the fitted pipeline"
             )
         return self.DESCRIBE(plain(given), self.options(), self.settings(), dataset)
 

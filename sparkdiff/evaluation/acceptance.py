@@ -57,7 +57,7 @@ class Judgement:
 
     @property
     def flips(self) -> bool:
-        """True if more labels change than allowed."""
+        """True if more predicted labels change than `maxFlipRate` allows."""
         return (
             self.compatibility is not None
             and self.compatibility.labels

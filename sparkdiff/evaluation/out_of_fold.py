@@ -9,25 +9,25 @@ network that it starts from? The same procedure then makes the final model from 
 which this model could be tested.
 
 The gains of rows in different folds are not independent, because each row has trained the networks of all other folds.
-Write row i's gain as a part that depends only on i, plus a part b(i, j) for each training row j whose mean over i and
-over j is 0. For training by small steps this is exact, because a gradient is a sum over rows. Two gains g_i and g_j are
-then correlated only if i has trained the network that is measured on j, and j the network measured on i: E[g_i g_j] =
-E[b(i, j) b(j, i)]. By the Cauchy-Schwarz inequality this adds at most the sum of all E[b(i, j)^2] to the variance of
-the sum of all gains: the part that the training rows decide counts twice,
+Write row i's gain as a part that depends only on i, plus for each training row j a part b(i, j), whose mean over i and
+whose mean over j are 0. For training by small steps this is exact, because a gradient is a sum over rows. Two gains g_i
+and g_j are then correlated only if i has trained the network that is measured on j, and j the network measured on i:
+E[g_i g_j] = E[b(i, j) b(j, i)]. By the Cauchy-Schwarz inequality this adds at most the sum of all E[b(i, j)^2] to the
+variance of the sum of all gains: the part that the training rows decide counts twice,
 
     Var(sum g) <= sum E[g^2] + sum E[b^2],  at most 2 sum E[g^2].
 
 The bound is reached in the worst case: if nothing can be gained and the tuned network has moved a little by chance, its
-gains consist only of b, and are symmetric. A paired test that ignores this accepts up to 8% instead of 2.5%; the more
-parameters train, the nearer to 8%. (Bengio and Grandvalet 2004 show that no estimate of this variance from one
-cross-validation is unbiased; Nadeau and Bengio 2003 take a factor of 1 + K / (K - 1), 2.25 for five folds, as a rule of
-thumb.) A true gain, however, is mostly in the part that depends only on i, so a factor of 2 would waste half of the
-rows. The disagreement of the folds shows how much the training rows decide: the networks of the K - 1 other folds have
-all trained on row i, each without one more fold, and the variance of their gains on it is 1 / (K - 1) of the sum of
-b(i, j)^2. Row i's own influence as a training row moves all of them alike. So the factor is estimated, between 1 and 2
-(`proof.decision` takes at least 1.5).
-Rows that happen to favour a direction raise the score and lower the estimated factor; the two together keep the level
-for any number of parameters (benchmarks/proof_size.py).
+gains consist only of b, and are symmetric. A paired test that ignores this accepts up to 8% of the networks that gain
+nothing, instead of 2.5%; the more parameters train, the nearer to 8%. (Bengio and Grandvalet 2004 show that no estimate
+of this variance from one cross-validation is unbiased; Nadeau and Bengio 2003 take a factor of 1 + K / (K - 1), 2.25
+for five folds, as a rule of thumb.) A true gain, however, is mostly in the part that depends only on i, so a factor of
+2 would waste half of the rows. The disagreement of the folds shows how much the training rows decide: the networks of
+the K - 1 other folds have all trained on row i, each leaving out one further fold, and the variance of their gains on
+it is 1 / (K - 1) of the sum of b(i, j)^2. Row i's own influence as a training row moves all of them alike. So the
+factor is estimated, between 1 and 2 (`proof.decision` takes at least 1.5). Rows that by chance favour one direction
+raise the score and lower the estimated factor, so both favour acceptance; simulations show that the test keeps its
+level all the same, for any number of parameters (benchmarks/proof_size.py).
 """
 
 from collections.abc import Sequence

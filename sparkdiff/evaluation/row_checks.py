@@ -101,8 +101,8 @@ def check_finite(
         decides = split in (VALIDATION, REFERENCE)
         if math.isnan(found.mean) and own:
             raise InputError(
-                f"the loss {metric.name} is NaN on {found.broken} {split} rows, with what {uid} predicts there: look for 0 / 0, "
-                "or the logarithm or root of a negative number, in the function"
+                f"the loss {metric.name} of the predictions of {uid} is NaN on {found.broken} {split} rows: look in the "
+                "function for 0 / 0, or the logarithm or root of a negative number"
             )
         if math.isnan(found.mean):
             raise InputError(

@@ -204,10 +204,10 @@ def _margin(columns: Sequence[Rows], weights: Sequence[Tensor]) -> Tensor:
 
 
 def _fit(columns: Sequence[Rows], held: Tensor) -> list[Tensor]:
-    """Weights of the logistic regression of `held` on the columns; validation and training rows have equal total
-    weight.
+    """Coefficients of the logistic regression of `held` on the columns. Rows are weighted so that validation and training
+    rows have the same total weight.
 
-    The intercept is not returned, because it does not affect the AUC.
+    The intercept is left out, because it does not affect the AUC.
     """
     weights = [torch.zeros(width(x), dtype=torch.float64, requires_grad=True) for x in columns]
     intercept = torch.zeros((), dtype=torch.float64, requires_grad=True)

@@ -28,13 +28,13 @@ def explanation(
     z: float,
     timed: bool,
 ) -> str:
-    """The paragraph of explanation.
+    """A paragraph that explains what holds the original back, or why no gain was found.
 
     Args:
         table: entries as in `ImprovementSummary.race`.
         arms: entries as in `ImprovementSummary.arms`.
         metric: name of the metric.
-        level: the p-value that a gain needs.
+        level: the level of the test; a gain counts if its p-value is lower.
         rows: number of proving rows.
         z: z-score of the best candidate's gain on the proving rows; 0 if it was not tested.
         timed: True if the rows have a timeCol.

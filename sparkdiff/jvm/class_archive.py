@@ -70,7 +70,7 @@ def write_archive(program: Sequence[str], java: str) -> Path:
     if folder := _folder_with_files():
         way = "unset SPARK_CONF_DIR" if os.environ.get("SPARK_CONF_DIR") else "set SPARK_CONF_DIR to an empty folder"
         raise InputError(
-            f"Java archives no classes where the class path has a folder with files, which {folder} is: {way}, or go on "
+            f"Java archives no classes, because {folder}, a folder with files, is on its class path: {way}, or go on "
             "without an archive"
         )
     try:

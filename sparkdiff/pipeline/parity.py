@@ -107,7 +107,9 @@ def verify(model: Any, df: DataFrame, network: Network | None = None) -> Parity:
     network = seeing(network, model, df) if network is not None else translate(model, schema=df)
     stages = [stage for _, stage in flatten(model)]
     if not network.outputCols:
-        raise InputError("no translated stage writes a column, so there is no column to compare")
+        raise InputError(
+            f"no stage of {model.uid} that writes a column is translated, so there is no column to compare; see sparkdiff.plan"
+        )
     check_columns(network.graph, df.schema)
     last, disk = max(network.positions), Path(tempfile.gettempdir())
     try:

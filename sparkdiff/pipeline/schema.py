@@ -109,7 +109,7 @@ def is_plain(stage: Any) -> bool:
 
 
 def frame_of(data: SchemaOrRows) -> DataFrame:
-    """The data, or a DataFrame without rows with their schema."""
+    """The data themselves if they are a DataFrame; for a schema, an empty DataFrame with this schema."""
     if isinstance(data, DataFrame):
         return data
     fields = [] if data is None else [_with_one_slot(f) for f in data.fields]

@@ -171,11 +171,11 @@ def _why_unreachable(graph: Graph, reference: Sequence[int], i: int) -> str:
 
 
 def graph_of(model: Any, data: SchemaOrRows = None) -> Graph:
-    """The graph of a fitted pipeline or stage, without modules.
+    """The graph of a fitted pipeline or stage, without torch modules.
 
     Args:
-        data: the data or their schema, which show the columns that SQL and stages that are not Spark's change; without
-            them such a stage counts as one that may change any column.
+        data: the data or their schema, from which it is read which columns an SQLTransformer or a stage of one's own changes;
+            without them, such a stage counts as one that may change any column.
 
     Raises:
         InputError: a stage isn't fitted, or its Spark session has ended.

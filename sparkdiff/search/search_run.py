@@ -239,8 +239,8 @@ def run_search(task: SearchTask, dataset: DataFrame, phases: Phases) -> SearchOu
 
 
 def _in_folder(task: SearchTask, dataset: DataFrame, phases: Phases, folder: Path | None) -> SearchOutcome:
-    """Choose a winner on some rows and decide on other rows. With folds, the winner or default that ships is fitted to all
-    rows.
+    """Choose a winner on some rows, and test on other rows whether it replaces the default. With folds, what ships is fitted
+    to all rows.
     """
     s, judge = task.settings, task.evaluators[0]
     rows, division = divide_rows(dataset, s)

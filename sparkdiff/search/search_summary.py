@@ -116,7 +116,7 @@ class SearchSummary(DisplayableFields):
 def decision_and_reason(
     compared: Comparison, settings: Settings, *, metric: str, larger: bool, against: str
 ) -> tuple[bool, str, dict[str, Any]]:
-    """Return whether the winner is better, the reason in a sentence, and the figures of the test.
+    """The decision (True if the winner is better), its reason in a sentence, and the figures of the test.
 
     If the other model is kept, the reason ends with what can be done about it.
 

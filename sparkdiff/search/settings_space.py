@@ -48,7 +48,9 @@ Range = Callable[[Stage, Any], "Distribution | None"]
 
 
 def _logarithmic(low: float, high: float) -> Range:
-    """A log-uniform range; if the current value is 0, which has no logarithm, a choice of 0 and powers of ten."""
+    """A rule: search from `low` to `high` on a logarithmic scale; for a Param whose current value is 0, which has no logarithm,
+    among 0 and the powers of ten in this range.
+    """
 
     def of(stage: Stage, now: float) -> Distribution:
         if now > 0:

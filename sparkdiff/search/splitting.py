@@ -124,7 +124,9 @@ def _check_units(df: DataFrame, settings: Settings) -> None:
     of, holds = ("timeCol", "nulls, NaN or infinite times") if settings.timeCol else ("groupCol", "nulls")
     with jvm.as_input_error("Spark failed while reading the rows"):
         if not df.where((seconds(df, column) if settings.timeCol else col_by_name(column)).isNull()).isEmpty():
-            raise InputError(f"{of}={column!r} holds {holds}, so it can't be told to which part these rows belong")
+            raise InputError(
+                f"{of}={column!r} holds {holds}, so these rows belong to no part: fill in the values, or leave the rows out"
+            )
 
 
 def check_rows(parts: Sequence[DividedRows], settings: Settings, evaluators: Sequence[Any]) -> list[dict[str, int]]:

@@ -56,10 +56,10 @@ class Team:
                 tensor.copy_(total.view(tensor.shape))
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """The rows (first dimension) of all processes, in the order of their ranks; all processes get the same bits.
-        (n, ...) -> (N, ...)
+        """Gather the rows (first dimension) of all processes, in the order of their ranks: (n, ...) -> (N, ...). All processes
+        get the same bits.
 
-        The rows are sums of one buffer per process, each 0 except for the process's own rows, so they are exact.
+        Each process puts its rows into a buffer of zeros for all rows, and the buffers are added, which is exact.
 
         Raises:
             LostProcessError: see `sum_`.

@@ -90,7 +90,7 @@ class Candidates:
 
     @torch.no_grad()
     def enter(self, batches: Sequence[Mapping[Version, Rows]], team: Team = ALONE) -> None:
-        """Choose the parameters that the steps on a group of batches change; call it before these steps."""
+        """Choose the parameters that may change in the next steps, which use this group of batches."""
         self.updates.choose(self.vectors, batches, team)
 
     def add(

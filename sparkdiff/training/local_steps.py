@@ -72,8 +72,8 @@ def check(options: Options, recipes: Sequence[Recipe], objective: Objective, pla
     """Check that the candidates can take local steps.
 
     Raises:
-        InputError: a candidate steps along the gradient of all rows of an epoch, the loss is a function of all rows of a
-            batch, or a GPU trains.
+        InputError: an optimizer takes one step an epoch, along the gradient of all rows; the loss of a batch is no sum over
+            its rows; or a GPU trains.
     """
     told = f"localSteps={options.localSteps}"
     once = next((r.optimizer for r in recipes if r.optimizer in ONCE_AN_EPOCH), None)

@@ -101,7 +101,11 @@ class TrainingForm:
         return TrainingForm(here, options, affine, _active_columns(here, affine, recipes, options, data), counts)
 
     def candidates(self, recipes: Sequence[Recipe], among: Sequence[Recipe] | None = None) -> Candidates:
-        """These candidates, with the original's parameters; `among` are all candidates, if these are only some."""
+        """Candidates with these recipes, which start from the original's parameters.
+
+        Args:
+            among: the recipes of all candidates, if `recipes` are only some of them.
+        """
         here = self.here
         rows = None if here.of_rows is here.network else here.of_rows
         updates = (

@@ -120,8 +120,8 @@ def _check_others(x: Sequence[Tensor], name: str, place: Sequence[Variant], chan
             found = x[other.column][:, other.slots([other.parts.index(base.parts[i])])]
             if bool(((found - own).abs() > NEAR * own.abs().amax(0)).any()):
                 raise InputError(
-                    f"method='hypergradient' cannot be used: {name} changes {base.parts[i][0].column!r} in a stage whose Params "
-                    "do not name the columns that it reads and writes; use another method"
+                    f"method='hypergradient' cannot be used: {name} also affects {base.parts[i][0].column!r}, through a stage "
+                    "whose Params do not name the columns that it reads and writes; use another method"
                 )
 
 
@@ -144,7 +144,7 @@ def _classes(label: Tensor, told: int, name: str) -> int:
     """
     wrong = label[~((label >= 0) & (label == label.floor()) & (label <= MOST))]
     if len(wrong):
-        raise InputError(f"labelCol={name!r} holds {float(wrong[0]):g}, which is no class")
+        raise InputError(f"labelCol={name!r} holds {float(wrong[0]):g}, but classes are 0, 1, 2, ...: index the labels")
     return max(told, int(label.max()) + 1)
 
 

@@ -447,7 +447,7 @@ def test_why_stages_stay(train: DataFrame, fitted: dict[str, Any]) -> None:
     assert why(PipelineModel([sql, linear]), "sql") == "stays: it may read and write any column"
     norm = named("norm", Normalizer, inputCol="scaled", outputCol="n")
     model = PipelineModel([assembler, scaler, on_scaled, norm])
-    assert why(model, "scaler") == "stays: norm (Normalizer) cannot take it up"
+    assert why(model, "scaler") == "stays: norm (Normalizer) cannot absorb it"
     assert why(model, "scaler", keepCols=["prediction"]).startswith("folded into linear")
     assert why(model, "norm", keepCols=["prediction"]) == "deleted: no stage reads its output"
     assert compact(PipelineModel([assembler, linear])).stages == [assembler, linear]

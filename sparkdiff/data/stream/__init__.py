@@ -315,9 +315,11 @@ class Stream:
     def _chunks(
         self, name: str, source: Source, pieces: Iterator[tuple[int, Rows]], parts: list[ShardPart]
     ) -> Iterator[tuple[Batch, tuple[int, list[int]]]]:
-        """Yield the rows of some consecutive steps (a chunk) at a time, with the number of the first of these steps and
-        the number of rows of each. `pieces` has, for each chunk, its first step and the bounds of the steps in each
-        shard.
+        """Yield one chunk (the rows of some consecutive steps) at a time, with the index of its first step and the row count
+        of each step.
+
+        Args:
+            pieces: for each chunk, the index of its first step, and for each shard the bounds of the steps.
         """
         dtypes = {c.name: c.dtype if c.dtype != torch.float64 else self.place.dtype for c in self.columns}
         for first, ends in pieces:

@@ -244,7 +244,7 @@ def absorber_of(stage: Any) -> Absorber:
     """
     cls = REGISTRY.get(class_name(stage))
     if cls is None or cls.refuses(stage) is not None:
-        raise RefusedError(f"{stage.uid} ({type(stage).__name__}) cannot take it up")
+        raise RefusedError(f"{stage.uid} ({type(stage).__name__}) cannot absorb it")
     if issubclass(cls, (LinearMargin, LogisticRegression)):
         return LinearAbsorber(stage, matrix_of(stage), intercepts_of(stage), stored_of(stage))
     if issubclass(cls, PCA):
@@ -255,4 +255,4 @@ def absorber_of(stage: Any) -> Absorber:
         return LinearAbsorber(_Layers(stage, module), matrix, bias, None)
     if issubclass(cls, Trees):
         return Forest(stage, trees.read(stage), int(stage.numFeatures))
-    raise RefusedError(f"{stage.uid} ({type(stage).__name__}) cannot take it up")
+    raise RefusedError(f"{stage.uid} ({type(stage).__name__}) cannot absorb it")

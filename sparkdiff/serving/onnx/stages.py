@@ -180,7 +180,7 @@ def mean_vector(g: GraphWriter, m: Word2Vec, xs: Sequence[Value], nulls: Nulls) 
 def vector_indexer(g: GraphWriter, m: VectorIndexer, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
     [x], first, parts, start = xs, m.first.tolist(), [], 0
     if x.width != m.size:
-        raise NotExportableError(f"its vectors have {x.width} entries, but it was fitted on {m.size}")
+        raise NotExportableError(f"its input vectors have {x.width} entries, but it was fitted on vectors of {m.size}")
     if not m.size:
         return (x,)
     for j in [*m.nominal_features().tolist(), m.size]:

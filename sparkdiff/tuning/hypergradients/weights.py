@@ -39,7 +39,7 @@ class WeightedMeanResponse:
 
 
 class SquaresResponse(WeightedMeanResponse):
-    """Squared error."""
+    """The response of a linear regression: its loss is the squared error."""
 
     sets = 1
 
@@ -51,7 +51,7 @@ class SquaresResponse(WeightedMeanResponse):
 
 
 class BinomialResponse(WeightedMeanResponse):
-    """Log-loss of two classes."""
+    """The response of a logistic regression with two classes: its loss is the log-loss."""
 
     sets = 1
 
@@ -64,7 +64,7 @@ class BinomialResponse(WeightedMeanResponse):
 
 @dataclass(frozen=True)
 class MultinomialResponse(WeightedMeanResponse):
-    """Log-loss of several classes."""
+    """The response of a logistic regression with several classes: its loss is the log-loss."""
 
     sets: int
 
@@ -79,8 +79,8 @@ class MultinomialResponse(WeightedMeanResponse):
 
 @dataclass(frozen=True)
 class GeneralizedResponse:
-    """Half the deviance of a family. Spark's iterations end where the sum of the slopes, divided by the sum of the
-    *working* weights, and the penalty's slope add up to zero.
+    """The response of a generalized linear regression: its loss is half the deviance of a family. Spark's iterations end
+    where the sum of the slopes, divided by the sum of the *working* weights, and the penalty's slope add up to zero.
     """
 
     name: str

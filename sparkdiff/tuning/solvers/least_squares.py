@@ -126,8 +126,8 @@ def label_variance(setting: Setting, given: NormalSums, found: Moments, fold: in
 
 
 def penalty(setting: Setting, given: NormalSums, found: Moments, fold: int, inverse: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights of x² / 2 and of |x|, where coefficient = x · inverse · (the label's root mean square), in units of the
-    scales.
+    """Weights of x² / 2 and of |x| in the penalty on x, the solver's variables: the coefficient of a scaled column is
+    x · inverse · (the label's root mean square).
 
     Spark minimises ½·mean squared error / σ² + regParam / σ · ((1 - α) / 2 · Σ b² + α·Σ |b|), where σ is the label's
     standard deviation and b is a coefficient, multiplied by its column's standard deviation (by 1 without

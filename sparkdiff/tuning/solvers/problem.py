@@ -270,7 +270,7 @@ class RowTable:
 
 
 def table(chunks: Chunks, folds: int, found: Moments, *, intercept: bool, memory: int) -> RowTable:
-    """The rows with moved and scaled columns; in memory if `memory` bytes suffice, else read again in each pass."""
+    """The rows with centred and scaled columns; in memory if `memory` bytes suffice, else read again in each pass."""
     centre = found.centre if intercept else torch.zeros_like(found.centre)
     scale = found.scale if intercept else torch.hypot(found.scale, found.centre)
     d = len(scale)

@@ -144,7 +144,9 @@ def test_what_no_param_tells_of_alternatives_is_refused(rows: tuple[DataFrame, D
         Bucketizer(inputCol="x0", outputCol="x_bin", splits=[-math.inf, *splits, math.inf])
         for splits in ([0.0], [-1.0, 0.0, 1.0])
     ]
-    with pytest.raises(InputError, match="way changes 'square' in a stage whose Params do not name the columns"):
+    with pytest.raises(
+        InputError, match="way also affects 'square', through a stage whose Params do not name the columns"
+    ):
         soft_choice({"way": [Pipeline(stages=[way, *last]) for way in ways]}, *rows)
 
 

@@ -146,9 +146,11 @@ def test_by_time_models_of_earlier_rows_prove_each_stretch(data: DataFrame) -> N
     assert found.decision == "winner", found.reason
     assert found.folds == 4 and found.rows["test"] == pytest.approx(0.3 * N, abs=3)
     assert found.rows["train"] == pytest.approx(0.6 * N, abs=3)
-    with pytest.raises(InputError, match="timeCol='when' holds nulls, NaN or infinite times, so it can't be told"):
+    with pytest.raises(
+        InputError, match="timeCol='when' holds nulls, NaN or infinite times, so these rows belong to no part"
+    ):
         weak(timeCol="when").fit(data.withColumn("when", F.when(F.col("id") > 9, F.col("when"))))
-    with pytest.raises(InputError, match="groupCol='user' holds nulls, so it can't be told to which part"):
+    with pytest.raises(InputError, match="groupCol='user' holds nulls, so these rows belong to no part"):
         weak(groupCol="user").fit(data.withColumn("user", F.when(F.col("id") > 9, F.col("user"))))
 
 
