@@ -160,8 +160,9 @@ class Account:
         alone = ALONE if self._lanes > 1 else 1.0
         return together + alone * min(rest, 1.0) + (1 - alone) * min(max(rest - 1.0, 0.0), 1.0)
 
-    def buy_folds(self, seconds: Sequence[float], ready: int = 0) -> list[int]:
+    def buy_folds(self, seconds: Sequence[float], ready: int = 0) -> list[tuple[int, float]]:
         """Choose for each finalist the number of folds on which it is proven, within the time left; 0 if there is no time for it.
+        Beside the number stand the seconds that were lacking then, else 0.
 
         The first finalist for which there is any time is proven on at least three folds, even if this exceeds the budget a little
         (see `LATE`).
@@ -171,20 +172,20 @@ class Account:
             ready: number of folds in which the pipeline is already fitted and measured, plus one if all rows are ready, too.
         """
         if self.budget.seconds is None:
-            return [self.folds] * len(seconds)
-        out, most, left = list[int](), 0, self.budget.seconds - self.now()
+            return [(self.folds, 0.0)] * len(seconds)
+        out, most, left = list[tuple[int, float]](), 0, self.budget.seconds - self.now()
         begun = 0.0 if self._since is None else min((self._clock() - self._since) / max(self.fold, 1e-9), 1.0)
         for each in seconds:
             if most:
                 cost = (self._times(most) + 1) * each
                 # `cost` is 0 for the plain refit, which is made anyway.
-                out.append(most if cost <= max(left, 0.0) else 0)
+                number = most if cost <= max(left, 0.0) else 0
             else:
                 number = self._affordable(each, ready + begun)
                 cost = self._proof(each, number, ready + begun)
-                most = number if cost <= self._late() else 0
-                out.append(most)
-            left -= cost if out[-1] else 0.0
+                most = number = number if cost <= self._late() else 0
+            out.append((number, 0.0 if number else max(cost - min(left, self._late()), 0.0)))
+            left -= cost if number else 0.0
         self.folds = most
         return out
 

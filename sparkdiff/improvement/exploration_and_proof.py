@@ -265,8 +265,8 @@ def _proven(
         chosen = [f for f in chosen if f.role != proving.REFIT]
     against, why = _rival(proof, origin)
     seconds = [f.candidate.seconds for f in chosen]
-    folds: list[int] = proof.log.read_or_make("folds", lambda: account.buy_folds(seconds, proof.ready()))
-    chosen = [dataclasses.replace(f, folds=n) for f, n in zip(chosen, folds, strict=True)]
+    bought: list[tuple[int, float]] = proof.log.read_or_make("folds", lambda: account.buy_folds(seconds, proof.ready()))
+    chosen = [dataclasses.replace(f, folds=n, lacks=s) for f, (n, s) in zip(chosen, bought, strict=True)]
     shows = (
         proving.smallest_gain(explores, chosen[0].candidate, division)
         if chosen and chosen[0].role == proving.BEST

@@ -41,7 +41,7 @@ class ImprovementSummary(FineTuningSummary):
         proof: {"rows" (description of the proving rows), "folds", "rival", "why" (the reason for this rival), "shows" (the gain,
             as a share of the metric, that the test on the proving rows would detect in 8 of 10 cases), "units" (effective number
             of rows, groups or blocks that decided), "unproven" ([{"name", "seconds"}]: finalists that there was no time to test,
-            and the time that their test would take)}.
+            and the seconds that were lacking)}.
         offers: {name of an offer: index of its row in `table`}; see `sparkdiff.improvement.proving`.
         budget: {"given" (the requested budget), "spent" (seconds per arm, and for measuring the original, the baseline, the
             order and the proof), "seconds" (of the whole improvement; less than the sum if arms ran at the same time)}.

@@ -65,11 +65,13 @@ class Finalist:
     Attributes:
         role: the reason for its choice: `REFIT`, `BEST`, `OTHER`, `SAME_FORM`, `AS_CHEAP` or `SIMPLER`.
         folds: number of folds on which it is tested; 0 if there is no time for it.
+        lacks: seconds by which the time left was too short for its test.
     """
 
     role: str
     candidate: Candidate
     folds: int = 0
+    lacks: float = 0.0
 
     @property
     def name(self) -> str:

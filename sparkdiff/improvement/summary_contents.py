@@ -1,6 +1,7 @@
 """Summary of an improvement, from the results of its race and its proof."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from sparkdiff.improvement import bottleneck
 from sparkdiff.improvement.arm_context import ArmContext, Measurement, is_cost_allowed
 from sparkdiff.improvement.arm_order import ArmOrder
 from sparkdiff.improvement.baseline import Baseline
-from sparkdiff.improvement.budget import Account
+from sparkdiff.improvement.budget import Account, Budget
 from sparkdiff.improvement.candidate import candidates_of, share
 from sparkdiff.improvement.improvement_options import ARMS
 from sparkdiff.improvement.improvement_summary import ImprovementSummary
@@ -24,6 +25,7 @@ from sparkdiff.improvement.proving import (
     SIMPLER,
     YOURS,
     Decision,
+    Finalist,
     FinalistResult,
     FinalPipeline,
     gain_of,
@@ -97,10 +99,7 @@ def summary_of(
             "why": decision.rival,
             "shows": decision.shows,
             "units": None if shown is None else sum(f.rows.units.number for f in shown.folds),
-            "unproven": [
-                {"name": f.candidate.name, "seconds": round((division.number + 1) * f.candidate.seconds, 1)}
-                for f in decision.unproven
-            ],
+            "unproven": [{"name": f.candidate.name, "seconds": round(f.lacks, 1)} for f in decision.unproven],
         },
         foundAt=_found_at(explored.raced, best),
         baseline=_beside(explores, explored.beside),
@@ -180,6 +179,14 @@ def _found_at(raced: RaceResult, best: FinalPipeline | None) -> float | None:
     return round(found[0], 3) if found else None
 
 
+def _late(context: ArmContext, finalist: Finalist) -> str:
+    """The reason why a finalist was not tested, with a budget that is large enough."""
+    given = Budget.of(context.settings.budget).seconds or 0.0
+    enough = 5 * math.ceil((given + finalist.lacks) / 5)
+    best = ", the best on the rows that explore" if finalist.role == BEST else ""
+    return f"there was no time to prove {finalist.candidate.name!r}{best}: set a budget of {enough}s or more"
+
+
 def reason_of(
     context: ArmContext,
     origin: Origin,
@@ -192,10 +199,10 @@ def reason_of(
         return origin.refused
     if shown is None:
         failed = "; ".join(f"{p.finalist.candidate.name!r}: {p.failure}" for p in decision.proven if p.failure)
-        late = [f.candidate.name for f in decision.unproven]
-        why_not = failed or (f"there was no time to prove {late[0]!r}: set a larger budget" if late else "")
+        late = _late(context, decision.unproven[0]) if decision.unproven else ""
         return (
-            why_not
+            failed
+            or late
             or "nothing that was tried is better on the rows that explore; to look further, raise the budget, or pass more "
             "columns"
         )
@@ -205,8 +212,8 @@ def reason_of(
             return f"the gain of {refused.proven.finalist.candidate.name!r} is proven, but {refused.failure}"
     if judgement.verdict.best < 0 and not judgement.verdict.untested:
         where = f"on those that prove ({division.name})"
-        if late := [f.candidate.name for f in decision.unproven if f.role == BEST]:
-            return f"there was no time to prove {late[0]!r}, the best on the rows that explore: set a larger budget"
+        if best := next((f for f in decision.unproven if f.role == BEST), None):
+            return _late(context, best)
         if shown.finalist.role == REFIT:
             nothing = "nothing that was tried is better on the rows that explore"
             return f"{nothing}, and its refit is not better than {shown.rival} {where}"

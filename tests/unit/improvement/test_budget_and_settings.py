@@ -69,7 +69,7 @@ def proven(
     account.note_fit(fold)
     account.note_check(check)
     now[0] = passed
-    return account.buy_folds(seconds, ready)
+    return [folds for folds, _ in account.buy_folds(seconds, ready)]
 
 
 def test_the_best_gets_folds_first_and_others_in_time_left() -> None:
@@ -101,16 +101,18 @@ def test_of_a_fold_that_is_being_fitted_a_part_is_there() -> None:
     account.start(4, 1)
     account.note_fit(5.0)
     now[0] = 85.0
-    assert account.buy_folds([2.0], 1) == [3]  # 3 * 5 + 4 * 2: 23 s of 35
+    assert account.buy_folds([2.0], 1) == [(3, 0.0)]  # 3 * 5 + 4 * 2: 23 s of 35
     assert account.folds == 3
     account.start(4, 1)
     with account.fitting():
         now[0] = 97.5
-        assert account.buy_folds([2.0], 1) == [3]  # 2.5 s of the second are over: 20.5 s of 22.5
+        assert account.buy_folds([2.0], 1) == [(3, 0.0)]  # 2.5 s of the second are over: 20.5 s of 22.5
         now[0] += 5
         assert account.fold == 5.0
     assert account.fold == 17.5
-    assert account.buy_folds([2.0], 1) == [0]
+    [(folds, lacking)] = account.buy_folds([2.0], 1)
+    assert folds == 0
+    assert lacking == pytest.approx(3 * 17.5 + 4 * 2 + 2.5)  # and the 100 s have been over for 2.5 s
     assert account.folds == 0
 
 
@@ -124,7 +126,7 @@ def test_a_budget_without_end_limits_nothing() -> None:
     account.start(4, 1)
     account.note_fit(1e9)
     assert account.limit(0.1) == Limit(None, None)
-    assert account.buy_folds([1e9, 1.0]) == [4, 4]
+    assert account.buy_folds([1e9, 1.0]) == [(4, 0.0), (4, 0.0)]
     assert account.balance() > 1
 
 
