@@ -1,6 +1,6 @@
 """The decision whether the tuned network replaces the original. It depends on the gain on held-out rows (tested by the
-guard), on slices and reference rows, which must not get worse, on changed labels, on unseen errors, and on outputs
-outside the loss.
+guard), on slices and reference rows, which must not get worse, on predicted labels that change, on errors that
+the rows cannot show (see `unseen_errors`), and on output columns that must stay as they were.
 """
 
 from collections.abc import Mapping, Sequence

@@ -72,8 +72,8 @@ class PairedRows:
         return dataclasses.replace(self, **{name: factor * getattr(self, name) for name in names})
 
     def costs(self) -> Costs:
-        """Costs of replacing the first pipeline by the second, per group or else per row (never per block of time,
-        which only held-out rows have).
+        """Loss of the second pipeline minus loss of the first, per group or else per row (never per block of time, which only
+        held-out rows have).
         """
         losses, unit = self.other - self.original, self.unit if self.units.kind == "groups" else None
         return Costs.of(losses, self.weight, unit, "rows" if unit is None else "groups")

@@ -83,8 +83,8 @@ class RecordedMargins:
         lost = len(wanted) if not len(self.keys) else int((self.keys[at] != wanted).sum())
         if lost:
             raise InputError(
-                f"{self.graph.head.uid}: {lost:,} rows are missing that the pipeline beside it predicts: a stage drops them, or "
-                "the rows were others when they were read again; write the rows to a table, and pass the table"
+                f"{self.graph.head.uid}: {lost:,} rows that the other pipeline predicts have no prediction: a stage drops "
+                "them, or the DataFrame gave other rows when it was read again; write the rows to a table, and pass the table"
             )
         return at
 

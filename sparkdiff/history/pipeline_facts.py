@@ -144,7 +144,9 @@ def measure_facts(task: Task, df: DataFrame, samples: Samples) -> tuple[Facts, s
     try:
         return _measure_on_sample(task, few, rows)
     except InputError as e:
-        raise SampleError(f"about {DRAWN * SAMPLE:,.0f} of its {rows:,} rows do not tell what all would: {e}") from e
+        raise SampleError(
+            f"about {DRAWN * SAMPLE:,.0f} of its {rows:,} rows are too few to tell; all of them may do: {e}"
+        ) from e
 
 
 class SampleError(InputError):

@@ -238,7 +238,7 @@ def fetch_folder(where: str) -> Path | None:
 
 
 def size(path: Path) -> int:
-    """Bytes of all files in a folder, in the store if it is a working copy."""
+    """Size in bytes of all files in a folder; if it is a working copy, of those in the store."""
     url = url_of(path)
     if url is None:
         return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())

@@ -154,7 +154,8 @@ class LabelModel(Estimator, CheckedParams, _LabelParams, jvm.Persistent):  # typ
         votes, column = self.value_of("votes") or {}, self.getOrDefault("probabilityCol")
         if len(votes) < LEAST:
             raise InputError(
-                f"LabelModel needs {LEAST} functions or more, got {len(votes)}: without labels fewer can't be told from chance"
+                f"LabelModel needs {LEAST} labeling functions or more, got {len(votes)}: without labels, fewer don't show which "
+                "of them is right"
             )
         found = count_vote_patterns(
             dataset, votes, self.value_of("labelCol"), self.value_of("weightCol"), self.getOrDefault("seed")

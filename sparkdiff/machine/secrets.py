@@ -65,9 +65,7 @@ def is_secret(name: str) -> bool:
 
 
 def _end(text: str, start: int) -> int:
-    """End position of the value that begins at `start`: of a text, or of everything from a bracket to its closing
-    bracket.
-    """
+    """End position of the value that begins at `start`: a text, or a bracket with everything up to its closing bracket."""
     depth = 0
     for token in _TOKEN.finditer(text, start):
         depth += (token[0] in ("(", "[", "{")) - (token[0] in (")", "]", "}"))

@@ -98,7 +98,7 @@ class UnfittedForm:
     """The unfitted form of a fitted pipeline.
 
     Attributes:
-        model: the fitted pipeline, plain.
+        model: the fitted pipeline, in plain MLlib stages.
         estimator: a Pipeline for a PipelineModel, with the same nesting; for a single fitted stage its estimator.
         stages: the leaf stages in order.
         searches: uids of the models of CrossValidator and TrainValidationSplit in the pipeline; `estimator` contains

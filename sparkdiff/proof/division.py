@@ -281,7 +281,7 @@ def fold_of(df: DataFrame, options: Options, folds: int) -> Column:
 
 
 def _in_halves(df: DataFrame, options: Options) -> Division:
-    """The division in which half of the held-out rows explores, and the other half (by time the later one) proves."""
+    """The division in which arms explore on one half of the held-out rows and are proven on the other, by time the later half."""
     name, boundaries = "half of the held-out rows proves", (Boundaries(), Boundaries())
     if options.timeCol:
         shares = [*_blocks(1 - options.validationFraction, 1.0, 2 * TIME_BLOCKS), 1.0]

@@ -293,9 +293,9 @@ def decide(folds: Sequence[Fold], *, level: float, seed: int, factor: float | No
 
 
 def with_final_check(compared: Comparison, shipped: Fold, folds: Sequence[Fold]) -> Comparison:
-    """The comparison of the folds; refused if the winner fitted to all rows leaves rows out. After a test, also refused if
-    its loss on these rows is unknown, or larger than that of the folds' winners (plus standard errors) on rows that
-    didn't fit them.
+    """The comparison of the folds, after a check of the winner fitted to all rows. The winner is refused if it leaves rows
+    out; and, if there was a test, if its loss on all rows is unknown, or larger by some standard errors than the loss of the
+    folds' winners on their held-out rows.
 
     Args:
         shipped: the comparison of the winner fitted to all rows, on the same rows.

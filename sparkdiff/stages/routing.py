@@ -226,7 +226,7 @@ class Router:
         return max(1, min(pairs // self.trees, limit, len(x)))
 
     def _room(self, x: Tensor | SparseRows) -> LevelBuffers:
-        """Memory for a part of the rows.
+        """Memory in which a part of the rows is routed, after a check that the rows are wide enough.
 
         Raises:
             IndexError: the rows are narrower than the trees need; without the error, values of the next row would be

@@ -195,8 +195,8 @@ def copy_to(value: T, device: torch.device, dtype: torch.dtype | None = None) ->
 
 
 class _RepeatableState:
-    """State of `repeatable`: the number of contexts that are active in all threads, and torch's settings before the
-    first.
+    """State of `repeatable`: the number of active contexts, over all threads together, and torch's settings before
+    the first of them.
     """
 
     lock, asking = threading.Lock(), 0

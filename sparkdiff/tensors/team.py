@@ -80,7 +80,9 @@ ALONE = Team()
 
 
 def tells_of_another(error: BaseException) -> bool:
-    """True if an error was caused by another process; NCCL reports a failed sum later, as a DistBackendError."""
+    """True if an error was caused by the failure of another process. NCCL raises it in a call after the failed one, as a
+    DistBackendError.
+    """
     import torch.distributed as dist  # only here, as in Team
 
     return isinstance(error, (LostProcessError, dist.DistBackendError))

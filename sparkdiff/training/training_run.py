@@ -130,8 +130,8 @@ def _agrees(
 ) -> bool:
     """True if the affine network reproduces the network's margins on validation rows, in all processes.
 
-    (x - mean) * slope, multiplied out, loses the digits by which a column's mean exceeds its standard deviation; and a
-    slope of 0 does not deselect a feature that holds NaN.
+    They may differ for two reasons: (x - mean) * slope, multiplied out, loses digits where a column's mean is much larger than
+    its standard deviation; and the margin is NaN where a feature is NaN, even if its slope is 0.
     """
     slopes = affine.slopes(named_parameters(network), 1)
     wrong = slopes.constant.new_zeros(())

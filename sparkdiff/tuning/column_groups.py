@@ -125,13 +125,13 @@ def groups_of(asked: Any, column: str, stages: Sequence[Any], rows: DataFrame, w
     slots = [part for part in parts for _ in range(widths[part])]
     if len(slots) != width:
         raise InputError(
-            f"{column!r} has {width} slots, its columns {', '.join(parts)} have {len(slots)} in all: give "
-            "groups={name: [numbers of slots], ...}"
+            f"{column!r} has {width} slots, but its columns {', '.join(parts)} have {len(slots)} in all: give "
+            "groups={name: [indices of slots], ...}"
         )
     if asked == "columns":
         return _groups_from_names([f"{column}[{i}]" for i in range(width)] if len(parts) == 1 else slots)
     if not isinstance(asked, Mapping) or not asked:
-        raise InputError(f"groups must be 'columns' or a dict of name -> columns or numbers of slots, got {asked!r}")
+        raise InputError(f"groups must be 'columns' or a dict of name -> columns or indices of slots, got {asked!r}")
     names, taken = list(slots), dict[int, str]()
     for name, members in ((str(name), members) for name, members in asked.items()):
         for member in [members] if isinstance(members, (str, int, np.integer)) else members:

@@ -128,7 +128,10 @@ def _check_others(x: Sequence[Tensor], name: str, place: Sequence[Variant], chan
 def _check(features: Tensor) -> None:
     count, width = features.shape
     if width > MOST:
-        raise InputError(f"method='hypergradient': the alternatives have {width:,} features in all, more than {MOST:,}")
+        raise InputError(
+            f"method='hypergradient': the alternatives have {width:,} features in all, and at most {MOST:,} are possible: "
+            "leave some out, or use another method"
+        )
     if count * width > LARGEST:
         raise InputError(
             f"method='hypergradient': {count:,} rows x {width} features of all alternatives do not fit into memory: pass a "

@@ -637,7 +637,8 @@ def test_rows_that_fail_in_spark_fail_here(df: DataFrame, spark: SparkSession) -
     ):
         scorer.predict([{"kind": "a", "a": 1.0}, {"kind": "unseen", "a": 1.0}])
     with pytest.raises(
-        InputError, match=r"no column 'kind', which the pipeline reads; null is None\. Did you mean 'kynd'"
+        InputError,
+        match=r"no column 'kind', which the pipeline reads; for null, give it with the value None\. Did you mean 'kynd'",
     ):
         scorer.predict({"kynd": "a", "a": 1.0})
     with pytest.raises(InputError, match="column 'a' holds 'x', which is no number"):

@@ -69,13 +69,13 @@ def compact(model: Any, keepCols: Sequence[str] | None = None, *, schema: Struct
     """The pipeline with as few stages as possible: plain MLlib, with the same values in the columns that are kept.
 
     Scalers, PCA, DCT, IDF and stages that select entries are folded into the linear model, the network or the trees that read
-    them; assemblers of assemblers become one. Remaining stages keep class, uid and Params, except the names of the columns that
-    they read. An assembler in front of a stage that absorbed another one writes other values than before: its column gets
-    another name, so that each remaining column keeps its values. A fold that could change an output is left out; `compact_plan`
-    reports which and why. Margins change only by rounding, and trees not at all. A NaN stays where it was. One exception: a row
-    in which a PCA or a DCT reads an infinite entry, which makes its output NaN, may have an infinite margin. Rows that Spark
-    refuses because a vector is null or too long may be refused by a later stage, or by none. Runs no job if constructors can be
-    called.
+    them; assemblers of assemblers become one. Remaining stages keep class, uid and Params, except the names of the columns
+    that they read. Where a stage absorbed the one in front of it, the assembler before them writes other values than it did,
+    into a column with another name, so that each remaining column keeps its values. A fold that could change an output is
+    left out; `compact_plan` reports which and why. Margins change only by rounding, and trees not at all. A NaN stays where
+    it was. One exception: a row in which a PCA or a DCT reads an infinite entry, which makes its output NaN, may have an
+    infinite margin. Rows that Spark refuses because a vector is null or too long may be refused by a later stage, or by none.
+    Runs no Spark job, except where the JVM doesn't let us call the constructors of models, as over Connect.
 
     Args:
         model: a fitted `PipelineModel`; it is never changed.

@@ -107,7 +107,7 @@ def mean(g: GraphWriter, m: GeneralizedLinearRegression, eta: Value) -> Value:
 
 def inverse_link(m: GeneralizedLinearRegression, eta: Value) -> Value:
     if m.link == "probit":
-        raise NotExportableError("onnxruntime has no error function of doubles, which link='probit' needs")
+        raise NotExportableError("link='probit' can't be exported, because onnxruntime has no operator Erf for float64")
     if m.link == "power":
         return eta.power(1 / m.link_power)
     if m.link == "logit":

@@ -258,7 +258,9 @@ def spelling_of(name: str, names: Sequence[str], casefold: Callable[[str], str])
     if found:
         raise InputError(f"the rows have {len(found)} columns that match {name!r}, {found}: leave out all but one")
     hint = did_you_mean(name, [n for n in names if isinstance(n, str)])
-    raise InputError(f"the rows have no column {name!r}, which the pipeline reads; null is None. {hint}")
+    raise InputError(
+        f"the rows have no column {name!r}, which the pipeline reads; for null, give it with the value None. {hint}"
+    )
 
 
 def is_twofold(names: Collection[Any], casefold: Callable[[str], str]) -> bool:

@@ -42,7 +42,7 @@ class Scorer:
             FeatureHasher use; by default that of the session. From 19 on, Java prints some numbers differently.
 
     Attributes:
-        inputCols: columns that a row must have; null is None.
+        inputCols: columns that a row must have; None stands for null.
         outputCols: columns that `predict` returns.
         assumptions: assumptions about the data, made because no schema was passed.
 

@@ -103,7 +103,9 @@ def penalised_loss(loss: Tensor, costs: Costs, at: Tensor) -> Tensor:
 
 
 def towards(place: Iterate, costs: Costs, at: Tensor, slope: Tensor, goal: Tensor, which: Tensor) -> Tensor:
-    """Newton's steps of these problems, by conjugate gradients until the linear system's residual is below `goal`."""
+    """Newton steps of the problems `which` from the point `at`; conjugate gradients solve each linear system until its
+    residual is below `goal`.
+    """
     costs, at, slope, goal = costs.of(which), at[:, which], slope[:, which], goal[which]
     moving = ((at != 0) | (slope != 0) | (costs.lasso == 0)).to(at.dtype) * costs.free
     inverse = moving / (place.diagonal[:, which] + costs.ridge).clamp_min(1e-300)

@@ -208,7 +208,7 @@ def test_a_registered_udf_votes(spark: SparkSession, rows: DataFrame) -> None:
 @pytest.mark.parametrize(
     ("votes", "more", "message"),
     [
-        ({"a": "1"}, {}, "needs 3 functions or more, got 1"),
+        ({"a": "1"}, {}, "needs 3 labeling functions or more, got 1"),
         (
             {**VOTES, "b": "amount > 0.5"},
             {},

@@ -93,7 +93,7 @@ def serves(name: str) -> Callable[[_Stage], _Stage]:
 
 
 def whole(stage: TextStage, inputs: int = 1) -> list[StagePart]:
-    """A list with the only part of a stage that has one output and this number of inputs."""
+    """The parts of a stage that has one output and this number of inputs: a list of one part, the stage as a whole."""
     return [StagePart(stage, tuple(range(inputs)), (0,))]
 
 
