@@ -172,8 +172,8 @@ def check_columns(df: DataFrame, options: Options) -> None:
             )
     if not isinstance(kinds.get("validationIndicatorCol", BooleanType()), BooleanType):
         raise InputError(
-            f"validationIndicatorCol={options.validationIndicatorCol!r} is "
-            f"{kinds['validationIndicatorCol'].simpleString()}; it must be boolean, true for validation rows: cast the column"
+            f"validationIndicatorCol={options.validationIndicatorCol!r} must be boolean, true for validation rows, and is "
+            f"{kinds['validationIndicatorCol'].simpleString()}: cast the column"
         )
     if "groupCol" in kinds and not is_hashed(kinds["groupCol"]):
         raise InputError(

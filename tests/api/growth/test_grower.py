@@ -460,7 +460,7 @@ def test_explain_tells_what_may_join_and_adds_no_other_stage(
     assert "limit" in lines[-1] and "no limit" not in lines[-1]
     with pytest.raises(InputError, match=r"entityCols='shops' is not a column of the data\. Did you mean 'shop'"):
         Grower(poisson, entityCols=["shops"]).explain(rows)
-    with pytest.raises(InputError, match=r"isn't fitted.*explain a fitted pipeline"):
+    with pytest.raises(InputError, match=r"isn't fitted.*explain.. with the fitted pipeline"):
         Grower(Pipeline(stages=[])).explain(rows)
 
 

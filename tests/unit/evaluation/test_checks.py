@@ -60,7 +60,7 @@ def steady(outputs: dict[str, Tensor], label: Tensor, weight: Tensor) -> Tensor:
 def test_a_loss_of_ones_own_that_is_nan_is_told_with_its_rows() -> None:
     rows = int(((LABEL == 0).numpy() & (np.arange(N) % 5 > 0)).sum())
     with pytest.raises(
-        InputError, match=rf"the loss .*logarithm is NaN on {rows} train rows, with what model1 predicts"
+        InputError, match=rf"the loss .*logarithm of the predictions of model1 is NaN on {rows} train rows"
     ):
         checked(least_squares(2), logarithm)
 

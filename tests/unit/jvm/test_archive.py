@@ -45,7 +45,9 @@ def test_none_where_settings_are_on_the_class_path(
     assert jvm.archive_option(JAVA)
     (tmp_path / "conf" / "spark-defaults.conf").touch()
     assert jvm.archive_option(JAVA) == ""
-    with pytest.raises(InputError, match=rf"folder with files, which {tmp_path}/conf is: unset SPARK_CONF_DIR"):
+    with pytest.raises(
+        InputError, match=rf"{tmp_path}/conf, a folder with files, is on its class path: unset SPARK_CONF_DIR"
+    ):
         jvm.write_archive(writes(class_archive.MAGIC), JAVA)
 
 
