@@ -161,8 +161,10 @@ def _check_sections(tree: Mapping[str, Any]) -> None:
     if not isinstance(pipeline, str):
         raise InputError(f"pipeline must be the path of a saved model, or module:function. Got {pipeline!r} instead")
     if not isinstance(data, dict) or "train" not in data:
-        others, got = ", ".join(map(repr, SPLITS[1:])), secrets.hidden(data, "data")
-        raise InputError(f"data must be a mapping with 'train' and, optionally, {others}. Got {got!r} instead")
+        others = ", ".join(map(repr, SPLITS[1:]))
+        raise InputError(
+            f"data must be a mapping with 'train' and, optionally, {others}. Got {secrets.hidden(data, 'data')!r} instead"
+        )
     check_keys("unknown data", data, SPLITS)
     for split, given in data.items():
         parse_source(split, given)

@@ -92,7 +92,8 @@ class Account:
         self._begun = self._clock()
         self.spent: dict[str, float] = {}
         self._granted = 0.0
-        self.fold, self.folds, self.check, self._lanes = 0.0, 0, 0.0, 1
+        self.fold, self.folds, self._lanes = 0.0, 0, 1
+        self.check = 0.0
         self._best: float | None = None
         self._since: float | None = None
 
@@ -136,7 +137,7 @@ class Account:
         self._best = seconds
 
     def _late(self) -> float:
-        """Seconds left until the improvement exceeds its budget by as much as `LATE` and `LATE_SECONDS` allow."""
+        """Seconds left until only the time for the check remains of what `LATE` and `LATE_SECONDS` allow beyond the budget."""
         assert self.budget.seconds is not None
         return (1 + LATE) * self.budget.seconds + LATE_SECONDS - self.check - self.now()
 
@@ -162,7 +163,7 @@ class Account:
 
     def buy_folds(self, seconds: Sequence[float], ready: int = 0) -> list[tuple[int, float]]:
         """Choose for each finalist the number of folds on which it is proven, within the time left; 0 if there is no time for it.
-        Beside the number stand the seconds that were lacking then, else 0.
+        Each number comes with the seconds by which the time left was too short; 0.0 if it was not.
 
         The first finalist for which there is any time is proven on at least three folds, even if this exceeds the budget a little
         (see `LATE`).

@@ -160,7 +160,7 @@ def explore_and_prove(
         account.start(division.number, context.folds_side_by_side)
         early = side_by_side and not log.has("folds")
         with ahead(_makes(proof, origin, account) if early else ()):
-            started = time.monotonic() - account.fold  # as if the early fit had just ended
+            started = time.monotonic() - account.fold  # the seconds of `_fit_early`, which are part of a fold
             explores = context if origin.refused else proof.explores()
             check_same_numbers(context, explores.model, "fold 1")
             account.note_fit(time.monotonic() - started)

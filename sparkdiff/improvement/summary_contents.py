@@ -179,8 +179,8 @@ def _found_at(raced: RaceResult, best: FinalPipeline | None) -> float | None:
     return round(found[0], 3) if found else None
 
 
-def _late(context: ArmContext, finalist: Finalist) -> str:
-    """The reason why a finalist was not tested, with a budget that is large enough."""
+def _untested(context: ArmContext, finalist: Finalist) -> str:
+    """The reason why a finalist was not tested, with a budget in which there is time for it."""
     given = Budget.of(context.settings.budget).seconds or 0.0
     enough = 5 * math.ceil((given + finalist.lacks) / 5)
     best = ", the best on the rows that explore" if finalist.role == BEST else ""
@@ -199,7 +199,7 @@ def reason_of(
         return origin.refused
     if shown is None:
         failed = "; ".join(f"{p.finalist.candidate.name!r}: {p.failure}" for p in decision.proven if p.failure)
-        late = _late(context, decision.unproven[0]) if decision.unproven else ""
+        late = _untested(context, decision.unproven[0]) if decision.unproven else ""
         return (
             failed
             or late
@@ -213,7 +213,7 @@ def reason_of(
     if judgement.verdict.best < 0 and not judgement.verdict.untested:
         where = f"on those that prove ({division.name})"
         if best := next((f for f in decision.unproven if f.role == BEST), None):
-            return _late(context, best)
+            return _untested(context, best)
         if shown.finalist.role == REFIT:
             nothing = "nothing that was tried is better on the rows that explore"
             return f"{nothing}, and its refit is not better than {shown.rival} {where}"
