@@ -261,7 +261,7 @@ class SideMetrics:
     """
 
     def __init__(self, *heads: Predictor):
-        self.metrics: list[dict[str, Metric]] = [_metrics(head) for head in heads]
+        self.metrics = [_metrics(head) for head in heads]
         self.totals = torch.zeros(4, dtype=torch.float64)  # weight * (1, weight, label, label ** 2)
         self.sums: list[dict[str, float]] = [{} for _ in heads]
         self.ranked: list[list[Tensor]] = [[] for _ in heads]

@@ -28,9 +28,7 @@ class RowHashes:
     """
 
     def __init__(self, rows: int):
-        self.mask: int = (
-            (1 << max(0, math.ceil(math.log2(max(rows, 1) / MOST_HASHES)))) - 1 if rows > MOST_HASHES else 0
-        )
+        self.mask = (1 << max(0, math.ceil(math.log2(max(rows, 1) / MOST_HASHES)))) - 1 if rows > MOST_HASHES else 0
         self.hashes: dict[str, list[Tensor]] = {"train": [], "validation": []}
 
     def add(self, split: str, columns: Sequence[Rows], y: Tensor) -> None:

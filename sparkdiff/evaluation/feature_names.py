@@ -41,8 +41,8 @@ class FeatureNames:
         self, network: Network, described: Mapping[Version, Mapping[str, Any]], values: Mapping[Version, Rows]
     ):
         self.network, self.graph = network, network.graph
-        self.widths: dict[Version, int] = {v: width(x) for v, x in values.items()}
-        self.vectors: dict[Version, bool] = {v: isinstance(x, SparseRows) or x.ndim == 2 for v, x in values.items()}
+        self.widths = {v: width(x) for v, x in values.items()}
+        self.vectors = {v: isinstance(x, SparseRows) or x.ndim == 2 for v, x in values.items()}
         self.attributes: dict[Version, dict[int, tuple[str, str]]] = {}  # slot -> (kind, name)
         self.levels: dict[Version, list[str]] = {}  # of an index column
         for version, entry in described.items():

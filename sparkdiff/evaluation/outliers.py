@@ -28,7 +28,7 @@ class Spread:
         self.usual = usual  # (w,)
         self.far, self.next, self.square = (torch.zeros_like(usual) for _ in range(3))
         self.count, self.others = (torch.zeros(len(usual), dtype=torch.int32) for _ in range(2))
-        self.above: Tensor = torch.zeros(
+        self.above = torch.zeros(
             len(usual), dtype=torch.bool
         )  # whether the farthest value is larger than the usual one
 

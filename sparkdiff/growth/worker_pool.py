@@ -103,8 +103,8 @@ class WorkerPool:
     def __init__(self, folder: RunFolder, specification: CriterionSpecification, say: Callable[[str], None]):
         self.folder, self.specification, self.say = folder, specification, say
         self.options = specification.options
-        self.local: bool = on_this_machine(self.options.localMode)
-        self.tag: str = f"sparkdiff-{uuid.uuid4().hex}"
+        self.local = on_this_machine(self.options.localMode)
+        self.tag = f"sparkdiff-{uuid.uuid4().hex}"
         self.threads: list[threading.Thread] = []
         self.children: dict[int, Popen[bytes]] = {}
         self.members: list[WorkerHandle] = []

@@ -40,19 +40,17 @@ class Network(nn.Module):
     def __init__(self, graph: Graph, positions: Sequence[int]):
         super().__init__()
         self.graph, self.positions = graph, tuple(positions)
-        self.exact: float = note_readers(graph, self.positions)
+        self.exact = note_readers(graph, self.positions)
         self.stages = nn.ModuleDict({str(i): graph.modules[i] for i in positions})
         self._schedules: dict[tuple[tuple[Version, ...], frozenset[Version]], list[int]] = {}
         inside = set(positions)
-        self.reads: list[Version] = list(
-            dict.fromkeys(v for i in positions for v in graph.vertices[i].reads if v[1] not in inside)
-        )
-        self.flags: list[Version] = [null_of(v) for v in graph.nulls_read(positions)]
+        self.reads = list(dict.fromkeys(v for i in positions for v in graph.vertices[i].reads if v[1] not in inside))
+        self.flags = [null_of(v) for v in graph.nulls_read(positions)]
         self.writes: dict[str, Version] = {}  # casefolded name -> its last version
         for i in positions:
             self.writes.update({graph.casefold(c): (graph.casefold(c), i) for c in graph.vertices[i].outputs})
-        self.inputCols: tuple[str, ...] = tuple(dict.fromkeys(graph.name(v) for v in self.reads))
-        self.outputCols: tuple[str, ...] = tuple(graph.name(v) for v in self.writes.values())
+        self.inputCols = tuple(dict.fromkeys(graph.name(v) for v in self.reads))
+        self.outputCols = tuple(graph.name(v) for v in self.writes.values())
 
     @property
     def reference(self) -> PipelineModel | None:

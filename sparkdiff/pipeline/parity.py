@@ -263,7 +263,7 @@ class Differences:
         self.abs: dict[str, float] = {}
         self.rel: dict[str, float] = {}
         self.disagreements = self.unexplained = self.exceeding = self.rows = 0
-        self.single: set[int] = network.graph.float32_positions()
+        self.single = network.graph.float32_positions()
 
     def tolerance(self, position: int) -> float:
         """Largest relative difference that is accepted in the outputs of the stage at this position: 1e-6 if Spark

@@ -373,7 +373,7 @@ class Phases:
     """
 
     def __init__(self, shown: bool = True, listeners: Sequence[Events] = ()):
-        self.listeners: list[Events | Progress] = [Progress()] * shown + [*listeners]
+        self.listeners = [Progress()] * shown + [*listeners]
         self.timings: dict[str, float] = {}
         self.fold: int | None = None
         self.running: Phase | None = None

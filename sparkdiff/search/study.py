@@ -77,7 +77,7 @@ class Study:
         self.plan = plan
         self.asked: dict[int, Any] = {}
         with quiet():
-            self.study: optuna.Study = optuna.create_study(
+            self.study = optuna.create_study(
                 storage=None if folder is None else journal(folder),
                 study_name=NAME,
                 load_if_exists=True,

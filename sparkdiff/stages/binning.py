@@ -216,8 +216,8 @@ class Bucketizer(ThresholdStage):
         self.register_buffer(name, padded[0] if name == "splits" else padded)
         self.name, self.sizes, self.keep, self.uid, self.names = name, [len(s) for s in splits], keep, uid, names
         place, sizes = torch.arange(padded.shape[1]), torch.tensor(self.sizes)[:, None]
-        self.outer: Tensor = ((place == 0) | (place == sizes - 1)).view_as(getattr(self, name))
-        self.inner: Tensor = ((place > 0) & (place < sizes - 1)).view_as(getattr(self, name))
+        self.outer = ((place == 0) | (place == sizes - 1)).view_as(getattr(self, name))
+        self.inner = ((place > 0) & (place < sizes - 1)).view_as(getattr(self, name))
         self.register_buffer("tau", torch.ones(len(splits), dtype=torch.float64), persistent=False)  # (c,)
 
     @classmethod

@@ -60,7 +60,7 @@ class Trees(Predictor):
         self.register_buffer("first", torch.searchsorted(self.tree, torch.arange(nodes.trees)), persistent=False)
         self.register_buffer("feature", torch.from_numpy(nodes.featureIndex[nodes.continuous]).long(), persistent=False)
         self.register_buffer("tau", _spreads(self.thresholds.detach(), self.feature), persistent=False)  # (C,)
-        self.router: Router = Router(nodes)
+        self.router = Router(nodes)
         self._gates: Gates | None = None
         self.values: dict[int, Tensor] = {}
 

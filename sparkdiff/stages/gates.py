@@ -40,24 +40,24 @@ class Gates:
         self.left, self.right = children(nodes.leftChild), children(nodes.rightChild)
         self.bounds = np.searchsorted(depth[order], np.arange(depth.max() + 2)).tolist()
         leaf = nodes.leaf[order]
-        self.inner: list[Tensor] = [torch.from_numpy(a + np.flatnonzero(~leaf[a:b])) for a, b in self._levels()]
-        self.leaves: Tensor = torch.from_numpy(place[np.flatnonzero(nodes.leaf)])  # (L,) place of each leaf
-        self.roots: Tensor = torch.from_numpy(place[nodes.offsets[:-1]])
-        self.continuous: Tensor = torch.from_numpy(
+        self.inner = [torch.from_numpy(a + np.flatnonzero(~leaf[a:b])) for a, b in self._levels()]
+        self.leaves = torch.from_numpy(place[np.flatnonzero(nodes.leaf)])  # (L,) place of each leaf
+        self.roots = torch.from_numpy(place[nodes.offsets[:-1]])
+        self.continuous = torch.from_numpy(
             place[np.flatnonzero(nodes.continuous)]
         )  # (C,), in the order of the thresholds
-        self.columns: Tensor = torch.from_numpy(
+        self.columns = torch.from_numpy(
             np.unique(nodes.featureIndex[~nodes.leaf]).astype(np.int64)
         )  # (u,) that are read
 
         def column(which: np.ndarray[Any, Any]) -> Tensor:
             return torch.searchsorted(self.columns, torch.from_numpy(nodes.featureIndex[which].astype(np.int64)))
 
-        self.feature: Tensor = column(nodes.continuous)  # (C,) positions in `columns`
-        self.categorical: Tensor = torch.from_numpy(place[np.flatnonzero(nodes.categorical)])
-        self.category: Tensor = column(nodes.categorical)
-        self.subsets: Subsets = Subsets.of(nodes, np.flatnonzero(nodes.categorical))
-        self.size: int = len(nodes)
+        self.feature = column(nodes.continuous)  # (C,) positions in `columns`
+        self.categorical = torch.from_numpy(place[np.flatnonzero(nodes.categorical)])
+        self.category = column(nodes.categorical)
+        self.subsets = Subsets.of(nodes, np.flatnonzero(nodes.categorical))
+        self.size = len(nodes)
 
     def _levels(self) -> list[tuple[int, int]]:
         return list(zip(self.bounds[:-1], self.bounds[1:], strict=True))

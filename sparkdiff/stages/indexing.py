@@ -47,7 +47,7 @@ class VectorIndexer(StageModule):
         # Spark lists NaN among the categories, but never finds it.
         known = {j: sorted((v, k) for v, k in categories.items() if v == v) for j, categories in maps.items()}
         counts = torch.tensor([0, *(len(known.get(j, ())) for j in range(size))])
-        self.most: int = int(counts.max())
+        self.most = int(counts.max())
         entries = [entry for j in sorted(known) for entry in known[j]]
         entries.append((math.nan, 0))  # equals no value; without any category there would be nothing to compare with
         # The categories of feature j are the entries first[j] to first[j + 1], ascending by value.

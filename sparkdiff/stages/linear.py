@@ -291,7 +291,7 @@ class LogisticRegression(MatrixProduct, ProbabilisticClassifier):
         self.decides_at = threshold  # threshold with which losses and metrics compare the margin, as log-odds
         self.register_buffer("threshold", torch.tensor(threshold, dtype=torch.float64))  # ()
         self.register_buffer("unstored", unstored, persistent=False)  # None or like coefficientMatrix, bool
-        self.movable: bool = movable and not self.isMultinomial and 0 < threshold < 1
+        self.movable = movable and not self.isMultinomial and 0 < threshold < 1
         self.classes = max(num_classes, 2)
 
     @classmethod

@@ -63,7 +63,7 @@ class DCT(Affine):
     """
 
     makes_dense = "each output adds up all entries"
-    largest: float = 1e300
+    largest = 1e300
 
     def __init__(self, inverse: bool, uid: str = "DCT", name: str = ""):
         super().__init__()

@@ -97,7 +97,7 @@ class LevelBuffers:
 
         self.index, self.place = memory(torch.int32), memory(torch.int32)
         self.value, self.threshold = memory(torch.float64), memory(torch.float64)
-        self.left: Tensor = memory(torch.bool)
+        self.left = memory(torch.bool)
 
     def first(self, n: int) -> "LevelBuffers":
         """Views of the first n entries of these buffers."""
@@ -121,20 +121,20 @@ class Router:
         inner, roots = ~nodes.leaf, nodes.roots()
         left, right = nodes.leftChild + roots, nodes.rightChild + roots
         self.trees, self.leaves = nodes.trees, int(nodes.leaf.sum())
-        self.inner: int = len(nodes) - self.leaves
+        self.inner = len(nodes) - self.leaves
         number = np.where(inner, np.cumsum(inner) - 1, self.inner + np.cumsum(~inner) - 1).astype(np.int32)
 
         used = np.unique(nodes.featureIndex[inner]).astype(np.int64)
-        self.width: int = int(used[-1]) + 1 if len(used) else 0  # least number of columns of a row
+        self.width = int(used[-1]) + 1 if len(used) else 0  # least number of columns of a row
         # If the trees use most of the first columns, dense rows are read without a copy.
-        self.prefix: bool = self.width <= 2 * len(used)
+        self.prefix = self.width <= 2 * len(used)
         columns = np.arange(self.width) if self.prefix else used
-        self.columns: Tensor = torch.from_numpy(columns)  # (u,) that are read
+        self.columns = torch.from_numpy(columns)  # (u,) that are read
 
         continuous, categorical = nodes.continuous, inner & (nodes.numCategories >= 0)
         source = np.where(continuous, np.cumsum(continuous) - 1, continuous.sum()).astype(np.int32)
         column = np.where(inner, np.searchsorted(columns, nodes.featureIndex), 0).astype(np.int32)
-        self.subsets: Subsets = Subsets.of(nodes, np.flatnonzero(categorical))
+        self.subsets = Subsets.of(nodes, np.flatnonzero(categorical))
         begin, size = np.zeros((2, len(nodes)), np.int32)
         begin[categorical], size[categorical] = self.subsets.begins.numpy(), self.subsets.sizes.numpy()
 
@@ -150,16 +150,12 @@ class Router:
             self.levels.append(splits(places))
             children = [np.where(inner[places], right[places], places), np.where(inner[places], left[places], places)]
             places = np.stack(children, 1).reshape(-1)
-        self.entry: Tensor = torch.from_numpy(
-            number[places]
-        )  # (T * 2^l,) the nodes below the levels: inner nodes, then leaves
+        self.entry = torch.from_numpy(number[places])  # (T * 2^l,) the nodes below the levels: inner nodes, then leaves
         self.below: Splits | None = None  # of all inner nodes
         if inner[places].any():
             self.below = splits(np.flatnonzero(inner))
-            self.children: Tensor = torch.from_numpy(
-                np.stack([number[right[inner]], number[left[inner]]], 1).reshape(-1)
-            )
-        self.deepest: int = max(0, int(nodes.depth().max()) - len(self.levels))  # steps from there to the last leaf
+            self.children = torch.from_numpy(np.stack([number[right[inner]], number[left[inner]]], 1).reshape(-1))
+        self.deepest = max(0, int(nodes.depth().max()) - len(self.levels))  # steps from there to the last leaf
         self.seen: Tensor | None = None
 
     @torch.no_grad()

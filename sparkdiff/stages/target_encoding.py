@@ -150,11 +150,11 @@ class CategoryTable:
     def __init__(self, categories: Tensor, first: int):
         self.first, self.size = first, len(categories)
         place = first + torch.arange(len(categories))
-        self.unseen: int = int(place[categories == UNSEEN])
-        self.missing: int | None = int(place[categories == MISSING]) if bool((categories == MISSING).any()) else None
+        self.unseen = int(place[categories == UNSEEN])
+        self.missing = int(place[categories == MISSING]) if bool((categories == MISSING).any()) else None
         seen = (categories != UNSEEN) & (categories != MISSING)
         self.known, order = categories[seen].sort()
-        self.place: Tensor = place[seen][order]
+        self.place = place[seen][order]
 
     def find(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Entry of each row (n,), which is the entry for unseen values if the value was not seen in fitting; and

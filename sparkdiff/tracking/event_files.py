@@ -39,7 +39,7 @@ class JSONLines(Events):
     __module__ = "sparkdiff"
 
     def __init__(self, path: str | Path):
-        self.path: Path = Path(path)
+        self.path = Path(path)
 
     def on_phase(self, name: str, seconds: float | None, detail: str) -> None:
         """Write a line for the beginning, the progress or the end of a phase."""
@@ -89,7 +89,7 @@ class TensorBoard(Events):
         with requires_extra("tensorboard", "TensorBoard"):
             from torch.utils.tensorboard import SummaryWriter
         self._writer: Any = SummaryWriter
-        self.folder: str = str(folder)
+        self.folder = str(folder)
         self._open: Any = None
 
     @property

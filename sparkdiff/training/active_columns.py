@@ -52,7 +52,7 @@ class ActiveColumns:
         self, network: Network, affine: AffineNetwork, start: Tensor, units: NaturalUnits, widths: Mapping[Version, int]
     ):
         self.network, self.affine, self.whole, self.widths = network, affine, start, dict(widths)
-        self.parts: list[Piece] = [part for part, _ in trainable_parameters(network)]
+        self.parts = [part for part, _ in trainable_parameters(network)]
         self.constrained = {part.first: constraint for part, constraint in units.constrained}
         self.device = start.device
         self._there = {v: torch.zeros(width, dtype=torch.bool, device=self.device) for v, width in widths.items()}
@@ -63,8 +63,8 @@ class ActiveColumns:
         for part in self.parts:
             if part.position in active and part.name in network.module(part.position).feature_axis:
                 moves[part.first : part.last] = units.unit[part.first : part.last] != 0
-        self.moving: Tensor = moves.nonzero()[:, 0].int()
-        self.numbers: Tensor = torch.full_like(moves, len(self.moving), dtype=torch.int32)
+        self.moving = moves.nonzero()[:, 0].int()
+        self.numbers = torch.full_like(moves, len(self.moving), dtype=torch.int32)
         self.numbers[self.moving] = self._range(len(self.moving))
         constrained = []
         for part, constraint in units.constrained:

@@ -59,7 +59,7 @@ class AffineNetwork:
     def __init__(self, network: Network, widths: Mapping[Version, int]):
         graph = network.graph
         inside, routed = moving_positions(network), routed_versions(network)
-        self.wide: bool = network.head.wide
+        self.wide = network.head.wide
         self.chain: list[Link] = []  # from the margin backwards
         wanted: set[Version] = set()
         for i in sorted(inside, reverse=True):

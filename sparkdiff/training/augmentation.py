@@ -65,10 +65,10 @@ class Augmenter:
         groups: dict[tuple[float, ...], list[int]] = {}
         for k, r in enumerate(recipes):
             groups.setdefault((r.noise, r.mask, r.mixup), []).append(k)
-        self.groups: list[list[int]] = list(groups.values())
+        self.groups = list(groups.values())
         drawn: list[tuple[float, ...]] = list(dict.fromkeys((r.noise, r.mask, r.mixup) for r in among or recipes))
-        self.keys: list[int] = [drawn.index(settings) for settings in groups]
-        self.order: Tensor = torch.tensor([k for rows in self.groups for k in rows], device=device).argsort()
+        self.keys = [drawn.index(settings) for settings in groups]
+        self.order = torch.tensor([k for rows in self.groups for k in rows], device=device).argsort()
 
     @torch.no_grad()
     def views(self, values: dict[Version, Rows], target: Target, draw: Draw) -> list[View]:

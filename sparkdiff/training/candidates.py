@@ -54,30 +54,28 @@ class Candidates:
         among: Sequence[Recipe] | None = None,
     ):
         self.recipes, self.options, self.updates, self.monotone = list(recipes), options, updates, monotone
-        self.among: list[Recipe] = list(among or recipes)
+        self.among = list(among or recipes)
         self.network, self.lazy, self.counts = updates.network, isinstance(updates, LazyUpdates), counts
-        self.augmenter: Augmenter = Augmenter(self.network, recipes, updates.start.device, self.among)
-        self.augments: bool = any(r.augments for r in recipes)
-        self.u: Tensor = updates.start.new_zeros(len(recipes), len(updates.start))
+        self.augmenter = Augmenter(self.network, recipes, updates.start.device, self.among)
+        self.augments = any(r.augments for r in recipes)
+        self.u = updates.start.new_zeros(len(recipes), len(updates.start))
 
         def column(values: Iterable[float]) -> Tensor:
             return updates.start.new_tensor(list(values))[:, None]
 
-        self.anchor: Tensor = column(r.regAnchor for r in recipes)
-        self.ema_weight: Tensor | None = column(1 - r.ema for r in recipes) if any(r.ema for r in recipes) else None
-        self.average: Tensor = self.u.clone() if self.ema_weight is not None else self.u
+        self.anchor = column(r.regAnchor for r in recipes)
+        self.ema_weight = column(1 - r.ema for r in recipes) if any(r.ema for r in recipes) else None
+        self.average = self.u.clone() if self.ema_weight is not None else self.u
         rates = [0.0 if r.optimizer in ONCE_AN_EPOCH else r.learningRate for r in recipes]
-        self.base: float = max(rates)
+        self.base = max(rates)
         rate = column(r / (self.base or 1.0) for r in rates)
         if bool((updates.units.rate != 1).any()):
             rate = rate * updates.units.rate
         kinds = sorted({r.optimizer for r in recipes} - set(ONCE_AN_EPOCH))
         if len(kinds) > 1:
             raise InputError(f"candidates that train together share one first-order optimizer, not {', '.join(kinds)}")
-        self.optimizer: FirstOrderSteps | None = (
-            FirstOrderSteps(kinds[0], self.u, None if bool((rate == 1).all()) else rate) if kinds else None
-        )
-        self.epoch_steps: EpochSteps = EpochSteps(recipes, updates.start)
+        self.optimizer = FirstOrderSteps(kinds[0], self.u, None if bool((rate == 1).all()) else rate) if kinds else None
+        self.epoch_steps = EpochSteps(recipes, updates.start)
         self.rate, self._factor = self.u.new_tensor(self.base), 1.0
         self.vectors = {"u": self.u}
         if self.optimizer:
@@ -86,7 +84,7 @@ class Candidates:
             self.vectors["average"] = self.average
         self.total, self.total_weight = torch.zeros_like(updates.matrix.losses), torch.zeros_like(updates.matrix.weight)
         apart = options.localSteps > 1 and options.processes > 1
-        self.local: LocalSteps | None = LocalSteps(options.localSteps, options.slowMomentum, self.u) if apart else None
+        self.local = LocalSteps(options.localSteps, options.slowMomentum, self.u) if apart else None
 
     # A step ---------------------------------------------------------------------------------------------------------
 

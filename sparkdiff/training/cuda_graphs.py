@@ -55,10 +55,10 @@ class CapturedSteps:
         self.candidates, self.objective, self.failed = candidates, objective, ""
         self.device, self.reads = candidates.u.device, candidates.updates.reads()
         dense = all(isinstance(values[v], Tensor) for v in self.reads if v in values)
-        self.possible: bool = candidates.counts and not candidates.lazy and objective.batch is None and dense
-        self.module: Any = module_of(self.device)
-        self.side: Any = self.module.Stream(self.device)
-        self.pool: Any = self.module.graph_pool_handle()
+        self.possible = candidates.counts and not candidates.lazy and objective.batch is None and dense
+        self.module = module_of(self.device)
+        self.side = self.module.Stream(self.device)
+        self.pool = self.module.graph_pool_handle()
         self.adds: dict[Any, CapturedGraph] = {}
         self.steps: CapturedGraph | None = None
 

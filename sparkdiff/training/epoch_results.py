@@ -66,10 +66,10 @@ class Results:
     ):
         self.start, self.recipes, self.options, self.original = start, recipes, options, original
         self.epochs = epochs
-        self.standings: list[Standing] = [Standing(original.mean, start) for _ in recipes]
-        self.rounding: float = ROUNDING * float(original.blocks.abs().sum())
-        self.least: float = max(self.rounding, options.minDelta * abs(float(original.blocks.sum())))
-        self.history: list[dict[str, Any]] = [_entry(0, k, r, math.nan, original.value) for k, r in enumerate(recipes)]
+        self.standings = [Standing(original.mean, start) for _ in recipes]
+        self.rounding = ROUNDING * float(original.blocks.abs().sum())
+        self.least = max(self.rounding, options.minDelta * abs(float(original.blocks.sum())))
+        self.history = [_entry(0, k, r, math.nan, original.value) for k, r in enumerate(recipes)]
         self.gains: list[Tensor] = []
         self.columns: list[tuple[int, int]] = []
         self.epoch = 1

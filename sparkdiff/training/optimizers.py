@@ -103,13 +103,13 @@ class EpochSteps:
     def __init__(self, recipes: Sequence[Recipe], like: Tensor):
         size = len(like)
         self.recipes, self.newton = recipes, by_newton(recipes)
-        self.lbfgs: dict[int, LBFGS] = {
+        self.lbfgs = {
             k: LBFGS([like.new_zeros(size)], r.learningRate, max_iter=1)
             for k, r in enumerate(recipes)
             if r.optimizer == "lbfgs"
         }
-        self.candidates: list[int] = [*self.lbfgs, *self.newton]
-        self.gradient: Tensor = like.new_zeros(len(recipes) if self.candidates else 0, size)
+        self.candidates = [*self.lbfgs, *self.newton]
+        self.gradient = like.new_zeros(len(recipes) if self.candidates else 0, size)
         self.curvature = like.new_zeros(len(self.newton), size)
 
     def add(self, updates: DenseUpdates) -> None:

@@ -165,15 +165,15 @@ class ParameterMatrix:
         changed: Tensor | None = None,
     ):
         self.parts, self.units, self.changed, size = parts, units, changed, len(values)
-        self.start: Tensor = self.changing(values[None])[0]
+        self.start = self.changing(values[None])[0]
         sizes = [count * size, count, newton * size, 1]
-        self.sums: Tensor = values.new_zeros(sum(sizes))
+        self.sums = values.new_zeros(sum(sizes))
         gradient, self.losses, curvature, weight = self.sums.split(sizes)
         self.gradient, self.curvature, self.weight = gradient.view(count, size), curvature.view(newton, size), weight[0]
         self.flat, self._by_u = values.repeat(count, 1), values.new_empty(count, len(self.start))
         own, gradients = self.views(self.flat), self.views(self.gradient)
-        self.parameters: dict[int, dict[str, Tensor]] = {i: {**named, **own.get(i, {})} for i, named in given.items()}
-        self.gradients: dict[int, dict[str, Tensor]] = {i: gradients.get(i, {}) for i in given}
+        self.parameters = {i: {**named, **own.get(i, {})} for i, named in given.items()}
+        self.gradients = {i: gradients.get(i, {}) for i in given}
 
     def changing(self, matrix: Tensor) -> Tensor:  # (K, q) -> (K, m)
         return matrix if self.changed is None else matrix.index_select(1, self.changed)

@@ -58,15 +58,11 @@ class DenseUpdates:
         self.start, self._numbers = parameter_vector(network), {}
         count, newton = len(recipes), len(by_newton(recipes))
         parts = [part for part, _ in trainable_parameters(network)]
-        self.matrix: ParameterMatrix = ParameterMatrix(
-            named_parameters(network), parts, self.start, units, count, newton
-        )
-        self.projects: bool = any(network.module(i).has_bounds() for i in network.positions)
-        self.settles: bool = any(m.settles() for m in network.trees().values())
+        self.matrix = ParameterMatrix(named_parameters(network), parts, self.start, units, count, newton)
+        self.projects = any(network.module(i).has_bounds() for i in network.positions)
+        self.settles = any(m.settles() for m in network.trees().values())
         whole = (self.matrix.flat, self.matrix.gradient)
-        self.clones: list[Network] = (
-            self._clones(network, *whole) if self.projects or (affine is None and rows is None) else []
-        )
+        self.clones = self._clones(network, *whole) if self.projects or (affine is None and rows is None) else []
         self.narrow = None
         self.of_rows = self.clones
         if rows is not None and affine is None:

@@ -43,7 +43,7 @@ class WithParams:
 
     def __init__(self, stage: Any, params: Mapping[Any, Any]):
         self.stage, self.uid = stage, stage.uid
-        self.values: dict[Any, Any] = {param.name: param.typeConverter(value) for param, value in params.items()}
+        self.values = {param.name: param.typeConverter(value) for param, value in params.items()}
 
     def hasParam(self, name: str) -> bool:
         return bool(self.stage.hasParam(name))

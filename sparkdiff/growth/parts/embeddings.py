@@ -278,10 +278,10 @@ class LowRankTrainer(AdamTrainer):
         self.name, self.unit, self.classes = item.name, float(settings["unit"]), table.classes
         self.values = coding.coding_of(table, settings["place"], 2)
         r, m, values, d = int(settings["size"]), table.width, self.values.width, width(table.train.features)
-        self.shapes: list[tuple[int, int]] = [(values, r), (r, m), (d, r), *([(r * r, m)] if table.classes else [])]
+        self.shapes = [(values, r), (r, m), (d, r), *([(r * r, m)] if table.classes else [])]
         self.mean, self.inverse = standardisation(table.train)
         index = self.values.index(table.train)[table.train.weight > 0]
-        self.known: Tensor = (torch.bincount(index, minlength=values) > 0).to(self.mean.dtype)[:, None]
+        self.known = (torch.bincount(index, minlength=values) > 0).to(self.mean.dtype)[:, None]
         start = self.mean.new_zeros(sum(a * b for a, b in self.shapes))
         random = torch.Generator().manual_seed(item.seed)
         points, _, _, *products = pieces(start, self.shapes)

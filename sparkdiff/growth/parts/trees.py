@@ -165,7 +165,7 @@ class TreesPart(Part):
         number = np.full(len(columns) + 1, -1, np.int32)  # the last entry is for leaves
         number[places] = np.arange(len(places))
         self.columns = tuple(columns[j] for j in places)
-        self.nodes: tuple[Nodes, ...] = tuple(n.replace(featureIndex=number[n.featureIndex]) for n in joined)
+        self.nodes = tuple(n.replace(featureIndex=number[n.featureIndex]) for n in joined)
         self.name = f"{sum(n.trees for n in joined)} trees"
 
     @property
@@ -212,7 +212,7 @@ class TreesTrainer(Trainer):
     def __init__(self, item: Item, table: Table):
         self.item, self.columns, self.width = item, table.columns, table.width
         self.blocks: list[Block] = []
-        self.sums: BlockSumCache = BlockSumCache()
+        self.sums = BlockSumCache()
         self._booster: boosters.Booster | None = None
 
     def __getstate__(self) -> dict[str, Any]:

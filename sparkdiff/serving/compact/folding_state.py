@@ -105,7 +105,7 @@ class StageFacts:
 
     def __init__(self, graph: Graph, schema: StructType | None):
         self.graph, self.schema = graph, schema
-        self.fields: dict[str, StructField] = {} if schema is None else fields_by_name(schema, graph.casefold)
+        self.fields = {} if schema is None else fields_by_name(schema, graph.casefold)
         self._known: dict[tuple[Callable[[Any, int], Any], int], Any] = {}
 
     def _once(self, find: Callable[["StageFacts", int], Found], i: int) -> Found:

@@ -204,12 +204,12 @@ class OnnxGraph:
     ):
         self.network, self.wanted, self.widths, self.indexers = network, list(wanted), widths, indexers or {}
         with requires_extra("onnx", "writing ONNX"):
-            self.writer: GraphWriter = GraphWriter()
+            self.writer = GraphWriter()
         self.infos: dict[str, list[Any]] = {"input": [], "output": []}
         self.columns: dict[str, list[ExportedColumn]] = {"input": [], "output": []}
         self.values: dict[Version, Value] = {}
         self.shown: dict[Version, str] = {}
-        self.positions: list[int] = network.schedule(wanted)
+        self.positions = network.schedule(wanted)
         note_readers(network.graph, self.positions)
         for i in self.positions:
             self._add(i)

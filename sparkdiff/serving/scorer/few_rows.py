@@ -31,14 +31,14 @@ class NumpyTrees:
         self.threshold[nodes.continuous] = module.thresholds.detach().numpy()
         categorical = ~leaf & (nodes.numCategories >= 0)
         self.subset = np.where(categorical, np.cumsum(categorical) - 1, -1)  # (N,) among the sets of categories
-        self.sets: bool = bool(categorical.any())
+        self.sets = bool(categorical.any())
         subsets = module.router.subsets
         self.begins, self.sizes, self.flags = (t.numpy() for t in (subsets.begins, subsets.sizes, subsets.flags))
         self.roots, self.depth = nodes.offsets[:-1].astype(np.intp), int(nodes.depth().max())
         self.number = np.cumsum(leaf) - 1  # (N,) the number of a leaf
         self.table = module.table().detach().numpy()  # (L,) or (L, k)
         self.module, self.trees = module, nodes.trees
-        self.shows_leaves: bool = not {"leafCol", "varianceCol"}.isdisjoint(module.shown)
+        self.shows_leaves = not {"leafCol", "varianceCol"}.isdisjoint(module.shown)
 
     def leaves(self, x: Array) -> Array:
         """Leaf numbers of rows, (n, d) -> (n, T)."""

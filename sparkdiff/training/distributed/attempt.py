@@ -80,11 +80,11 @@ class Attempt:
         logger = logging.getLogger("TorchDistributor")
         if not logger.handlers:
             logger.addHandler(logging.NullHandler())  # else it writes its progress to stderr
-        self.distributor: TorchDistributor = TorchDistributor(num_processes=processes, local_mode=local, use_gpu=gpus)
-        self.tag: str = f"sparkdiff-{uuid.uuid4().hex}"
+        self.distributor = TorchDistributor(num_processes=processes, local_mode=local, use_gpu=gpus)
+        self.tag = f"sparkdiff-{uuid.uuid4().hex}"
         self.error: BaseException | None = None
         self.stalled = False
-        self.progress: LineReader = LineReader(here / "progress.jsonl")
+        self.progress = LineReader(here / "progress.jsonl")
 
     def run(self, on_line: OnEpoch) -> None:
         """Start the processes and wait until they end, fail or stall. No process stays alive."""

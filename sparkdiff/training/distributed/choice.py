@@ -175,8 +175,8 @@ class StepTimer:
 
     def __init__(self, at: Place, steps: int, epochs: int):
         self.at, self.steps = at, steps
-        self.warm: int = min(WARM, steps * epochs // 4)
-        self.last: int = self.warm + max(1, min(TIMED, steps * epochs // 20))
+        self.warm = min(WARM, steps * epochs // 4)
+        self.last = self.warm + max(1, min(TIMED, steps * epochs // 20))
         self.first, self.now, self.since = 0, 0, self._read()
 
     def _read(self) -> float:

@@ -156,7 +156,7 @@ class TrainingProgress:
     def __init__(self, assignment: Assignment, clock: Callable[[], float] = time.monotonic):
         self.original, self.metric = assignment.original, assignment.metric
         self.rows = "validation" if assignment.epochs is None else "training"
-        self.last: int = assignment.epochs or assignment.options.maxEpochs
+        self.last = assignment.epochs or assignment.options.maxEpochs
         self.limit, self.clock, self.pace = assignment.options.maxSeconds, clock, RemainingTime(clock)
         self.begun: float | None = None  # time of the first line
 

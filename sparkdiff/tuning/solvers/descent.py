@@ -87,9 +87,9 @@ class DescentState:
         m = len(given)
         self.given, self.newton = given, newton
         self.at, self.gradient = start.clone(), torch.zeros_like(start)
-        self.value: Tensor = torch.full((m,), torch.inf, dtype=torch.float64)
-        self.found: Tensor = torch.zeros(m, dtype=torch.bool)
-        self.bound: Tensor = torch.full((m,), TOLERANCE, dtype=torch.float64)
+        self.value = torch.full((m,), torch.inf, dtype=torch.float64)
+        self.found = torch.zeros(m, dtype=torch.bool)
+        self.bound = torch.full((m,), TOLERANCE, dtype=torch.float64)
         self.way, self.length = torch.zeros_like(start), torch.ones(m, dtype=torch.float64)
         self.slope, self.trials = torch.zeros(m, dtype=torch.float64), torch.zeros(m, dtype=torch.long)
         self.active = torch.arange(m)

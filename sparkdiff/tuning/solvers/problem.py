@@ -346,7 +346,7 @@ class ProductSums:
 
     def __init__(self, width: int, factors: int) -> None:
         self.width = width
-        self.above: Tensor = torch.zeros(width * (width + 1) // 2, factors, dtype=torch.float64)
+        self.above = torch.zeros(width * (width + 1) // 2, factors, dtype=torch.float64)
 
     def add(self, z: Tensor, factors: Tensor) -> None:
         """Add rows z (n, width) with their factors (n, factors)."""
