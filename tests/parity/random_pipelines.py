@@ -76,7 +76,7 @@ TEXT_STAGES = (
 )
 """Those that a Scorer computes and that aren't translated."""
 KNOWN: dict[str, tuple[str, ...]] = {
-    "verify": ("no translated stage writes a column",),
+    "verify": ("so there is no column to compare",),
     "Scorer": (
         *acceptances.KNOWN["Scorer"],
         "is decimal(8,2): Spark rounds surrogates",
