@@ -27,6 +27,7 @@ def explanation(
     rows: int,
     z: float,
     timed: bool,
+    proven: str,
 ) -> str:
     """A paragraph that explains what holds the original back, or why no gain was found.
 
@@ -38,6 +39,7 @@ def explanation(
         rows: number of proving rows.
         z: z-score of the best candidate's gain on the proving rows; 0 if it was not tested.
         timed: True if the rows have a timeCol.
+        proven: name of the candidate whose gain is proven; empty if there is none.
     """
     gains: dict[str, float] = {}
     for row in table:
@@ -45,7 +47,7 @@ def explanation(
             gains[row["arm"]] = max(gains.get(row["arm"], 0.0), row["gain"])
     best = max(gains, key=lambda a: gains[a], default=None)
     if best is None or gains[best] < NOTHING:
-        return _nothing(arms)
+        return _nothing(arms, proven)
     parts = [_where(gains, best, metric, timed, explored_causes(arms))]
     if not any(row["accepted"] for row in table):
         parts.append(_rows_needed(rows, z, level))
@@ -59,7 +61,7 @@ def explored_causes(arms: Sequence[Mapping[str, Any]]) -> list[str]:
     return [name for name, each in HELD_BACK_BY.items() if had & set(each)]
 
 
-def _nothing(arms: Sequence[Mapping[str, Any]]) -> str:
+def _nothing(arms: Sequence[Mapping[str, Any]], proven: str) -> str:
     ran = [a["arm"] for a in arms if a["state"] in ("done", "stopped")]
     if not ran:
         return "No arm could be tried."
@@ -67,13 +69,15 @@ def _nothing(arms: Sequence[Mapping[str, Any]]) -> str:
     parts = [
         f"Nothing that was tried ({', '.join(ran)}) lowers the loss by more than {NOTHING:.1%} on the rows that explore."
     ]
-    if known:
+    if proven:
+        parts.append(f"The gain of {proven!r} shows on the rows that prove.")
+    elif known:
         parts.append(
             f"As far as this shows, {_enumeration(known)} {'is' if known == ['form'] else 'are'} as good as these columns allow."
         )
     if cut := _cut_arms_sentence(arms):
         parts.append(cut)
-    elif len(known) == len(HELD_BACK_BY):
+    elif len(known) == len(HELD_BACK_BY) and not proven:
         parts.append("Other columns would help next, not more compute.")
     return " ".join(parts)
 

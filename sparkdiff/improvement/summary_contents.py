@@ -166,6 +166,7 @@ def _explanation(
         rows=rows,
         z=verdict.z,
         timed=explores.options.timeCol is not None,
+        proven=shown.finalist.candidate.name if shown is not None and shown.accepted else "",
     )
     if beside is None:
         return text

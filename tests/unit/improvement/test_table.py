@@ -89,9 +89,9 @@ def test_a_rival_that_is_better_is_said() -> None:
     )
 
 
-def why_nothing(**states: str) -> str:
+def why_nothing(proven: str = "", **states: str) -> str:
     arms = [{"arm": a, "state": s.removesuffix(", cut"), "cut": s.endswith("cut")} for a, s in states.items()]
-    return bottleneck.explanation([ROW], arms, metric="poisson", level=0.025, rows=1000, z=0.0, timed=False)
+    return bottleneck.explanation([ROW], arms, metric="poisson", level=0.025, rows=1000, z=0.0, timed=False, proven=proven)
 
 
 def test_nothing_is_said_of_what_was_not_looked_at() -> None:
@@ -110,6 +110,8 @@ def test_nothing_is_said_of_what_was_not_looked_at() -> None:
     assert "weights and settings are as good" in refused
     assert "form" not in refused
     assert "compute" not in refused
+    shipped = why_nothing(proven="refit", refit="done", finetune="done", search="done", grow="done")
+    assert shipped.endswith("on the rows that explore. The gain of 'refit' shows on the rows that prove.")
     assert why_nothing(refit="not tried", grow="failed") == "No arm could be tried."
     gained = bottleneck.explanation(
         [ROW, BEST | {"arm": "grow", "gain": 0.5}],
@@ -119,6 +121,7 @@ def test_nothing_is_said_of_what_was_not_looked_at() -> None:
         rows=1000,
         z=5.0,
         timed=False,
+        proven="",
     )
     assert gained.startswith("The loss was in the form")
     assert "have little left" not in gained  # as nobody looked
@@ -131,7 +134,8 @@ def test_nothing_is_said_of_what_was_not_looked_at() -> None:
         rows=1000,
         z=5.0,
         timed=False,
+        proven="",
     )
-    few = {"metric": "poisson", "level": 1e-300, "rows": 1000, "z": 5.0, "timed": False}
+    few = {"metric": "poisson", "level": 1e-300, "rows": 1000, "z": 5.0, "timed": False, "proven": ""}
     assert "would show it" in bottleneck.explanation([ROW, BEST | {"gain": 0.5, "accepted": False}], [], **few)
     assert late == f"{gained} The budget was over before import was done: a larger one may show more."
