@@ -442,9 +442,9 @@ def test_nothing_to_compare_is_an_error(df: DataFrame, fitted: dict[str, Any]) -
         sparkdiff.verify(model, df.limit(0))
     with pytest.raises(InputError, match="no rows"):
         sparkdiff.verify(model, df.where("a > 1e9"))
-    with pytest.raises(InputError, match="no stage of .* that writes a column is translated"):
+    with pytest.raises(InputError, match=r"no stage of .* that writes a column is translated"):
         sparkdiff.verify(PipelineModel([Tokenizer(inputCol="kind", outputCol="words")]), df)
-    with pytest.raises(InputError, match="no stage of .* that writes a column is translated"):
+    with pytest.raises(InputError, match=r"no stage of .* that writes a column is translated"):
         sparkdiff.verify(PipelineModel([]), df)
     silent = fitted["linear"].copy({fitted["linear"].predictionCol: ""})
     with pytest.raises(InputError, match="no column to compare"):

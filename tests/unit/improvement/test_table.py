@@ -91,7 +91,9 @@ def test_a_rival_that_is_better_is_said() -> None:
 
 def why_nothing(proven: str = "", **states: str) -> str:
     arms = [{"arm": a, "state": s.removesuffix(", cut"), "cut": s.endswith("cut")} for a, s in states.items()]
-    return bottleneck.explanation([ROW], arms, metric="poisson", level=0.025, rows=1000, z=0.0, timed=False, proven=proven)
+    return bottleneck.explanation(
+        [ROW], arms, metric="poisson", level=0.025, rows=1000, z=0.0, timed=False, proven=proven
+    )
 
 
 def test_nothing_is_said_of_what_was_not_looked_at() -> None:
