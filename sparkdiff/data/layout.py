@@ -154,7 +154,8 @@ def _widths(df: DataFrame, vectors: Sequence[tuple[CutColumn, StructField]]) -> 
         raise InputError("the data have no rows, or a stage before training drops all of them; add rows")
     holds = "null in all rows" if row[0] is None else "only vectors without entries"
     raise InputError(
-        f"column {vectors[0][0].name!r} holds {holds}, but training needs vectors with entries: look at the stage that writes it"
+        f"column {vectors[0][0].name!r} holds {holds}, but training needs vectors with entries: look at the rows, or at the "
+        "stage that writes it"
     )
 
 

@@ -144,9 +144,7 @@ def measure_facts(task: Task, df: DataFrame, samples: Samples) -> tuple[Facts, s
     try:
         return _measure_on_sample(task, few, rows)
     except InputError as e:
-        raise SampleError(
-            f"about {DRAWN * SAMPLE:,.0f} of its {rows:,} rows are too few to tell; all of them may do: {e}"
-        ) from e
+        raise SampleError(f"on about {DRAWN * SAMPLE:,.0f} of its {rows:,} rows: {e}; all of them may do") from e
 
 
 class SampleError(InputError):

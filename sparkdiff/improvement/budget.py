@@ -119,8 +119,12 @@ class Account:
         self.fold = seconds
 
     def note_check(self, seconds: float) -> None:
-        """Record the seconds that it takes to measure the original: as long as to save it, load it and run it on some rows."""
-        self.check = seconds
+        """Record the seconds that it takes to measure the original: as long as to save it, load it and run it on some rows.
+
+        With many rows it takes longer, because caches are written then; no more is reserved than there is beyond the budget.
+        """
+        if self.budget.seconds is not None:
+            self.check = min(seconds, LATE * self.budget.seconds + LATE_SECONDS)
 
     @contextlib.contextmanager
     def fitting(self) -> Iterator[None]:
@@ -163,7 +167,7 @@ class Account:
 
     def buy_folds(self, seconds: Sequence[float], ready: int = 0) -> list[tuple[int, float]]:
         """Choose for each finalist the number of folds on which it is proven, within the time left; 0 if there is no time for it.
-        Each number comes with the seconds by which the time left was too short; 0.0 if it was not.
+        Each number comes with the seconds by which the time left was too short for this number of folds; 0.0 if it was not.
 
         The first finalist for which there is any time is proven on at least three folds, even if this exceeds the budget a little
         (see `LATE`).
@@ -184,8 +188,9 @@ class Account:
             else:
                 number = self._affordable(each, ready + begun)
                 cost = self._proof(each, number, ready + begun)
-                most = number = number if cost <= self._late() else 0
-            out.append((number, 0.0 if number else max(cost - min(left, self._late()), 0.0)))
+                number = number if cost <= self._late() else 0
+                most = number
+            out.append((number, 0.0 if number else cost - left))
             left -= cost if number else 0.0
         self.folds = most
         return out

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from pyspark.ml import Estimator
 from pyspark.sql import DataFrame
 
 from sparkdiff.data.splits import REFERENCE, TEST, TRAIN, VALIDATION, Source
@@ -33,6 +34,7 @@ from sparkdiff.improvement.step_log import StepLog
 from sparkdiff.improvement.summary_contents import ExplorationResult, summary_of
 from sparkdiff.machine.interrupts import ignore_first_interrupt
 from sparkdiff.options import Options
+from sparkdiff.pipeline.nesting import stages_within
 from sparkdiff.pipeline.unfitted_form import check_unfitted
 from sparkdiff.proof import division
 from sparkdiff.proof.division import Division, divide, too_few
@@ -120,6 +122,9 @@ def explore_and_prove(
         ParityError: the original's network and Spark disagree.
     """
     account, begun = Account(verb.budget), time.monotonic()
+    if any(isinstance(s, Estimator) and s.hasParam("rowsAreNew") for s in stages_within(given)):
+        # A FineTuner in an unfitted pipeline fits in the thread of this fit alone: it would wait for this one to end.
+        settings = dataclasses.replace(settings, parallelism=1)
     check_unfitted(given, options.rowsAreNew)
     division = divide(sources, options)
     units = check_rows(given, options, sources, division)

@@ -85,17 +85,15 @@ def run(tasks: Tasks, lanes: int, phases: Phases, brake: StoppableListener) -> N
             errors.append(e)
             brake.pulled = True
 
-    threads = [_thread(lane, "sparkdiff-arm") for _ in range(lanes)]
-    for thread in threads:
-        thread.start()
+    ends = [_started(lane, "sparkdiff-arm") for _ in range(lanes)]
     try:
-        _wait(threads)
+        _wait(ends)
     except KeyboardInterrupt:
         brake.pulled = True
-        _wait(threads)  # a second Ctrl-C ends the waiting, too
+        _wait(ends)  # a second Ctrl-C ends the waiting, too
         raise
     finally:
-        brake.pulled = any(thread.is_alive() for thread in threads)
+        brake.pulled = not all(end.is_set() for end in ends)
         for name, seconds in shown.timings.items():
             phases.timings[name] = phases.timings.get(name, 0.0) + seconds
     if errors:
@@ -122,33 +120,41 @@ def ahead(makes: Sequence[Callable[[], object]], *, wait: bool = False) -> Itera
                 if not over.is_set():
                     make()
 
-    thread = _thread(make_all, "sparkdiff-ahead")
-    thread.start()
+    end = _started(make_all, "sparkdiff-ahead")
     try:
         yield
         if wait:
-            _wait([thread])
+            _wait([end])
     finally:
         over.set()
-        while thread.is_alive():
+        while not end.is_set():
             with contextlib.suppress(*jvm.SparkError):
                 jvm.cancel(spark, tag)
-            thread.join(LOOK)
+            end.wait(LOOK)
 
 
-def _thread(work: Callable[[], None], name: str) -> threading.Thread:
-    """A thread with the Spark session, the context variables and the number of torch threads of the calling thread."""
-    spark, own = jvm.session(), torch.get_num_threads()
+def _started(work: Callable[[], None], name: str) -> threading.Event:
+    """Start a thread with the Spark session, the context variables and the number of torch threads of the calling thread.
+
+    Returns:
+        An event that is set when the work has ended. A thread that was being joined at a Ctrl-C tells that it has ended, even
+        while it works (bpo-45274).
+    """
+    spark, own, end = jvm.session(), torch.get_num_threads(), threading.Event()
 
     def begin() -> None:
         torch.set_num_threads(own)
-        work()
+        try:
+            work()
+        finally:
+            end.set()
 
     inherits: Any = inheritable_thread_target(spark) if TAKES_SESSION else inheritable_thread_target
-    return threading.Thread(target=inherits(partial(contextvars.copy_context().run, begin)), name=name, daemon=True)
+    threading.Thread(target=inherits(partial(contextvars.copy_context().run, begin)), name=name, daemon=True).start()
+    return end
 
 
-def _wait(threads: Sequence[threading.Thread]) -> None:
-    for thread in threads:
-        while thread.is_alive():
-            thread.join(LOOK)
+def _wait(ends: Sequence[threading.Event]) -> None:
+    for end in ends:
+        while not end.wait(LOOK):
+            pass

@@ -147,7 +147,9 @@ def _classes(label: Tensor, told: int, name: str) -> int:
     """
     wrong = label[~((label >= 0) & (label == label.floor()) & (label <= MOST))]
     if len(wrong):
-        raise InputError(f"labelCol={name!r} holds {float(wrong[0]):g}, but classes are 0, 1, 2, ...: index the labels")
+        raise InputError(
+            f"labelCol={name!r} holds {float(wrong[0]):g}, but classes are whole numbers from 0 to {MOST:,}: index the labels"
+        )
     return max(told, int(label.max()) + 1)
 
 

@@ -1,6 +1,7 @@
 """What an improvement may not do: cost more to serve than is allowed, or take one row for another."""
 
 import dataclasses
+import signal
 import threading
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ from pyspark.ml.feature import Imputer, Normalizer, SQLTransformer, StandardScal
 from pyspark.ml.regression import GBTRegressor, LinearRegression
 from pyspark.sql import DataFrame, SparkSession, functions as F
 
-from sparkdiff import Grower, Improver, InputError, jvm
+from sparkdiff import FineTuner, Grower, Improver, InputError, jvm
 from sparkdiff.data.splits import Source
 from sparkdiff.evaluation.row_margins import with_row_hashes
 from sparkdiff.fine_tuning.task import FitResults
@@ -267,6 +268,35 @@ def test_what_is_made_ahead_stops_when_nobody_waits_for_it(spark: SparkSession) 
     assert made == ["first", 4]
     with pytest.raises(ValueError, match="no such column"), parallel_tasks.ahead([forever], wait=True):
         raise ValueError("no such column")  # nobody needs the result
+
+
+def test_ctrl_c_ends_what_is_made_ahead_before_it_is_passed_on(spark: SparkSession) -> None:
+    """Python tells of a thread that was being joined at a Ctrl-C that it has ended, even while it works."""
+    begun, ended = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        begun.set()
+        time.sleep(2)
+        ended.set()
+
+    def interrupt() -> None:
+        begun.wait(30)
+        time.sleep(0.5)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt), parallel_tasks.ahead([slow], wait=True):
+        threading.Thread(target=interrupt).start()
+    assert ended.is_set()
+
+
+def test_a_fine_tuner_in_an_unfitted_pipeline_waits_for_nobody(rows: DataFrame, tmp_path: Path) -> None:
+    """Fits take turns: one in another thread would wait for the improvement, which waits for it."""
+    inner = FineTuner(pipeline=unfitted(), labelCol="riders", maxEpochs=1, recipe="fast", numFolds=0)
+    options = {"budget": "4 passes", "arms": ["refit"], "recipe": "fast", "maxEpochs": 1, "baseline": False}
+    found = Improver(Pipeline(stages=[inner]), labelCol="riders", parallelism=2, cacheDir=str(tmp_path), **options).fit(
+        rows
+    )
+    assert found.summary.decision in ("improved", "kept original")
 
 
 def test_tasks_run_side_by_side_and_end_together(spark: SparkSession) -> None:

@@ -95,6 +95,12 @@ def test_folds_fitted_already_or_in_parallel_take_less_time() -> None:
     assert proven("100s", 2.0, fold=5.0, passed=80.0, lanes=2) == [4]
 
 
+def test_the_time_for_the_check_takes_none_from_the_proof() -> None:
+    """On many rows the original is measured for longer than there is beyond the budget."""
+    assert proven("100s", 5.0, fold=1e-9, passed=70.0) == proven("100s", 5.0, fold=1e-9, passed=70.0, check=30.0) == [4]
+    assert proven("60s", 2.0, fold=5.0, passed=30.0, check=120.0) == [3]  # 4 * 5 + 4 * 2: 28 s of 30
+
+
 def test_of_a_fold_that_is_being_fitted_a_part_is_there() -> None:
     now = [0.0]
     account = Account(Budget.of("100s"), clock=lambda: now[0])
