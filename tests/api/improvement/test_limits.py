@@ -292,7 +292,14 @@ def test_ctrl_c_ends_what_is_made_ahead_before_it_is_passed_on(spark: SparkSessi
 def test_a_fine_tuner_in_an_unfitted_pipeline_waits_for_nobody(rows: DataFrame, tmp_path: Path) -> None:
     """Fits take turns: one in another thread would wait for the improvement, which waits for it."""
     inner = FineTuner(pipeline=unfitted(), labelCol="riders", maxEpochs=1, recipe="fast", numFolds=0)
-    options = {"budget": "4 passes", "arms": ["refit"], "recipe": "fast", "maxEpochs": 1, "baseline": False}
+    options = {
+        "budget": "20 passes",
+        "numFolds": 2,
+        "arms": ["finetune"],
+        "recipe": "fast",
+        "maxEpochs": 1,
+        "baseline": False,
+    }
     found = Improver(Pipeline(stages=[inner]), labelCol="riders", parallelism=2, cacheDir=str(tmp_path), **options).fit(
         rows
     )
