@@ -75,7 +75,7 @@ def run_for_exit_code(run: Callable[[], int]) -> int:
         return run()
     except SystemExit as e:  # parsers of arguments end so; wrong usage is 2
         if not isinstance(e.code, int | None):
-            print(secrets.redacted(str(e.code)), file=sys.stderr)  # as Python does at the end of a process
+            print(secrets.redacted(str(e.code)), file=sys.stderr)  # else Python prints it, with its secrets
             return FAILED
         return DONE if e.code is None else e.code
     except SparkdiffError as e:

@@ -144,7 +144,9 @@ def measure_facts(task: Task, df: DataFrame, samples: Samples) -> tuple[Facts, s
     try:
         return _measure_on_sample(task, few, rows)
     except InputError as e:
-        raise SampleError(f"on about {DRAWN * SAMPLE:,.0f} of its {rows:,} rows: {e}; all of them may do") from e
+        raise SampleError(
+            f"on a sample of about {DRAWN * SAMPLE:,.0f} of its {rows:,} rows: {e}; with all rows it may work"
+        ) from e
 
 
 class SampleError(InputError):

@@ -119,9 +119,10 @@ class Account:
         self.fold = seconds
 
     def note_check(self, seconds: float) -> None:
-        """Record the seconds that it takes to measure the original: as long as to save it, load it and run it on some rows.
+        """Reserve time to compare what is saved with the pipeline in memory: at most as much as a run may take beyond its budget.
 
-        With many rows it takes longer, because caches are written then; no more is reserved than there is beyond the budget.
+        Args:
+            seconds: seconds that it took to measure the original, which takes as long, or longer where caches are written.
         """
         if self.budget.seconds is not None:
             self.check = min(seconds, LATE * self.budget.seconds + LATE_SECONDS)

@@ -123,7 +123,7 @@ def explore_and_prove(
     """
     account, begun = Account(verb.budget), time.monotonic()
     if any(isinstance(s, Estimator) and s.hasParam("rowsAreNew") for s in stages_within(given)):
-        # A FineTuner in an unfitted pipeline fits in the thread of this fit alone: it would wait for this one to end.
+        # Fits of sparkdiff take turns: a FineTuner in the pipeline, fitted in another thread, would wait for this fit to end.
         settings = dataclasses.replace(settings, parallelism=1)
     check_unfitted(given, options.rowsAreNew)
     division = divide(sources, options)

@@ -85,7 +85,7 @@ def run(tasks: Tasks, lanes: int, phases: Phases, brake: StoppableListener) -> N
             errors.append(e)
             brake.pulled = True
 
-    ends = [_started(lane, "sparkdiff-arm") for _ in range(lanes)]
+    ends = [_start(lane, "sparkdiff-arm") for _ in range(lanes)]
     try:
         _wait(ends)
     except KeyboardInterrupt:
@@ -120,7 +120,7 @@ def ahead(makes: Sequence[Callable[[], object]], *, wait: bool = False) -> Itera
                 if not over.is_set():
                     make()
 
-    end = _started(make_all, "sparkdiff-ahead")
+    end = _start(make_all, "sparkdiff-ahead")
     try:
         yield
         if wait:
@@ -133,12 +133,12 @@ def ahead(makes: Sequence[Callable[[], object]], *, wait: bool = False) -> Itera
             end.wait(LOOK)
 
 
-def _started(work: Callable[[], None], name: str) -> threading.Event:
+def _start(work: Callable[[], None], name: str) -> threading.Event:
     """Start a thread with the Spark session, the context variables and the number of torch threads of the calling thread.
 
     Returns:
-        An event that is set when the work has ended. A thread that was being joined at a Ctrl-C tells that it has ended, even
-        while it works (bpo-45274).
+        An event that is set when the work has ended. `Thread.is_alive` does not tell: it is False for a running thread once a
+        Ctrl-C has interrupted `join` (bpo-45274).
     """
     spark, own, end = jvm.session(), torch.get_num_threads(), threading.Event()
 

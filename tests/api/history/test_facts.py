@@ -81,7 +81,7 @@ def test_facts_are_of_rows_from_the_whole_table(
     found = facts_of(prepare(numeric, Options.of({**FAST, "validationIndicatorCol": "held"}), rows), rows)
     assert found["rows"] == count and found["heldOut"] == pytest.approx(0.25 * count, rel=0.3)
     none = df.coalesce(1).withColumn("held", F.lit(False))
-    with pytest.raises(SampleError, match=r"on about .* of its .* rows: .*; all of them may do"):
+    with pytest.raises(SampleError, match=r"on a sample of about .* of its .* rows: .*; with all rows it may work"):
         facts_of(prepare(numeric, Options.of({**FAST, "validationIndicatorCol": "held"}), none), none)
 
 

@@ -271,7 +271,7 @@ def test_what_is_made_ahead_stops_when_nobody_waits_for_it(spark: SparkSession) 
 
 
 def test_ctrl_c_ends_what_is_made_ahead_before_it_is_passed_on(spark: SparkSession) -> None:
-    """Python tells of a thread that was being joined at a Ctrl-C that it has ended, even while it works."""
+    """A thread counts as ended once a Ctrl-C has interrupted `join`, even while it works."""
     begun, ended = threading.Event(), threading.Event()
 
     def slow() -> None:
