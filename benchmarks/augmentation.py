@@ -231,7 +231,7 @@ def drawn(case: Case, seed: int, like: Recipe, number: int) -> list[Policy]:
 
 def learned(
     network: Network,
-    case: Case,
+    _case: Case,
     table: Table,
     rows: Mapping[str, Tensor],
     features: Features,

@@ -289,7 +289,7 @@ class Clock:
 # Arms -----------------------------------------------------------------------------------------------------------------
 
 
-def refit(case: Case, budget: str) -> Answer:
+def refit(case: Case, _budget: str) -> Answer:
     """Fit the original's pipeline anew."""
     pipeline, rows = case.unfitted(), case.rows("given")
     clock = Clock()
@@ -342,7 +342,7 @@ def improve(case: Case, budget: str) -> Answer:
     return Answer(case.before if kept else case.measure_losses(found.pipelineModel), *taken, more)
 
 
-def boost_with_lightgbm(case: Case, budget: str) -> Answer:
+def boost_with_lightgbm(case: Case, _budget: str) -> Answer:
     """Fit LightGBM to the columns that the original reads, strings as its own kind of categories."""
     import lightgbm
     import optuna

@@ -154,11 +154,11 @@ def read_keel(data: Path, where: str) -> pd.DataFrame:
     return table.assign(**{c: v for c, v in numbers.items() if v.notna().all()})
 
 
-def read_file(data: Path, where: str) -> pd.DataFrame:
+def read_file(_data: Path, where: str) -> pd.DataFrame:
     return pd.read_parquet(where) if where.endswith(".parquet") else pd.read_csv(where)
 
 
-def make_up(data: Path, where: str) -> pd.DataFrame:
+def make_up(_data: Path, where: str) -> pd.DataFrame:
     """Make rows of 300 users with an interaction, a bend, missing numbers and missing words."""
     random, rows = np.random.default_rng(0), int(where)
     table = pd.DataFrame({"x": random.normal(size=rows), "z": random.normal(size=rows)})

@@ -124,7 +124,7 @@ def digits(rows: int) -> Table:
 
 
 def of_sklearn(name: str, kind: str) -> Callable[[int], Table]:
-    def found(rows: int) -> Table:
+    def found(_rows: int) -> Table:
         from sklearn import datasets
 
         table = getattr(datasets, f"load_{name}")(as_frame=True).frame.rename(columns={"target": "label"})

@@ -410,7 +410,7 @@ def optuna_found(s: Set, loss: str, table: pd.DataFrame, label: Any, seconds: fl
 
 
 def flaml_found(
-    s: Set, loss: str, table: pd.DataFrame, label: Any, seconds: float, seed: int, spark: SparkSession
+    _s: Set, loss: str, table: pd.DataFrame, label: Any, seconds: float, seed: int, spark: SparkSession
 ) -> Callable[[Any], Any]:
     import flaml
 

@@ -184,7 +184,7 @@ def kernels_of(profile: Any, times: int) -> dict[str, float]:
 
 
 def training_of(
-    case: Case, arm: Arm, number: int, ground: "Ground", device: torch.device, on_step: Callable[[Training], None]
+    _case: Case, arm: Arm, number: int, ground: "Ground", device: torch.device, on_step: Callable[[Training], None]
 ) -> Training:
     """Train so many candidates until `on_step` has enough."""
     at, began = arm.place(device), ground.start

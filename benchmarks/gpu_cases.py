@@ -78,11 +78,11 @@ class Case:
         return f"{self.rows:,} × {self.width:,}{entries}, batches of {self.batchSize:,}"
 
 
-def generalized(x: Tensor, width: int) -> Network:
+def generalized(x: Tensor, _width: int) -> Network:
     return candidates.pipeline(x, candidates.poisson(x)[0])
 
 
-def of_classes(x: Tensor, width: int) -> Network:
+def of_classes(x: Tensor, _width: int) -> Network:
     return candidates.pipeline(x, candidates.softmax(x)[0])
 
 
@@ -95,7 +95,7 @@ def perceptron(x: Tensor, width: int) -> Network:
     return candidates.chain(StandardScaler(x.std(0), x.mean(0), True, True), head)
 
 
-def of_text(x: Tensor, width: int) -> Network:
+def of_text(_x: Tensor, width: int) -> Network:
     head = LogisticRegression(
         torch.zeros(1, width, dtype=torch.float64),
         torch.zeros(1, dtype=torch.float64),

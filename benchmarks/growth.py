@@ -426,7 +426,7 @@ def serving(model: Any, test: DataFrame, spark: SparkSession) -> float:
 
 
 def made(
-    spark: SparkSession, task: Task, train: DataFrame, original: Any, arm: str, seed: int, more: dict[str, Any]
+    _spark: SparkSession, task: Task, train: DataFrame, original: Any, arm: str, seed: int, more: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
     """An arm's model and what there is to tell; None where the arm can't have this task."""
     if arm not in RIVALS:

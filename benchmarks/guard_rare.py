@@ -117,7 +117,7 @@ squared = by_name("mse")
 
 
 def log_loss() -> Metric:
-    return Metric("logLoss", rows=lambda m, y, w: torch.nn.functional.softplus(m) - y * m)
+    return Metric("logLoss", rows=lambda m, y, _w: torch.nn.functional.softplus(m) - y * m)
 
 
 # Draws ------------------------------------------------------------------------------------------------------------------

@@ -245,7 +245,7 @@ class Drawer:
         return rows, torch.arange(size) * TIME_BLOCKS // size
 
 
-def decide(cell: Cell, pool: Population, gains: Tensor, rows: Tensor, block: Tensor, seed: int) -> guard.Verdict:
+def decide(cell: Cell, _pool: Population, gains: Tensor, rows: Tensor, block: Tensor, seed: int) -> guard.Verdict:
     """As a run would, on these rows."""
     sums = torch.zeros((MAX_BLOCKS, gains.shape[1]), dtype=torch.float64).index_add_(0, block, gains[rows])
     weights = torch.bincount(block, minlength=MAX_BLOCKS).double()

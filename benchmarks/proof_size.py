@@ -110,7 +110,7 @@ class Outcome:
     factor: float
 
 
-LOSS = Metric("loss", rows=lambda loss, y, w: loss)
+LOSS = Metric("loss", rows=lambda loss, _y, _w: loss)
 
 
 def paired(rows: Rows, which: Tensor, one: Tensor, other: Tensor) -> PairedRows:

@@ -71,7 +71,7 @@ def bike_sharing(spark: SparkSession) -> Population:
     hours = load_data(spark, where, config.folder, "train").withColumn("y", F.col("bikers").cast("double"))
     categories, numbers = ["mnth", "hr", "weekday", "weathersit"], ["temp", "atemp", "hum", "windspeed"]
     hours = hours.select(*(F.col(c).cast("string") for c in categories), *numbers, "y")
-    known = Population("bike sharing", categories, numbers, lambda rows, random: pd.DataFrame())
+    known = Population("bike sharing", categories, numbers, lambda _rows, _random: pd.DataFrame())
     rows = pipeline(known, 1e-6).fit(hours).transform(hours).select(*categories, *numbers, "prediction").toPandas()
 
     def draw(number: int, random: np.random.Generator) -> pd.DataFrame:

@@ -144,7 +144,7 @@ def curve(runs: Sequence[Run], order: Sequence[int], *, facts: bool, stopping: b
     return Curve(spent, np.cumsum([0.0, *(runs[i].reached(stopping) for i in order)]) / kept)
 
 
-def forecasts(runs: Sequence[Run], names: Callable[[str], bool] = lambda name: True) -> list[Forecast]:
+def forecasts(runs: Sequence[Run], names: Callable[[str], bool] = lambda _name: True) -> list[Forecast]:
     """Of each run, by a model of the runs of all other sets.
 
     Args:

@@ -275,7 +275,7 @@ _Loader.add_implicit_resolver(
     re.compile(r"(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)[eE][-+]?[0-9]+|[-+]\.[0-9]+)$"),
     list("-+.0123456789"),
 )
-_Loader.add_constructor(_Number.__name__, lambda loader, node: _Number(node.value))
+_Loader.add_constructor(_Number.__name__, lambda _loader, node: _Number(node.value))
 
 
 def _yaml(text: str) -> Any:

@@ -128,7 +128,7 @@ def _run(
         return model
 
     def fits(estimator: Any, sources: Sequence[Source], boundaries: Boundaries | None) -> Any:
-        model, folder = fit_or_reuse(estimator, sources, options, lambda text: None, boundaries)
+        model, folder = fit_or_reuse(estimator, sources, options, lambda _text: None, boundaries)
         if parent["hash"] is None:  # the result is compared with the first
             parent.update(path=str(folder), hash=hash_of_folder(folder))
         return model if isinstance(estimator, Pipeline) else model.stages[0]
@@ -340,7 +340,7 @@ def refit_or_reuse(sources: Sequence[Source], options: Options, form: UnfittedFo
     """Refit a pipeline on the training rows, given its unfitted form; a later run on the same rows finds the same result, to
     the last bit (see `fit_or_reuse`).
     """
-    found, _ = fit_or_reuse(form.estimator, sources, options, lambda text: None)
+    found, _ = fit_or_reuse(form.estimator, sources, options, lambda _text: None)
     return with_uids_of(form.model, found if isinstance(form.estimator, Pipeline) else found.stages[0])
 
 

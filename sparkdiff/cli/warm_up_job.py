@@ -36,7 +36,7 @@ def prepare() -> Path:
         return jvm.write_archive(["-m", "sparkdiff.cli.warm_up_job", folder], java)
 
 
-def pipeline(rows: Any) -> Any:
+def pipeline(_rows: Any) -> Any:
     """An unfitted pipeline of typical stages: text and numbers, indexed, encoded, scaled, rotated, and a regression."""
     from pyspark.ml import Pipeline
     from pyspark.ml.feature import PCA, OneHotEncoder, StandardScaler, StringIndexer, VectorAssembler

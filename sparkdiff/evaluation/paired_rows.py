@@ -190,7 +190,7 @@ def read(
         rest = (label, weight, block, scalar(batch, "block"), scalar(batch, "time"))
         parts.append(tuple(x[used].to("cpu") for x in (*own, *rest)))
     first, second, label, weight, block, unit, time = (torch.cat(x) for x in zip(*parts, strict=True))
-    measured = metric if metric.rows is None else dataclasses.replace(metric, rows=lambda loss, y, w: loss)
+    measured = metric if metric.rows is None else dataclasses.replace(metric, rows=lambda loss, _y, _w: loss)
     return pair(
         measured,
         (first, second),

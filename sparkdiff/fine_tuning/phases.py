@@ -242,7 +242,7 @@ def train(
         fitted, start, training = run.shared.once(
             ("trained", run.key, member.together),
             lambda: _train_candidates(
-                run, original, None, say.now, lambda row: None, replace=replace, settings=settings
+                run, original, None, say.now, lambda _row: None, replace=replace, settings=settings
             ),
         )
         own = training.among(start.each[member.position])

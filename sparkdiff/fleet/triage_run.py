@@ -208,7 +208,7 @@ def triage(
     storeDir: str | None = None,
     share: float = SHARE,
     dryRun: bool = False,
-    done: Callable[[Triaged, Any], None] = lambda pipeline, model: None,
+    done: Callable[[Triaged, Any], None] = lambda _pipeline, _model: None,
     **options: Any,
 ) -> Triage:
     """Forecast gain and cost of fine-tuning each pipeline of a fleet, and run the most valuable ones within a budget.

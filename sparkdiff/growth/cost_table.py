@@ -260,7 +260,7 @@ def centres_among(clusters: int) -> float:
     return 2 * math.log2(max(clusters, 2))
 
 
-def _columns(stage: Any, filled: Filled) -> int:
+def _columns(stage: Any, _filled: Filled) -> int:
     return len(stage.getInputCols()) if stage.isSet("inputCols") else 1
 
 
@@ -270,16 +270,16 @@ def _scaling_counter(size: Callable[[Any], int], centres: str = "") -> Entries:
     return lambda stage, filled: size(stage) if centres and stage.getOrDefault(centres) else read(stage, filled)
 
 
-def _tree(stage: Any, filled: Filled) -> float:
+def _tree(stage: Any, _filled: Filled) -> float:
     return lookups(1, stage.numNodes)
 
 
-def _ensemble(stage: Any, filled: Filled) -> float:
+def _ensemble(stage: Any, _filled: Filled) -> float:
     return lookups(stage.getNumTrees, stage.totalNumNodes)
 
 
-_words = _input_counter(lambda stage: WORDS)
-_numbers = _input_counter(lambda stage: 1)
+_words = _input_counter(lambda _stage: WORDS)
+_numbers = _input_counter(lambda _stage: 1)
 _counts = _input_counter(lambda stage: min(WORDS, stage.vocabSize()), "featuresCol")
 _coefficients = _input_counter(lambda stage: stage.numFeatures, "featuresCol")
 _centre = _input_counter(lambda stage: stage.clusterCenters()[0].size, "featuresCol")
@@ -288,10 +288,10 @@ _selected = _selection_counter(lambda stage: len(stage.selectedFeatures), "featu
 ENTRIES: Mapping[str, Entries] = {
     "VectorAssembler": lambda stage, filled: sum(filled.get(column, 1.0) for column in stage.getInputCols()),
     "Interaction": lambda stage, filled: math.prod(filled.get(column, 1.0) for column in stage.getInputCols()),
-    "VectorSizeHint": lambda stage, filled: stage.getSize(),
+    "VectorSizeHint": lambda stage, _filled: stage.getSize(),
     "ElementwiseProduct": _scaling_counter(lambda stage: stage.getScalingVec().size),
     "StandardScalerModel": _scaling_counter(lambda stage: stage.std.size, "withMean"),
-    "MinMaxScalerModel": lambda stage, filled: stage.originalMin.size,
+    "MinMaxScalerModel": lambda stage, _filled: stage.originalMin.size,
     "MaxAbsScalerModel": _scaling_counter(lambda stage: stage.maxAbs.size),
     "RobustScalerModel": _scaling_counter(lambda stage: stage.range.size, "withCentering"),
     "StringIndexerModel": _columns,
@@ -301,15 +301,15 @@ ENTRIES: Mapping[str, Entries] = {
     "Binarizer": lambda stage, filled: _columns(stage, filled) if stage.isSet("inputCols") else _numbers(stage, filled),
     "ImputerModel": _columns,
     "FeatureHasher": _columns,
-    "IndexToString": lambda stage, filled: 1,
-    "VectorAttributeRewriter": lambda stage, filled: 1,
-    "ColumnPruner": lambda stage, filled: 1,
-    "FormulaLabel": lambda stage, filled: 1,
+    "IndexToString": lambda _stage, _filled: 1,
+    "VectorAttributeRewriter": lambda _stage, _filled: 1,
+    "ColumnPruner": lambda _stage, _filled: 1,
+    "FormulaLabel": lambda _stage, _filled: 1,
     "Normalizer": _numbers,
     "DCT": _numbers,
     "PolynomialExpansion": _terms,
     "IDFModel": _scaling_counter(lambda stage: stage.idf.size),
-    "VectorIndexerModel": lambda stage, filled: len(category_maps(stage)),
+    "VectorIndexerModel": lambda stage, _filled: len(category_maps(stage)),
     "VectorSlicer": _selection_counter(lambda stage: len(stage.getIndices()) + len(stage.getNames()), "inputCol"),
     "ChiSqSelectorModel": _selected,
     "UnivariateFeatureSelectorModel": _selected,
@@ -323,7 +323,7 @@ ENTRIES: Mapping[str, Entries] = {
     "Word2VecModel": lambda stage, filled: stage.getVectorSize() * _words(stage, filled),
     "MinHashLSHModel": lambda stage, filled: stage.getNumHashTables() * _words(stage, filled),
     "BucketedRandomProjectionLSHModel": lambda stage, filled: stage.getNumHashTables() * _numbers(stage, filled),
-    "IsotonicRegressionModel": lambda stage, filled: steps_among(stage.boundaries.size),
+    "IsotonicRegressionModel": lambda stage, _filled: steps_among(stage.boundaries.size),
     "PCAModel": lambda stage, filled: filled.get(stage.getInputCol(), float(stage.pc.numRows)) * stage.pc.numCols,
     "LinearRegressionModel": _coefficients,
     "GeneralizedLinearRegressionModel": _coefficients,
@@ -332,10 +332,10 @@ ENTRIES: Mapping[str, Entries] = {
     "FMRegressionModel": lambda stage, filled: stage.getFactorSize() * _coefficients(stage, filled),
     "FMClassificationModel": lambda stage, filled: stage.getFactorSize() * _coefficients(stage, filled),
     "NaiveBayesModel": lambda stage, filled: stage.numClasses * _coefficients(stage, filled),
-    "OneVsRestModel": lambda stage, filled: len(stage.models),
+    "OneVsRestModel": lambda stage, _filled: len(stage.models),
     "LogisticRegressionModel": lambda stage, filled: stage.coefficientMatrix.numRows * _coefficients(stage, filled),
-    "MultilayerPerceptronClassificationModel": lambda stage, filled: stage.weights.size,
-    "GaussianMixtureModel": lambda stage, filled: len(stage.weights) * stage.gaussiansDF.first()["mean"].size ** 2,
+    "MultilayerPerceptronClassificationModel": lambda stage, _filled: stage.weights.size,
+    "GaussianMixtureModel": lambda stage, _filled: len(stage.weights) * stage.gaussiansDF.first()["mean"].size ** 2,
     "KMeansModel": lambda stage, filled: len(stage.clusterCenters()) * _centre(stage, filled),
     "BisectingKMeansModel": lambda stage, filled: centres_among(len(stage.clusterCenters())) * _centre(stage, filled),
     "LocalLDAModel": _topics,

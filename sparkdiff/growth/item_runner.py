@@ -43,10 +43,10 @@ class ItemResultCache:
 def runner(
     folder: RunFolder,
     specification: CriterionSpecification,
-    say: Callable[[str], None] = lambda text: None,
+    say: Callable[[str], None] = lambda _text: None,
     clock: Clock | None = None,
     memory: ItemResultCache | None = None,
-    on_item: Callable[[int, int, int], None] = lambda number, done, most: None,
+    on_item: Callable[[int, int, int], None] = lambda _number, _done, _most: None,
 ) -> Iterator[Run]:
     """Context that yields a function which trains the items of a round.
 

@@ -51,7 +51,7 @@ def keeping(
         InputError: storeDir cannot be used; raised before anything runs.
     """
     if storeDir is None:
-        yield lambda *run, **more: None
+        yield lambda *_run, **_more: None
         return
     where = jvm.folder("storeDir", storeDir)
     jvm.check_writable("storeDir", storeDir, where)

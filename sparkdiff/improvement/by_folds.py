@@ -95,10 +95,10 @@ def summary_of(
     explores: ArmContext,
     origin: Origin,
     division: Division,
-    explored: ExplorationResult,
+    _explored: ExplorationResult,
     decision: Decision,
     timings: Mapping[str, float],
-    account: Account,
+    _account: Account,
 ) -> FineTuningSummary:
     """Summary of a fine-tuning by folds; for the arguments see `reporting.summary_of`."""
     best, trainings, (shown, judgement) = decision.best, context.trainings, shown_of(decision)

@@ -459,7 +459,7 @@ def decide(proof: Proof, chosen: Sequence[Finalist], proven: Sequence[FinalistRe
         (p for p in proven if p.accepted),
         key=lambda p: (p.finalist.role == REFIT and proof.against is None, -gain_of(p)),
     )
-    cost, best = proof.context.start.cost, first(lambda p: True)
+    cost, best = proof.context.start.cost, first(lambda _p: True)
     offers: dict[str, FinalPipeline] = {}
     if best is not None:
         cheap = first(lambda p: p.finalist.candidate.found.cost <= cost)

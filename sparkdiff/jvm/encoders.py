@@ -82,7 +82,7 @@ def binarizer_keeps_null(stage: Any) -> bool:
 
 
 @functools.cache
-def _keeps_null(kind: type, version: str) -> bool:
+def _keeps_null(kind: type, _version: str) -> bool:
     null = sessions.session().sql("SELECT CAST(NULL AS DOUBLE) AS x")
     return bool(kind(inputCol="x", outputCol="y").transform(null).schema["y"].nullable)
 

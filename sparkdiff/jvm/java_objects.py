@@ -108,7 +108,7 @@ def mapper() -> Any:
 
 
 @functools.cache
-def _set_up(jvm: Any) -> Any:
+def _set_up(_jvm: Any) -> Any:
     mapper = class_named(f"{JACKSON}.databind.ObjectMapper").getConstructor(array(class_named("java.lang.Class"), []))
     mapper = mapper.newInstance(array(class_named("java.lang.Object"), []))
     mapper.registerModule(scala_object(f"{JACKSON}.module.scala.DefaultScalaModule"))

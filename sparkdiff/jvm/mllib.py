@@ -31,14 +31,14 @@ def idf(stage: Any, values: np.ndarray, docFreq: np.ndarray | None = None) -> An
 
 def selector(stage: Any, indices: np.ndarray) -> Any:
     """A model like `stage`, a feature selector, that selects these features (s,)."""
-    return rebuild_around(stage, {"selectedFeatures": indices.tolist()}, lambda java: ints(indices))
+    return rebuild_around(stage, {"selectedFeatures": indices.tolist()}, lambda _java: ints(indices))
 
 
 def isotonic(stage: Any, boundaries: np.ndarray, predictions: np.ndarray, rises: bool) -> Any:
     """An IsotonicRegressionModel like `stage` with these boundaries and predictions (m,)."""
 
     weights = _of_curve(boundaries, predictions, rises)
-    return rebuild_around(stage, weights, lambda java: _curve(boundaries, predictions, rises))
+    return rebuild_around(stage, weights, lambda _java: _curve(boundaries, predictions, rises))
 
 
 def fitted_isotonic(estimator: Any, boundaries: np.ndarray, predictions: np.ndarray, rises: bool) -> Any:

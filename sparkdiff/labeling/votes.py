@@ -117,7 +117,7 @@ def _sample(table: DataFrame, seed: int) -> DataFrame:
     return table.where(F.rand(seed) < share).withColumn("weight", F.col("weight") / share)
 
 
-def _check_weights(weightCol: str | None, weight: Floats, rows: Floats, number: Floats, value: Floats) -> None:
+def _check_weights(weightCol: str | None, weight: Floats, _rows: Floats, number: Floats, value: Floats) -> None:
     """Check the weights of the rows, from the columns of `_group_by_pattern`.
 
     Raises:

@@ -20,7 +20,7 @@ def ignore_first_interrupt(says: str) -> Iterator[None]:
         yield
         return
 
-    def answer(number: int, frame: FrameType | None) -> None:
+    def answer(_number: int, _frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, before)
         print(says, file=sys.stderr, flush=True)
 

@@ -153,7 +153,7 @@ def _component(name: str, params: Mapping[str, Any], head: Predictor, y: LabelSt
     if name in REGRESSION:
         return _regression(name, params, head, y)
     if name == "auc" and head.ranks:
-        return Objective(name, batch=lambda m, y, w, groups: pairwise_logistic(head.mean(m), y, w), calibrated=False)
+        return Objective(name, batch=lambda m, y, w, _groups: pairwise_logistic(head.mean(m), y, w), calibrated=False)
     if not head.classes:
         raise InputError(
             f"loss={name!r} needs classes, which {type(head).__name__} doesn't predict; use one of {', '.join(REGRESSION)}"
@@ -172,16 +172,16 @@ def _cluster_loss(name: str, head: Predictor) -> Objective:
             f"loss={name!r} on {type(head).__name__}: its clusters have no label; use {own!r}, or a function "
             "of its outputs"
         )
-    return Objective(name, lambda m, y, w: head.cost(m), 1 / head.loss_unit())
+    return Objective(name, lambda m, _y, _w: head.cost(m), 1 / head.loss_unit())
 
 
 def _log_loss(head: Predictor) -> Rows:
     if head.wide:
-        return lambda margin, y, w: F.cross_entropy(margin, index(y, margin.shape[1]), reduction="none")
+        return lambda margin, y, _w: F.cross_entropy(margin, index(y, margin.shape[1]), reduction="none")
     if head.classes or head.margin_link == "logit":
-        return lambda margin, y, w: F.softplus(margin) - y * margin
+        return lambda margin, y, _w: F.softplus(margin) - y * margin
     if head.binomial:
-        return lambda margin, y, w: log_loss(head.mean(margin), y)
+        return lambda margin, y, _w: log_loss(head.mean(margin), y)
     raise InputError(
         f"loss='logLoss' needs probabilities, which {type(head).__name__} doesn't output; use one of {', '.join(REGRESSION)}"
     )
@@ -191,22 +191,22 @@ def _regression(name: str, params: Mapping[str, Any], head: Predictor, y: LabelS
     spread = y.std or 1.0
     if name == "squared":
         exact = derivative(name, None, head)
-        return Objective(name, lambda m, y, w: (head.mean(m) - y) ** 2, 1 / spread**2, exact=exact)
+        return Objective(name, lambda m, y, _w: (head.mean(m) - y) ** 2, 1 / spread**2, exact=exact)
     if name == "absolute":
-        return Objective(name, lambda m, y, w: (head.mean(m) - y).abs(), 1 / spread)
+        return Objective(name, lambda m, y, _w: (head.mean(m) - y).abs(), 1 / spread)
     if name == "huber":
         delta = number(name, params, "delta", "> 0", lambda v: v > 0)
         return Objective(
-            name, lambda m, y, w: F.huber_loss(head.mean(m), y, reduction="none", delta=delta), 1 / spread**2
+            name, lambda m, y, _w: F.huber_loss(head.mean(m), y, reduction="none", delta=delta), 1 / spread**2
         )
     if name == "quantile":
         tau = number(name, params, "tau", "in (0, 1)", lambda v: 0 < v < 1)
-        return Objective(name, lambda m, y, w: pinball(head.mean(m), y, tau), 1 / spread)
+        return Objective(name, lambda m, y, _w: pinball(head.mean(m), y, tau), 1 / spread)
     power = {"poisson": 1.0, "gamma": 2.0}.get(name) or number(name, params, "power", ">= 1", lambda v: v >= 1)
     floor = None if head.positive_mean else 1e-3 * (y.mean if y.mean > 0 else 1.0)
     exact = derivative(name, power, head) if floor is None else None
     return Objective(
-        name, lambda m, y, w: half_deviance(head.mean(m), y, power, floor), floor=floor, power=power, exact=exact
+        name, lambda m, y, _w: half_deviance(head.mean(m), y, power, floor), floor=floor, power=power, exact=exact
     )
 
 
@@ -215,13 +215,13 @@ def _classification(name: str, params: Mapping[str, Any], head: Predictor) -> Ob
     if name == "hinge":
         return Objective(
             name,
-            lambda m, y, w: hinge(head.class_scores(m), index(y, k)),
+            lambda m, y, _w: hinge(head.class_scores(m), index(y, k)),
             calibrated=not head.probable,
             exact=derivative(name, None, head),
         )
     if name == "focal":
         gamma = number(name, params, "gamma", ">= 0", lambda v: v >= 0)
-        return Objective(name, lambda m, y, w: focal(m, index(y, k), gamma), calibrated=gamma == 0)
+        return Objective(name, lambda m, y, _w: focal(m, index(y, k), gamma), calibrated=gamma == 0)
     if name == "cost":
         costs = cost_matrix(params.get("costs"), k, "loss='cost'")
         spread = float((costs.amax(1) - costs.amin(1)).max())
@@ -234,7 +234,7 @@ def _classification(name: str, params: Mapping[str, Any], head: Predictor) -> Ob
         at = DeviceCopies(costs)
         return Objective(
             name,
-            lambda m, y, w: mean_cost(head.decision_margin(m), index(y, k), at.beside(m)),
+            lambda m, y, _w: mean_cost(head.decision_margin(m), index(y, k), at.beside(m)),
             1 / spread,
             calibrated=not head.probable,
         )
@@ -243,10 +243,10 @@ def _classification(name: str, params: Mapping[str, Any], head: Predictor) -> Ob
             raise InputError(f"loss='auc' ranks two classes, but {type(head).__name__} predicts {k}; use 'logLoss'")
         return Objective(
             name,
-            batch=lambda m, y, w, groups: pairwise_logistic(rank_score(head.class_scores(m)), y, w),
+            batch=lambda m, y, w, _groups: pairwise_logistic(rank_score(head.class_scores(m)), y, w),
             calibrated=not head.probable,
         )
-    return Objective(name, batch=lambda m, y, w, groups: calibration_error(m, index(y, k), w))
+    return Objective(name, batch=lambda m, y, w, _groups: calibration_error(m, index(y, k), w))
 
 
 def function_objective(
@@ -284,7 +284,7 @@ def function_objective(
             )
         return out
 
-    def batch(margin: Tensor, label: Tensor, weight: Tensor, groups: Mapping[str, Tensor]) -> Tensor:
+    def batch(margin: Tensor, label: Tensor, weight: Tensor, _groups: Mapping[str, Tensor]) -> Tensor:
         out = value(margin, label, weight)
         if out.ndim:
             raise InputError(

@@ -217,8 +217,8 @@ def _explained_variance(prediction: Tensor, y: Tensor, w: Tensor) -> Tensor:
 
 REGRESSION: dict[str, Callable[[str, Predictor], Metric]] = {
     "rmse": lambda name, head: Metric(name, column=head.mean, value=_rmse),
-    "mse": lambda name, head: Metric(name, rows=lambda m, y, w: (head.mean(m) - y) ** 2),
-    "mae": lambda name, head: Metric(name, rows=lambda m, y, w: (head.mean(m) - y).abs()),
+    "mse": lambda name, head: Metric(name, rows=lambda m, y, _w: (head.mean(m) - y) ** 2),
+    "mae": lambda name, head: Metric(name, rows=lambda m, y, _w: (head.mean(m) - y).abs()),
     "r2": lambda name, head: Metric(
         name, larger=True, column=head.mean, value=_r2, needs="labels that differ and weights that sum to more than 1"
     ),
@@ -268,10 +268,10 @@ BINARY: dict[str, Value] = {"areaUnderROC": area_under_roc, "areaUnderPR": area_
 
 def _brier(head: Predictor) -> Rows:
     if not head.classes and head.own_loss()[0] == "logLoss":
-        return lambda m, y, w: brier(head.mean(m), y)
+        return lambda m, y, _w: brier(head.mean(m), y)
     if not head.classes or not head.probable:
         raise InputError(f"metric='brier' measures probabilities, which {type(head).__name__} doesn't output")
-    return lambda m, y, w: brier(probabilities(m), index(y, head.classes))
+    return lambda m, y, _w: brier(probabilities(m), index(y, head.classes))
 
 
 # Classes --------------------------------------------------------------------------------------------------------------
@@ -328,12 +328,12 @@ BY_CLASS: dict[str, ByClass] = {
 def _denominators(kind: str, classes: tuple[int, ...], *, shares: bool = False) -> Denominators:
     """Description of the rows in the denominators of a metric of BY_CLASS, for these classes."""
     if kind == "precision":
-        return Denominators(classes, lambda p, y, k: p == k, "predicted as class", shares=shares)
+        return Denominators(classes, lambda p, _y, k: p == k, "predicted as class", shares=shares)
     if kind == "falsePositiveRate":
-        return Denominators(classes, lambda p, y, k: y != k, "of other classes than", shares=shares)
+        return Denominators(classes, lambda _p, y, k: y != k, "of other classes than", shares=shares)
     if kind == "fMeasure":
         return Denominators(classes, lambda p, y, k: (p == k) | (y == k), "of, or predicted as, class", shares=shares)
-    return Denominators(classes, lambda p, y, k: y == k, "of class", by_label=True, shares=shares)
+    return Denominators(classes, lambda _p, y, k: y == k, "of class", by_label=True, shares=shares)
 
 
 MULTICLASS = (
@@ -362,13 +362,13 @@ def _classes(name: str, params: Mapping[str, Any], head: Predictor) -> Metric:
         return torch.where(found.isnan(), torch.nan, (found == y).to(found.dtype))
 
     if name == "accuracy":
-        return Metric(name, larger=True, rows=lambda m, y, w: hit(m, y))
+        return Metric(name, larger=True, rows=lambda m, y, _w: hit(m, y))
     if name == "hammingLoss":
-        return Metric(name, rows=lambda m, y, w: 1 - hit(m, y))
+        return Metric(name, rows=lambda m, y, _w: 1 - hit(m, y))
     if name == "expectedCost":
         costs = DeviceCopies(cost_matrix(params["costs"], k, f"metric={name!r}"))
 
-        def cost(margin: Tensor, y: Tensor, w: Tensor) -> Tensor:
+        def cost(margin: Tensor, y: Tensor, _w: Tensor) -> Tensor:
             found = decision(margin)
             return torch.where(found.isnan(), torch.nan, costs.beside(margin)[index(y, k), index(found, k)])
 

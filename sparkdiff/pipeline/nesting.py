@@ -92,7 +92,7 @@ def holders(model: Any, path: Path = ()) -> list[tuple[Path, Any]]:
     return [(path, model)] if type(model) is RFormulaModel else []
 
 
-def inside(stage: Any, into: Callable[[Any], bool] = lambda stage: True) -> dict[str, Any]:
+def inside(stage: Any, into: Callable[[Any], bool] = lambda _stage: True) -> dict[str, Any]:
     """A stage and all stages that it holds (see `stages_within`), by uid; of several with the same uid the first one."""
     found: dict[str, Any] = {}
     for one in stages_within(stage, into):
@@ -100,7 +100,7 @@ def inside(stage: Any, into: Callable[[Any], bool] = lambda stage: True) -> dict
     return found
 
 
-def stages_within(stage: Any, into: Callable[[Any], bool] = lambda stage: True) -> list[Any]:
+def stages_within(stage: Any, into: Callable[[Any], bool] = lambda _stage: True) -> list[Any]:
     """A stage and all stages that it holds, at any depth, such as the classifier of a OneVsRest. A stage for which
     `into` is False is included, but not searched.
 

@@ -39,7 +39,7 @@ def fit_with_observer(
     dataset: Any = None,
     *,
     alone: bool = True,
-    check: Callable[[Any], None] = lambda found: None,
+    check: Callable[[Any], None] = lambda _found: None,
 ) -> Found:
     """Run a fit with the observer's listener, and return its result. Of nested fits, only the outermost is observed.
 

@@ -95,7 +95,7 @@ def _last(space: SearchSpace) -> Any:
         InputError: the last stage is one of alternatives.
     """
     estimator = space.estimator
-    last = leaves_of(with_choices(estimator, {}), lambda pipeline: False)[-1]
+    last = leaves_of(with_choices(estimator, {}), lambda _pipeline: False)[-1]
     held = {stage.uid for place in places(estimator) for stage in place.getStages() if stage is not None}
     if last.uid in held:
         raise InputError(

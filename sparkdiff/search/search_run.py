@@ -337,7 +337,7 @@ def run(
     limit: float | None,
     phase: Phase,
     pruning: Pruning | None,
-    tell: Callable[[Sequence[Trial]], None] = lambda known: None,
+    tell: Callable[[Sequence[Trial]], None] = lambda _known: None,
 ) -> None:
     """Take trials from the study, evaluate them and store their outcomes, batch by batch, until all trials are done or
     the time is over.

@@ -52,7 +52,7 @@ def _logarithmic(low: float, high: float) -> Range:
     among 0 and the powers of ten in this range.
     """
 
-    def of(stage: Stage, now: float) -> Distribution:
+    def of(_stage: Stage, now: float) -> Distribution:
         if now > 0:
             return loguniform(min(low, now), max(high, now))
         decades = range(round(math.log10(low)), round(math.log10(high)) + 1)
@@ -62,21 +62,21 @@ def _logarithmic(low: float, high: float) -> Range:
 
 
 def _between(low: float, high: float) -> Range:
-    return lambda stage, now: uniform(min(low, now), max(high, now))
+    return lambda _stage, now: uniform(min(low, now), max(high, now))
 
 
 def _whole(low: int, high: int, *, log: bool = False) -> Range:
-    return lambda stage, now: integer(min(low, now), max(high, now), log=log)
+    return lambda _stage, now: integer(min(low, now), max(high, now), log=log)
 
 
 def _times(least: float, most: float, enough: int = 2) -> Range:
     """A number from `least` times the current one to `most` times it, or to `enough` if that is more."""
-    return lambda stage, now: integer(max(1, int(now * least)), max(enough, int(now * most)), log=True)
+    return lambda _stage, now: integer(max(1, int(now * least)), max(enough, int(now * most)), log=True)
 
 
 def _one_of(*values: Any) -> Range:
     """A choice with the current value first."""
-    return lambda stage, now: choice(now, *(v for v in values if v != now))
+    return lambda _stage, now: choice(now, *(v for v in values if v != now))
 
 
 def _unless(left_out: Callable[[Stage], bool], otherwise: Range) -> Range:
@@ -86,7 +86,7 @@ def _unless(left_out: Callable[[Stage], bool], otherwise: Range) -> Range:
 # Single stages --------------------------------------------------------------------------------------------------------
 
 
-def _more_iterations(stage: Stage, now: int) -> Distribution | None:
+def _more_iterations(_stage: Stage, now: int) -> Distribution | None:
     """More iterations for a solver that converges, in case it was stopped early."""
     return choice(now, 100) if now < 100 else None
 
@@ -105,12 +105,12 @@ def _is_wide(stage: Stage) -> bool:
     return any(size > DENSE for size in sizes)
 
 
-def _components(stage: Stage, now: int) -> Distribution:
+def _components(stage: Stage, _now: int) -> Distribution:
     most = stage.model.pc.numRows
     return integer(1, most, log=most > 32)
 
 
-def _layers(stage: Stage, now: Sequence[int]) -> Distribution:
+def _layers(_stage: Stage, now: Sequence[int]) -> Distribution:
     """Other hidden layers, between the same input and output."""
     first, *hidden, last = now
     found = [hidden, [max(2, h // 2) for h in hidden], [2 * h for h in hidden], [8], [32], [32, 16]]

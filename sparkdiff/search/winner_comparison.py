@@ -97,11 +97,11 @@ def _judge(evaluator: Any, model: Any) -> Judge:
         model: provides the label, from its last stage with a labelCol, if the evaluator names none.
     """
     named_by = (
-        columns_of if hasattr(evaluator, "uid") else lambda stage, params: ()
+        columns_of if hasattr(evaluator, "uid") else lambda _stage, _params: ()
     )  # a user's own evaluator may have no Params
     of_stages = [name for _, stage in reversed(flatten(model)) for name in columns_of(stage, ("labelCol",))]
     label, weight = (next(iter(named_by(evaluator, (name,))), "") for name in ("labelCol", "weightCol"))
-    return judge_of(evaluator) or Judge(label or next(iter(of_stages), ""), weight, "", lambda found, y, w: math.nan)
+    return judge_of(evaluator) or Judge(label or next(iter(of_stages), ""), weight, "", lambda _found, _y, _w: math.nan)
 
 
 def by_number(evaluator: Any, dimensions: int = 2) -> bool:

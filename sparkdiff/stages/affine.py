@@ -108,7 +108,7 @@ class Identity(Columnwise):
     """A stage whose output is its input."""
 
     def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
-        return AffineForm([slope], 0.0, lambda gradients, constant, room: gradients[0])
+        return AffineForm([slope], 0.0, lambda gradients, _constant, _room: gradients[0])
 
 
 class Factors(Columnwise):
@@ -125,7 +125,7 @@ class Factors(Columnwise):
         [name] = self.weights
         factor = p[name][..., None]  # (K, d, 1)
 
-        def back(gradients: list[Tensor], constant: Tensor, room: Parameters) -> Tensor:
+        def back(gradients: list[Tensor], _constant: Tensor, room: Parameters) -> Tensor:
             if name in room:
                 room[name].add_((gradients[0] * slope).sum(-1))
             return gradients[0] * factor

@@ -53,7 +53,7 @@ class VectorAssembler(Affine):
 
     def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
         return AffineForm(
-            list(slope.split(list(widths), -2)), 0.0, lambda gradients, constant, room: torch.cat(gradients, -2)
+            list(slope.split(list(widths), -2)), 0.0, lambda gradients, _constant, _room: torch.cat(gradients, -2)
         )
 
     def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[Affine, Tensor | None]:

@@ -55,7 +55,7 @@ class Word2Vec(PreparedStage, MatrixProduct):
     def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
         vectors = p["vectors"]
 
-        def back(gradients: list[Tensor], constant: Tensor, room: Parameters) -> Tensor:
+        def back(gradients: list[Tensor], _constant: Tensor, room: Parameters) -> Tensor:
             if "vectors" in room:
                 room["vectors"].add_(gradients[0] @ slope.mT)
             return vectors.mT @ gradients[0]

@@ -136,11 +136,11 @@ def power(eta: Tensor, exponent: float) -> Tensor:
 
 LINKS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[float], float]]] = {
     # link: (margin -> mean, derivative of the link at a mean); NaN for links whose margin has the unit 1 (log-ratios)
-    "identity": (lambda eta: eta, lambda mu: 1.0),
-    "log": (torch.exp, lambda mu: math.nan),
-    "logit": (torch.sigmoid, lambda mu: math.nan),
-    "probit": (torch.special.ndtr, lambda mu: math.nan),
-    "cloglog": (lambda eta: 1 - torch.exp(-torch.exp(eta)), lambda mu: math.nan),
+    "identity": (lambda eta: eta, lambda _mu: 1.0),
+    "log": (torch.exp, lambda _mu: math.nan),
+    "logit": (torch.sigmoid, lambda _mu: math.nan),
+    "probit": (torch.special.ndtr, lambda _mu: math.nan),
+    "cloglog": (lambda eta: 1 - torch.exp(-torch.exp(eta)), lambda _mu: math.nan),
     "inverse": (lambda eta: 1 / eta, lambda mu: 1 / mu**2),
     "sqrt": (lambda eta: eta * eta, lambda mu: 0.5 / math.sqrt(mu)),
 }

@@ -36,7 +36,7 @@ class PCA(MatrixProduct):
     def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
         pc = p["pc"]
 
-        def back(gradients: list[Tensor], constant: Tensor, room: Parameters) -> Tensor:
+        def back(gradients: list[Tensor], _constant: Tensor, room: Parameters) -> Tensor:
             if "pc" in room:
                 outer = gradients[0] * slope.mT if slope.shape[-1] == 1 else gradients[0] @ slope.mT
                 room["pc"].add_(outer)  # for one margin, products are as exact and take an eighth of the time
@@ -90,7 +90,7 @@ class DCT(Affine):
         if not self.inverse:
             there, back = back, there
         pulled = there(slope.mT).mT
-        return AffineForm([pulled], 0.0, lambda gradients, constant, room: back(gradients[0].mT).mT)
+        return AffineForm([pulled], 0.0, lambda gradients, _constant, _room: back(gradients[0].mT).mT)
 
 
 def cosine_transform(x: Tensor) -> Tensor:

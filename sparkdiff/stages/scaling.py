@@ -140,7 +140,7 @@ class MaxAbsScaler(Affine):
         factor = self.factor(p["maxAbs"])[..., None]  # (K, d, 1)
         pulled = slope * factor
 
-        def back(gradients: list[Tensor], constant: Tensor, room: Parameters) -> Tensor:
+        def back(gradients: list[Tensor], _constant: Tensor, room: Parameters) -> Tensor:
             if "maxAbs" in room:
                 room["maxAbs"].sub_((gradients[0] * pulled * factor).sum(-1) * self.moves)
             return gradients[0] * factor

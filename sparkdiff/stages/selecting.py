@@ -34,7 +34,9 @@ class Selection(Affine):
     def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
         pulled = slope.new_zeros(*slope.shape[:-2], widths[0], slope.shape[-1])
         pulled.index_copy_(-2, self.indices, slope)
-        return AffineForm([pulled], 0.0, lambda gradients, constant, room: gradients[0].index_select(-2, self.indices))
+        return AffineForm(
+            [pulled], 0.0, lambda gradients, _constant, _room: gradients[0].index_select(-2, self.indices)
+        )
 
     def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[Affine, Tensor | None]:
         [reached] = columns

@@ -45,7 +45,7 @@ class RegressionTrees(Affine, Trees, LeastSquares):
         table = (p["leaves"] * share)[..., None]  # (K, L, 1)
         slopes = table if not slope.numel() else table * slope  # (K, L, m)
 
-        def back(gradients: list[Tensor], constant: Tensor, room: Parameters) -> Tensor | None:
+        def back(gradients: list[Tensor], _constant: Tensor, room: Parameters) -> Tensor | None:
             [gradient] = gradients
             own = (gradient * slope).sum(2) if slope.numel() else gradient[:, :, 0]
             if "leaves" in room:

@@ -361,7 +361,7 @@ def _facts(module: str) -> str:
 
 
 @functools.lru_cache(maxsize=256)
-def _hash_of(path: str, size: int, changed: int) -> str:
+def _hash_of(path: str, _size: int, _changed: int) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 

@@ -92,7 +92,7 @@ class CapturedSteps:
             self.steps([])
             return
 
-        def run(inputs: list[Tensor]) -> None:
+        def run(_inputs: list[Tensor]) -> None:
             self.candidates.step(self.objective.scale, factor)
 
         if self.failed:

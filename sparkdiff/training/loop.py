@@ -27,7 +27,7 @@ def train(
     data: Data,
     objective: Objective,
     metric: Metric,
-    on_step: Callable[[Training], None] = lambda training: None,
+    on_step: Callable[[Training], None] = lambda _training: None,
 ) -> None:
     """Train on the train split until the end, and measure on the validation split after every epoch.
 

@@ -54,8 +54,8 @@ def judge_of(evaluator: Any) -> Judge | None:
     get = evaluator.getOrDefault
     name = get("metricName")
     if isinstance(evaluator, MeanLoss):
-        mean = Metric(name, rows=lambda found, y, w: evaluator.rows(found, y))
-        return Judge(get("labelCol"), get("weightCol"), get("column"), evaluator.value, lambda classes: mean)
+        mean = Metric(name, rows=lambda found, y, _w: evaluator.rows(found, y))
+        return Judge(get("labelCol"), get("weightCol"), get("column"), evaluator.value, lambda _classes: mean)
     by_class = type(evaluator) is MulticlassClassificationEvaluator
     if type(evaluator) is BinaryClassificationEvaluator:
         column, metric = get("rawPredictionCol"), _area(name)
@@ -99,7 +99,7 @@ def _of_class_1(score: Tensor) -> Tensor:
 
 
 def _area(name: str) -> MetricOf:
-    return lambda classes: Metric(name, larger=True, column=_of_class_1, value=BINARY[name], ranks=True)
+    return lambda _classes: Metric(name, larger=True, column=_of_class_1, value=BINARY[name], ranks=True)
 
 
 def _binary(metric: str, bins: int) -> Value:
@@ -150,19 +150,19 @@ def _value_function(of: MetricOf, *, classes: bool = False) -> Value:
 
 def _regression(name: str, origin: bool) -> MetricOf:
     """The metric `name` of a regression. Source: org.apache.spark.mllib.evaluation.RegressionMetrics."""
-    return lambda classes: of_predictions(name, {"throughOrigin": origin})
+    return lambda _classes: of_predictions(name, {"throughOrigin": origin})
 
 
 def _log_loss(eps: float) -> MetricOf:
     """Log-loss of probabilities. Source: org.apache.spark.mllib.evaluation.MulticlassMetrics.logLoss."""
 
-    def rows(probability: Tensor, y: Tensor, w: Tensor) -> Tensor:
+    def rows(probability: Tensor, y: Tensor, _w: Tensor) -> Tensor:
         if probability.ndim != 2 or not _classes_of(y) or not bool((y < probability.shape[1]).all()):
             return torch.full_like(y, torch.nan)
         own = probability.gather(1, y.long()[:, None])[:, 0]
         return torch.where(own < eps, -math.log(eps), torch.where(own > 1 - eps, -math.log1p(-eps), -own.log()))
 
-    return lambda classes: Metric("logLoss", rows=rows)
+    return lambda _classes: Metric("logLoss", rows=rows)
 
 
 def _classes(name: str, label: float, beta: float) -> MetricOf:

@@ -81,7 +81,7 @@ def group_penalties(
     check_dataframe("validation", validation)
     refuse_stream(train)
     refuse_stream(validation)
-    *before, last = leaves_of(estimator, lambda pipeline: False)
+    *before, last = leaves_of(estimator, lambda _pipeline: False)
     asked = linear_estimator(last)
     if not singles or min(singles) <= 0:
         raise InputError(f"penalties must be larger than 0, got {list(singles)}")

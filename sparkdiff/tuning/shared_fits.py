@@ -42,7 +42,7 @@ class DerivedParam:
     best: Callable[[Iterable[Any]], Any]
     models: Callable[[Any, DataFrame], Models]
     told: str
-    able: Callable[[Get], bool] = lambda get: True
+    able: Callable[[Get], bool] = lambda _get: True
 
 
 @dataclass(frozen=True)
@@ -70,18 +70,18 @@ def _counts_features(get: Get) -> bool:
     return get("selectionMode") == "numTopFeatures" and count is not None and count >= 1 and count == int(count)
 
 
-def first_trees(model: Any, rows: DataFrame) -> Models:
+def first_trees(model: Any, _rows: DataFrame) -> Models:
     """Models by `maxIter`: the first trees, as each tree is fitted to the residuals of those before it."""
     return lambda count: trees.first(model, count)
 
 
-def components(model: Any, rows: DataFrame) -> Models:
+def components(model: Any, _rows: DataFrame) -> Models:
     """Models by `k`: Spark decomposes the whole covariance matrix and keeps the first components."""
     matrix, share = model.pc.toArray(), model.explainedVariance.toArray()
     return lambda k: jvm.rebuild(model, {"pc": matrix[:, :k], "explainedVariance": share[:k]})
 
 
-def frequent(model: Any, rows: DataFrame) -> Models:
+def frequent(model: Any, _rows: DataFrame) -> Models:
     """Models by `minDocFreq`: terms in fewer documents get an IDF of 0 and, in Spark, a document frequency of 0."""
     counts, idf = np.array(model.docFreq), model.idf.toArray()
 
@@ -92,7 +92,7 @@ def frequent(model: Any, rows: DataFrame) -> Models:
     return of
 
 
-def top_features(model: Any, rows: DataFrame) -> Models:
+def top_features(model: Any, _rows: DataFrame) -> Models:
     """Models by `selectionThreshold` as the number of features: Spark lists features by test result, the best first."""
     best = np.array(model.selectedFeatures, np.int64)
     return lambda count: mllib.selector(model, best[: int(count)])
@@ -116,7 +116,7 @@ def smoothed_models(model: Any, rows: DataFrame) -> Models:
     """
     kind = model.getOrDefault("modelType")
     if kind == "gaussian":
-        return lambda smoothing: model
+        return lambda _smoothing: model
     sizes, counts = _by_class(model, rows)
     if kind == "complement":
         counts = counts.sum(0) - counts

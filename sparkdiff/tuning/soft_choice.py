@@ -76,7 +76,7 @@ def soft_choice(
     """
     names, some = [*variants], [*variants.values()]
     estimators = [some[0][0], *(one for place in some for one in place[1:])]
-    last = leaves_of(estimators[0], lambda pipeline: False)[-1]
+    last = leaves_of(estimators[0], lambda _pipeline: False)[-1]
     asked = linear_estimator(last)
     fitted = [_fit_before_last(estimator, train) for estimator in estimators]
     both = train.withColumn(HELD, F.lit(-1.0)).unionByName(validation.withColumn(HELD, F.lit(0.0)))
@@ -154,7 +154,7 @@ def _classes(label: Tensor, told: int, name: str) -> int:
 
 
 def _fit_before_last(estimator: Any, train: DataFrame) -> Any:
-    *before, _ = leaves_of(estimator, lambda pipeline: False)
+    *before, _ = leaves_of(estimator, lambda _pipeline: False)
     return Pipeline(stages=before).fit(train) if before else PipelineModel([])
 
 

@@ -96,7 +96,7 @@ def without_trees(settings: GrowthSettings) -> tuple[GrowthSettings, list[str]]:
     return dataclasses.replace(settings, parts=rest), [f"growth tried no trees, because {why}"]
 
 
-def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:
+def propose(table: Table, _criterion: Criterion, seed: int) -> list[Item]:
     """Items for ensembles of small trees, which model interactions of two or three columns, and of larger trees; see `SIZES`.
 
     Raises:

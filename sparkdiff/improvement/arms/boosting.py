@@ -132,7 +132,7 @@ def _boosting(context: ArmContext, number: str, clock: Clock, seconds: float | N
             yield _BoostingStarts((table, anew), base, original, criterion, train)
 
 
-def run(context: ArmContext, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
+def run(context: ArmContext, number: int, limit: Limit, _steps: Sequence[Step]) -> Step:
     """Train as many ensembles as there is time for, and make a candidate from the best one.
 
     The second step also trains the ensembles that the first step had no time for, and then all weights of the best candidate.

@@ -144,24 +144,24 @@ def train_again(context: ArmContext, model: Any, recipe: Recipe, epochs: int, na
         return written_back(context, run, before, fitted)
 
 
-def _run(context: ArmContext, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
+def _run(context: ArmContext, number: int, limit: Limit, _steps: Sequence[Step]) -> Step:
     name = "fine-tuned" if number == 0 else f"fine-tuned, {STEPS[number]}"
     start = Candidate("finetune", "", context.start, CandidateRecipe("finetune"))
     return fine_tuned(context, start, limit, recipe=STEPS[number], number=number, name=name)
 
 
-def _make(context: ArmContext, settings: Mapping[str, Any]) -> Any:
+def _make(context: ArmContext, _settings: Mapping[str, Any]) -> Any:
     return context.model
 
 
 def with_recipe(recipe: str, seconds: float | None) -> Arm:
     """Arm with a single step, which trains the candidates of `recipe` within `seconds`; for runs with this arm only."""
 
-    def run(context: ArmContext, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
+    def run(context: ArmContext, number: int, _limit: Limit, _steps: Sequence[Step]) -> Step:
         start = Candidate("finetune", "", context.start, CandidateRecipe("finetune"))
         return fine_tuned(context, start, Limit(seconds, None), recipe=recipe, number=number, name="the tuned pipeline")
 
     return replace(ARM, steps=1, run=run, alone=True)
 
 
-ARM = Arm("finetune", len(STEPS), 1.0, lambda context: "", _run, _make)
+ARM = Arm("finetune", len(STEPS), 1.0, lambda _context: "", _run, _make)

@@ -143,7 +143,7 @@ def _rounds(
     )
 
 
-def _grow(context: ArmContext, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
+def _grow(context: ArmContext, number: int, limit: Limit, _steps: Sequence[Step]) -> Step:
     return grow_and_train(
         context, limit, _settings(context, _parts(context), _number_of_rounds(number, limit)), "grow", number
     )
@@ -187,7 +187,7 @@ def _candidate(rounds: _RoundsResult, measured: Measurement, making: CandidateRe
     return Candidate(making.arm, f"+ {shortened(rounds.names)}", measured, making, rounds.names, seconds=seconds)
 
 
-def _put_in_front(context: ArmContext, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
+def _put_in_front(context: ArmContext, number: int, limit: Limit, _steps: Sequence[Step]) -> Step:
     """Put boosted trees in front of the last linear stage; in the second step, by more rounds, and then train all stages
     together.
     """
@@ -242,7 +242,7 @@ def with_settings(settings: GrowthSettings, seconds: float | None, learned: dict
             fold.
     """
 
-    def run(context: ArmContext, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
+    def run(context: ArmContext, number: int, _limit: Limit, _steps: Sequence[Step]) -> Step:
         return grow_and_train(context, Limit(seconds, None), settings, "grow", number)
 
     def again(context: ArmContext, made: Mapping[str, Any]) -> Any:
@@ -259,7 +259,7 @@ def _parts(context: ArmContext) -> tuple[str, ...]:
     return context.settings.parts
 
 
-def _trees(context: ArmContext) -> tuple[str, ...]:
+def _trees(_context: ArmContext) -> tuple[str, ...]:
     return ("trees",)
 
 

@@ -76,7 +76,7 @@ def _refusal(context: ArmContext) -> str:
     )
 
 
-def _make(context: ArmContext, settings: Mapping[str, Any]) -> Any:
+def _make(context: ArmContext, _settings: Mapping[str, Any]) -> Any:
     return fit_anew(context, form_of(context)) if context.fit is None else context.model
 
 

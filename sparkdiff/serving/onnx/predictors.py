@@ -85,13 +85,13 @@ def squared_distances(g: GraphWriter, x: Value, centers: Any, weights: Any = Non
 
 
 @writes(LinearRegression)
-def regression(g: GraphWriter, m: LinearRegression, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
+def regression(g: GraphWriter, m: LinearRegression, xs: Sequence[Value], _nulls: Nulls) -> tuple[Value, ...]:
     return (stored_linear(g, xs[0], m.coefficients[None], m.intercept, m.unstored_mask()).number(),)
 
 
 @writes(GeneralizedLinearRegression)
 def generalized_linear(
-    g: GraphWriter, m: GeneralizedLinearRegression, xs: Sequence[Value], nulls: Nulls
+    g: GraphWriter, m: GeneralizedLinearRegression, xs: Sequence[Value], _nulls: Nulls
 ) -> tuple[Value, ...]:
     eta = linear(xs[0], m.coefficients, m.intercept)
     eta = eta + xs[1] if len(xs) > 1 else eta
@@ -118,7 +118,7 @@ def inverse_link(m: GeneralizedLinearRegression, eta: Value) -> Value:
 
 
 @writes(LogisticRegression)
-def logistic(g: GraphWriter, m: LogisticRegression, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
+def logistic(g: GraphWriter, m: LogisticRegression, xs: Sequence[Value], _nulls: Nulls) -> tuple[Value, ...]:
     margin = logistic_margin(g, m, xs[0])
     if m.isMultinomial:
         probability = softmax(g, margin)
@@ -136,13 +136,13 @@ def logistic(g: GraphWriter, m: LogisticRegression, xs: Sequence[Value], nulls: 
 
 
 @writes(LinearSVC)
-def support_vectors(g: GraphWriter, m: LinearSVC, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
+def support_vectors(g: GraphWriter, m: LinearSVC, xs: Sequence[Value], _nulls: Nulls) -> tuple[Value, ...]:
     margin = linear(xs[0], m.coefficients, m.intercept)
     return output_columns(m, g.beside([-margin, margin]), (margin > m.threshold).double())
 
 
 @writes(AFTSurvivalRegression)
-def survival(g: GraphWriter, m: AFTSurvivalRegression, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
+def survival(_g: GraphWriter, m: AFTSurvivalRegression, xs: Sequence[Value], _nulls: Nulls) -> tuple[Value, ...]:
     time = linear(xs[0], m.coefficients, m.intercept).exp()
     scale = torch.log(m.scale.detach())
     exponents = torch.log(-torch.log(1 - m.quantiles)) / (1 / torch.exp(scale))  # by Spark's order of operations
@@ -150,7 +150,7 @@ def survival(g: GraphWriter, m: AFTSurvivalRegression, xs: Sequence[Value], null
 
 
 @writes(MultilayerPerceptron)
-def perceptron(g: GraphWriter, m: MultilayerPerceptron, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
+def perceptron(g: GraphWriter, m: MultilayerPerceptron, xs: Sequence[Value], _nulls: Nulls) -> tuple[Value, ...]:
     [x] = xs
     for i in range(m.depth):
         raw = linear(x, *m.layer(i))
@@ -164,7 +164,7 @@ def perceptron(g: GraphWriter, m: MultilayerPerceptron, xs: Sequence[Value], nul
 
 
 @writes(Multinomial, Complement, Bernoulli, Gaussian)
-def naive_bayes(g: GraphWriter, m: Any, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
+def naive_bayes(g: GraphWriter, m: Any, xs: Sequence[Value], _nulls: Nulls) -> tuple[Value, ...]:
     [x] = xs
     if not isinstance(m, Gaussian):
         good = x.equals(0.0) | x.equals(1.0) if isinstance(m, Bernoulli) else x >= 0.0
@@ -190,7 +190,7 @@ def bayes_margin(g: GraphWriter, m: Any, x: Value) -> Value:
 
 
 @writes(KMeans)
-def nearest(g: GraphWriter, m: KMeans, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
+def nearest(g: GraphWriter, m: KMeans, xs: Sequence[Value], _nulls: Nulls) -> tuple[Value, ...]:
     [x], centers = xs, m.clusterCenters.detach()
     square = (x * x).sum()
     g.refuse(square.isnan(), f"{m.uid}: NaN or null in the features")
@@ -204,7 +204,7 @@ def nearest(g: GraphWriter, m: KMeans, xs: Sequence[Value], nulls: Nulls) -> tup
 
 
 @writes(GaussianMixture)
-def mixture(g: GraphWriter, m: GaussianMixture, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
+def mixture(g: GraphWriter, m: GaussianMixture, xs: Sequence[Value], _nulls: Nulls) -> tuple[Value, ...]:
     [x], (roots, constant), (k, d) = xs, m.roots(), m.mus.shape
     scaled = x.matmul(roots.reshape(k * d, d).T)
     cube = g.node("Reshape", [scaled, g.whole([-1, k, d])], d)
@@ -252,7 +252,7 @@ def same_as(x: Value, bounds: torch.Tensor) -> Value:
 # Products and combinations -----------------------------------------------------------------------------------------------
 
 
-def fm_margin(g: GraphWriter, m: Any, x: Value) -> Value:
+def fm_margin(_g: GraphWriter, m: Any, x: Value) -> Value:
     """Margin of a factorization machine, factor by factor in Spark's order of operations.
 
     The order matters because the margin is a small difference of large squares.
@@ -267,12 +267,12 @@ def fm_margin(g: GraphWriter, m: Any, x: Value) -> Value:
 
 
 @writes(FMRegression)
-def fm_regression(g: GraphWriter, m: FMRegression, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
+def fm_regression(g: GraphWriter, m: FMRegression, xs: Sequence[Value], _nulls: Nulls) -> tuple[Value, ...]:
     return (fm_margin(g, m, xs[0]).number(),)
 
 
 @writes(FMClassification)
-def fm_classification(g: GraphWriter, m: FMClassification, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
+def fm_classification(g: GraphWriter, m: FMClassification, xs: Sequence[Value], _nulls: Nulls) -> tuple[Value, ...]:
     margin = fm_margin(g, m, xs[0])
     one = 1.0 / ((-margin).exp() + 1.0)
     raw, probability = g.beside([-margin, margin]), g.beside([1.0 - one, one])
@@ -280,7 +280,7 @@ def fm_classification(g: GraphWriter, m: FMClassification, xs: Sequence[Value], 
 
 
 @writes(ALS)
-def recommendation(g: GraphWriter, m: ALS, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
+def recommendation(g: GraphWriter, m: ALS, xs: Sequence[Value], _nulls: Nulls) -> tuple[Value, ...]:
     """Write the prediction: the products of factors are summed in float32 from first to last, as in Spark; NaN for an
     unknown id.
     """
@@ -296,7 +296,7 @@ def recommendation(g: GraphWriter, m: ALS, xs: Sequence[Value], nulls: Nulls) ->
 
 
 @writes(OneVsRest)
-def one_vs_rest(g: GraphWriter, m: OneVsRest, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
+def one_vs_rest(g: GraphWriter, m: OneVsRest, xs: Sequence[Value], _nulls: Nulls) -> tuple[Value, ...]:
     models: list[Any] = list(m.models)
     raw = g.beside([score_of_one(g, model, xs[0]) for model in models])
     if not m.by_array:

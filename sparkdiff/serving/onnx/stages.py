@@ -77,7 +77,7 @@ def class_of(g: GraphWriter, m: Any, raw: Value, probability: Value) -> Value:
 
 
 @writes(VectorAssembler)
-def vector_assembler(g: GraphWriter, m: VectorAssembler, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
+def vector_assembler(g: GraphWriter, m: VectorAssembler, xs: Sequence[Value], _nulls: Nulls) -> tuple[Value, ...]:
     for name, x in zip(m.names, xs, strict=True):
         if not m.keep and x.scalar:
             g.refuse(x.isnan(), f"{m.uid}: null or NaN in {name!r}")
@@ -85,7 +85,7 @@ def vector_assembler(g: GraphWriter, m: VectorAssembler, xs: Sequence[Value], nu
 
 
 @writes(Selector, VectorSlicer)
-def selection(g: GraphWriter, m: Any, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
+def selection(_g: GraphWriter, m: Any, xs: Sequence[Value], _nulls: Nulls) -> tuple[Value, ...]:
     [x] = xs
     if len(m.indices) and int(m.indices.max()) >= x.width:
         raise NotExportableError(f"it selects entry {int(m.indices.max())} of vectors of {x.width} entries")
@@ -93,19 +93,19 @@ def selection(g: GraphWriter, m: Any, xs: Sequence[Value], nulls: Nulls) -> tupl
 
 
 @writes(VectorSizeHint)
-def size_hint(g: GraphWriter, m: VectorSizeHint, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
+def size_hint(_g: GraphWriter, m: VectorSizeHint, xs: Sequence[Value], _nulls: Nulls) -> tuple[Value, ...]:
     if m.checks and xs[0].width != m.size:
         raise NotExportableError(f"its vectors have {xs[0].width} entries instead of size={m.size}")
     return (xs[0],)
 
 
 @writes(AttributeRewriting)
-def rewritten_attributes(g: GraphWriter, m: Any, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
+def rewritten_attributes(_g: GraphWriter, _m: Any, xs: Sequence[Value], _nulls: Nulls) -> tuple[Value, ...]:
     return (xs[0],)
 
 
 @writes(ColumnPruning)
-def nothing(g: GraphWriter, m: Any, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
+def nothing(_g: GraphWriter, _m: Any, _xs: Sequence[Value], _nulls: Nulls) -> tuple[Value, ...]:
     return ()
 
 
@@ -113,7 +113,7 @@ def nothing(g: GraphWriter, m: Any, xs: Sequence[Value], nulls: Nulls) -> tuple[
 
 
 @writes(StandardScaler, RobustScaler)
-def scaling(g: GraphWriter, m: Any, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
+def scaling(_g: GraphWriter, m: Any, xs: Sequence[Value], _nulls: Nulls) -> tuple[Value, ...]:
     divisor, shift = (getattr(m, name).detach() for name in m.weights)
     x = xs[0] - shift if m.shifts else xs[0]
     out = x * m.factor(divisor) if m.divides else x
@@ -121,12 +121,12 @@ def scaling(g: GraphWriter, m: Any, xs: Sequence[Value], nulls: Nulls) -> tuple[
 
 
 @writes(MaxAbsScaler)
-def by_largest(g: GraphWriter, m: MaxAbsScaler, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
+def by_largest(_g: GraphWriter, m: MaxAbsScaler, xs: Sequence[Value], _nulls: Nulls) -> tuple[Value, ...]:
     return ((xs[0] * m.factor(m.maxAbs.detach())).as_in(xs[0]),)
 
 
 @writes(MinMaxScaler)
-def into_range(g: GraphWriter, m: MinMaxScaler, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
+def into_range(g: GraphWriter, m: MinMaxScaler, xs: Sequence[Value], _nulls: Nulls) -> tuple[Value, ...]:
     [x], low, high = xs, m.originalMin.detach(), m.originalMax.detach()
     factor = (m.high - m.low) / torch.where(m.moves, high - low, 1.0)
     moved = (x - low) * factor + m.low
@@ -135,12 +135,12 @@ def into_range(g: GraphWriter, m: MinMaxScaler, xs: Sequence[Value], nulls: Null
 
 
 @writes(ElementwiseProduct, IDF)
-def weighting(g: GraphWriter, m: Any, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
+def weighting(_g: GraphWriter, m: Any, xs: Sequence[Value], _nulls: Nulls) -> tuple[Value, ...]:
     return ((xs[0] * getattr(m, m.weights[0])).as_in(xs[0]),)
 
 
 @writes(Normalizer)
-def normalizer(g: GraphWriter, m: Normalizer, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
+def normalizer(g: GraphWriter, m: Normalizer, xs: Sequence[Value], _nulls: Nulls) -> tuple[Value, ...]:
     [x] = xs
     size = x.abs()
     if math.isinf(m.p):
@@ -154,12 +154,12 @@ def normalizer(g: GraphWriter, m: Normalizer, xs: Sequence[Value], nulls: Nulls)
 
 
 @writes(PCA)
-def pca(g: GraphWriter, m: PCA, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
+def pca(_g: GraphWriter, m: PCA, xs: Sequence[Value], _nulls: Nulls) -> tuple[Value, ...]:
     return (xs[0].matmul(m.pc),)
 
 
 @writes(DCT)
-def dct(g: GraphWriter, m: DCT, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
+def dct(g: GraphWriter, m: DCT, xs: Sequence[Value], _nulls: Nulls) -> tuple[Value, ...]:
     [x] = xs
     if not x.width:
         return (x,)
@@ -169,7 +169,7 @@ def dct(g: GraphWriter, m: DCT, xs: Sequence[Value], nulls: Nulls) -> tuple[Valu
 
 
 @writes(Word2Vec)
-def mean_vector(g: GraphWriter, m: Word2Vec, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
+def mean_vector(_g: GraphWriter, m: Word2Vec, xs: Sequence[Value], _nulls: Nulls) -> tuple[Value, ...]:
     return (xs[0].matmul(m.vectors),)
 
 
@@ -177,7 +177,7 @@ def mean_vector(g: GraphWriter, m: Word2Vec, xs: Sequence[Value], nulls: Nulls) 
 
 
 @writes(VectorIndexer)
-def vector_indexer(g: GraphWriter, m: VectorIndexer, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
+def vector_indexer(g: GraphWriter, m: VectorIndexer, xs: Sequence[Value], _nulls: Nulls) -> tuple[Value, ...]:
     [x], first, parts, start = xs, m.first.tolist(), [], 0
     if x.width != m.size:
         raise NotExportableError(f"its input vectors have {x.width} entries, but it was fitted on vectors of {m.size}")
@@ -260,7 +260,7 @@ def bucketizer(g: GraphWriter, m: Bucketizer, xs: Sequence[Value], nulls: Nulls)
     return tuple(out)
 
 
-def ascending(g: GraphWriter, x: Value, bounds: torch.Tensor) -> Value:
+def ascending(_g: GraphWriter, x: Value, bounds: torch.Tensor) -> Value:
     """Flags of the bounds (m,) that are at most x (n, 1): (n, m) bool; -0.0 is below 0.0, as in Java."""
     over = x > bounds
     plus = ((bounds == 0) & ~bounds.signbit()).numpy()
@@ -283,7 +283,7 @@ def imputer(g: GraphWriter, m: Imputer, xs: Sequence[Value], nulls: Nulls) -> tu
 
 @writes(PolynomialExpansion)
 def polynomial_expansion(
-    g: GraphWriter, m: PolynomialExpansion, xs: Sequence[Value], nulls: Nulls
+    g: GraphWriter, m: PolynomialExpansion, xs: Sequence[Value], _nulls: Nulls
 ) -> tuple[Value, ...]:
     [x] = xs
     levels, place = monomials(x.width, m.degree)

@@ -126,7 +126,7 @@ def leaf_column(m: Trees, leaves: Value) -> Value:
 
 
 @writes(GBTRegression, RandomForestRegression, DecisionTreeRegression)
-def tree_regression(g: GraphWriter, m: Any, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
+def tree_regression(g: GraphWriter, m: Any, xs: Sequence[Value], _nulls: Nulls) -> tuple[Value, ...]:
     leaves = leaves_of(g, m, xs[0])
     total = total_of(g, m, leaves)
     total = total / float(m.nodes.trees) if isinstance(m, RandomForestRegression) else total
@@ -137,7 +137,7 @@ def tree_regression(g: GraphWriter, m: Any, xs: Sequence[Value], nulls: Nulls) -
 
 
 @writes(GBTClassification, RandomForestClassification, DecisionTreeClassification)
-def tree_classification(g: GraphWriter, m: Any, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
+def tree_classification(g: GraphWriter, m: Any, xs: Sequence[Value], _nulls: Nulls) -> tuple[Value, ...]:
     leaves = leaves_of(g, m, xs[0])
     raw, probability = scores(g, m, total_of(g, m, leaves))
     return output_columns(m, raw, probability, label(g, m, raw, probability), leaf_column(m, leaves))

@@ -306,7 +306,7 @@ class DictRows(RequestTable):
     """Rows given as dicts."""
 
     def __init__(self, rows: Sequence[Mapping[str, Any]], casefold: Callable[[str], str]):
-        super().__init__((), lambda name: ListColumn(()), len(rows))
+        super().__init__((), lambda _name: ListColumn(()), len(rows))
         self.dicts, self.casefold = rows, casefold
 
     @cached_property

@@ -170,7 +170,7 @@ class _Reader:
 
 _MADE: dict[Any, Callable[[_Reader, Any], Any]] = {
     list: lambda reader, v: [*map(reader.decode, v, itertools.count())],
-    "float": lambda reader, v: float(v["float"]),
+    "float": lambda _reader, v: float(v["float"]),
     "tuple": lambda reader, v: tuple(map(reader.decode, v["tuple"], itertools.count())),
     "set": lambda reader, v: set(map(reader.decode, v["set"], itertools.count())),
     "frozenset": lambda reader, v: frozenset(map(reader.decode, v["frozenset"], itertools.count())),

@@ -148,7 +148,7 @@ def _join_gpu_group(team: Team, at: Place, timeout: float, say: Callable[[str], 
 
     every: list[Any] = [None] * team.world
     unnamed = socket.gethostname(), os.environ.get("CUDA_VISIBLE_DEVICES"), at.name  # by old versions of torch
-    properties = getattr(module_of(at.device), "get_device_properties", lambda device: None)(at.device)
+    properties = getattr(module_of(at.device), "get_device_properties", lambda _device: None)(at.device)
     dist.all_gather_object(every, str(getattr(properties, "uuid", unnamed)))
     shared = f"{team.world} processes share {len(set(every))} GPUs" if len(set(every)) < team.world else ""
     if shared or not dist.is_nccl_available():  # NCCL refuses two processes on one GPU

@@ -41,7 +41,7 @@ class EpochForwarder:
 
 
 def run(
-    assignment: Assignment, stream: Stream, folder: RunFolder, say: Say, on_epoch: OnEpoch = lambda row: None
+    assignment: Assignment, stream: Stream, folder: RunFolder, say: Say, on_epoch: OnEpoch = lambda _row: None
 ) -> tuple[Training, list[str]]:
     """Train to the end, from the beginning or from the newest checkpoint; if the folder has the final state, return
     it.
@@ -134,7 +134,7 @@ def _together(assignment: Assignment, folder: RunFolder, processes: int) -> floa
     """
     o = replace(assignment.options, numProcesses=processes)
     attempt = _attempt(replace(assignment, options=o, timing=True), folder, gpus=False)
-    attempt.run(lambda line: None)
+    attempt.run(lambda _line: None)
     try:
         return float(json.loads((attempt.here / SECONDS).read_text()))
     except (OSError, ValueError):

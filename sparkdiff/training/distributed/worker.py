@@ -98,7 +98,7 @@ def work(
     on_step: Callable[[Training], None],
     tick: Callable[[], None] = lambda: None,
     folder: Path | None = None,
-    say: Callable[[str], None] = lambda text: None,
+    say: Callable[[str], None] = lambda _text: None,
 ) -> None:
     """Train to the end, as one process of a team.
 

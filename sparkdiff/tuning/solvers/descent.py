@@ -213,7 +213,7 @@ def towards(h: Tensor, own: ElasticNetPenalties, at: Tensor, gradient: Tensor) -
     return way
 
 
-def _straight(h: Tensor, own: ElasticNetPenalties, at: Tensor, gradient: Tensor) -> Tensor:
+def _straight(h: Tensor, own: ElasticNetPenalties, _at: Tensor, gradient: Tensor) -> Tensor:
     """Newton's direction for problems without lasso penalties."""
     factor, wrong = torch.linalg.cholesky_ex(h + torch.diag_embed(own.ridge))
     pivots = factor.diagonal(dim1=1, dim2=2).square() / h.diagonal(dim1=1, dim2=2)

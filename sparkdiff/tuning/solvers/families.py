@@ -48,7 +48,7 @@ LINKS = {
 }
 FAMILIES = {
     "gaussian": Family(
-        ("identity", "log", "inverse"), torch.ones_like, (-LARGEST, LARGEST), lambda a, b: True, lambda y, w: y
+        ("identity", "log", "inverse"), torch.ones_like, (-LARGEST, LARGEST), lambda _a, _b: True, lambda y, _w: y
     ),
     "binomial": Family(
         ("logit", "probit", "cloglog"),
@@ -58,7 +58,9 @@ FAMILIES = {
         lambda y, w: (w * y + 0.5) / (w + 1),
     ),
     "poisson": Family(
-        ("log", "identity", "sqrt"), lambda m: m, (TINY, LARGEST), lambda a, b: a >= 0, lambda y, w: y.clamp_min(0.1)
+        ("log", "identity", "sqrt"), lambda m: m, (TINY, LARGEST), lambda a, _b: a >= 0, lambda y, _w: y.clamp_min(0.1)
     ),
-    "gamma": Family(("inverse", "identity", "log"), torch.square, (TINY, LARGEST), lambda a, b: a > 0, lambda y, w: y),
+    "gamma": Family(
+        ("inverse", "identity", "log"), torch.square, (TINY, LARGEST), lambda a, _b: a > 0, lambda y, _w: y
+    ),
 }
