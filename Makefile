@@ -16,8 +16,9 @@ export SPARK_CONF_DIR        := $(CURDIR)/conf
 export PYSPARK_PYTHON        := $(abspath $(VENV))/bin/python
 export PYSPARK_DRIVER_PYTHON := $(PYSPARK_PYTHON)
 RUN = "$(VENV)/bin/python" -m
-# Two processes on two cores, each with one Spark session for all its files; PROCESSES=4 where cores and 4 GB for each allow it.
-PROCESSES ?= 2
+# Each process has one Spark session for all its files, takes up to 4 GB, and waits for its JVM half of the time: four keep two
+# cores busy. PROCESSES=2 where memory is short.
+PROCESSES ?= 4
 TESTS = $(RUN) pytest -n $(PROCESSES) --dist loadfile
 # Spark's own search for its home fails if the path contains a space.
 FIND_SPARK = import importlib.util; print(importlib.util.find_spec('pyspark').submodule_search_locations[0])

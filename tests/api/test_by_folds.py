@@ -28,7 +28,6 @@ from sparkdiff.proof.division import divide
 from sparkdiff.training.recipes import Recipe
 from tests.support.small_data import NUMBERS, QUICK, half_deviance, predictions, tune, weights
 
-pytestmark = pytest.mark.once
 FOLDS = 3
 BY_USER = {"numFolds": FOLDS, "groupCol": "user", "weightCol": "weight", "guardCols": ["held"], "seed": 2}
 TRAINS = {"maxEpochs": 8, "learningRate": 0.01, "stream": "arrow"}

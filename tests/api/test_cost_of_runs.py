@@ -20,8 +20,6 @@ from sparkdiff.data.cache import Cache
 from sparkdiff.data.rehearsal import saving_jobs
 from tests.support.small_data import NUMBERS, Write, unfitted
 
-pytestmark = pytest.mark.once  # the counts are those of Spark 4
-
 Jobs = Callable[[], int]
 
 BYTES = 1.3

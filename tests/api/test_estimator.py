@@ -112,7 +112,6 @@ def test_what_holds_no_stage_can_be_pickled(tuned: FineTunerModel) -> None:
     assert summary.history.equals(tuned.summary.history)
 
 
-@pytest.mark.once
 def test_a_loss_may_be_given_by_its_name(df: DataFrame, numeric: PipelineModel, shared: Path) -> None:
     tuner = FineTuner(loss="tests.support.small_data:Losses.squared")
     assert tuner.getLoss() is Losses.squared
@@ -163,7 +162,6 @@ def test_a_tuner_can_be_saved_and_loaded(df: DataFrame, numeric: PipelineModel, 
     assert not FineTuner.load(str(tmp_path / "bare")).isSet("pipeline")
 
 
-@pytest.mark.once
 def test_sums_and_their_parameters_are_saved(spark: SparkSession, tmp_path: Path) -> None:
     given: dict[str, Any] = {
         "loss": {"logLoss": 1.0, "cost": 2.0},
@@ -180,7 +178,6 @@ def test_sums_and_their_parameters_are_saved(spark: SparkSession, tmp_path: Path
     assert loaded.options() == tuner.options()
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("loss", [pinball, Losses.squared])
 def test_a_loss_of_ones_own_is_saved_by_name(loss: Any, tmp_path: Path) -> None:
     tuner = FineTuner(loss=loss)
@@ -195,7 +192,6 @@ class Callables:
         return pinball(outputs, label, weight)
 
 
-@pytest.mark.once
 def test_a_loss_without_a_name_cannot_be_saved(tmp_path: Path) -> None:
     def local(outputs: Any, label: Any, weight: Any) -> Any:
         return label
@@ -206,7 +202,6 @@ def test_a_loss_without_a_name_cannot_be_saved(tmp_path: Path) -> None:
         assert not (tmp_path / f"tuner-{i}").exists()
 
 
-@pytest.mark.once
 def test_a_loss_that_is_gone_is_an_error_that_says_so(tmp_path: Path) -> None:
     FineTuner(loss=pinball).save(str(tmp_path / "tuner"))
     part = next((tmp_path / "tuner" / "metadata").glob("part-*"))

@@ -160,7 +160,6 @@ def test_the_history_has_a_row_per_epoch_and_candidate(tuned: FineTunerModel) ->
     assert history["trainLoss"][8] < history["trainLoss"][1]
 
 
-@pytest.mark.once
 def test_from_a_thousand_validation_rows_four_candidates_run(
     df: DataFrame, numeric: PipelineModel, shared: Path, decided: list[dict[str, Any]]
 ) -> None:
@@ -190,7 +189,6 @@ def test_from_a_thousand_validation_rows_four_candidates_run(
     assert summary.z == pytest.approx(mean / error, rel=1e-9)
 
 
-@pytest.mark.once
 def test_four_diverging_candidates_are_told_from_no_gain(
     df: DataFrame, numeric: PipelineModel, shared: Path, tmp_path: Path
 ) -> None:
@@ -207,7 +205,6 @@ def test_four_diverging_candidates_are_told_from_no_gain(
         assert (s.asdict()["candidates"], s.asdict()["diverged"]) == (4, 4)
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("metric", ["logLoss", "areaUnderROC"])
 def test_a_finite_divergence_is_told_from_nothing_to_gain(df: DataFrame, shared: Path, metric: str) -> None:
     """The loss of linear scores stays finite however large they are."""
@@ -291,7 +288,6 @@ def test_an_unfitted_pipeline_fits_training_rows_only(df: DataFrame, shared: Pat
     assert not isinstance(found.originalModel, Pipeline)
 
 
-@pytest.mark.once
 def test_what_cannot_convince_returns_the_original_object(df: DataFrame, shared: Path) -> None:
     for seed in range(4, 24):  # of which some split shows a gain by chance, where there is nothing to gain
         optimum = pipeline(sides(df, seed=seed)["train"], LinearRegression(featuresCol="x", labelCol="riders"))
@@ -313,7 +309,6 @@ def test_what_cannot_convince_returns_the_original_object(df: DataFrame, shared:
     assert "is within what chance explains" in s.reason or "is not proven" in s.reason
 
 
-@pytest.mark.once
 def test_sign_flipped_gradients_return_the_original_object(
     df: DataFrame, model: PipelineModel, shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -332,7 +327,6 @@ def test_sign_flipped_gradients_return_the_original_object(
     assert "no epoch of any candidate" in s.reason
 
 
-@pytest.mark.once
 def test_guard_1_takes_any_gain_and_an_end_by_time_is_told(df: DataFrame, numeric: PipelineModel, shared: Path) -> None:
     found = tune(numeric, df, shared, maxEpochs=9, maxSeconds=1e-9, learningRate=1e-6, guard=1.0)
     assert found.summary.decision == "tuned"
@@ -389,7 +383,6 @@ def test_the_same_seed_gives_the_same_bits(
         assert getattr(again.summary, name) == getattr(tuned.summary, name), name
 
 
-@pytest.mark.once
 def test_another_seed_gives_another_result(
     df: DataFrame, model: PipelineModel, shared: Path, tuned: FineTunerModel
 ) -> None:
@@ -448,7 +441,6 @@ def absurd(df: DataFrame, column: str, *values: float) -> DataFrame:
     return df.withColumn(column, F.when(F.col("weight") == 0, wrong).otherwise(F.col(column)))
 
 
-@pytest.mark.once
 def test_rows_of_weight_0_count_nowhere(df: DataFrame, numeric: PipelineModel, shared: Path) -> None:
     data = absurd(df, "riders", 1e12, -5.0)
     found = tune(numeric, data, shared, weightCol="weight")
@@ -465,7 +457,6 @@ def test_rows_of_weight_0_count_nowhere(df: DataFrame, numeric: PipelineModel, s
     assert max(abs(v).max() for v in weights(found.pipelineModel).values()) < 10
 
 
-@pytest.mark.once
 def test_classes_of_weight_0_count_nowhere(df: DataFrame, shared: Path) -> None:
     data = absurd(df, "kind", 7.0, -1.0, 0.5)
     assembler = VectorAssembler(inputCols=NUMBERS, outputCol="features")
@@ -475,7 +466,6 @@ def test_classes_of_weight_0_count_nowhere(df: DataFrame, shared: Path) -> None:
     assert found.summary.decision == "tuned"
 
 
-@pytest.mark.once
 def test_features_of_weight_0_count_nowhere(df: DataFrame, numeric: PipelineModel, shared: Path) -> None:
     data = absurd(df, "wind", float("nan"), 1e300)
     for_keep = PipelineModel([numeric.stages[0].copy(), *numeric.stages[1:]])
@@ -503,7 +493,6 @@ def test_the_weights_of_the_head_are_used_by_default(df: DataFrame, shared: Path
     assert other["before"] == pytest.approx(half_deviance(y, mu).mean(), rel=1e-12)
 
 
-@pytest.mark.once
 def test_a_rare_level_stays_as_it_was(df: DataFrame, shared: Path) -> None:
     rare = df.withColumn("hour", F.when(F.col("number") % 500 == 7, "storm").otherwise(F.col("hour")))  # 3 rows
     common = df.withColumn("hour", F.when(F.col("number") % 50 == 7, "storm").otherwise(F.col("hour")))  # 30 rows
@@ -536,7 +525,6 @@ def test_a_rare_level_stays_as_it_was(df: DataFrame, shared: Path) -> None:
 # Around it ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.once
 def test_verbosity(df: DataFrame, numeric: PipelineModel, shared: Path, capfd: pytest.CaptureFixture[str]) -> None:
     capfd.readouterr()
     tune(numeric, df, shared, maxEpochs=1)
@@ -583,7 +571,6 @@ def test_a_table_can_be_any_dataframe(
     assert other.summary.metrics["validation"] is not None
 
 
-@pytest.mark.once
 def test_a_folded_form_unlike_the_network_stops_the_run(
     df: DataFrame, numeric: PipelineModel, shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

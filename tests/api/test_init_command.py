@@ -14,8 +14,6 @@ from pyspark.sql import SparkSession
 from sparkdiff.cli.app import main
 from sparkdiff.errors import DONE, WRONG_INPUT
 
-pytestmark = pytest.mark.once
-
 
 @pytest.fixture(scope="module")
 def here(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -11,8 +11,6 @@ from pyspark.sql import SparkSession
 from sparkdiff.cli.app import main
 from sparkdiff.errors import DONE, NOT_STRICT, WRONG_INPUT
 
-pytestmark = pytest.mark.once  # hashes, options and messages of our own: no stack changes them
-
 SCHEMA = "kind string, a double, b float"
 
 

@@ -13,8 +13,6 @@ from pyspark.ml import PipelineModel
 from sparkdiff.cli.app import main
 from sparkdiff.errors import DONE, WRONG_INPUT
 
-pytestmark = pytest.mark.once  # settings and messages of our own: no stack changes them
-
 JOB = """
 pipeline: tests.support.small_data:unfitted
 data: {train: rows.parquet}

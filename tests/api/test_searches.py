@@ -77,7 +77,6 @@ def tuner_of(model: Any, folder: Path, **options: Any) -> FineTuner:
 # Many settings --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("kind", ["files", "memory"])
 def test_the_maps_of_one_fit_share_all_but_the_training(
     spark: SparkSession,
@@ -115,7 +114,6 @@ def test_the_maps_of_one_fit_share_all_but_the_training(
         assert alone.cache == m.summary.cache | {"hit": True}
 
 
-@pytest.mark.once
 def test_maps_that_differ_in_their_candidates_train_together(
     df: DataFrame, short: PipelineModel, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,7 +142,6 @@ def test_maps_that_differ_in_their_candidates_train_together(
     assert len(started) == 2 + len(maps)
 
 
-@pytest.mark.once
 def test_maps_that_change_the_cache_get_their_own(
     df: DataFrame, short: PipelineModel, folder: Path, counted: dict[str, int]
 ) -> None:
@@ -157,7 +154,6 @@ def test_maps_that_change_the_cache_get_their_own(
     assert len(set(prints)) == 3
 
 
-@pytest.mark.once
 def test_an_unfitted_pipeline_is_fitted_once_per_split(
     df: DataFrame, folder: Path, counted: dict[str, int], short: PipelineModel
 ) -> None:
@@ -171,7 +167,6 @@ def test_an_unfitted_pipeline_is_fitted_once_per_split(
     assert not same(models[0].originalModel, models[1].originalModel)
 
 
-@pytest.mark.once
 def test_maps_share_a_fit_only_if_stage_params_are_equal(df: DataFrame, folder: Path, counted: dict[str, int]) -> None:
     head = LinearRegression(featuresCol="x", labelCol="riders")
     tuner = tuner_of(
@@ -186,7 +181,6 @@ def test_maps_share_a_fit_only_if_stage_params_are_equal(df: DataFrame, folder: 
     assert strong < none
 
 
-@pytest.mark.once
 def test_a_wrong_map_is_refused_before_the_first_fit(
     df: DataFrame, short: PipelineModel, folder: Path, counted: dict[str, int], absolute: RegressionEvaluator
 ) -> None:
@@ -217,7 +211,6 @@ def test_a_wrong_map_is_refused_before_the_first_fit(
 # Searches -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.once
 def test_a_cross_validator_builds_one_cache_per_fold(
     df: DataFrame,
     short: PipelineModel,
@@ -274,7 +267,6 @@ def split(df: DataFrame, whole: Pipeline, absolute: RegressionEvaluator) -> tupl
     return search, search.fit(df)
 
 
-@pytest.mark.once
 def test_a_pipeline_in_a_search_shares_caches_too(
     whole: Pipeline, split: tuple[Any, TrainValidationSplitModel]
 ) -> None:
@@ -301,7 +293,6 @@ def searched(
     return {1: one, 2: search.setParallelism(2).fit(df)}
 
 
-@pytest.mark.once
 def test_a_search_finds_the_best_setting(
     df: DataFrame, short: PipelineModel, searched: dict[int, CrossValidatorModel], absolute: RegressionEvaluator
 ) -> None:
@@ -323,7 +314,6 @@ def test_a_search_finds_the_best_setting(
     np.testing.assert_array_equal(predictions(served, df), predictions(found, df))
 
 
-@pytest.mark.once
 def test_two_threads_find_the_same_bits(searched: dict[int, CrossValidatorModel]) -> None:
     one, two = searched[1], searched[2]
     assert one.avgMetrics == two.avgMetrics
@@ -335,7 +325,6 @@ def test_two_threads_find_the_same_bits(searched: dict[int, CrossValidatorModel]
 
 
 @pytest.mark.nightly  # threads of a search: test_two_threads_find_the_same_bits
-@pytest.mark.once
 def test_threads_of_ones_own(df: DataFrame, numeric: PipelineModel, short: PipelineModel, folder: Path) -> None:
     settings: list[dict[str, Any]] = [{"learningRate": 0.01}, {"learningRate": 0.01}, {"loss": "absolute"}, {"seed": 1}]
     threads, found = torch.get_num_threads(), {}
@@ -490,7 +479,6 @@ def _leaves(model: Any) -> list[Any]:
 # In a new session -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.once
 @pytest.mark.nightly  # each of them is saved and loaded in one session by other tests
 def test_all_of_it_can_be_loaded_in_a_new_session(
     df: DataFrame, whole: Pipeline, split: tuple[Any, TrainValidationSplitModel], tmp_path: Path

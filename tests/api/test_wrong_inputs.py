@@ -32,8 +32,6 @@ from sparkdiff.stages.base import LabelStats
 from sparkdiff.training.distributed.worker import objectives
 from tests.support.small_data import NUMBERS, pinball, tune, unfitted
 
-pytestmark = pytest.mark.once  # hashes, options and messages of our own: no stack changes them
-
 NAN, INF = float("nan"), float("inf")
 Change = Callable[[DataFrame], DataFrame]
 ANY_LABEL = LabelStats(0.5, 0.5, 0.0, 1.0, torch.tensor([1, 1]))

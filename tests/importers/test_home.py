@@ -50,7 +50,6 @@ def homes() -> dict[str, Any]:
     }
 
 
-@pytest.mark.once
 @pytest.mark.nightly  # test_without_constructors_it_is_the_same saves and loads too
 def test_saved_and_loaded_it_is_the_same(spark: Any, tmp_path: Path) -> None:
     for name, home in homes().items():

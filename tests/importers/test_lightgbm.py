@@ -11,8 +11,6 @@ from sparkdiff import InputError
 from tests.support import rows_on_thresholds
 from tests.support.foreign_data import SMALL_LIGHTGBM as SMALL, WIDTH, data, nominal, whole
 
-pytestmark = pytest.mark.once  # the trees are MLlib's, which the laws check on every version
-
 REGRESSIONS: dict[str, dict[str, Any]] = {
     "squared": {},
     "absolute": {"objective": "l1"},

@@ -21,9 +21,6 @@ from sparkdiff.importers.sklearn import read
 from tests.support import rows_on_thresholds
 from tests.support.foreign_data import WIDTH, data, nominal
 
-pytestmark = pytest.mark.once  # the trees are MLlib's, which the laws check on every version
-
-
 REGRESSORS: dict[str, tuple[Any, bool]] = {
     "tree": (DecisionTreeRegressor(max_depth=6), True),
     "tree by absolute error": (DecisionTreeRegressor(criterion="absolute_error", max_leaf_nodes=20), True),

@@ -12,8 +12,6 @@ from sparkdiff.importers.xgboost import read
 from tests.support import rows_on_thresholds
 from tests.support.foreign_data import WIDTH, data, nominal, whole
 
-pytestmark = pytest.mark.once  # the trees are MLlib's, which the laws check on every version
-
 SMALL = {"n_estimators": 12, "max_depth": 4, "random_state": 0, "n_jobs": 1}
 REGRESSIONS: dict[str, dict[str, Any]] = {
     "squared": {},

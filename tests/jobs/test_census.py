@@ -25,7 +25,7 @@ import sparkdiff
 from sparkdiff.jvm import defined_params
 from tests.support import plain_spark
 
-pytestmark = [pytest.mark.nightly, pytest.mark.once]
+pytestmark = pytest.mark.nightly
 ROWS = 6000
 NAN, INF = float("nan"), float("inf")
 JOBS = ["clerk", "sales", "craft", "exec", "farm", "tech", "none"]

@@ -26,8 +26,6 @@ from sparkdiff.cli.app import main
 from sparkdiff.errors import DONE
 from tests.support.pages import ELSEWHERE, LINES, PAGES, Block, blocks
 
-pytestmark = pytest.mark.once
-
 NUMBERS = ["age", "visits", "basket"]
 
 

@@ -141,7 +141,6 @@ def test_petastorm_reads_where_it_is_installed(demo: tuple[Path, subprocess.Comp
     assert summary(demo[0])["stream"] == expected
 
 
-@pytest.mark.once
 @pytest.mark.nightly
 def test_fine_tuning_costs_at_most_twice_the_fit(data: Path, tmp_path: Path) -> None:
     job(data, f"output.path={tmp_path / 'timed'}", timed=True)
@@ -230,7 +229,6 @@ def command(
     return ["finetune", *told(data, FEW, f"output.path={folder}", caches), *arguments]
 
 
-@pytest.mark.once
 def test_a_second_run_reuses_all(
     demo: tuple[Path, subprocess.CompletedProcess[str]],
     first: dict[str, Any],
@@ -262,7 +260,6 @@ def assert_refused(code: int, out: str, err: str, said: str) -> None:
     assert "Traceback" not in out + err
 
 
-@pytest.mark.once
 def test_wrong_input_ends_with_2_and_leaves_nothing(
     demo: Any,
     data: Path,
@@ -285,7 +282,6 @@ def test_wrong_input_ends_with_2_and_leaves_nothing(
     assert not [p for p in (demo[0].parent / ".cache").iterdir() if p.name.startswith(".")]
 
 
-@pytest.mark.once
 @pytest.mark.nightly  # in the tests' process, on other models: test_plan_command, test_places (verify), test_difference (diff)
 def test_the_command_plans_verifies_and_compares_saved_models(demo: Any, data: Path, tmp_path: Path) -> None:
     """In one new process, whose first command is the demo again: it reads no row of the source."""
@@ -322,14 +318,12 @@ def test_the_command_plans_verifies_and_compares_saved_models(demo: Any, data: P
     assert (differs["oldHash"], differs["newHash"]) == (found["parent"]["hash"], found["model"]["hash"])
 
 
-@pytest.mark.once
 @pytest.mark.nightly  # the same words and code, by the command: test_wrong_input_ends_with_2_and_leaves_nothing
 def test_a_wrong_job_ends_with_2(tmp_path: Path, data: Path) -> None:
     done = job(data, f"output.path={tmp_path / 'out'}", "fineTuner.maxEpoch=5", expect=2)
     assert "Did you mean 'maxEpochs'" in done.stdout + done.stderr
 
 
-@pytest.mark.once
 @pytest.mark.nightly
 def test_digits(tmp_path: Path) -> None:
     """Without our conf folder, as on a cluster: Spark is quiet, and what spark-submit was told stands over the job's own."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-pytestmark = [pytest.mark.once, pytest.mark.nightly]
+pytestmark = pytest.mark.nightly
 TRACES = re.compile(r"/(tmp|work|home|root)/|\b20[2-9]\d-\d\d-\d\d")
 """Of the machine that ran the jobs."""
 OTHER = "## Another job\n\n`sparkdiff improve --config examples/trees.yaml`, budget 90s.\n"

@@ -21,7 +21,7 @@ from pyspark.sql import SparkSession
 from sparkdiff.errors import INTERRUPTED
 
 ROOT = Path(__file__).parents[2]
-pytestmark = [pytest.mark.nightly, pytest.mark.once]
+pytestmark = pytest.mark.nightly
 
 LOSS = """
 import time

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-pytestmark = [pytest.mark.nightly, pytest.mark.once]  # test_held_memory looks at what a stream holds, for each commit
+pytestmark = pytest.mark.nightly  # test_held_memory looks at what a stream holds, for each commit
 
 RUN = """
 import json, os, sys

@@ -19,7 +19,7 @@ from tests.support.small_data import NUMBERS, riders
 
 mlflow = pytest.importorskip("mlflow", reason="needs the extra mlflow")
 pytest.importorskip("flask", reason="needs MLflow's server: pip install mlflow")
-pytestmark = [pytest.mark.nightly, pytest.mark.slow, pytest.mark.once, pytest.mark.filterwarnings("default")]
+pytestmark = [pytest.mark.nightly, pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
 PIPELINES = f"""
 from pyspark.ml import Pipeline

@@ -127,7 +127,6 @@ def test_a_cell_that_fails_is_told(tmp_path: Path) -> None:
     assert (tmp_path / "notebooks" / "wrong.ipynb").read_text() == before
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_outputs_are_stored_and_name_no_machine(path: Path) -> None:
     text = path.read_text("utf-8")

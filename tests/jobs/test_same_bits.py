@@ -11,7 +11,6 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.once
 @pytest.mark.nightly
 def test_another_step_size_is_told(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "sparkdiff", tmp_path / "sparkdiff")

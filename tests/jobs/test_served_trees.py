@@ -10,7 +10,7 @@ import yaml
 from tests.support import plain_spark
 from tests.support.spark_submit import ROOT, submit, summary
 
-pytestmark = [pytest.mark.nightly, pytest.mark.once]
+pytestmark = pytest.mark.nightly
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 # On each commit test_cache looks at the size of the tensors: test_text_trains_through_arrow.
-pytestmark = [pytest.mark.slow, pytest.mark.once, pytest.mark.nightly]
+pytestmark = [pytest.mark.slow, pytest.mark.nightly]
 
 RUN = """
 import json, resource, sys

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-pytestmark = [pytest.mark.nightly, pytest.mark.once]
+pytestmark = pytest.mark.nightly
 
 
 def test_every_command_of_the_how_to_runs(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parents[2]
 KINDS = (".py", ".pyi", ".typed", ".j2", ".css", ".json")
 """What files of the package are."""
-pytestmark = [pytest.mark.slow, pytest.mark.once]
+pytestmark = pytest.mark.slow
 
 
 def ran(*command: object, cwd: Path, expect: int = 0) -> subprocess.CompletedProcess[str]:

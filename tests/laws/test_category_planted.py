@@ -25,8 +25,6 @@ from tests.support import rows_with_gaps
 from tests.support.rows_with_gaps import INF, NAN
 from tests.support.stages_and_rows import one_hot
 
-pytestmark = pytest.mark.once  # whether a fault of our own is noticed: no stack changes it
-
 
 @dataclass
 class Case:

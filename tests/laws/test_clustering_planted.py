@@ -16,8 +16,6 @@ from sparkdiff.stages.clustering import GaussianMixture, KMeans
 from sparkdiff.testing import LawBroken, check_stage
 from tests.support.cluster_models import fitted, framed, k_means, mixture
 
-pytestmark = pytest.mark.once  # whether a fault of our own is noticed: no stack changes it
-
 
 def last_of_equals(self: Any, margin: Tensor) -> Tensor:
     return (margin.shape[1] - 1 - margin.flip(1).argmin(1)).to(margin.dtype)

@@ -19,8 +19,6 @@ from sparkdiff.tensors.rows import Rows, SparseRows
 from sparkdiff.testing import LawBroken, check_stage
 from tests.support.recommender_models import als, documents, fitted, pairs, word2vec
 
-pytestmark = pytest.mark.once  # whether a fault of our own is noticed: no stack changes it
-
 margin, forward = ALS.margin, Word2Vec.forward
 
 

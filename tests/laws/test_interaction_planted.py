@@ -13,8 +13,6 @@ import sparkdiff
 from sparkdiff.stages import interaction
 from sparkdiff.testing import LawBroken, check_stage
 
-pytestmark = pytest.mark.once  # whether a fault of our own is noticed: no stack changes it
-
 
 @pytest.fixture(scope="module")
 def rows(spark: SparkSession) -> DataFrame:

@@ -12,8 +12,6 @@ import sparkdiff
 from tests.support.changed_entries import MOVED, Outputs
 from tests.support.stages_and_rows import Fitted, built, sparse
 
-pytestmark = pytest.mark.once  # whether a fault of our own is noticed: no stack changes it
-
 WIDTH = 4
 random = np.random.default_rng(3)
 W = random.normal(size=(3, WIDTH))

@@ -36,8 +36,6 @@ from sparkdiff.testing import LawBroken, check_stage
 from tests.support.changed_entries import MOVED, Outputs
 from tests.support.stages_and_rows import sparse
 
-pytestmark = pytest.mark.once  # whether a fault of our own is noticed: no stack changes it
-
 WIDTH = 3
 random = np.random.default_rng(2)
 W = random.normal(size=(4, WIDTH))

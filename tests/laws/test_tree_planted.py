@@ -21,8 +21,6 @@ from sparkdiff.stages.routing import Router
 from tests.support.changed_entries import Outputs
 from tests.support.random_trees import differing, edges, reaching
 
-pytestmark = pytest.mark.once  # whether a fault of our own is noticed: no stack changes it
-
 WIDTH = 3
 CLASSES = 3
 

@@ -33,8 +33,6 @@ from sparkdiff.tensors.rows import Rows, dense
 from sparkdiff.testing import LawBroken, _compare, _Trial
 from tests.support.stages_and_rows import adversarial, built, sparse, with_features
 
-pytestmark = pytest.mark.once  # whether a fault of our own is noticed: no stack changes it
-
 Checked = Callable[..., None]
 
 

@@ -57,7 +57,6 @@ from sparkdiff.pipeline.nesting import flatten
 from tests.support.compacting import TOLERANCE, worst
 from tests.support.readable_uids import named
 
-pytestmark = pytest.mark.once
 ROOT = Path(__file__).parents[2]
 
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import pytest
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression, MultilayerPerceptronClassifier, OneVsRest
 from pyspark.ml.feature import (
@@ -23,8 +22,6 @@ from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.pipeline.unfitted_form import refit, unfitted_form
 from sparkdiff.serving.compact.deletion import deletions
 from tests.support.readable_uids import named
-
-pytestmark = pytest.mark.once
 
 
 def told(model: Any, **options: Any) -> dict[str, tuple[str, ...]]:

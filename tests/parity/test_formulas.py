@@ -96,7 +96,6 @@ def test_the_plan_shows_the_parts(rows: DataFrame) -> None:
     ],
     ids=["string label", "numeric label"],
 )
-@pytest.mark.once
 def test_trained_through(rows: DataFrame, tmp_path: Path, formula: str, predictor: Any) -> None:
     scaler = StandardScaler(inputCol="features", outputCol="scaled", withMean=True)
     model = Pipeline(stages=[RFormula(formula=formula), scaler, predictor()]).fit(rows)

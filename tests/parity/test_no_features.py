@@ -16,7 +16,6 @@ from pyspark.sql import SparkSession
 from sparkdiff import Scorer, export, verify
 from tests.support.scoring import differences
 
-pytestmark = pytest.mark.once
 PREDICTORS: dict[str, tuple[Any, dict[str, Any]]] = {
     "LinearRegression": (LinearRegression, {}),
     "GeneralizedLinearRegression": (GeneralizedLinearRegression, {}),

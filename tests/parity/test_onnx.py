@@ -49,8 +49,6 @@ from tests.support.random_trees import rows as rows_of_trees
 from tests.support.scoring import origin
 from tests.support.small_networks import F64, least_squares, network, trees
 
-pytestmark = pytest.mark.once  # what is Spark's in it the laws check on every version
-
 ROOT = Path(__file__).parents[2]
 
 

@@ -4,15 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-import pytest
 from pyspark.ml.classification import NaiveBayes
 from pyspark.ml.linalg import Vectors
 from pyspark.sql import SparkSession
 
 from sparkdiff import Scorer, export, verify
 from tests.support.scoring import differences
-
-pytestmark = pytest.mark.once
 
 
 def test_a_variance_next_to_nothing(spark: SparkSession, tmp_path: Path) -> None:

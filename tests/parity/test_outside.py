@@ -29,8 +29,6 @@ from sparkdiff.stages.base import columns_of
 from sparkdiff.stages.referenced_stages import INPUTS
 from tests.support.readable_uids import named
 
-pytestmark = pytest.mark.once  # a graph of column names
-
 Fitted = dict[str, Any]
 WHY = "also feeds lsh, outside the loss: hashes would change; trains on request (target, unfreeze): "
 

@@ -9,8 +9,6 @@ from sparkdiff.stages import scaling
 from tests.parity.random_pipelines import asked, code_of, fitted, run, smaller, truth_of
 from tests.support.drawn_pipelines import LABELS, SOURCES, Case, Draw, Stage, needed_items, needed_of, row_of, switches
 
-pytestmark = pytest.mark.once
-
 
 @pytest.mark.slow
 def test_some_pipelines(spark: SparkSession) -> None:

@@ -31,8 +31,6 @@ from sparkdiff.pipeline.nesting import flatten
 from tests.support.compacting import TOLERANCE, worst
 from tests.support.readable_uids import named
 
-pytestmark = pytest.mark.once  # what is Spark's in it the laws check on every version
-
 
 def categories(keep: bool = True, drop: bool = True) -> list[Any]:
     return [

@@ -82,7 +82,6 @@ def rows(tool: Any, spark: SparkSession) -> DataFrame:
 
 
 @pytest.mark.slow
-@pytest.mark.once
 def test_each_class_is_taken_or_refused_by_name(tool: Any, rows: DataFrame, tmp_path: Path) -> None:
     wrong = []
     for name in tool.stages():
@@ -753,7 +752,6 @@ def load_test(scorer: Scorer, folder: Path, seconds: float) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.once  # threads of our own, without Spark
 def test_eight_threads_without_spark(usual: PipelineModel, tmp_path: Path) -> None:
     found = load_test(Scorer(usual), tmp_path / "scorer", 1.5)
     assert found["requests"] > 100
@@ -783,7 +781,6 @@ def answers_differ(scorer: Scorer, rows: list[dict[str, Any]], seed: int, wished
     return [i for i in order if scorer.predict(rows[i])["probability"].tolist() != wished[i]]
 
 
-@pytest.mark.once  # threads of our own; what they should answer test_every_kind_of_rows asks each Spark for
 def test_eight_threads_get_right_answers(usual: PipelineModel, df: DataFrame) -> None:
     trees = Pipeline(stages=[*usual.stages[:3], RandomForestClassifier(numTrees=20, maxDepth=3, seed=1)]).fit(df)
     rows = [{"kind": "abcx"[i % 4], "a": i / 7, "b": -i / 3, "c": 7.0} for i in range(40)]

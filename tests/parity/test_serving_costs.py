@@ -46,7 +46,6 @@ def test_every_class_has_a_figure_or_a_reason(tool: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.once
 def test_every_fitted_stage_tells_its_entries(tool: Any, rows: DataFrame) -> None:
     for name in tool.stages():
         stage = tool.one_of(name, rows)

@@ -39,7 +39,6 @@ def swept() -> dict[str, dict[str, int]]:
 
 
 @pytest.mark.nightly
-@pytest.mark.once
 def test_all_pipelines_of_these_tests() -> None:
     """A Scorer takes nine of ten of MLlib's pipelines, `TorchTransformer` nine of ten, ONNX six of ten. Today they take more:
     `conftest.py` checks each pipeline.

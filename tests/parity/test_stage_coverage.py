@@ -28,7 +28,6 @@ def test_who_refuses_says_when(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.once
 def test_the_page_is_up_to_date(tool: Any, spark: SparkSession) -> None:
     """`python tools/stage_coverage.py` brings it up to date."""
     written, wished = tool.PAGE.read_text(encoding="utf-8"), tool.page(tool.rows(spark))

@@ -34,7 +34,6 @@ from sparkdiff import InputError, TorchTransformer, jvm
 from sparkdiff.machine import package
 from tests.support.torch_parity import check_same
 
-pytestmark = pytest.mark.once  # what is Spark's in it the laws check on every version
 SERVING = importlib.import_module("sparkdiff.serving.torch_transformer")
 
 

@@ -24,8 +24,6 @@ from sparkdiff.jvm.nodes import Nodes
 from tests.support.random_trees import differing, reaching
 from tests.support.readable_uids import named
 
-pytestmark = pytest.mark.once  # what is Spark's in it the laws check on every version
-
 WIDTH = 5
 NAMES = ["dtc", "rfc", "gbtc", "dtr", "rfr", "gbtr"]
 

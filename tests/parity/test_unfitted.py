@@ -261,7 +261,6 @@ def test_trees_of_spark_can_be_grown_again(assembled: DataFrame) -> None:
     assert why_not_grown(boosted.copy({boosted.maxIter: 2})) == "it has 3 trees, but maxIter=2"
 
 
-@pytest.mark.once
 def test_imported_trees_stay(spark: SparkSession) -> None:
     from sklearn.ensemble import ExtraTreesRegressor, GradientBoostingRegressor, HistGradientBoostingRegressor
 

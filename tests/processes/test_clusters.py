@@ -98,7 +98,6 @@ def same(one: Path, other: Path) -> None:
     assert decisions == ["tuned", "tuned"]
 
 
-@pytest.mark.once
 @pytest.mark.nightly
 def test_gpus_that_spark_gives_and_torch_does_not_see(runs: Path, local: Path, foreign: str, tmp_path: Path) -> None:
     """Each executor claims a GPU, which Spark schedules: `auto` takes the CPU, and `cuda` says what is missing."""
@@ -117,7 +116,6 @@ def test_gpus_that_spark_gives_and_torch_does_not_see(runs: Path, local: Path, f
     assert "spark.executor.resource.gpu.amount and spark.task.resource.gpu.amount are not set" in said
 
 
-@pytest.mark.once
 def test_a_job_on_a_cluster(runs: Path, spark: SparkSession, foreign: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Executors in processes of their own, whose Python has our package from the driver only."""
     (runs / "small").mkdir()
@@ -138,7 +136,6 @@ def test_a_job_on_a_cluster(runs: Path, spark: SparkSession, foreign: str, monke
     same(runs / "small" / "two", runs / "small" / "one")
 
 
-@pytest.mark.once
 @pytest.mark.nightly
 @pytest.mark.parametrize("kind", ["local-cluster", "standalone"])
 def test_the_demo_on_a_cluster(
@@ -159,7 +156,6 @@ def test_the_demo_on_a_cluster(
     same(runs / kind, runs / "one")
 
 
-@pytest.mark.once
 @pytest.mark.nightly  # in pieces: test_processes raises the error, and test_config ends by it
 def test_a_failed_process_ends_the_job_with_1_and_traceback(
     runs: Path,
@@ -185,7 +181,6 @@ def test_a_failed_process_ends_the_job_with_1_and_traceback(
 
 
 @pytest.mark.nightly
-@pytest.mark.faults
 def test_a_killed_driver_resumes_by_the_same_command(runs: Path, local: Path) -> None:
     told = kill_driver(runs / "killed", runs / "caches", local, delay=1.5 * (time.time() % 1))
     assert told.resumed, told
@@ -194,7 +189,6 @@ def test_a_killed_driver_resumes_by_the_same_command(runs: Path, local: Path) ->
 
 
 @pytest.mark.nightly
-@pytest.mark.faults
 def test_the_faults_of_a_cluster_change_nothing(tmp_path: Path, foreign: str) -> None:
     submit(
         SUPPORT / "faults.py",
@@ -210,7 +204,6 @@ def test_the_faults_of_a_cluster_change_nothing(tmp_path: Path, foreign: str) ->
 
 
 @pytest.mark.nightly
-@pytest.mark.faults
 def test_executors_that_share_no_folder(tmp_path: Path) -> None:
     """The same weights as with files that all see, also after a killed process, task and executor; nothing stays on local disks.
 
@@ -269,14 +262,12 @@ def tuner(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return lambda **params: made.copy({made.getParam(name): value for name, value in params.items()}).fit(df)
 
 
-@pytest.mark.once
 def test_a_python_that_is_not_there(tuner: Any, workers: Any) -> None:
     workers("/nowhere/python")
     with pytest.raises(InputError, match=r"the executors can't run Python .*/nowhere/python.*set PYSPARK_PYTHON"):
         tuner()
 
 
-@pytest.mark.once
 def test_a_python_without_torch(tuner: Any, workers: Any, tmp_path: Path) -> None:
     workers(python_without(tmp_path / "bare", "torch"))
     with pytest.raises(
@@ -289,7 +280,6 @@ def imports(python: str, module: str) -> bool:
     return subprocess.run([python, "-E", "-c", f"import {module}"], capture_output=True, cwd="/").returncode == 0
 
 
-@pytest.mark.once
 def test_executors_that_have_what_the_docs_ask_for_only(tuner: Any, workers: Any, tmp_path: Path) -> None:
     python = python_with(tmp_path / "bare", "pyspark", "torch", "pyarrow", "pandas")
     assert imports(python, "torch, pandas")
@@ -298,7 +288,6 @@ def test_executors_that_have_what_the_docs_ask_for_only(tuner: Any, workers: Any
     assert len(tuner(stream="arrow").summary.history)
 
 
-@pytest.mark.once
 def test_a_torch_transformer_on_executors_without_pandas(spark: SparkSession, workers: Any, tmp_path: Path) -> None:
     python = python_with(tmp_path / "bare", "pyspark", "torch", "pyarrow", "numpy")
     assert imports(python, "torch, pyarrow") and not imports(python, "pandas") and not imports(python, "sparkdiff")
@@ -310,7 +299,6 @@ def test_a_torch_transformer_on_executors_without_pandas(spark: SparkSession, wo
     assert [row.prediction for row in found] == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.once
 def test_a_run_folder_that_the_executors_do_not_see(
     tuner: Any, workers: Any, tmp_path: Path, tmp_path_factory: Any
 ) -> None:

@@ -12,7 +12,6 @@ import pytest
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.once,
     pytest.mark.nightly,
 ]  # its pieces: test_item_processes, test_running_by_spark
 ROOT = Path(__file__).parents[2]

@@ -21,7 +21,7 @@ from pyspark.sql import SparkSession
 from sparkdiff.store import files
 from tests.support.faults import ROOT, left, parent, pipeline, submission, table, until
 
-pytestmark = [pytest.mark.slow, pytest.mark.once, pytest.mark.nightly, pytest.mark.faults]
+pytestmark = [pytest.mark.slow, pytest.mark.nightly]
 URL = "viewfs://t/d"
 CLUSTER = "local-cluster[2,1,1024]"
 OPTIONS = [

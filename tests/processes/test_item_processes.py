@@ -21,7 +21,7 @@ from tests.support import item_rounds
 from tests.support.climbing import bits
 from tests.support.item_rounds import ITEMS, changed, planted, rounds_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.once, pytest.mark.usefixtures("climbing_kind")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("climbing_kind")]
 alone, climbing_kind = item_rounds.alone, item_rounds.climbing_kind
 KINDS = tuple(parts.KINDS)
 """Those of growth."""

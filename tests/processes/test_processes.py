@@ -69,7 +69,6 @@ def thorough(fit: Fit) -> dict[str, Any]:
     return outcome(fit(**THOROUGH))
 
 
-@pytest.mark.once
 @pytest.mark.nightly  # without Spark: test_ranks; two as tasks of Spark: below
 @pytest.mark.parametrize("processes", [2, 3, 4])
 def test_more_processes_change_neither_weights_nor_decision(
@@ -88,7 +87,6 @@ def test_more_processes_change_neither_weights_nor_decision(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.once
 def test_auto_takes_the_fastest_and_a_resumed_run_the_same(
     fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,7 +113,6 @@ def test_auto_takes_the_fastest_and_a_resumed_run_the_same(
 
 
 @pytest.mark.nightly  # without Spark: test_number
-@pytest.mark.once
 @pytest.mark.parametrize("localMode", ["true", pytest.param("false", marks=pytest.mark.nightly)])
 def test_auto_times_a_step_of_several_processes(fit: Fit, monkeypatch: pytest.MonkeyPatch, localMode: str) -> None:
     """Where starting them costs nothing, two are started; whichever number is taken, the result is that of one."""
@@ -170,7 +167,6 @@ def test_processes_as_tasks_of_a_barrier_stage(fit: Fit, store: str) -> None:
     assert stores.names(jvm.folder("cacheDir", store)) == [fitted.summary.cache["fingerprint"][:16]]
 
 
-@pytest.mark.once
 @pytest.mark.nightly  # as tracebacks of processes that see the folder: test_an_exception_in_a_process_comes_with_its_traceback
 def test_an_exception_in_a_process_that_sees_no_folder(fit: Fit, store: str) -> None:
     options: dict[str, Any] = {"maxEpochs": 2, "batchSize": 64, "numProcesses": 2, "localMode": "false"}
@@ -183,7 +179,6 @@ def broken_loss(outputs: dict[str, torch.Tensor], label: torch.Tensor, weight: t
     return outputs["predictions" if os.environ.get("RANK") == "1" else "prediction"] - label
 
 
-@pytest.mark.once
 def test_dynamic_allocation_is_named(tmp_path: Path) -> None:
     spark: Any = SimpleNamespace(conf={"spark.master": "yarn", "spark.dynamicAllocation.enabled": "true"})
     said = "spark.dynamicAllocation.enabled=true: Spark then refuses barrier stages"
@@ -191,14 +186,12 @@ def test_dynamic_allocation_is_named(tmp_path: Path) -> None:
         preflight.check_cluster(spark, 2, tmp_path, ["torch"])
 
 
-@pytest.mark.once
 def test_more_processes_than_slots(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "SLOTS", 1.0)
     with pytest.raises(InputError, match=r"numProcesses=4, but local\[2\] can run 2 tasks at once"):
         fit(numProcesses=4, localMode="false", maxEpochs=1)
 
 
-@pytest.mark.once
 @pytest.mark.nightly
 def test_fewer_rows_than_processes_train(fit: Fit, rows: DataFrame, spark: SparkSession) -> None:
     # 2 training rows for 3 processes: some have none of a batch, or none at all
@@ -222,7 +215,6 @@ def recording(outputs: dict[str, torch.Tensor], label: torch.Tensor, weight: tor
     return (outputs["prediction"] - label) ** 2
 
 
-@pytest.mark.once
 @pytest.mark.nightly  # by the stream: test_stream; and weights that a row twice would change: the number of processes, above
 def test_every_row_trains_once_an_epoch_in_one_process(
     fit: Fit, spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -245,7 +237,6 @@ def test_every_row_trains_once_an_epoch_in_one_process(
     assert sorted(trained) == sorted(y for y in np.arange(1000) / 7 if y <= 110)
 
 
-@pytest.mark.once
 @pytest.mark.nightly
 def test_processes_that_see_one_class_only(rows: DataFrame, spark: SparkSession, tmp_path: Path) -> None:
     frame = rows.limit(200).toPandas()
@@ -330,7 +321,6 @@ def mean_absolute(outputs: dict[str, torch.Tensor], label: torch.Tensor, weight:
     return ((outputs["prediction"] - label).abs() * weight).sum().div(weight.sum()).sqrt()
 
 
-@pytest.mark.once
 @pytest.mark.nightly  # without Spark, by an AUC and a gap between groups: test_ranks, "ranks and a slice"
 def test_processes_agree_on_a_loss_of_the_batch_and_rmse(fit: Fit) -> None:
     options = {"loss": mean_absolute, "metric": "rmse", "maxEpochs": 3, "batchSize": 64, "guard": 1.0}
@@ -347,14 +337,12 @@ def test_an_exception_in_a_process_comes_with_its_traceback(fit: Fit) -> None:
         fit(numProcesses=2, loss=failing, maxEpochs=1)
 
 
-@pytest.mark.once
 @pytest.mark.nightly  # what a process tells of its error: test_ranks
 def test_a_wrong_loss_is_the_users_error_in_any_process(fit: Fit) -> None:
     with pytest.raises(InputError, match="no gradient passes through the loss"):
         fit(numProcesses=2, loss=constant, maxEpochs=1)
 
 
-@pytest.mark.once
 def test_a_finished_run_is_returned_but_not_for_another(fit: Fit, tmp_path: Path) -> None:
     options = {"runId": "mine", "checkpointDir": str(tmp_path), "maxEpochs": 2}
     first = fit(**options)
@@ -364,7 +352,6 @@ def test_a_finished_run_is_returned_but_not_for_another(fit: Fit, tmp_path: Path
         fit(**{**options, "maxEpochs": 3})
 
 
-@pytest.mark.once
 def test_without_room_for_checkpoints_training_goes_on(fit: Fit, thorough: dict[str, Any], tmp_path: Path) -> None:
     # What has been found of ten candidates takes 16 kB for each of them and an epoch, more than what starts a process.
     kept = {"checkpointDir": str(tmp_path), "runId": "kept"}
@@ -384,7 +371,6 @@ def test_without_room_for_checkpoints_training_goes_on(fit: Fit, thorough: dict[
         fit(**THOROUGH)
 
 
-@pytest.mark.once
 def test_without_room_for_the_cache_or_the_run(spark: SparkSession, rows: DataFrame, fit: Fit, tmp_path: Path) -> None:
     java = spark._jvm.java.lang.ProcessHandle.current().pid()  # type: ignore[union-attr]
     model, caches, output = pipeline(rows), tmp_path / "caches", tmp_path / "run"
@@ -412,7 +398,6 @@ def test_without_room_for_the_cache_or_the_run(spark: SparkSession, rows: DataFr
     assert (output / "summary.json").exists()
 
 
-@pytest.mark.faults
 @pytest.mark.parametrize(
     "name", [n if n == "rank killed" else pytest.param(n, marks=pytest.mark.nightly) for n in LOCAL]
 )

@@ -20,7 +20,6 @@ import run_all
 import torch
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.once
 WITHOUT_SPARK = {
     "stream": [],
     "candidates": [],

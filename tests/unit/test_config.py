@@ -29,8 +29,6 @@ from sparkdiff.options import FIELDS, Options
 from sparkdiff.store import folder_marker
 from sparkdiff.store.run_folder import folder_name
 
-pytestmark = pytest.mark.once  # paths and messages of our own: no stack changes them
-
 JOB = """
 pipeline: models/churn
 data:

@@ -13,7 +13,6 @@ import pytest
 from sparkdiff.machine import cpu
 
 pytestmark = [
-    pytest.mark.once,
     pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the system does not tell"),
 ]
 

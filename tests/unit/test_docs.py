@@ -26,8 +26,6 @@ from sparkdiff.growth.growth_options import GrowthSettings
 from sparkdiff.options import Options
 from tests.support.pages import ELSEWHERE, LINES, PAGES, blocks
 
-pytestmark = pytest.mark.once
-
 ROOT = Path(__file__).parents[2]
 OPTIONS = {f.name for f in dataclasses.fields(Options)}
 GROWTH = {f.name for f in dataclasses.fields(GrowthSettings)}

@@ -18,8 +18,6 @@ from sparkdiff.cli.app import main
 from sparkdiff.cli.doctor import NOTE, OK, PROBLEM, Finding, run_checks
 from sparkdiff.errors import DONE, FAILED, InputError
 
-pytestmark = pytest.mark.once
-
 
 def found(name: str, folder: str | None = None) -> Finding:
     """The worst finding of this name."""

@@ -7,8 +7,6 @@ import pytest
 
 from sparkdiff.errors import run_for_exit_code
 
-pytestmark = pytest.mark.once
-
 
 @pytest.mark.parametrize(
     ("given", "code", "told"),

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.once  # reads the sources
-
 TESTS = Path(__file__).parents[1]
 PACKAGE = TESTS.parent / "sparkdiff"
 # From the bottom up: a room, or a module at the package's root, imports those of the lines above its own, and its own room.

@@ -5,12 +5,9 @@ import runpy
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 import sparkdiff
 from sparkdiff.options import FIELDS
 
-pytestmark = pytest.mark.once
 written = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "option_types.py"))
 CLASSES: dict[str, Any] = {
     "TunerGetters": sparkdiff.FineTunerModel,

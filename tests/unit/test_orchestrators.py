@@ -13,7 +13,6 @@ from sparkdiff.cli.app import app
 from sparkdiff.cli.config import load_config
 from sparkdiff.errors import FAILED, WRONG_INPUT
 
-pytestmark = pytest.mark.once
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 

@@ -14,8 +14,6 @@ from sparkdiff.cli.app import main
 from sparkdiff.errors import WRONG_INPUT, StoreError
 from sparkdiff.machine.secrets import hidden, is_secret, redacted
 
-pytestmark = pytest.mark.once
-
 HIDDEN = {
     "s3a://user:SECRET@bucket/rows": "s3a://...@bucket/rows",
     "s3a://AKIA:ab/SECRET+d@e@bucket/x.parquet": "s3a://...@bucket/x.parquet",

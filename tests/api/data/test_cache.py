@@ -153,7 +153,6 @@ def test_another_dataframe_of_the_same_schema_rebuilds(spark: SparkSession, nume
     assert fingerprint_of(numeric, other) != first
 
 
-@pytest.mark.once
 def test_what_only_training_looks_at_hits(df: DataFrame, model: PipelineModel) -> None:
     first = fingerprint_of(model, df)
     for options in (
@@ -171,7 +170,6 @@ def test_what_only_training_looks_at_hits(df: DataFrame, model: PipelineModel) -
         assert fingerprint_of(model, df, **options) == first, options  # type: ignore[arg-type]
 
 
-@pytest.mark.once
 def test_what_changes_rows_or_columns_rebuilds(df: DataFrame, numeric: PipelineModel) -> None:
     each = [
         {},
@@ -189,7 +187,6 @@ def test_what_changes_rows_or_columns_rebuilds(df: DataFrame, numeric: PipelineM
     assert len(set(keys)) == len(each), dict(zip(map(str, each), keys, strict=True))
 
 
-@pytest.mark.once
 def test_reference_changes_the_cut_and_what_is_cached(
     df: DataFrame, numeric: PipelineModel, shared: Path, folder: Path
 ) -> None:
@@ -420,7 +417,6 @@ SOME = {
 """For each commit: of each file, one that is no longer one, one that says other things, and one that is gone or elsewhere."""
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("damage", [pytest.param(d, marks=() if d in SOME else pytest.mark.nightly) for d in DAMAGES])
 def test_a_damaged_cache_is_built_again(
     df: DataFrame, numeric: PipelineModel, folder: Path, whole: Cache, damage: str, monkeypatch: pytest.MonkeyPatch
@@ -444,7 +440,6 @@ def test_a_damaged_cache_is_built_again(
     assert [p.name for p in folder.iterdir()] == [whole.folder.name]
 
 
-@pytest.mark.once
 def test_what_is_built_again_is_what_was_there(
     df: DataFrame, numeric: PipelineModel, folder: Path, whole: Cache
 ) -> None:
@@ -464,7 +459,6 @@ def test_what_is_built_again_is_what_was_there(
         assert stat.S_IMODE(made.stat().st_mode) == 0o700
 
 
-@pytest.mark.once
 def test_two_processes_may_build_the_same_cache(
     df: DataFrame, numeric: PipelineModel, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -483,7 +477,6 @@ def test_two_processes_may_build_the_same_cache(
     assert [p.name for p in folder.iterdir()] == [first.folder.name]
 
 
-@pytest.mark.once
 def test_two_jobs_may_fit_the_same_pipeline(df: DataFrame, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fit, others, said = steps.fit_on_training_rows, [], []
 
@@ -510,7 +503,6 @@ def test_two_jobs_may_fit_the_same_pipeline(df: DataFrame, folder: Path, monkeyp
 # On disk --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.once
 def test_the_default_cacheDir_is_temporary_or_from_the_conf(spark: SparkSession, folder: Path) -> None:
     temporary = caches.root(Options())
     assert stat.S_IMODE(temporary.stat().st_mode) == 0o700
@@ -522,7 +514,6 @@ def test_the_default_cacheDir_is_temporary_or_from_the_conf(spark: SparkSession,
         spark.conf.unset("spark.sparkdiff.cacheDir")
 
 
-@pytest.mark.once
 def test_the_folder_may_have_any_name(df: DataFrame, numeric: PipelineModel, tmp_path: Path) -> None:
     name = "my caches, 100% #1 größe:x a+b&c=d"
     found = tune(numeric, df, tmp_path / name, maxEpochs=1, stream="auto")
@@ -537,7 +528,6 @@ def test_a_loaded_model_hits(df: DataFrame, model: PipelineModel, tmp_path: Path
     assert fingerprint_of(PipelineModel.load(f"file://{tmp_path}/model"), df) == fingerprint_of(model, df)
 
 
-@pytest.mark.once
 def test_a_failed_build_leaves_nothing_behind(
     df: DataFrame, numeric: PipelineModel, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -581,7 +571,6 @@ def test_what_lies_in_the_files(df: DataFrame, model: PipelineModel, shared: Pat
         np.testing.assert_array_equal(np.sort(column(cache, name).numpy()), np.sort(counted[values].to_numpy()))
 
 
-@pytest.mark.once
 def test_the_shards_are_no_function_of_the_label(df: DataFrame, numeric: PipelineModel, shared: Path) -> None:
     cache = cached(numeric, df, shared)
 

@@ -22,8 +22,6 @@ from sparkdiff.search.search_options import Settings
 from sparkdiff.search.splitting import divide_rows
 from tests.support.small_data import tune
 
-pytestmark = pytest.mark.once  # hashes of our own: no stack changes them
-
 TABLES, ROWS, VALUES = 80, 400, (24, 675)  # of x: with y = 0 and y = 1 there are twice as many distinct rows
 
 

@@ -388,7 +388,6 @@ class Words(Tokenizer):
         return dataset.withColumn("words", F.array(F.concat("hour", F.lit(SUFFIX))))
 
 
-@pytest.mark.once
 def test_what_a_subclass_of_a_spark_stage_returns_counts(df: DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
     stages = [
         Words(inputCol="hour", outputCol="words"),
@@ -402,7 +401,6 @@ def test_what_a_subclass_of_a_spark_stage_returns_counts(df: DataFrame, monkeypa
     assert fingerprint_of(fitted, df) != first
 
 
-@pytest.mark.once
 def test_the_query_behind_a_view_that_a_stage_reads_counts(spark: SparkSession, df: DataFrame) -> None:
     def joined(shift: float) -> None:
         df.groupBy("hour").agg((F.avg("wind") + shift).alias("mean")).createOrReplaceTempView("sparkdiff_means")
@@ -495,7 +493,6 @@ def test_a_stage_named_like_its_column_is_not_that_column(df: DataFrame, tmp_pat
     assert hash_of(named("temp__lag", "temp"), "5") != hash_of(named("hum__lag", "hum"), "6")
 
 
-@pytest.mark.once
 def test_a_stage_inside_word2vec_after_sql_changes_nothing(df: DataFrame) -> None:
     """It is made anew for each run, with a uid and a view of that run."""
     stages = [
@@ -517,7 +514,6 @@ def cleaned(df: DataFrame) -> Callable[[str | None], DataFrame]:
     return lambda name: df.na.replace("h0", name, ["hour"])  # type: ignore[type-var]
 
 
-@pytest.mark.once
 def test_a_stale_cache_is_not_hit_and_an_equal_one_is(
     spark: SparkSession, cleaned: Callable[[str | None], DataFrame], folder: Path
 ) -> None:
@@ -543,7 +539,6 @@ def test_a_stale_cache_is_not_hit_and_an_equal_one_is(
     assert third.metrics == first.metrics
 
 
-@pytest.mark.once
 def test_the_same_stages_are_saved_once_for_their_digest(
     df: DataFrame, model: PipelineModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -561,7 +556,6 @@ def test_the_same_stages_are_saved_once_for_their_digest(
     assert fingerprint_of(PipelineModel([another, *model.stages[1:]]), df) != first
 
 
-@pytest.mark.once
 def test_stages_within_a_stage_count_as_they_are_now(spark: SparkSession, tmp_path: Path) -> None:
     rows = spark.createDataFrame([(Vectors.dense(float(x)), float(x > 1)) for x in range(4)], ["features", "label"])
     one, other = (LogisticRegression(regParam=r).fit(rows) for r in (0.1, 0.2))

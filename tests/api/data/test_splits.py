@@ -32,8 +32,6 @@ from sparkdiff.report import Phases
 from sparkdiff.training.recipes import Recipe
 from tests.support.small_data import NUMBERS, QUICK, cached, same, tune
 
-pytestmark = pytest.mark.once  # hashes, options and messages of our own: no stack changes them
-
 
 def dealt(df: DataFrame | list[Source], **options: Any) -> pd.DataFrame:
     """The rows with their side and block."""

@@ -24,8 +24,6 @@ from sparkdiff.data.frames import keys_of
 from sparkdiff.history import caches
 from tests.support.small_data import cached, requested, tune
 
-pytestmark = pytest.mark.once  # folders and rules of our own
-
 ODD = "a b,;{}()=é."
 
 

@@ -39,8 +39,6 @@ from tests.support.small_data import (
     tune,
 )
 
-pytestmark = pytest.mark.once  # what is Spark's in it the laws check on every version
-
 REGIONS = ("north", "south", "west", "islands")
 
 

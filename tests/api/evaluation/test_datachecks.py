@@ -21,7 +21,7 @@ from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
 from tests.support.small_data import NUMBERS, cached, tune, unfitted
 
-pytestmark = [pytest.mark.slow, pytest.mark.once]
+pytestmark = pytest.mark.slow
 
 
 def doubts(model: Any, data: DataFrame | list[Source], folder: Path, **options: Any) -> list[str]:

@@ -31,8 +31,6 @@ from sparkdiff.evaluation.prediction_differences import predictions
 from sparkdiff.store.model_digests import hash_of_folder
 from tests.support.small_data import NUMBERS, Write, unfitted
 
-pytestmark = pytest.mark.once  # hashes, options and messages of our own: no stack changes them
-
 
 def save(model: Any, path: Path) -> Path:
     model.write().overwrite().save(f"file://{path}")

@@ -34,7 +34,7 @@ MULTICLASS = (
     *("weightedFMeasure", "truePositiveRateByLabel", "falsePositiveRateByLabel", "precisionByLabel", "recallByLabel"),
     *("fMeasureByLabel", "logLoss", "hammingLoss"),
 )
-pytestmark = [pytest.mark.slow, pytest.mark.once]  # the formulas: the evaluators of a later Spark have the same
+pytestmark = pytest.mark.slow  # the formulas: the evaluators of a later Spark have the same
 Measure = Callable[..., float]
 
 
@@ -160,7 +160,6 @@ def test_multiclass_evaluator(rows: DataFrame, shared: Path, kind: str, weight: 
         assert measure(name, **params) == pytest.approx(evaluator.evaluate(held), rel=1e-9, abs=1e-12), name
 
 
-@pytest.mark.once
 def test_directions(rows: DataFrame, shared: Path) -> None:
     for head, names, evaluator in (
         (LinearRegression(labelCol="riders"), REGRESSION, RegressionEvaluator()),
@@ -182,7 +181,6 @@ NEEDS = {
 }
 
 
-@pytest.mark.once
 def test_a_metric_that_is_undefined_on_the_rows(df: DataFrame, folder: Path) -> None:
     model = fitted(LogisticRegression(labelCol="rain"), df)
     sentence = f"metric='areaUnderROC' is undefined on the reference rows: it needs {NEEDS['areaUnderROC']}"
@@ -190,7 +188,6 @@ def test_a_metric_that_is_undefined_on_the_rows(df: DataFrame, folder: Path) -> 
         tune(model, df, folder, metric="areaUnderROC", referenceData=df.withColumn("rain", F.lit(1.0)))
 
 
-@pytest.mark.once
 def test_a_fit_by_a_metric_that_is_no_mean_over_rows(df: DataFrame, shared: Path) -> None:
     """What the summary says before and after is what Spark's evaluator says of the pipelines that it is about."""
     head = LogisticRegression(featuresCol="components", labelCol="rain", weightCol="weight")

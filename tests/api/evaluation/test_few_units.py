@@ -16,7 +16,6 @@ from pyspark.sql import DataFrame, SparkSession
 import sparkdiff
 from sparkdiff import FineTuner, Search
 
-pytestmark = pytest.mark.once  # the test of gains is torch's alone
 COLUMNS = ["x0", "x1", "x2"]
 
 

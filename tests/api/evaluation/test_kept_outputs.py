@@ -37,7 +37,6 @@ def fit(df: DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fit:
     return again
 
 
-@pytest.mark.once
 def test_spark_is_asked_once_for_the_same_stages_and_rows(
     fit: Fit, numeric: PipelineModel, df: DataFrame, tmp_path: Path
 ) -> None:
@@ -90,7 +89,6 @@ def test_kept_outputs_that_differ_from_the_network_stop_the_run(
         fit(numeric)
 
 
-@pytest.mark.once
 def test_a_feature_may_be_named_like_a_column_of_the_cache(df: DataFrame, tmp_path: Path) -> None:
     """Its type reaches Spark in the comparison: an Imputer takes whole and other numbers by their types."""
     whole = F.when(F.col("noise") < 1, F.col("number").cast("int") % 7)

@@ -25,8 +25,6 @@ from sparkdiff.store import files
 from sparkdiff.training.distributed import launch
 from tests.support.small_data import NUMBERS, tune
 
-pytestmark = pytest.mark.once  # what is Spark's in it the laws check on every version
-
 COSTS = {"costs": [[0.0, 1.0], [8.0, 0.0]]}
 THRESHOLD = ["LogisticRegressionModel.threshold"]
 

@@ -28,7 +28,6 @@ from sparkdiff.options import Options
 from sparkdiff.proof.division import divide
 from tests.support.arm_contexts import prepare_context
 
-pytestmark = pytest.mark.once
 ROWS = 1500
 QUICK: dict[str, Any] = {"rounds": 1, "maxEpochs": 3, "recipe": "fast", "numFolds": 2}
 FOLDS: dict[str, Any] = {

@@ -35,7 +35,6 @@ def test_tasks_find_what_one_process_finds(
     assert spark.sparkContext.statusTracker().getActiveStageIds() == []
 
 
-@pytest.mark.once
 def test_a_task_that_is_killed_begins_again(tmp_path: Path, alone: list[tuple[object, ...]]) -> None:
     said: list[str] = []
     items = changed(1, **{"dies": 3, "with its parent": True, "mark": str(tmp_path / "mark")})
@@ -44,7 +43,6 @@ def test_a_task_that_is_killed_begins_again(tmp_path: Path, alone: list[tuple[ob
     assert [s.partition(" (")[0] for s in said] == ["the Spark tasks that train were lost"]
 
 
-@pytest.mark.once
 def test_tasks_that_are_lost_too_often_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_pool, "ATTEMPTS", 2)
     with pytest.raises(ItemError, match=r"the Spark tasks that train were lost 2 times: .*: runId='mine' goes on"):
@@ -65,7 +63,6 @@ item_rounds.rounds_of(Path({run!r}), [item_rounds.ITEMS] * 2, numProcesses=2, lo
 """
 
 
-@pytest.mark.once
 @pytest.mark.nightly  # test_item_processes kills one whose processes are not Spark's
 def test_a_driver_that_is_killed_goes_on(tmp_path: Path, alone: list[tuple[object, ...]]) -> None:
     code = DRIVER.format(paths=sys.path, run=str(tmp_path))

@@ -13,8 +13,6 @@ from sparkdiff.options import Options
 from sparkdiff.proof import division
 from sparkdiff.proof.division import Division, divide, inner
 
-pytestmark = pytest.mark.once  # hashes, options and messages of our own: no stack changes them
-
 ROWS = 1500
 
 

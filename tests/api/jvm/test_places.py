@@ -15,8 +15,6 @@ from sparkdiff.cli.config import load_config
 from sparkdiff.errors import DONE
 from sparkdiff.jvm import sessions
 
-pytestmark = pytest.mark.once  # paths and messages of our own
-
 QUICK = ["fineTuner.maxEpochs=1", "fineTuner.recipe=fast", "fineTuner.guard=1.0", "fineTuner.verbosity=0"]
 PIPELINE = "from tests.support.small_data import unfitted\n\n\ndef of_riders(train):\n    return unfitted()\n"
 

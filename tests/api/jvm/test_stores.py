@@ -31,8 +31,6 @@ from sparkdiff.machine import processes
 from sparkdiff.store import files, folder_marker, run_folder
 from sparkdiff.store.lease import LeaseHeldError, hold_lease
 
-pytestmark = pytest.mark.once  # paths and messages of our own
-
 QUICK = ["fineTuner.maxEpochs=1", "fineTuner.recipe=fast", "fineTuner.guard=1.0", "fineTuner.verbosity=0"]
 
 

@@ -14,7 +14,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from sparkdiff import FineTuner, FineTunerModel
 
-pytestmark = [pytest.mark.slow, pytest.mark.once]
+pytestmark = pytest.mark.slow
 CONF = Path(__file__).parents[3] / "conf"
 COSTS = [[0.0, 1.0], [5.0, 0.0]]
 """A busy hour that nobody expected costs five times what a false alarm does."""

@@ -11,8 +11,6 @@ from sparkdiff.data.splits import BLOCK, REFERENCE, TEST, TRAIN, VALIDATION, Sou
 from sparkdiff.options import Options
 from sparkdiff.proof.division import Division, check, divide
 
-pytestmark = pytest.mark.once  # hashes of our own: no stack changes them
-
 
 @pytest.fixture(scope="module")
 def rows(df: DataFrame) -> DataFrame:

@@ -25,8 +25,6 @@ import sparkdiff
 from sparkdiff import FineTunerModel
 from tests.support.small_data import NUMBERS, pipeline, sides, tune
 
-pytestmark = pytest.mark.once  # what is Spark's in it the laws check on every version
-
 Array = np.ndarray[Any, Any]
 
 

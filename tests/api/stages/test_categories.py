@@ -19,7 +19,7 @@ from sparkdiff import InputError, jvm, plan
 from sparkdiff.jvm import encoders
 from tests.support.small_data import cached
 
-pytestmark = [pytest.mark.slow, pytest.mark.once]
+pytestmark = pytest.mark.slow
 NAN, INF = float("nan"), float("inf")
 FAST: dict[str, Any] = {"maxEpochs": 6, "guard": 1.0, "verbosity": 0, "rowsAreNew": True}
 TARGET_ENCODER = getattr(pyspark.ml.feature, "TargetEncoder", None)

@@ -22,8 +22,6 @@ from sparkdiff.stages import clustering
 from sparkdiff.stages.predictor import Predictor
 from tests.support.small_data import sides, tune
 
-pytestmark = pytest.mark.once  # what is Spark's in it the laws check on every version
-
 CENTERS = np.array([[1.0, 0.0, 0.0], [5.0, 0.0, 1.0], [0.0, 6.0, 3.0]])
 
 

@@ -17,8 +17,6 @@ from pyspark.sql import DataFrame, functions as F
 from sparkdiff import plan
 from tests.support.small_data import NUMBERS, half_deviance, pinball, pipeline, predictions, sides, tune, weights
 
-pytestmark = pytest.mark.once  # what is Spark's in it the laws check on every version
-
 # Kinds of predictors --------------------------------------------------------------------------------------------------
 
 

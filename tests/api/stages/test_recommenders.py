@@ -17,8 +17,6 @@ import sparkdiff
 from sparkdiff.jvm import als as factors, word2vec
 from tests.support.small_data import sides, tune
 
-pytestmark = pytest.mark.once  # what is Spark's in it the laws check on every version
-
 USERS, ITEMS, RANK = 60, 40, 3
 
 

@@ -26,7 +26,7 @@ from sparkdiff.options import Options
 from sparkdiff.tensors.rows import SparseRows
 from tests.support.small_data import NUMBERS, half_deviance, predictions, sides, tune
 
-pytestmark = [pytest.mark.slow, pytest.mark.once]
+pytestmark = pytest.mark.slow
 FAST: dict[str, Any] = {"maxEpochs": 15, "learningRate": 0.02, "regAnchor": 1e-4, "patience": 15}
 SEED = {"featuresCol": "x", "maxDepth": 3, "seed": 3}
 HEADS: dict[str, Callable[[], Any]] = {

@@ -29,8 +29,6 @@ import sparkdiff
 from sparkdiff import FineTunerModel
 from tests.support.small_data import NUMBERS, tune
 
-pytestmark = pytest.mark.once  # what is Spark's in it the laws check on every version
-
 
 def trained(model: Any) -> list[str]:
     return [s.stageClass for s in sparkdiff.plan(model).stages if s.trainable]

@@ -35,8 +35,6 @@ from sparkdiff.store.model_digests import params_of
 from sparkdiff.store.run_folder import NotResumable
 from tests.support.small_data import NUMBERS, tune
 
-pytestmark = pytest.mark.once
-
 # Fitted pipelines -----------------------------------------------------------------------------------------------------
 
 

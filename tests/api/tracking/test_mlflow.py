@@ -19,7 +19,7 @@ from tests.support.small_data import NUMBERS, QUICK, files
 
 mlflow = pytest.importorskip("mlflow", reason="needs the extra mlflow")
 pytest.importorskip("sqlalchemy", reason="MLflow's store needs it")
-pytestmark = [pytest.mark.once, pytest.mark.filterwarnings("default")]
+pytestmark = pytest.mark.filterwarnings("default")
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ from sparkdiff.training.distributed import choice
 from tests.support import fake_gpu
 from tests.support.small_data import tune, weights
 
-pytestmark = pytest.mark.once
 FAKE = Place(torch.device(fake_gpu.NAME, 0))
 SHOWN = "fakegpu:0 (a GPU that isn't there)"
 

@@ -13,7 +13,7 @@ from pyspark.sql import DataFrame
 from sparkdiff import InputError, translate
 from tests.support.small_data import pipeline, predictions, tune
 
-pytestmark = [pytest.mark.slow, pytest.mark.once]
+pytestmark = pytest.mark.slow
 FREE: dict[str, Any] = {"maxEpochs": 12, "guard": 1.0}
 
 

@@ -10,8 +10,6 @@ from pyspark.sql import DataFrame
 from sparkdiff import InputError
 from tests.support.small_data import NUMBERS, tune
 
-pytestmark = pytest.mark.once
-
 
 @pytest.fixture(scope="module")
 def assembled() -> list[VectorAssembler | StandardScaler]:

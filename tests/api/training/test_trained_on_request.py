@@ -11,8 +11,6 @@ from pyspark.sql import DataFrame
 
 from tests.support.small_data import NUMBERS, tune
 
-pytestmark = pytest.mark.once  # which stages train is a question of column names
-
 
 @pytest.fixture(scope="module")
 def hashed(df: DataFrame) -> PipelineModel:

@@ -41,8 +41,6 @@ from sparkdiff.tuning import cached_rows
 from sparkdiff.tuning.evaluator_metrics import judge_of
 from tests.support.small_data import NUMBERS, QUICK
 
-pytestmark = pytest.mark.once  # the engine below has its tests on each stack
-
 
 @pytest.fixture(scope="module")
 def rows(df: DataFrame) -> Iterator[DataFrame]:

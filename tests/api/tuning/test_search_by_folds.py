@@ -25,7 +25,6 @@ from sparkdiff.search import search_run
 from sparkdiff.search.search_options import Settings
 from sparkdiff.search.splitting import DividedRows, assign_splits, divide_rows
 
-pytestmark = pytest.mark.once  # the engine below has its tests on each stack
 N = 1800
 
 

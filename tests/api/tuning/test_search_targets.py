@@ -22,8 +22,6 @@ from pyspark.sql import DataFrame, SparkSession, functions as F
 from sparkdiff import InputError, Search, alternatives
 from sparkdiff.search import search_run
 
-pytestmark = pytest.mark.once  # the engine below has its tests on each stack
-
 
 @pytest.fixture(scope="module")
 def data(spark: SparkSession) -> Iterator[DataFrame]:

@@ -29,7 +29,6 @@ from sparkdiff.tuning.mean_loss import OF_PROBABILITIES, MeanLoss, evaluator_of
 from tests.support.small_data import NUMBERS
 
 OF_CLASSES = (*OF_PROBABILITIES, "hinge", "expectedCost")
-pytestmark = pytest.mark.once  # the engine below has its tests on each stack
 
 
 def judge() -> RegressionEvaluator:

@@ -29,8 +29,6 @@ from tests.support.metric_cases import METRICS, case
 from tests.support.small_heads import linear, stats
 from tests.support.small_networks import F64, natural_units, network
 
-pytestmark = pytest.mark.once  # torch alone, which all stacks have in one version
-
 ROWS, TWINS = 20, 4  # as many rows in one, of the same label and weight
 PLACES = torch.arange(ROWS * TWINS).view(TWINS, ROWS)
 

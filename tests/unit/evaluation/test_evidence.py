@@ -121,7 +121,6 @@ def alarmed(columns: list[Rows], held: Tensor, cluster: Tensor) -> bool:
     return seen.auc > 0.55 and seen.auc - 0.5 > 4 * seen.error
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("runs", [2, pytest.param(60, marks=pytest.mark.nightly)])
 def test_drift_is_silent_without_any(runs: int) -> None:
     loud = 0

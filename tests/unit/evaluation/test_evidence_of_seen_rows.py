@@ -27,8 +27,6 @@ from sparkdiff.stages.linear import LinearRegression
 from sparkdiff.stages.predictor import LeastSquares
 from sparkdiff.tensors.rows import SparseRows
 
-pytestmark = pytest.mark.once  # torch alone, which all stacks have in one version
-
 
 def random(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)

@@ -15,8 +15,6 @@ from sparkdiff.evaluation import guard
 from sparkdiff.evaluation.guard import correlation_time, decide
 from sparkdiff.evaluation.units import Units
 
-pytestmark = pytest.mark.once  # torch alone, which all stacks have in one version
-
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

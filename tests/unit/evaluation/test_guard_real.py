@@ -9,8 +9,6 @@ import torch
 from sparkdiff.data import blocks
 from sparkdiff.evaluation import guard
 
-pytestmark = pytest.mark.once  # torch alone, which all stacks have in one version
-
 
 def population(gain: float = 0.0, columns: int = 40) -> guard_real.Population:
     """100 days of hours, some missing; heavy-tailed differences that days share a tenth of; slowly rotating columns."""

@@ -10,7 +10,7 @@ from sparkdiff.errors import InputError
 from tests.support.metric_cases import METRICS, PARAMS, metric
 from tests.support.small_heads import linear, logistic
 
-pytestmark = [pytest.mark.slow, pytest.mark.once]
+pytestmark = pytest.mark.slow
 
 SHORT = [
     cell

@@ -15,8 +15,6 @@ from sparkdiff.evaluation.units import FEW, Costs, Units, effective_number, high
 from sparkdiff.objectives.metric import Metric, influence
 from sparkdiff.objectives.metrics import BINARY, of_predictions
 
-pytestmark = pytest.mark.once  # torch alone, which all stacks have in one version
-
 F64 = torch.float64
 benchmarks = Path(__file__).parents[3] / "benchmarks"
 

@@ -16,8 +16,6 @@ from sparkdiff.objectives.metric import Metric
 from sparkdiff.options import Options
 from tests.support.small_heads import glr, logistic, stats
 
-pytestmark = pytest.mark.once  # torch alone, which all stacks have in one version
-
 
 def lost(margin: Tensor, label: Tensor) -> Tensor:
     """The log-loss of a margin of two classes."""

@@ -15,8 +15,6 @@ from sparkdiff.errors import DONE, WRONG_INPUT
 from sparkdiff.history import caches
 from sparkdiff.store import folder_marker
 
-pytestmark = pytest.mark.once
-
 HOUR, DAY = 3600.0, 86400.0
 
 

@@ -14,8 +14,6 @@ from sparkdiff.history.run_store import SCHEMA
 from sparkdiff.improvement.improvement_summary import ImprovementSummary
 from sparkdiff.report import FineTuningSummary
 
-pytestmark = pytest.mark.once
-
 SLICE = {
     "column": "region",
     "value": "north",

@@ -18,8 +18,6 @@ import pytest
 from sparkdiff import InputError
 from sparkdiff.history import run_listing, run_store
 
-pytestmark = pytest.mark.once
-
 NOON = datetime.datetime(2026, 1, 1, 12, tzinfo=datetime.timezone.utc)
 
 

@@ -21,8 +21,6 @@ from sparkdiff.labeling.label_model import DEPENDENT, _choose_estimate
 from sparkdiff.labeling.label_summary import _agreement, _warnings, summary_fields
 from sparkdiff.labeling.votes import Votes
 
-pytestmark = pytest.mark.once
-
 ROWS, FUNCTIONS = 20_000, 10
 
 

@@ -21,7 +21,6 @@ from sparkdiff.tensors.rows import Rows, SparseRows
 from tests.support.small_networks import F64, glr, least_squares, network, trees
 from tests.support.some_gpu import GPU
 
-pytestmark = pytest.mark.once
 DEVICES = ["cpu", GPU.name]
 
 

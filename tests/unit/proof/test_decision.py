@@ -16,8 +16,6 @@ from sparkdiff.options import Options
 from sparkdiff.proof import decision
 from sparkdiff.proof.decision import FINALISTS, FoldComparison
 
-pytestmark = pytest.mark.once  # torch alone
-
 F64 = torch.float64
 NONE = torch.empty((3, 0), dtype=F64)
 LOSS = 10.0

@@ -12,8 +12,6 @@ from sparkdiff.growth.rounds import ItemReport
 from sparkdiff.report import RemainingTime, advance, change
 from sparkdiff.search.search_progress import SearchProgress
 
-pytestmark = pytest.mark.once
-
 
 def test_one_form_of_words() -> None:
     assert advance("epoch", 1, 9) == "epoch 1 of at most 9"

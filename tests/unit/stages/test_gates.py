@@ -28,8 +28,6 @@ from sparkdiff.training.recipes import Recipe
 from tests.support.random_trees import CATEGORIES, WIDTH, rows
 from tests.support.small_networks import F64, normal, trees as trees_of
 
-pytestmark = pytest.mark.once  # torch alone, which all stacks have in one version
-
 LABELS = LabelStats(1.0, 2.0, 0.0, 9.0, torch.empty(0, dtype=torch.int64))
 
 

@@ -64,8 +64,6 @@ from tests.support.small_networks import (
 )
 from tests.support.some_gpu import GPU, assert_same, no_reads, recorded
 
-pytestmark = pytest.mark.once  # torch alone, which all stacks have in one version
-
 D, K = 4, 3
 POSITIVE = normal(D, seed=9).abs() + 0.5
 

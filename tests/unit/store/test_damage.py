@@ -25,8 +25,6 @@ from sparkdiff.store.lease import LeaseHeldError, hold_lease
 from sparkdiff.store.run_folder import RunFolder
 from sparkdiff.training.distributed.choice import DeviceNote, ProcessNumber
 
-pytestmark = pytest.mark.once
-
 NOW = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)
 
 

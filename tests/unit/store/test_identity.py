@@ -154,7 +154,6 @@ def told(seed: int, *folders: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.once
 def test_equal_and_different_stay_so_in_another_process(tmp_path: Path) -> None:
     (first,) = told(1, written(tmp_path / "one"))
     assert len({*first.values()}) == len(first)

@@ -29,8 +29,6 @@ from sparkdiff.tuning import fits
 from tests.support.made_up_runs import SECRET, record
 from tests.support.noting_callbacks import Failures, Watcher
 
-pytestmark = pytest.mark.once
-
 
 def test_a_record_tells_what_differs_and_no_secrets() -> None:
     found = record()

@@ -22,7 +22,7 @@ from tests.support.made_up_runs import record
 from tests.support.noting_callbacks import Watcher
 
 mlflow = pytest.importorskip("mlflow", reason="needs the extra mlflow")
-pytestmark = [pytest.mark.once, pytest.mark.filterwarnings("default")]
+pytestmark = pytest.mark.filterwarnings("default")
 HASH = "h" * 64
 
 

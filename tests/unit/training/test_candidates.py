@@ -58,8 +58,6 @@ from tests.support.small_networks import (
     trees,
 )
 
-pytestmark = pytest.mark.once  # torch alone, which all stacks have in one version
-
 N, STEPS = 24, 12
 LABELS = LabelStats(1.0, 2.0, 0.0, 9.0, torch.tensor([9, 9, 9]))
 NOWHERE = Draw((), (), {})

@@ -33,7 +33,6 @@ from tests.support.small_networks import F64, logistic, network, normal, trees
 from tests.support.some_gpu import FAKE_ONLY, GPU, REAL, no_reads
 from tests.support.train_in_processes import CASES, Case, assignment, sparse, write_cache
 
-pytestmark = pytest.mark.once
 PLAIN, NOISY = Recipe(1e-2, 1e-3), Recipe(1e-2, 1e-3, noise=0.3)
 SHOWN = ("rawPredictionCol", "probabilityCol", "predictionCol")
 

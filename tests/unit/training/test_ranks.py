@@ -87,7 +87,6 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.mark.slow
-@pytest.mark.once
 @pytest.mark.parametrize("trained", ["few", pytest.param("every", marks=pytest.mark.nightly)], indirect=True)
 @pytest.mark.parametrize("case", list(CASES))
 def test_any_number_of_processes_finds_the_same(trained: tuple[Path, bool], case: str) -> None:

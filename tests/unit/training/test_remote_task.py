@@ -21,8 +21,6 @@ from sparkdiff.store.run_folder import RunFolder
 from sparkdiff.training.distributed import remote, remote_task
 from sparkdiff.training.distributed.remote_task import receive, receive_files, send, send_back
 
-pytestmark = pytest.mark.once
-
 FILES = {f"rows-1/split=train/shard={i}/part-{i}.parquet": bytes([i]) * 10 for i in range(3)}
 
 

@@ -13,8 +13,6 @@ from sparkdiff.training.recipes import Recipe
 from sparkdiff.training.training_run import Training
 from tests.support.train_in_processes import Case, assignment, dense, write_cache
 
-pytestmark = pytest.mark.once  # torch alone, which all stacks have in one version
-
 CALM = [Recipe(1e-4, 0.0)]
 STOPS = [Recipe(0.3, 0.0), Recipe(1e-3, 1e-3, noise=0.3), Recipe(1e-3, 1e-3, mask=0.2)]  # the first one at once
 DIVERGES = [Recipe(1e6, 0.0), Recipe(3e-3, 1e-3, noise=0.3)]

@@ -11,7 +11,6 @@ from sparkdiff.options import Options
 from sparkdiff.training.recipes import Recipe
 from tests.support.small_networks import F64, glr, natural_units, network, normal
 
-pytestmark = pytest.mark.once
 ROWS, WIDTH, STEPS, SHIFT = 200, 4, 3, 1e-6
 
 

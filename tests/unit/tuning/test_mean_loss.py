@@ -10,8 +10,6 @@ from sparkdiff import InputError
 from sparkdiff.objectives.formulas import focal
 from sparkdiff.tuning.mean_loss import MeanLoss
 
-pytestmark = pytest.mark.once
-
 
 def drawn(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     random = np.random.default_rng(seed)

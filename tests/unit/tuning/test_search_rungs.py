@@ -13,8 +13,6 @@ from sparkdiff.search.samplers import SamplingPlan
 from sparkdiff.search.study import Study, Trial, TrialOutcome, lock_search_folder
 from tests.support.small_studies import REQUEST, SPACE, loss
 
-pytestmark = pytest.mark.once  # no stack decides which settings are tried
-
 
 def test_resources_grow_by_the_same_factor_up_to_the_whole() -> None:
     assert rungs(1.0, 1 / 27, integer=False) == pytest.approx((1 / 27, 1 / 9, 1 / 3, 1.0))

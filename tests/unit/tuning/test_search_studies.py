@@ -16,8 +16,6 @@ from sparkdiff.search.search_space import Dimension, SearchSpace
 from sparkdiff.search.study import Study, TrialOutcome, lock_search_folder
 from tests.support.small_studies import REQUEST, SPACE, loss, plan
 
-pytestmark = pytest.mark.once  # no stack decides which settings are tried
-
 CHOICES = SearchSpace(None, tuple(Dimension(q.name, choice(1, 2, 3), param=1) for q in SPACE.dimensions[:2]))
 
 

@@ -422,7 +422,6 @@ def test_fields_of_structs(df: DataFrame) -> None:
     assert tuned.summary.parity["before"]["ok"]
 
 
-@pytest.mark.once  # test_contract has each class on every Spark
 def test_many_classes_at_once(df: DataFrame) -> None:
     """Text, categories, numbers, products, trees and two predictors, in one pipeline of 22 stages."""
     model = Pipeline(

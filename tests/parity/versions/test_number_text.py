@@ -210,7 +210,6 @@ def java_21(folder: Path) -> Path:
 
 
 @pytest.mark.nightly
-@pytest.mark.once
 def test_java_21_indexes_numbers_as_the_scorers_say(spark: SparkSession, tmp_path: Path) -> None:
     home = java_21(tmp_path / "java")
     if int(origin(spark)["javaVersion"].partition(".")[0]) >= 19:
@@ -234,7 +233,7 @@ def test_java_21_indexes_numbers_as_the_scorers_say(spark: SparkSession, tmp_pat
         capture_output=True,
         text=True,
         timeout=300,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         check=False,
     )
     assert done.returncode == 0, done.stderr
