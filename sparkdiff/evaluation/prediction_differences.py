@@ -12,7 +12,6 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from pyspark.ml import PipelineModel
 from pyspark.ml.feature import StringIndexerModel
@@ -512,4 +511,4 @@ def _numbers(column: str, found: Any, name: str) -> NumberChanges:
 
 def finite_or_none(value: Any) -> float | None:
     """The value as a float; None if it is not finite."""
-    return None if value is None or not np.isfinite(value) else float(value)
+    return None if value is None or not math.isfinite(value) else float(value)

@@ -34,12 +34,15 @@ _TOKEN = re.compile(
 HTTP authentication scheme.
 """
 _BEARER = re.compile(r"(\bbearer\s+)[\w.~+/=-]+", re.IGNORECASE)
-# user:secret@host. A secret may contain a slash or an @, so text with a colon ends at the last @. In URLs with ports, digits
-# before a slash are a port.
-_LOGIN = re.compile(r"(\bs3[an]?:/{2}|\w:/{2}(?![^\s\"'/@:]*:\d+(?:[/?#]|$)))[^\s\"'/@:]*:[^\s\"']*@", re.IGNORECASE)
-# Text without a colon ends at the first slash; in Azure's URLs it is the name of a container.
-_USER = re.compile(r"(?<![\w+.-])((?!abfss?:|wasbs?:)[\w+.-]+:/{2})[^\s\"'/?#@:]+@", re.IGNORECASE)
-_ORACLE = re.compile(r"(jdbc:oracle:\w+:)[^\s\"'@]+@", re.IGNORECASE)
+_LOGINS = (
+    # user:secret@host. A secret may contain a slash or an @, so text with a colon ends at the last @. In URLs with ports, digits
+    # before a slash are a port.
+    re.compile(r"(\bs3[an]?:/{2}|\w:/{2}(?![^\s\"'/@:]*:\d+(?:[/?#]|$)))[^\s\"'/@:]*:[^\s\"']*@", re.IGNORECASE),
+    # Text without a colon ends at the first slash; in Azure's URLs it is the name of a container.
+    re.compile(r"(?<![\w+.-])((?!abfss?:|wasbs?:)[\w+.-]+:/{2})[^\s\"'/?#@:]+@", re.IGNORECASE),
+    re.compile(r"(jdbc:oracle:\w+:)[^\s\"'@]+@", re.IGNORECASE),
+)
+"""Patterns of the logins in URLs, up to the @; their first group is what stays."""
 
 
 def redacted(text: str) -> str:
@@ -49,7 +52,7 @@ def redacted(text: str) -> str:
     More than secrets may be hidden, such as a folder whose name looks like a login. A secret that is recognised is
     hidden completely, never in part.
     """
-    for login in (_LOGIN, _USER, _ORACLE):
+    for login in _LOGINS:
         text = login.sub(rf"\g<1>{HIDDEN}@", text)
     out, end = "", 0
     for found in _SETTING.finditer(text):

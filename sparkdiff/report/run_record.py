@@ -2,6 +2,7 @@
 fit.
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import math
@@ -147,10 +148,8 @@ def versions() -> dict[str, str]:
     """Versions of the packages that the result depends on; a package that isn't installed is left out."""
     out = {"python": sys.version.split()[0]}
     for name in ("sparkdiff", "pyspark", "torch", "numpy", "pyarrow", "petastorm"):
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             out[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return out
 
 
