@@ -2,7 +2,7 @@
 
 import pytest
 
-from sparkdiff.cli.settings_section import check
+from sparkdiff.cli.job_options import check
 from sparkdiff.errors import InputError
 from sparkdiff.improvement import baseline
 from sparkdiff.improvement.budget import Account, Budget, Limit
