@@ -8,7 +8,7 @@ import typer
 
 import sparkdiff
 from sparkdiff.cli import earlier_runs, jobs, models, projects
-from sparkdiff.cli.flags import Command
+from sparkdiff.cli.flags import Command, CommandGroup
 from sparkdiff.errors import run_for_exit_code
 
 COMMANDS: dict[str, dict[Callable[..., None], str]] = {
@@ -41,6 +41,7 @@ COMMANDS: dict[str, dict[Callable[..., None], str]] = {
 }
 """The commands by the panel of `sparkdiff --help` that shows them, with the arguments of an example."""
 app = typer.Typer(
+    cls=CommandGroup,
     help="Improve, fine-tune and grow fitted Spark ML pipelines. The result is a plain Spark ML pipeline.",
     epilog="Exit codes: 0 done; 1 failed while running, or doctor, verify or triage found a failure; 2 wrong usage or input; "
     "3 a stage stays in Spark (plan --strict); 130 Ctrl-C.",

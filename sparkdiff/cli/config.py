@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from sparkdiff import jvm
-from sparkdiff.cli.job_options import FIELDS, SETTINGS, check as check_settings, check_names
+from sparkdiff.cli.job_options import FIELDS, SETTINGS, check as check_settings, check_names, places_of
 from sparkdiff.cli.tracking_section import SERVERS, check as check_tracking
 from sparkdiff.data.loading import function, is_function, parse_source
 from sparkdiff.data.splits import SPLITS, TRAIN, VALIDATION
@@ -420,7 +420,7 @@ def model_and_overrides(words: Sequence[str]) -> tuple[str | None, list[str]]:
         InputError: the model is named twice.
     """
     models, overrides = [w for w in words if not _is_override(w)], [w for w in words if _is_override(w)]
-    if len(named := [*models, *(word for word in overrides if word.startswith("pipeline="))]) > 1:
+    if len(named := [*models, *(word for word in overrides if models and word.startswith("pipeline="))]) > 1:
         raise InputError(f"the model is given twice, {named[0]!r} and {named[1]!r}: leave one out (--data names rows)")
     return next(iter(models), None), overrides
 
@@ -429,7 +429,9 @@ def _is_override(word: str) -> bool:
     """True if an argument is an override section.key=value, perhaps misspelt; False if it is a path, which may contain
     `=`.
     """
-    return "=" in word and ("/" not in word or re.split("[.=]", word)[0] in SECTIONS)
+    return "=" in word and (
+        "/" not in word or (first := re.split("[.=]", word)[0]) in SECTIONS or bool(places_of(first))
+    )
 
 
 def _parse_override(override: str) -> tuple[Place, Any]:

@@ -8,11 +8,13 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from sparkdiff.cli.flags import AsJson, Command, Group, Label, Model, Text, Time
+from sparkdiff.cli.flags import AsJson, Command, CommandGroup, Group, Label, Model, Text, Time
 from sparkdiff.errors import FAILED, InputError
 
 Store = Annotated[str, typer.Argument(help="Folder of the store of runs, as the option storeDir names it.")]
-caches_app = typer.Typer(no_args_is_help=True, help="Show and remove caches on this machine. Runs no Spark.")
+caches_app = typer.Typer(
+    cls=CommandGroup, no_args_is_help=True, help="Show and remove caches on this machine. Runs no Spark."
+)
 Folder = Annotated[str, typer.Argument(help="Folder of the caches: cacheDir, or .cache beside the output of jobs.")]
 
 

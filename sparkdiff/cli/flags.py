@@ -1,4 +1,4 @@
-"""The class of commands, flags that several commands share, and functions that load the models and rows that these flags name."""
+"""Classes of commands, flags that several commands share, and functions that load the models and rows that these flags name."""
 
 import json
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from sparkdiff.cli.job_options import check_flags
 from sparkdiff.errors import InputError
@@ -21,7 +21,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 Words = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Argument(
-        metavar="[MODEL] [SECTION.KEY=VALUE]...",
+        metavar="MODEL|SECTION.KEY=VALUE",
         help="Folder of a saved model or of a run, or module:function of an unfitted Pipeline; and settings, which override "
         "flags and file: `sparkdiff options` lists them.",
         show_default=False,
@@ -48,20 +48,27 @@ Time = Annotated[Text, typer.Option(help="Time column: the latest rows are held 
 Output = Annotated[Text, typer.Option(help="Folder to write (output.path).")]
 
 
-class Command(TyperCommand):
-    """A command that answers the name of a setting, given as a flag, with its spelling. Its switches show no type."""
+class _UntypedSwitches:
+    """The part of commands and groups that shows no type behind a switch."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        found: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for switch in (parameter for parameter in found if getattr(parameter, "is_flag", False)):
+            switch.metavar = ""
+        return found
+
+
+class CommandGroup(_UntypedSwitches, TyperGroup):
+    """A group of commands."""
+
+
+class Command(_UntypedSwitches, TyperCommand):
+    """A command that answers the name of a setting, given as a flag, with its spelling."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         known = [flag for parameter in self.get_params(ctx) for flag in (*parameter.opts, *parameter.secondary_opts)]
         check_flags(args, known, takes_overrides="words" in {parameter.name for parameter in self.params})
         return super().parse_args(ctx, args)
-
-    def get_params(self, ctx: Any) -> list[Any]:
-        found = super().get_params(ctx)
-        for parameter in found:
-            if getattr(parameter, "is_flag", False):
-                parameter.metavar = ""
-        return found
 
 
 def load_models_and_rows(

@@ -106,6 +106,6 @@ def list_options(word: str) -> Iterator[str]:
         if fields:
             yield f"{section} (read by {READERS[section]})"
         for field in fields:
-            default = getattr(SETTINGS[section](), field.name)
-            yield f"  {section}.{field.name}={'' if default is None else json.dumps(default)}".replace('"', "")
+            default = json.dumps(getattr(SETTINGS[section](), field.name))
+            yield f"  {section}.{field.name}={default}".replace('"', "").removesuffix("null")  # null: not set
             yield textwrap.indent(textwrap.fill(field.metadata["help"], 90), " " * 6)

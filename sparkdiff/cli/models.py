@@ -17,19 +17,28 @@ from sparkdiff.cli.flags import (
     ReaderOptions,
     Text,
     Time,
-    Words,
     load_models_and_rows,
     schema_of,
 )
 from sparkdiff.errors import FAILED, NOT_STRICT, InputError
 from sparkdiff.options import FIELDS
 
-_HELP = {name: f"{field.metadata['help']}; may be repeated" for name, field in FIELDS.items()}
+_HELP = {
+    name: f"{text[:1].upper()}{text[1:]}. May be repeated."
+    for name, text in ((field.name, field.metadata["help"]) for field in FIELDS.values())
+}
 """Help texts of flags that name an option's stages or parameters."""
 
 
 def plan(
-    words: Words = None,
+    words: Annotated[
+        Optional[list[str]],  # noqa: UP045 - typer reads it at run time
+        typer.Argument(
+            metavar="MODEL",
+            help="Folder of a saved model or of a run; with --cost also settings, such as fineTuner.maxEpochs=50.",
+            show_default=False,
+        ),
+    ] = None,
     freeze: Annotated[Optional[list[str]], typer.Option(help=_HELP["freeze"])] = None,  # noqa: UP045
     reference: Annotated[Optional[list[str]], typer.Option(help=_HELP["reference"])] = None,  # noqa: UP045
     target: Annotated[Optional[list[str]], typer.Option(help=_HELP["target"])] = None,  # noqa: UP045
@@ -53,10 +62,7 @@ def plan(
     group: Group = None,
     time: Time = None,
 ) -> None:
-    """Show which stages of a fitted pipeline would train, and why the others would not. Runs no Spark job without --cost.
-
-    Settings such as fineTuner.maxEpochs=50 are for --cost.
-    """
+    """Show which stages of a fitted pipeline would train, and why the others would not. Runs no Spark job without --cost."""
     from sparkdiff.cli.config import model_and_overrides
 
     model, overrides = model_and_overrides(words or ())

@@ -76,9 +76,8 @@ def run_job(
         InputError: --config is no local file, or the settings belong to another command.
     """
     model, overrides = model_and_overrides(words)
-    settings = {FLAGS[name]: text for name, text in flags.items() if text is not None}
-    if model is not None:
-        settings["pipeline"] = model
+    named = {"pipeline": model, **{FLAGS[name]: text for name, text in flags.items()}}
+    settings = {place: text for place, text in named.items() if text is not None}
     if format or options:
         rows = source_of(flags.get("data"), format or "", options or "")
         overrides[:0] = [f"data.train.{key}={json.dumps(rows[key])}" for key in rows if key != "path" and rows[key]]

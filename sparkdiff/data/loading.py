@@ -267,7 +267,7 @@ def load_data(spark: SparkSession, given: Any, folder: Path, split: str) -> Data
         )
     way = f"set data.{split}.format" if split in SPLITS else WAYS.get(split, "set --format")
     told = "" if form or given.get("table") else f" in the default format of Spark ({way})"
-    told = f" as {form}, which needs the package {NEEDED[form]} (spark.jars.packages)" if form in NEEDED else told
+    told += f" as {form}, which needs the package {NEEDED[form]} (spark.jars.packages)" if form in NEEDED else ""
     with jvm.as_input_error(f"data.{split} cannot be read{told}"):
         options = {
             str(k): str(v).lower() if isinstance(v, bool) else v for k, v in (given.get("options") or {}).items()
@@ -279,10 +279,10 @@ def load_data(spark: SparkSession, given: Any, folder: Path, split: str) -> Data
             reader = reader.format(given["format"])
         if given.get("table"):
             df = reader.table(given["table"])
-        elif not given.get("path"):
+        elif not path:
             df = reader.load()
         else:
-            where = paths.data_path(given["path"], folder)
+            where = paths.data_path(path, folder)
             df = reader.load(where if paths.local(where) is None else f"file://{where}")
         return df.where(given["where"]) if given.get("where") else df
 

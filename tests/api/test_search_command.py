@@ -85,4 +85,4 @@ def test_each_job_has_its_command(job: Path, capsys: Any) -> None:
     assert main(["finetune", "--config", "job.yaml"]) == WRONG_INPUT
     assert "run `sparkdiff search` instead" in capsys.readouterr().err
     assert main(["search", "pipeline=m", "data.train=rows.parquet", "output=out"]) == WRONG_INPUT
-    assert "run `sparkdiff finetune` instead" in capsys.readouterr().err
+    assert "search.metric must name a metric" in capsys.readouterr().err

@@ -110,7 +110,7 @@ def parse(words: list[str]) -> None:
     found = command.commands[words[0]]
     if len(words) > 1:
         context = found.make_context(words[0], words[1:])
-        for text in context.params.get("overrides") or ():
+        for text in config.model_and_overrides(context.params.get("words") or ())[1]:
             override(text)
         if (path := context.params.get("config")) is not None and str(path).startswith("conf/"):
             assert (ROOT / path).is_file()
