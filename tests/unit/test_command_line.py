@@ -268,8 +268,8 @@ def test_help_of_a_plan_says_what_its_options_do(capsys: pytest.CaptureFixture[s
     text = shown(capsys, "plan", "--help")
     for words in (
         "parameters do not change",
-        "stages to leave in Spark",
-        "the only stages to train",
+        "Stages to leave in Spark",
+        "The only stages to train",
         "on request only",
     ):
         assert words in text

@@ -105,7 +105,7 @@ def parse(words: list[str]) -> None:
     """Parse a command of ours as the command line would, without running it; its name alone is a mention of it."""
     command: Any = typer.main.get_command(app)
     if words[0].startswith("-"):
-        assert words == [words[0]] and any(words[0] in p.opts for p in command.params), words
+        assert words == [words[0]] and words[0] in {"--help", *(o for p in command.params for o in p.opts)}, words
         return
     found = command.commands[words[0]]
     if len(words) > 1:
