@@ -11,7 +11,7 @@ from sparkdiff.cli import earlier_runs, jobs, models, projects
 from sparkdiff.cli.flags import Command, CommandGroup
 from sparkdiff.errors import run_for_exit_code
 
-COMMANDS: dict[str, dict[Callable[..., None], str]] = {
+PANELS: dict[str, dict[Callable[..., None], str]] = {
     "Start": {
         projects.doctor: "",
         projects.init: "models/churn --data data/churn.parquet",
@@ -65,7 +65,7 @@ def _command(
     pass
 
 
-for panel, commands in COMMANDS.items():
+for panel, commands in PANELS.items():
     for command, arguments in commands.items():
         app.command(cls=Command, epilog=f"Example: sparkdiff {command.__name__} {arguments}", rich_help_panel=panel)(
             command

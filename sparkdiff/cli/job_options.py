@@ -22,6 +22,8 @@ SETTINGS: Mapping[str, Any] = {
 }
 FIELDS = {name: {field.name: field for field in dataclasses.fields(kind)} for name, kind in SETTINGS.items()}
 """The options of each section, by name."""
+OWN = ("space", "metric", "current")
+"""Keys of the section `search` that are not options of `sparkdiff.Search`."""
 READERS = {
     "fineTuner": "finetune, improve, grow, and a search that fine-tunes",
     "improver": "improve",
@@ -29,8 +31,8 @@ READERS = {
     "search": "search",
 }
 """Commands that read the options of a section."""
-OTHER_NAMES = {"model": "pipeline", "label": "labelcol", "group": "groupcol", "time": "timecol", "weight": "weightcol"}
-"""Names that users write for settings, and the settings' lower-case names."""
+OTHER_NAMES = {"model": "pipeline", "label": "labelCol", "group": "groupCol", "time": "timeCol", "weight": "weightCol"}
+"""Names that users write for settings, and the settings' own names."""
 
 
 def check(section: str, given: Mapping[str, Any], others: Mapping[str, Any]) -> None:
@@ -74,17 +76,19 @@ def check_flags(words: Sequence[str], known: Collection[str], *, takes_overrides
     """
     for flag in (word.partition("=")[0] for word in words if word.startswith("--")):
         places = places_of(flag[2:]) if flag not in known else []
-        if places == ["pipeline"]:
-            raise InputError(f"there is no flag {flag}: name the model as the first argument, such as models/churn")
-        if places and takes_overrides:
-            raise InputError(f"there is no flag {flag}: write {' or '.join(f'{place}=...' for place in places)}")
+        if places == ["pipeline"] or (places and takes_overrides):
+            ways = [f"write {place}=..." for place in places if place != "pipeline"]
+            raise InputError(
+                f"there is no flag {flag}: "
+                f"{' or '.join(ways) or 'name the model as the first argument, such as models/churn'}"
+            )
 
 
 def places_of(name: str) -> list[str]:
     """The settings that a name may mean, as `section.key`, whatever its case and hyphens: fineTuner.maxEpochs for max-epochs."""
-    plain = name.replace("-", "").replace("_", "").lower()
-    plain = OTHER_NAMES.get(plain, plain)
-    settings = ["pipeline", *(f"{section}.{key}" for section, fields in FIELDS.items() for key in fields)]
+    plain = OTHER_NAMES.get(name, name).replace("-", "").replace("_", "").lower()
+    options = (f"{section}.{key}" for section, fields in FIELDS.items() for key in fields)
+    settings = ("pipeline", *options, *(f"search.{key}" for key in OWN))
     return [place for place in settings if place.rpartition(".")[2].lower() == plain]
 
 

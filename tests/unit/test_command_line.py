@@ -13,7 +13,7 @@ import pytest
 import typer
 
 from sparkdiff.cli import starting
-from sparkdiff.cli.app import COMMANDS, app, main
+from sparkdiff.cli.app import PANELS, app, main
 from sparkdiff.cli.config import Config
 from sparkdiff.cli.job_options import FIELDS
 from sparkdiff.data import loading
@@ -121,7 +121,8 @@ MISTAKES = [
     ("finetune model=models/churn", ["unknown section 'model'", "Did you mean pipeline?"]),
     ("finetune models/churn --metric areaUnderROC", ["no flag --metric", "write fineTuner.metric=..."]),
     ("finetune models/churn --max-epochs=5", ["no flag --max-epochs", "write fineTuner.maxEpochs=..."]),
-    ("search m:f --group user", ["no flag --group", "fineTuner.groupCol=... or search.groupCol=..."]),
+    ("search m:f --metric rmse", ["no flag --metric", "fineTuner.metric=... or write search.metric=..."]),
+    ("search m:f --group user", ["no flag --group", "fineTuner.groupCol=... or write search.groupCol=..."]),
     ("finetune --model models/churn", ["no flag --model", "first argument, such as models/churn"]),
     ("verify --model models/churn --data rows.csv", ["no flag --model", "first argument"]),
     ("finetune models/churn --output o", ["no 'data'", "--data"]),
@@ -258,7 +259,7 @@ def test_help_of_a_command_has_an_example_and_no_types_of_switches(
 
 @pytest.mark.parametrize(
     ("command", "example"),
-    [(f.__name__, example) for commands in COMMANDS.values() for f, example in commands.items()],
+    [(f.__name__, example) for commands in PANELS.values() for f, example in commands.items()],
 )
 def test_an_example_can_be_given(command: str, example: str) -> None:
     COMMAND.commands[command].make_context(command, shlex.split(example))
