@@ -93,7 +93,7 @@ def load_models_and_rows(
 
     folder = Path.cwd()
     paths = [loading.model_path(model, folder) for model in models]
-    given = {command: loading.source_of(data, format, options)} if data or format or options else {}
+    given = {command: loading.source_of(data, format, options)} if data is not None or format or options else {}
     loading.check_there(paths, given, folder, {})
     spark = loading.start_session({}, module, loading.size_of(given, folder))
     fitted = [(path, loading.load_model(path)) for path in paths]
