@@ -248,9 +248,7 @@ def test_help_shows_commands_in_groups_and_exit_codes(capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize("command", COMMAND.commands["cache"].commands.keys() | COMMAND.commands.keys() - {"cache"})
-def test_help_of_a_command_has_an_example_and_no_types_of_switches(
-    command: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_help_has_an_example_and_no_types_of_switches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     group = ["cache"] if command in COMMAND.commands["cache"].commands else []
     text = shown(capsys, *group, command, "--help")
     assert "<bool>" not in text
