@@ -141,7 +141,7 @@ def check_keys(what: str, given: Iterable[Any], known: Collection[str]) -> None:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A hint that lists the nearest known names, or all names if none is near."""
+    """A hint that lists the nearest known names (those that differ in case only, if any), or all names if none is near."""
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    near = [k for k in known if k.lower() == name.lower()] or difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     return f"Did you mean {' or '.join(map(repr, near))}?" if near else f"Known: {', '.join(known) or 'none'}."

@@ -361,8 +361,12 @@ def _checked_value(name: str, value: Any, rules: Mapping[str, Any]) -> Any:
         plain = re.sub(r"^neg(?=_)|[_-]", "", value.lower())
         same = [repr(n) for n, names in ELSEWHERE.items() if plain in names and n in choices]
         hint = f"Did you mean {' or '.join(same)}?" if same else did_you_mean(value, choices)
-        near = f" {hint}" if hint.startswith("Did") else ""
-        raise ValueError(f"The {name!r} option must be one of {', '.join(choices)}. Got {value!r} instead.{near}")
+        wanted = f"must be one of {', '.join(choices)}"
+        raise ValueError(
+            f"The {name!r} option can't be {value!r}. {hint} It {wanted}."
+            if hint.startswith("Did")
+            else f"The {name!r} option {wanted}. Got {value!r} instead."
+        )
     if "pattern" in rules and not re.fullmatch(rules["pattern"][0], value):
         raise ValueError(f"The {name!r} option must be {rules['pattern'][1]}. Got {value!r} instead.")
     low, high = rules.get("low", -math.inf), rules.get("high", math.inf)

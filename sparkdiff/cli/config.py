@@ -15,12 +15,13 @@ from typing import Any
 import yaml
 
 from sparkdiff import jvm
+from sparkdiff.cli.job_options import FIELDS, SETTINGS, check as check_settings, check_names, places_of
 from sparkdiff.cli.tracking_section import SERVERS, check as check_tracking
 from sparkdiff.data.loading import function, is_function, parse_source
-from sparkdiff.data.splits import SPLITS, VALIDATION
+from sparkdiff.data.splits import SPLITS, TRAIN, VALIDATION
 from sparkdiff.errors import InputError, check_keys
 from sparkdiff.machine import paths, secrets
-from sparkdiff.options import FIELDS, Options
+from sparkdiff.options import Options
 
 SECTIONS = ("pipeline", "data", "search", "grower", "improver", "fineTuner", "spark", "tracking", "output")
 KEEPING = ("storeDir", "tags", "redact")
@@ -62,6 +63,12 @@ SHORTENED = (
 """First words of Spark's settings after `spark.`. Spark would ignore a setting that begins with such a word."""
 COMMANDS = {"search": "search", "grower": "grow", "improver": "improve"}
 """Sections of a job that belong to a command other than `finetune`, and the command of each."""
+MISSING = {
+    "pipeline": "name the model as the first argument, such as models/churn, or set pipeline in the YAML file",
+    "data": "name the rows by --data, or set data in the YAML file",
+    "output": "name a new folder by --output, or set output in the YAML file",
+}
+"""What to do about a required section that is missing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +111,9 @@ class Config:
         return next((name for section, name in COMMANDS.items() if getattr(self, section) is not None), "finetune")
 
 
-def load_config(path: Path | None, overrides: Sequence[str], flags: Mapping[str, str] | None = None) -> Config:
+def load_config(
+    path: Path | None, overrides: Sequence[str], flags: Mapping[str, str] | None = None, command: str = ""
+) -> Config:
     """Read a YAML file, if any, and apply first the flags and then the overrides `section.key=value`.
 
     Relative paths in the file are relative to the folder of the file; paths in a flag or an override are relative to
@@ -114,12 +123,17 @@ def load_config(path: Path | None, overrides: Sequence[str], flags: Mapping[str,
     Args:
         path: the YAML file; None: start from empty settings.
         flags: texts by `section.key`.
+        command: the command that will run the job; without a file, its section has all defaults.
 
     Raises:
         InputError: the file cannot be read, a key is unknown, a value has the wrong type, or a section is missing.
     """
     here = path.parent.absolute() if path is not None else Path.cwd()
-    tree = {} if path is None else _with_resolved_numbers(_read(path)) or {}
+    tree: Any = (
+        {section: {} for section, name in COMMANDS.items() if name == command}
+        if path is None
+        else _with_resolved_numbers(_read(path)) or {}
+    )
     if not isinstance(tree, dict):
         raise InputError(f"--config {path} must hold the sections {', '.join(SECTIONS)}")
     tree = _with_absolute_paths(tree, here)
@@ -153,10 +167,10 @@ def load_config(path: Path | None, overrides: Sequence[str], flags: Mapping[str,
 
 def _check_sections(tree: Mapping[str, Any]) -> None:
     """Raise InputError if a section is unknown or missing, or has invalid content."""
-    check_keys("unknown section", tree, SECTIONS)
-    for key in ("pipeline", "data", "output"):
+    check_names("unknown section", tree, SECTIONS)
+    for key, way in MISSING.items():
         if not tree.get(key):
-            raise InputError(f"the job has no {key!r}: set it in the YAML file or as {key}=...")
+            raise InputError(f"the job has no {key!r}: {way}")
     pipeline, data = tree["pipeline"], tree["data"]
     if not isinstance(pipeline, str):
         raise InputError(f"pipeline must be the path of a saved model, or module:function. Got {pipeline!r} instead")
@@ -196,14 +210,11 @@ def _verbs(tree: Mapping[str, Any], options: Mapping[str, Any], data: Mapping[st
         names = " and ".join(map(repr, found))
         count = {2: "two", 3: "three"}[len(found)]
         raise InputError(f"the job has the sections {names}, which are {count} jobs: leave all but one out")
-    # Imported here only: most jobs have none of them.
     if "search" in found:
-        from sparkdiff.cli.search_section import check
+        from sparkdiff.cli.search_section import check  # only here: it imports much of pyspark.ml
 
         check(found["search"], data)
     for section in found.keys() & {"grower", "improver"}:
-        from sparkdiff.cli.settings_section import check as check_settings
-
         check_settings(section, found[section], options)
     return found
 
@@ -301,7 +312,7 @@ Place = tuple[Any, ...]
 def _wants_text(place: Place) -> bool:
     match place:
         case (
-            ("pipeline" | "output",)
+            ("pipeline" | "data" | "output",)
             | ("search", "current" | "runDir" | "storeDir")
             | ("output", _)
             | ("spark" | "tracking", _)
@@ -315,25 +326,16 @@ def _wants_text(place: Place) -> bool:
         case ("tracking", "mlflow", key):
             return key != "registerOriginal"
         case ("fineTuner", name):
-            rules = FIELDS[name].metadata if name in FIELDS else {}
+            rules = FIELDS["fineTuner"][name].metadata if name in FIELDS["fineTuner"] else {}
             return rules.get("kind") is str and "choices" not in rules
     return False
 
 
 def _is_name(place: Place) -> bool:
     """True if this is the place of an option whose value is text or a list of texts."""
-    match place:
-        case ("fineTuner", name):
-            fields: Mapping[Any, Any] = FIELDS
-        case ("search", name):
-            from sparkdiff.search.search_options import FIELDS as fields
-        case ("grower" | "improver" as section, name):
-            from sparkdiff.cli.settings_section import SETTINGS
-
-            fields = SETTINGS[section].__dataclass_fields__
-        case _:
-            return False
-    return name in fields and fields[name].metadata["kind"] in (str, tuple)
+    section, name = place if len(place) == 2 else ("", "")
+    field = FIELDS.get(section, {}).get(name)
+    return field is not None and field.metadata["kind"] in (str, tuple)
 
 
 def _with_resolved_numbers(value: Any, place: Place = ()) -> Any:
@@ -367,12 +369,16 @@ def _value(text: str, place: Place) -> Any:
 
 
 def _with_absolute_paths(value: Any, folder: Path, place: Place = ()) -> Any:
-    """A copy of a value of the tree in which every relative path is resolved against a folder."""
+    """A copy of a value of the tree in which every relative path is resolved against a folder; rows that are named by a text
+    alone are those of `train`.
+    """
     if isinstance(value, dict):
         return {key: _with_absolute_paths(inner, folder, (*place, key)) for key, inner in value.items()}
     if not isinstance(value, str) or not value:
         return value
     match place:
+        case ("data",):
+            return {TRAIN: _with_absolute_paths(value, folder, ("data", TRAIN))}
         case ("data", _) | ("pipeline",) if is_function(value):
             return value
         case ("data", _) | ("data", _, "path"):
@@ -405,6 +411,27 @@ def _name(path: str, place: Place) -> str:
             f"{'.'.join(place)}={path!r} cannot be a path: it contains characters that file names cannot have"
         )
     return path
+
+
+def model_and_overrides(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The model among the arguments of a command, None if there is none, and the overrides `section.key=value`.
+
+    Raises:
+        InputError: the model is named twice.
+    """
+    models, overrides = [w for w in words if not _is_override(w)], [w for w in words if _is_override(w)]
+    if len(named := [*models, *(word for word in overrides if models and word.startswith("pipeline="))]) > 1:
+        raise InputError(f"the model is given twice, {named[0]!r} and {named[1]!r}: leave one out (--data names rows)")
+    return next(iter(models), None), overrides
+
+
+def _is_override(word: str) -> bool:
+    """True if an argument is an override section.key=value, perhaps misspelt; False if it is a path, which may contain
+    `=`.
+    """
+    return "=" in word and (
+        "/" not in word or (first := re.split("[.=]", word)[0]) in SECTIONS or bool(places_of(first))
+    )
 
 
 def _parse_override(override: str) -> tuple[Place, Any]:
@@ -478,7 +505,5 @@ def request_of(config: Config) -> str:
     settings += [] if search is None else [search]
     for section, given in (("grower", config.grower), ("improver", config.improver)):
         if given is not None:
-            from sparkdiff.cli.settings_section import SETTINGS  # only here: most jobs have neither
-
             settings.append({section: dataclasses.asdict(SETTINGS[section].of(given))})
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()

@@ -8,11 +8,13 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from sparkdiff.cli.flags import AsJson, Group, Label, Model, Text, Time, source_of
+from sparkdiff.cli.flags import AsJson, Command, CommandGroup, Group, Label, Model, Text, Time
 from sparkdiff.errors import FAILED, InputError
 
 Store = Annotated[str, typer.Argument(help="Folder of the store of runs, as the option storeDir names it.")]
-caches_app = typer.Typer(no_args_is_help=True, help="Show and remove caches on this machine. Runs no Spark.")
+caches_app = typer.Typer(
+    cls=CommandGroup, no_args_is_help=True, help="Show and remove caches on this machine. Runs no Spark."
+)
 Folder = Annotated[str, typer.Argument(help="Folder of the caches: cacheDir, or .cache beside the output of jobs.")]
 
 
@@ -96,7 +98,7 @@ def triage(
         )
     folder = Path.cwd()
     where = [loading.model_path(model, folder) for model in models]
-    rows = {f"triage {i}": source_of(path) for i, path in enumerate(dict.fromkeys(data))}
+    rows = {f"triage {i}": loading.source_of(path) for i, path in enumerate(dict.fromkeys(data))}
     loading.check_there(where, rows, folder, {})
     loading.start_session({}, "sparkdiff.fleet.triage_run")
     from sparkdiff.fleet.triage_run import triage_paths
@@ -118,7 +120,7 @@ def triage(
         raise typer.Exit(FAILED)
 
 
-@caches_app.command("list")
+@caches_app.command("list", cls=Command)
 def list_caches(folder: Folder, as_json: AsJson = False) -> None:
     """Show the contents of a folder of caches: size, last use, time to make, and the stages of Spark that made each."""
     from sparkdiff.history import caches
@@ -130,7 +132,7 @@ def list_caches(folder: Folder, as_json: AsJson = False) -> None:
         print("\n".join(caches.table(found)))
 
 
-@caches_app.command("prune")
+@caches_app.command("prune", cls=Command)
 def prune_caches(
     folder: Folder,
     max_mb: Annotated[Optional[float], typer.Option(help="Megabytes that may stay.", min=0)] = None,  # noqa: UP045
@@ -149,7 +151,7 @@ def prune_caches(
     _remove_caches(chosen, dry_run)
 
 
-@caches_app.command("clear")
+@caches_app.command("clear", cls=Command)
 def clear_caches(
     folder: Folder,
     recent: Annotated[bool, typer.Option("--recent", help="Also those that were used within the last hour.")] = False,

@@ -3,14 +3,13 @@ comments.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pyspark.sql.types import DataType, DateType, IntegralType, StringType, StructType, TimestampType
 
-from sparkdiff.data.loading import with_inferred_format
 from sparkdiff.errors import InputError
 from sparkdiff.pipeline.cut import analyse
 from sparkdiff.pipeline.graph import Graph
@@ -24,14 +23,19 @@ GROUPS = ("id", "user", "customer", "device", "session", "group", "account")
 
 
 def first_config(
-    model: Any, path: Path, data: str | None, file: Path, label: str | None = None, schema: StructType | None = None
+    model: Any,
+    path: Path,
+    source: Mapping[str, Any],
+    file: Path,
+    label: str | None = None,
+    schema: StructType | None = None,
 ) -> str:
     """The text of the YAML file.
 
     Args:
         model: the fitted pipeline.
         path: the pipeline's folder.
-        data: path of the rows; None: a placeholder is written.
+        source: the rows, as an entry of the section `data`; empty: a placeholder is written.
         file: the file that will be written; paths in the text are relative to its folder.
         label: the label column; None: the pipeline's own.
         schema: the schema of the rows.
@@ -56,16 +60,16 @@ def first_config(
         [
             f"# Fine-tunes {model_there}. Run it: sparkdiff finetune --config {file.name}",
             f"# {_trains(plan)} `sparkdiff plan {model_there}` says why.",
-            "# Paths start at this file's folder. `sparkdiff.FineTuner().explainParams()` in Python lists all options.",
+            "# Paths start at this file's folder. `sparkdiff options` lists all options.",
             "",
-            f"pipeline: {_yaml_scalar(model_there)}",
+            f"pipeline: {_yaml_line(model_there)}",
             "",
-            *_data(graph, data, here),
+            *_data(graph, source, here),
             "",
             *_options(label, schema),
             "",
             "# A new folder, for the plain Spark pipeline and the summary.",
-            f"output: {_yaml_scalar(f'runs/{name}')}",
+            f"output: {_yaml_line(f'runs/{name}')}",
             "",
         ]
     )
@@ -81,26 +85,23 @@ def _trains(plan: Plan) -> str:
     return f"{', '.join(names)} would train, {sum(s.numParameters for s in plan.stages if s.trainable):,} parameters."
 
 
-def _data(graph: Graph, data: str | None, here: Path) -> list[str]:
+def _data(graph: Graph, source: Mapping[str, Any], here: Path) -> list[str]:
     read = sorted({graph.name(v) for vertex in graph.vertices for v in vertex.sources if v[1] < 0})
     shown = ", ".join(read[:20]) + (f" and {len(read) - 20} more" if len(read) > 20 else "")
-    source = with_inferred_format({"path": data or ""})
+    data = source.get("path")
     path = "rows.parquet" if data is None else os.path.relpath(data, here) if "://" not in data else data
     lines = [
         f"# The pipeline reads the columns {shown}.",
         "data:",
         "  train:",
-        f"    path: {_yaml_scalar(path)}" + ("          # put the path of your rows here" if data is None else ""),
+        f"    path: {_yaml_line(path)}" + ("          # put the path of your rows here" if data is None else ""),
         f"    format: {source['format']}"
-        if "format" in source
+        if source.get("format")
         else "    # format: parquet          # by default Spark's own",
     ]
-    if "options" in source:
-        lines.append(
-            f"    options: {yaml.safe_dump(source['options'], default_flow_style=True, sort_keys=False).strip()}"
-        )
     return [
         *lines,
+        *(f"    {key}: {_yaml_line(source[key])}" for key in ("options", "schema") if source.get(key)),
         "  # validation: {path: other.parquet}     # else a part of `train` is held out",
         "  # test: {path: other.parquet}",
     ]
@@ -112,7 +113,7 @@ def _options(label: str | None, schema: StructType | None) -> list[str]:
     times = [f.name for f in fields if isinstance(f.dataType, (DateType, TimestampType))]
     return [
         "fineTuner:",
-        *([f"  labelCol: {_yaml_scalar(label)}"] if label is not None else []),
+        *([f"  labelCol: {_yaml_line(label)}"] if label is not None else []),
         f"  # groupCol: {_example(groups, 'user')}   # if rows of one value belong together: they are held out together",
         f"  # timeCol: {_example(times, 'day')}    # if rows have an order in time: the latest are held out",
         "  # loss: auto                            # what training minimises; auto is the loss of the pipeline's own predictor",
@@ -133,13 +134,13 @@ def _may_group(name: str, kind: DataType) -> bool:
 
 
 def _example(names: Sequence[str], otherwise: str) -> str:
-    return _yaml_scalar(names[0]) if names else otherwise
+    return _yaml_line(names[0]) if names else otherwise
 
 
-def _yaml_scalar(text: str) -> str:
-    """A text as a YAML scalar on one line."""
+def _yaml_line(value: Any) -> str:
+    """A text, or a mapping of texts, as YAML on one line."""
     return (
-        yaml.safe_dump(text, default_flow_style=True, allow_unicode=True, width=10_000)
+        yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000)
         .removesuffix("\n")
         .removesuffix("...")
         .strip()

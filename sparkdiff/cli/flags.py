@@ -1,4 +1,4 @@
-"""Flags that several commands share, and functions that load the models and rows that these flags name."""
+"""Classes of commands, flags that several commands share, and functions that load the models and rows that these flags name."""
 
 import json
 from collections.abc import Sequence
@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
+from sparkdiff.cli.job_options import check_flags
 from sparkdiff.errors import InputError
 
 if TYPE_CHECKING:
@@ -14,14 +16,23 @@ if TYPE_CHECKING:
 
 Text = Optional[str]  # noqa: UP045 - typer reads it at run time
 Model = Annotated[str, typer.Argument(help="Folder of a saved PipelineModel, of a saved stage, or of a run.")]
-Names = Annotated[
-    Optional[list[str]],  # noqa: UP045 - typer reads it at run time
-    typer.Option(help="Uid, class name or output column of a stage; may be repeated."),
-]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
-# The flags of all commands that take rows. Commands that run jobs also take each setting as section.key=value.
-Data = Annotated[Text, typer.Option(help="Path of the rows.")]
+Words = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Argument(
+        metavar="MODEL|SECTION.KEY=VALUE",
+        help="Folder of a saved model or of a run, or module:function of an unfitted Pipeline; and settings, which override "
+        "flags and file: `sparkdiff options` lists them.",
+        show_default=False,
+    ),
+]
+Config = Annotated[Text, typer.Option(help="YAML file of the job.")]
+
+# The flags of all commands that take rows.
+Data = Annotated[
+    Text, typer.Option(help="Path of the rows: a file, a folder, a glob or a URL (.csv, .json, .orc, .parquet, ...).")
+]
 Format = Annotated[
     str,
     typer.Option(
@@ -37,20 +48,43 @@ Time = Annotated[Text, typer.Option(help="Time column: the latest rows are held 
 Output = Annotated[Text, typer.Option(help="Folder to write (output.path).")]
 
 
+class _UntypedSwitches:
+    """The part of commands and groups that shows no type behind a switch."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        found: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for switch in (parameter for parameter in found if getattr(parameter, "is_flag", False)):
+            switch.metavar = ""
+        return found
+
+
+class CommandGroup(_UntypedSwitches, TyperGroup):
+    """A group of commands."""
+
+
+class Command(_UntypedSwitches, TyperCommand):
+    """A command that answers the name of a setting, given as a flag, with its spelling."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        known = [flag for parameter in self.get_params(ctx) for flag in (*parameter.opts, *parameter.secondary_opts)]
+        check_flags(args, known, takes_overrides="words" in {parameter.name for parameter in self.params})
+        return super().parse_args(ctx, args)
+
+
 def load_models_and_rows(
     models: Sequence[str],
     module: str,
     command: str = "",
     data: str | None = None,
     format: str = "",
-    options: str = "{}",
+    options: str = "",
 ) -> tuple[list[tuple[str, Any]], Any]:
     """Check that the models and rows exist, start Spark, and load each model and, if `data` is set, the rows.
 
     Args:
         module: name of a module to import while Spark starts.
         command: name of the command, for messages.
-        data, format, options: path, format and reader options of the rows, see `source_of`.
+        data, format, options: path, format and reader options of the rows, see `loading.source_of`.
 
     Returns:
         (path, model) of each model; and the rows, or None.
@@ -59,28 +93,11 @@ def load_models_and_rows(
 
     folder = Path.cwd()
     paths = [loading.model_path(model, folder) for model in models]
-    if data is None and (format or options != "{}"):
-        raise InputError(f"{'--format' if format else '--options'} says how to read rows: name them by --data")
-    given = {} if data is None else {command: source_of(data, format, options)}
+    given = {command: loading.source_of(data, format, options)} if data is not None or format or options else {}
     loading.check_there(paths, given, folder, {})
     spark = loading.start_session({}, module, loading.size_of(given, folder))
     fitted = [(path, loading.load_model(path)) for path in paths]
     return fitted, loading.load_data(spark, given[command], folder, command) if given else None
-
-
-def source_of(path: str, format: str = "", options: str = "{}") -> dict[str, Any]:
-    """The rows that a command's flags name, as an entry of a job's section `data`; `options` is a JSON object.
-
-    What is not set is inferred (see `with_inferred_format`).
-    """
-    from sparkdiff.data import loading
-
-    try:
-        given = dict(json.loads(options))
-    except (ValueError, TypeError) as e:
-        raise InputError(f'--options must be a JSON object such as {{"header": true}}. Got {options!r} instead') from e
-    schema = given.pop("schema", None)
-    return loading.with_inferred_format({"path": path, "format": format or None, "schema": schema, "options": given})
 
 
 def schema_of(given: str) -> "StructType":

@@ -5,18 +5,16 @@ from typing import Annotated
 
 import typer
 
-from sparkdiff.cli.flags import AsJson, Data, Group, Label, Output, Text, Time
+from sparkdiff.cli.flags import AsJson, Config, Data, Format, Group, Label, Output, ReaderOptions, Text, Time, Words
+from sparkdiff.improvement.improvement_options import ImprovementSettings
 
 
 def finetune(
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="section.key=value, such as fineTuner.maxEpochs=50; overrides the flags and the YAML file."
-        ),
-    ] = None,
-    config: Annotated[Text, typer.Option(help="YAML file of the job.")] = None,
+    words: Words = None,
+    config: Config = None,
     data: Data = None,
+    format: Format = "",
+    options: ReaderOptions = "",
     label: Label = None,
     group: Group = None,
     time: Time = None,
@@ -24,64 +22,84 @@ def finetune(
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune a pipeline with the settings of flags, overrides or a YAML file, and write a run folder."""
-    _run("finetune", config, overrides, as_json, data=data, label=label, group=group, time=time, output=output)
+    _run(
+        "finetune",
+        config,
+        words,
+        as_json,
+        data=data,
+        format=format,
+        options=options,
+        label=label,
+        group=group,
+        time=time,
+        output=output,
+    )
 
 
 def search(
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(help="section.key=value, such as search.numTrials=50; overrides the flags and the YAML file."),
-    ] = None,
-    config: Annotated[Text, typer.Option(help="YAML file of the job.")] = None,
+    words: Words = None,
+    config: Config = None,
     data: Data = None,
+    format: Format = "",
+    options: ReaderOptions = "",
     output: Output = None,
     as_json: AsJson = False,
 ) -> None:
-    """Search settings of a pipeline as the section `search` of a YAML file says, and write a run folder.
+    """Search settings of an unfitted pipeline as the section `search` of a YAML file says, and write a run folder.
 
     A killed search continues when the same command is run again.
     """
-    _run("search", config, overrides, as_json, data=data, output=output)
+    _run("search", config, words, as_json, data=data, format=format, options=options, output=output)
 
 
 def grow(
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(help="section.key=value, such as grower.rounds=3; overrides the flags and the YAML file."),
-    ] = None,
-    config: Annotated[Text, typer.Option(help="YAML file of the job.")] = None,
+    words: Words = None,
+    config: Config = None,
     data: Data = None,
+    format: Format = "",
+    options: ReaderOptions = "",
     label: Label = None,
     group: Group = None,
     time: Time = None,
     output: Output = None,
     as_json: AsJson = False,
 ) -> None:
-    """Grow a pipeline that ends in a linear stage as the section `grower` of a YAML file says, and write a run folder.
+    """Grow a pipeline that ends in a linear stage, and write a run folder.
 
     A killed growth continues when the same command is run again.
     """
-    _run("grow", config, overrides, as_json, data=data, label=label, group=group, time=time, output=output)
+    _run(
+        "grow",
+        config,
+        words,
+        as_json,
+        data=data,
+        format=format,
+        options=options,
+        label=label,
+        group=group,
+        time=time,
+        output=output,
+    )
 
 
 def improve(
-    model: Annotated[
-        Text, typer.Argument(help="Folder of a saved PipelineModel; or the first section.key=value of a job's file.")
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="section.key=value, such as improver.keepForm=true; overrides the flags and the YAML file."
-        ),
-    ] = None,
-    config: Annotated[Text, typer.Option(help="YAML file of the job.")] = None,
+    words: Words = None,
+    config: Config = None,
     data: Data = None,
+    format: Format = "",
+    options: ReaderOptions = "",
     label: Label = None,
     group: Group = None,
     time: Time = None,
     output: Output = None,
     budget: Annotated[
-        Text, typer.Option(help="Time for all that is tried: 90s, 30m, 2h; or passes over the rows: '300 passes'.")
+        Text,
+        typer.Option(
+            help="Time for all that is tried: 90s, 30m, 2h; or passes over the rows: '300 passes'.",
+            show_default=ImprovementSettings.budget,
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -89,9 +107,19 @@ def improve(
 
     A killed improvement continues when the same command is run again. Ctrl-C ends it with the best so far.
     """
-    words = [*([] if model is None else [model]), *(overrides or [])]
     _run(
-        "improve", config, words, as_json, data=data, label=label, group=group, time=time, output=output, budget=budget
+        "improve",
+        config,
+        words,
+        as_json,
+        data=data,
+        format=format,
+        options=options,
+        label=label,
+        group=group,
+        time=time,
+        output=output,
+        budget=budget,
     )
 
 

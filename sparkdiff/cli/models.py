@@ -14,7 +14,6 @@ from sparkdiff.cli.flags import (
     Group,
     Label,
     Model,
-    Names,
     ReaderOptions,
     Text,
     Time,
@@ -22,18 +21,28 @@ from sparkdiff.cli.flags import (
     schema_of,
 )
 from sparkdiff.errors import FAILED, NOT_STRICT, InputError
+from sparkdiff.options import FIELDS
+
+_HELP = {
+    name: f"{text[:1].upper()}{text[1:]}. May be repeated."
+    for name, text in ((field.name, field.metadata["help"]) for field in FIELDS.values())
+}
+"""Help texts of flags that name an option's stages or parameters."""
 
 
 def plan(
-    model: Model,
-    overrides: Annotated[
+    words: Annotated[
         Optional[list[str]],  # noqa: UP045 - typer reads it at run time
-        typer.Argument(help="With --cost: fineTuner.option=value, such as fineTuner.maxEpochs=50."),
+        typer.Argument(
+            metavar="MODEL",
+            help="Folder of a saved model or of a run; with --cost also settings, such as fineTuner.maxEpochs=50.",
+            show_default=False,
+        ),
     ] = None,
-    freeze: Names = None,
-    reference: Names = None,
-    target: Names = None,
-    unfreeze: Names = None,
+    freeze: Annotated[Optional[list[str]], typer.Option(help=_HELP["freeze"])] = None,  # noqa: UP045
+    reference: Annotated[Optional[list[str]], typer.Option(help=_HELP["reference"])] = None,  # noqa: UP045
+    target: Annotated[Optional[list[str]], typer.Option(help=_HELP["target"])] = None,  # noqa: UP045
+    unfreeze: Annotated[Optional[list[str]], typer.Option(help=_HELP["unfreeze"])] = None,  # noqa: UP045
     schema: Annotated[
         Text, typer.Option(help="Schema of the data, as DDL (`a double, b string`) or as JSON of a StructType.")
     ] = None,
@@ -48,12 +57,17 @@ def plan(
     ] = False,
     data: Data = None,
     format: Format = "",
-    options: ReaderOptions = "{}",
+    options: ReaderOptions = "",
     label: Label = None,
     group: Group = None,
     time: Time = None,
 ) -> None:
-    """Show which stages would train, and why the others would not. Runs no Spark job without --cost."""
+    """Show which stages of a fitted pipeline would train, and why the others would not. Runs no Spark job without --cost."""
+    from sparkdiff.cli.config import model_and_overrides
+
+    model, overrides = model_and_overrides(words or ())
+    if model is None:
+        raise InputError("plan needs a model: name its folder as the first argument, such as models/churn")
     _check_cost(cost, data, {"--label": label, "--group": group, "--time": time, "fineTuner": overrides})
     module = "sparkdiff.fine_tuning.costs" if cost else "sparkdiff.pipeline.plan"
     [(_, fitted)], rows = load_models_and_rows([model], module, "plan", data, format, options)
@@ -65,7 +79,7 @@ def plan(
     if draw is not None:
         found.draw().save(draw)
     if cost:
-        told = _cost(fitted, rows, wishes, {"labelCol": label, "groupCol": group, "timeCol": time}, overrides or ())
+        told = _cost(fitted, rows, wishes, {"labelCol": label, "groupCol": group, "timeCol": time}, overrides)
         plan_ = json.loads(found.toJSON())
         print(json.dumps({**plan_, "cost": json.loads(told.toJSON())}, indent=2) if as_json else f"{found}\n\n{told}")
     else:
@@ -111,7 +125,7 @@ def compact(
     as_json: AsJson = False,
     data: Data = None,
     format: Format = "",
-    options: ReaderOptions = "{}",
+    options: ReaderOptions = "",
 ) -> None:
     """Fold a pipeline into fewer stages with the same outputs, and show which stages go and why the rest stay.
 
@@ -134,7 +148,7 @@ def compact(
             print(f"saved {folder} (plain Spark ML)")
 
 
-def verify(model: Model, data: Data, format: Format = "", options: ReaderOptions = "{}") -> None:
+def verify(model: Model, data: Data, format: Format = "", options: ReaderOptions = "") -> None:
     """Compare the outputs of Spark and of the translated network, column by column. Exits with code 1 at a mismatch."""
     [(_, fitted)], rows = load_models_and_rows([model], "sparkdiff.pipeline.parity", "verify", data, format, options)
     from sparkdiff.pipeline.parity import verify as parity_of
@@ -152,7 +166,7 @@ def diff(
     new: Annotated[str, typer.Argument(help="Folder of the model to compare with.")],
     data: Data = None,
     format: Format = "",
-    options: ReaderOptions = "{}",
+    options: ReaderOptions = "",
     sample: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(min=1, help="Largest number of rows to predict on; the same rows are used each time."),

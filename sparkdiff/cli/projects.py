@@ -1,4 +1,4 @@
-"""Commands around a project: init, doctor, prepare, report and compare."""
+"""Commands around a project: init, doctor, options, prepare, report and compare."""
 
 import dataclasses
 import json
@@ -7,13 +7,16 @@ from typing import Annotated
 
 import typer
 
-from sparkdiff.cli.flags import AsJson, Data, Model, Text, load_models_and_rows
+from sparkdiff.cli.flags import AsJson, Data, Format, Model, ReaderOptions, Text, load_models_and_rows
+from sparkdiff.cli.job_options import list_options
 from sparkdiff.errors import FAILED, InputError
 
 
 def init(
     model: Model,
     data: Data = None,
+    format: Format = "",
+    options: ReaderOptions = "",
     label: Annotated[Text, typer.Option(help="Label column; by default that of the pipeline.")] = None,
     output: Annotated[str, typer.Option(help="File to write; it must not exist.")] = "sparkdiff.yaml",
 ) -> None:
@@ -29,11 +32,12 @@ def init(
     path = paths.local(loading.model_path(model, Path.cwd()))
     if path is None:
         raise InputError(f"{model} must be a folder on the file system of this machine")
-    [(_, fitted)], rows = load_models_and_rows([model], "sparkdiff.cli.first_config", "init", data)
+    [(_, fitted)], rows = load_models_and_rows([model], "sparkdiff.cli.first_config", "init", data, format, options)
     from sparkdiff.cli.first_config import first_config
 
     place = data if data is None or paths.local(data) is None else str(Path(str(paths.local(data))).absolute())
-    text = first_config(fitted, path, place, file, label, rows.schema if rows is not None else None)
+    source = {} if data is None else {**loading.source_of(data, format, options), "path": place}
+    text = first_config(fitted, path, source, file, label, rows.schema if rows is not None else None)
     with file.open("x", encoding="utf-8") as new:
         new.write(text)
     print(f"wrote {output}; next: sparkdiff finetune --config {output}")
@@ -58,6 +62,13 @@ def doctor(
         print(json.dumps([dataclasses.asdict(f) for f in found], indent=2))
     if any(f.state == PROBLEM for f in found):
         raise typer.Exit(FAILED)
+
+
+def options(
+    word: Annotated[str, typer.Argument(help="Only options with this word in their name or description.")] = "",
+) -> None:
+    """List the options of jobs with their defaults, as section.key=value: the form of YAML files and of overrides."""
+    print("\n".join(list_options(word)))
 
 
 def prepare() -> None:

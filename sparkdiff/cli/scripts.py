@@ -9,13 +9,13 @@ import contextlib
 import ctypes
 import json
 import os
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sparkdiff.cli import starting
-from sparkdiff.cli.config import COMMANDS, SECTIONS, command_of, load_config
+from sparkdiff.cli.config import COMMANDS, command_of, load_config, model_and_overrides
+from sparkdiff.data.loading import source_of
 from sparkdiff.errors import DONE, INTERRUPTED, InputError, run_for_exit_code
 from sparkdiff.machine import paths
 from sparkdiff.machine.secrets import HIDDEN
@@ -28,16 +28,14 @@ FLAGS = {
     "output": "output.path",
     "budget": "improver.budget",
 }
-"""Settings that have a flag, by the flag's name."""
+"""Settings that have a flag for their text, by the flag's name."""
 FLAGS_OF = {
-    "finetune": ("data", "label", "group", "time", "output"),
-    "search": ("data", "output"),
-    "grow": ("data", "label", "group", "time", "output"),
-    "improve": ("data", "label", "group", "time", "output", "budget"),
+    "finetune": ("data", "format", "options", "label", "group", "time", "output"),
+    "search": ("data", "format", "options", "output"),
+    "grow": ("data", "format", "options", "label", "group", "time", "output"),
+    "improve": ("data", "format", "options", "label", "group", "time", "output", "budget"),
 }
 """Flags of each command that runs a job."""
-BUDGET = "30m"
-"""The budget of an improvement that has neither a file nor the flag."""
 
 
 def main(command: str, argv: Sequence[str] | None = None) -> int:
@@ -45,39 +43,48 @@ def main(command: str, argv: Sequence[str] | None = None) -> int:
     name = None if argv is None else f"sparkdiff {command}"  # None: the name of the script
     parser = argparse.ArgumentParser(name, description=f"Runs what `sparkdiff {command}` runs.", allow_abbrev=False)
     parser.add_argument(
-        "words", nargs="*", metavar="section.key=value", help="a setting; overrides the flags and the YAML file"
+        "words", nargs="*", metavar="word", help="the model, and settings as section.key=value (over flags and file)"
     )
     parser.add_argument("--config", help="YAML file of the job")
     for flag in FLAGS_OF[command]:
-        parser.add_argument(f"--{flag}", help=f"short for {FLAGS[flag]}=...")
+        parser.add_argument(f"--{flag}", help=f"short for {FLAGS.get(flag, f'data.train.{flag}')}=...")
     parser.add_argument("--json", action="store_true", dest="as_json", help="print only the result on stdout, as JSON")
     return run_for_exit_code(lambda: run_job(command, **vars(parser.parse_intermixed_args(argv))))
 
 
-def run_job(command: str, config: str | None, words: Sequence[str], *, as_json: bool, **flags: str | None) -> int:
+def run_job(
+    command: str,
+    config: str | None,
+    words: Sequence[str],
+    *,
+    as_json: bool,
+    format: str | None = "",
+    options: str | None = "",
+    **flags: str | None,
+) -> int:
     """Load the settings of a job, run the job, print its result, and return the exit code.
 
     Args:
         command: the command that the user called.
         config: the YAML file; None without one.
-        words: overrides `section.key=value`; the first word of `improve` may be the folder of the pipeline.
+        words: the model, if it is given here, and overrides `section.key=value`.
         as_json: print only the result on stdout, as one JSON object, and everything else on stderr.
+        format, options: format and reader options (a JSON object) of the training rows.
         flags: values of flags by the names in `FLAGS`; None for flags that are not set.
 
     Raises:
         InputError: --config is no local file, or the settings belong to another command.
     """
-    overrides = list(words)
-    settings = {FLAGS[name]: text for name, text in flags.items() if text is not None}
-    if command == "improve":
-        if overrides and not _is_override(overrides[0]):
-            settings["pipeline"] = overrides.pop(0)
-        if config is None:
-            settings.setdefault(FLAGS["budget"], BUDGET)
+    model, overrides = model_and_overrides(words)
+    named = {"pipeline": model, **{FLAGS[name]: text for name, text in flags.items()}}
+    settings = {place: text for place, text in named.items() if text is not None}
+    if format or options:
+        rows = source_of(flags.get("data"), format or "", options or "")
+        overrides[:0] = [f"data.train.{key}={json.dumps(rows[key])}" for key in rows if key != "path" and rows[key]]
     path = None if config is None else paths.local(config)
     if config is not None and path is None:
         raise InputError(f"--config {config} must be a file on the file system of this machine")
-    loaded = load_config(path, overrides, settings)
+    loaded = load_config(path, overrides, settings, command)
     if (right := loaded.command) != command:
         sections = {name: section for section, name in COMMANDS.items()}
         found = f"a section {sections[right]!r}" if right in sections else f"no section {sections[command]!r}"
@@ -93,13 +100,6 @@ def run_job(command: str, config: str | None, words: Sequence[str], *, as_json: 
     else:
         print(f"\n{summary}\nsaved {loaded.where}/model (plain Spark ML)")
     return DONE
-
-
-def _is_override(word: str) -> bool:
-    """True if an argument is an override section.key=value, perhaps misspelt; False if it is a path, which may contain
-    `=`.
-    """
-    return "=" in word and ("/" not in word or re.split("[.=]", word)[0] in SECTIONS)
 
 
 @contextlib.contextmanager

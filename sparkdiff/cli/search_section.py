@@ -10,6 +10,7 @@ from pyspark.ml.evaluation import (
     RegressionEvaluator,
 )
 
+from sparkdiff.cli.job_options import OWN
 from sparkdiff.data.splits import TRAIN
 from sparkdiff.errors import InputError, check_keys, did_you_mean, kind_of
 from sparkdiff.pipeline.nesting import inside
@@ -18,8 +19,6 @@ from sparkdiff.search.distributions import Distribution, as_distribution, intege
 from sparkdiff.search.search_options import FIELDS, Settings
 from sparkdiff.stages.base import columns_of
 
-OWN = ("space", "metric", "current")
-"""Keys of the section that are not options of `sparkdiff.Search`."""
 RANGES: dict[str, Callable[[Any, Any], Distribution]] = {
     "uniform": uniform,
     "loguniform": loguniform,

@@ -20,9 +20,9 @@ from pyspark.sql import DataFrame, SparkSession
 
 from sparkdiff import jvm
 from sparkdiff.cli.config import Config, command_of, request_of
+from sparkdiff.cli.job_options import SETTINGS
 from sparkdiff.cli.output import check_replaceable
 from sparkdiff.cli.output_writing import write_run_folder
-from sparkdiff.cli.settings_section import SETTINGS
 from sparkdiff.cli.tracking import JobResult, Tracking, activate_callbacks
 from sparkdiff.data.cache import ROOM as ROOM_OF_CACHES, root
 from sparkdiff.data.fingerprint import source_facts

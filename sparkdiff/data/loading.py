@@ -3,8 +3,11 @@
 import atexit
 import contextlib
 import importlib
+import itertools
+import json
 import math
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,9 +33,19 @@ OWN = {"spark.python.sql.dataFrameDebugging.enabled": "false"}
 """Default settings of a job's session: PySpark 4 must not report to Java where each column was created, which by
 default makes up a third of all calls to Java.
 """
-FORMATS = {f".{name}": name for name in ("csv", "json", "orc", "parquet")}
-FORMATS |= {".tsv": "csv", ".jsonl": "json", ".ndjson": "json"}
-"""Formats of files by file extension."""
+TABLES = {"_delta_log": "delta", "metadata/*.metadata.json": "iceberg"}
+"""Formats of tables, by a glob of what only their folders contain."""
+FORMATS = {f".{name}": name for name in ("avro", "csv", "json", "orc", "parquet")} | {
+    ".tsv": "csv",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    **TABLES,
+}
+"""Formats of rows by file extension, and by the keys of `TABLES`."""
+NEEDED = {"avro": "spark-avro", "delta": "delta-spark", "iceberg": "iceberg-spark-runtime"}
+"""Packages that Spark needs to read a format, by format."""
+BEGINNINGS = {"avro": b"Obj", "orc": b"ORC", "parquet": b"PAR"}
+"""First bytes of every file of a format, by format."""
 WAYS = {"triage": "rename the file, such as to rows.csv, or pass a DataFrame"}
 """What to do about rows in another format than Spark's default, for what can't set a format."""
 COMPRESSED = {".gz", ".bz2", ".zst", ".lz4", ".snappy", ".deflate"}
@@ -122,8 +135,8 @@ def is_function(name: str) -> bool:
     return bool(colon) and attribute.isidentifier() and all(p.isidentifier() for p in module.split("."))
 
 
-def parse_source(split: str, given: Any) -> str | dict[str, Any]:
-    """One entry of the section `data`, checked, as module:function or as a mapping.
+def parse_source(split: str, given: Any, folder: Path = Path()) -> str | dict[str, Any]:
+    """One entry of the section `data`, checked, as module:function or as a mapping with a format, if the files tell it.
 
     Raises:
         InputError: the entry is invalid.
@@ -156,25 +169,83 @@ def parse_source(split: str, given: Any) -> str | dict[str, Any]:
         )
     if form != "jdbc" and len(places) != 1 and (places or not form or not options or form in OF_FILES):
         raise InputError(wanted)
+    # A reader of another vendor may have any name that is not almost one of Spark's.
+    alike = [name for name in (*OF_FILES, "iceberg", "jdbc") if abs(len(name) - len(form)) < 2]
+    if form not in alike and (hint := did_you_mean(form, alike)).startswith("Did"):
+        raise InputError(f"data.{split}.format={form!r} is no format that Spark reads. {hint}")
     if given.get("path") and not form:
-        return with_inferred_format(given)
+        return with_inferred_format(given, folder)
     return given
 
 
-def with_inferred_format(source: Mapping[str, Any]) -> dict[str, Any]:
-    """The source with a format: if none is set, that of the name of its path; Spark's default if the name tells none.
+def source_of(path: str | None, format: str = "", options: str = "") -> dict[str, Any]:
+    """The rows that a command's flags name, as an entry of a job's section `data`; `options` is a JSON object.
+
+    What is not set is inferred (see `with_inferred_format`).
+    """
+    if path is None:
+        raise InputError(f"{'--format' if format else '--options'} says how to read rows: name them by --data")
+    try:
+        given = dict(json.loads(options or "{}"))
+    except (ValueError, TypeError) as e:
+        raise InputError(f'--options must be a JSON object such as {{"header": true}}. Got {options!r} instead') from e
+    schema = given.pop("schema", None)
+    return with_inferred_format({"path": path, "format": format or None, "schema": schema, "options": given})
+
+
+def with_inferred_format(source: Mapping[str, Any], folder: Path = Path()) -> dict[str, Any]:
+    """The source with a format: if none is set, that of its files by their names; Spark's default if the names tell none.
 
     CSV is read with its header, and with types inferred (which Spark does only without a schema); a file .tsv is read with tabs.
+
+    Raises:
+        InputError: the path is a folder of files of several formats.
     """
-    suffixes = [s.lower() for s in Path(source["path"].rstrip("/")).suffixes]
-    suffix = next((s for s in reversed(suffixes) if s not in COMPRESSED), "")
-    form = source.get("format") or FORMATS.get(suffix)
+    ending = _extension(source["path"]) if source.get("format") else _ending(source["path"], folder)
+    form = source.get("format") or FORMATS.get(ending)
     options = dict(source.get("options") or {})
     if form is not None and form.lower() == "csv":
         named = {str(name).lower() for name in options}
-        usual = {**CSV, **({"sep": "\t"} if suffix == ".tsv" and "delimiter" not in named else {})}
+        usual = {**CSV, **({"sep": "\t"} if ending == ".tsv" and "delimiter" not in named else {})}
         options = {name: value for name, value in usual.items() if name.lower() not in named} | options
     return {**source, **({"options": options} if options else {}), **({} if form is None else {"format": form})}
+
+
+def _ending(path: str, folder: Path) -> str:
+    """The key in `FORMATS` of the rows at a path, by the names of the files there or else its own; "" if there is none."""
+    if table := next((t for t in TABLES if any(_local_path(path, folder).glob(t))), None):
+        return table
+    endings = {_extension(file.name): file.name for file in _files(path, folder)}
+    if len(endings) > 1:
+        raise InputError(
+            f"{path} contains files of different formats, {' and '.join(sorted(endings.values())[:2])}: name those of one "
+            f"format, such as by {path}/*{max(endings)}, or set the format"
+        )
+    return next(iter(endings), "") or _extension(path)
+
+
+def _extension(name: str) -> str:
+    """The extension of a file that tells the format, without that of a compression; "" if there is none."""
+    suffixes = [s.lower() for s in Path(name).suffixes if s.lower() not in COMPRESSED]
+    return suffixes[-1] if suffixes and suffixes[-1] in FORMATS else ""
+
+
+def _local_path(path: str, folder: Path) -> Path:
+    """The place of rows on this machine; it does not exist if the path is a glob or a URL."""
+    return Path(re.sub(r"\\(.)", r"\1", paths.data_path(path, folder)))
+
+
+def _files(path: str, folder: Path) -> list[Path]:
+    """The first 1,000 files of rows at a place on this machine, without those that Spark takes for hidden; those whose extensions
+    tell a format come first.
+    """
+    there = _local_path(path, folder)
+    rows = (
+        file
+        for file in (there.rglob("*") if there.is_dir() else [there])
+        if not any(part[0] in "_." and "=" not in part for part in file.relative_to(there).parts) and file.is_file()
+    )
+    return sorted(itertools.islice(rows, 1000), key=lambda file: (not _extension(file.name), file))
 
 
 def load_data(spark: SparkSession, given: Any, folder: Path, split: str) -> DataFrame:
@@ -183,12 +254,23 @@ def load_data(spark: SparkSession, given: Any, folder: Path, split: str) -> Data
     Raises:
         InputError: the entry is invalid, or Spark cannot read it.
     """
-    given = parse_source(split, given)
+    given = parse_source(split, given, folder)
     if isinstance(given, str):
         return function(given, folder)(spark)  # type: ignore[no-any-return]
+    form, path = str(given.get("format") or "").lower(), given.get("path")
+    if (
+        path
+        and any(Path(file).suffix == ".zst" for file in (path, *_files(path, folder)))
+        and not jvm.reads_zstandard(spark)
+    ):
+        raise InputError(
+            f"data.{split} cannot be read: {path} is compressed by Zstandard, for which this Spark has no codec; use Spark 4.1 "
+            "or newer, or a Hadoop with native libraries, or compress by gzip (.gz)"
+        )
     way = f"set data.{split}.format" if split in SPLITS else WAYS.get(split, "set --format")
-    told = given.get("format") or given.get("table")
-    with jvm.as_input_error(f"data.{split} cannot be read{'' if told else f' in the default format of Spark ({way})'}"):
+    told = "" if form or given.get("table") else f" in the default format of Spark ({way})"
+    told += f" as {form}, which needs the package {NEEDED[form]} (spark.jars.packages)" if form in NEEDED else ""
+    with jvm.as_input_error(f"data.{split} cannot be read{told}"):
         options = {
             str(k): str(v).lower() if isinstance(v, bool) else v for k, v in (given.get("options") or {}).items()
         }
@@ -199,10 +281,10 @@ def load_data(spark: SparkSession, given: Any, folder: Path, split: str) -> Data
             reader = reader.format(given["format"])
         if given.get("table"):
             df = reader.table(given["table"])
-        elif not given.get("path"):
+        elif not path:
             df = reader.load()
         else:
-            where = paths.data_path(given["path"], folder)
+            where = paths.data_path(path, folder)
             df = reader.load(where if paths.local(where) is None else f"file://{where}")
         return df.where(given["where"]) if given.get("where") else df
 
@@ -229,7 +311,7 @@ def size_of(data: Mapping[str, Any], folder: Path) -> float:
     """Total bytes of the files that these entries of `data` name; infinite if only Spark can find out."""
     total = 0.0
     for split, given in data.items():
-        source = parse_source(split, given)
+        source = parse_source(split, given, folder)
         local = None if isinstance(source, str) or not source.get("path") else paths.local(source["path"])
         if local is None or not (path := folder / local).exists():  # a function, a table, a URL or a glob
             return math.inf
@@ -261,12 +343,20 @@ def check_there(models: Sequence[str], data: Mapping[str, Any], folder: Path, co
             why = "it does not exist" if not path.exists() else "it has no folder 'metadata', unlike a saved model"
             raise InputError(f"no Spark ML model can be loaded from {path}: {why}")
     for split, given in data.items():
-        source = parse_source(split, given)
+        source = parse_source(split, given, folder)
         if isinstance(source, str) or not source.get("path"):
             continue
         where = paths.data_path(source["path"], folder)
         if paths.local(where) is not None and not paths.is_there(where):
             raise InputError(f"data.{split} cannot be read: there is no {where}")
+        form = str(source.get("format") or "parquet").lower()
+        for file in _files(source["path"], folder)[:1] if form in BEGINNINGS else ():
+            with contextlib.suppress(OSError), file.open("rb") as opened:  # Spark will report the error
+                if (opened.read(3) or BEGINNINGS[form]) != BEGINNINGS[form]:
+                    raise InputError(
+                        f"data.{split} cannot be read as {form}{'' if source.get('format') else ', the default'}: {file} is no "
+                        "such file; set its format, or correct its name"
+                    )
 
 
 def model_path(given: str, folder: Path) -> str:

@@ -119,6 +119,16 @@ def in_process(spark: SparkSession) -> bool:
     return hasattr(spark, "sparkContext")
 
 
+def reads_zstandard(spark: SparkSession) -> bool:
+    """True if Spark reads text files that are compressed by Zstandard: by its own codec, or by Hadoop's native one."""
+    java: Any = getattr(spark, "_jvm", None) if in_process(spark) else None
+    return (
+        java is None
+        or spark.conf.isModifiable("spark.sql.execution.datasources.hadoopLineRecordReader.enabled")  # of Spark 4.1
+        or bool(java.org.apache.hadoop.io.compress.ZStandardCodec.isNativeCodeLoaded())
+    )
+
+
 def check_java() -> str:
     """Check, if this process will start Java, that Spark's scripts will find a suitable one. Returns Java's version
     text; empty if this process will start no Java, or if Spark's own script chooses one.

@@ -327,6 +327,14 @@ class Graph:
 
     def positions_to_unfreeze(self, unfreeze: Iterable[str]) -> dict[str, set[int]]:
         """Positions of the stages that each name `<uid, class name or output column>.<parameter>` refers to."""
+        for name in unfreeze:
+            if meant := {
+                f"{self.vertices[i].stageClass}.{name}" for i, m in self.modules.items() if name in m.on_request()
+            }:
+                raise InputError(
+                    f"unfreeze={name!r} names a parameter without its stage. Did you mean "
+                    f"{' or '.join(map(repr, sorted(meant)))}?"
+                )
         return {name: self.select([name.rpartition(".")[0] or name], "unfreeze") for name in unfreeze}
 
     def with_vertices(self, new: Mapping[int, Vertex]) -> "Graph":

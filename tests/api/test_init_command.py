@@ -96,6 +96,14 @@ def test_rows_in_a_csv_file_and_comments_that_are_settings(here: Path, monkeypat
     every = yaml.safe_load(text.replace("\n  # ", "\n  "))  # whoever takes a comment's mark away has a setting
     assert {"groupCol", "timeCol", "metric", "maxEpochs"} <= every["fineTuner"].keys()
     assert {"train", "validation", "test"} == every["data"].keys()
+    (here / "rows").write_bytes((here / "rows.csv").read_bytes())
+    reading = ["--data", "rows", "--format", "csv", "--options", '{"sep": ",", "comment": "#"}']
+    assert main(["init", "churn", *reading, "--output", "told.yaml"]) == DONE
+    assert yaml.safe_load((here / "told.yaml").read_text())["data"]["train"] == {
+        "path": "rows",
+        "format": "csv",
+        "options": {"header": True, "inferSchema": True, "sep": ",", "comment": "#"},
+    }
 
 
 def test_what_cannot_be_configured(

@@ -62,7 +62,7 @@ def test_from_a_file_to_a_folder(job: Path, capsys: pytest.CaptureFixture[str]) 
         (["search.metric=rmsse"], "Did you mean 'rmse' or 'mse'?"),
         (["search.metric=areaUnderROC"], "search.metric=areaUnderROC needs a classifier"),
         (["search.space.PCA.kk=[1]"], "search.space.PCA.kk: PCA_"),
-        (["search.space.Pca.k=[1]"], "no stage has this uid, class name or output column. Known: "),
+        (["search.space.Pca.k=[1]"], "no stage has this uid, class name or output column. Did you mean 'PCA'?"),
         (["search.space.PCA.k=[0]"], "k"),
         (["search.space.PCA.k={integer: [4, 1]}"], "low is above high"),
         (["search.sampler=tpee"], "Did you mean 'tpe'?"),
@@ -85,4 +85,4 @@ def test_each_job_has_its_command(job: Path, capsys: Any) -> None:
     assert main(["finetune", "--config", "job.yaml"]) == WRONG_INPUT
     assert "run `sparkdiff search` instead" in capsys.readouterr().err
     assert main(["search", "pipeline=m", "data.train=rows.parquet", "output=out"]) == WRONG_INPUT
-    assert "run `sparkdiff finetune` instead" in capsys.readouterr().err
+    assert "search.metric must name a metric" in capsys.readouterr().err

@@ -187,7 +187,7 @@ def test_a_wrong_map_is_refused_before_the_first_fit(
     tuner = tuner_of(short, folder)
     for wrong, words in (
         ({tuner.learningRate: -1.0}, r"'learningRate' option must be in \(0, inf\). Got -1.0"),
-        ({tuner.loss: "possion"}, "'loss' option must be one of auto"),
+        ({tuner.loss: "possion"}, "'loss' option can't be 'possion'. Did you mean 'poisson'. It must be one of auto"),
         ({tuner.loss: "tests.support.small_data:gone"}, "loss=tests.support.small_data:gone can't be found"),
         (
             {tuner.loss: "tests.support.small_data:ROWS"},

@@ -205,7 +205,7 @@ WRONG_TOO = [
     (["fineTuner.labelCol=biker"], "Did you mean 'bikers'"),
     (["data.train.path=nowhere.csv"], "cannot be read"),
     (["pipeline=pipelines:bikes"], "Did you mean"),
-    (["nothing"], "section.key=value"),
+    (["nothing"], "no Spark ML model can be loaded from"),
     (["fineTuner.device=cuda"], "device='cuda', but "),  # which is hidden from the process, if there is a GPU
 ]
 """By night; on each commit test_options, test_config, test_wrong_inputs and test_devices ask for the same words."""

@@ -18,9 +18,8 @@ from sparkdiff import jvm
 from sparkdiff.cli import config, models, scripts, starting, steps, tracking_section
 from sparkdiff.cli.app import app, main
 from sparkdiff.cli.config import Config, load_config, request_of
-from sparkdiff.cli.flags import source_of
 from sparkdiff.data import loading
-from sparkdiff.data.loading import parse_source
+from sparkdiff.data.loading import parse_source, source_of
 from sparkdiff.errors import FAILED, INTERRUPTED, WRONG_INPUT, InputError, SparkdiffError, StoreError
 from sparkdiff.estimators import fine_tuner
 from sparkdiff.jvm import sessions
@@ -414,7 +413,7 @@ WRONG = [
     (["output.mode=append"], "output must be a folder"),
     (["output="], "the job has no 'output'"),
     (["pipeline=[a]"], "pipeline must be the path of a saved model, or module:function. Got ['a'] instead"),
-    (["data=x"], "data must be a mapping with 'train'"),
+    (["data=[x]"], "data must be a mapping with 'train'"),
     (["data={test: x}"], "data must be a mapping with 'train'"),
     (["data.trian=x"], "unknown data 'trian'. Did you mean 'train'"),
     (["data.train=[x]"], "data.train must be module:function, or contain either a path or a table"),
@@ -443,7 +442,7 @@ WRONG = [
     (["data.train.options={header: [true]}"], "data.train.options must be a mapping"),
     (["output=a[1]/b:c"], "holds ':' together with one of {}[]*?"),
     (["data.train.path.x=5"], "not a mapping with keys"),
-    (["nothing"], "must be section.key=value"),
+    (["nothing"], "no Spark ML model can be loaded from"),
     (["=x"], "must be section.key=value"),
     (["fineTuner.=x"], "must be section.key=value"),
     (["data..train=x"], "must be section.key=value"),
@@ -462,7 +461,7 @@ WRONG = [
     (["grower.rounds=many"], "grower: The 'rounds' option must be a whole number"),
     (["grower={rounds: 0, maxServingCost: 0.5}"], "maxServingCost"),
     (["grower.parts=[unit]"], "grower: parts names an unknown kind 'unit'. Did you mean 'units'"),
-    (["grower.labelCol=y"], "grower: 'labelCol' is an option of the section fineTuner: fineTuner.labelCol=y"),
+    (["grower.labelCol=y"], "grower: unknown key 'labelCol'. Did you mean fineTuner.labelCol?"),
     (["grower.rounds=2", "fineTuner.numFolds=5"], "the job has a section 'grower': run `sparkdiff grow` instead"),
     (
         ["improver.arms=[refit]", "fineTuner.maxSeconds=5"],
@@ -795,7 +794,7 @@ def test_no_java(saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     ],
 )
 def test_names_of_other_libraries_are_known(option: str, name: str, hint: str) -> None:
-    with pytest.raises(InputError, match=f"Got '{name}' instead. Did you mean {hint}\\?$"):
+    with pytest.raises(InputError, match=f"can't be '{name}'. Did you mean {hint}\\? It must be"):
         Options.of({option: name})
 
 

@@ -105,12 +105,12 @@ def parse(words: list[str]) -> None:
     """Parse a command of ours as the command line would, without running it; its name alone is a mention of it."""
     command: Any = typer.main.get_command(app)
     if words[0].startswith("-"):
-        assert words == [words[0]] and any(words[0] in p.opts for p in command.params), words
+        assert words == [words[0]] and words[0] in {"--help", *(o for p in command.params for o in p.opts)}, words
         return
     found = command.commands[words[0]]
     if len(words) > 1:
         context = found.make_context(words[0], words[1:])
-        for text in context.params.get("overrides") or ():
+        for text in config.model_and_overrides(context.params.get("words") or ())[1]:
             override(text)
         if (path := context.params.get("config")) is not None and str(path).startswith("conf/"):
             assert (ROOT / path).is_file()

@@ -67,7 +67,7 @@ NO_TORCH = (
     "growth.growth_options",
     "improvement.improvement_options",
     "improvement.budget",
-    "cli.settings_section",
+    "cli.job_options",
 )
 
 

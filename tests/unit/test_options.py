@@ -136,12 +136,12 @@ def test_values_are_converted(name: str, given: Any, taken: Any) -> None:
         ("learningRates", {"PCAModel": None}, "must be a mapping of names to finite numbers"),
         ("learningRates", {"PCAModel": -1.0}, "The 'learningRates' option must hold numbers >= 0"),
         ("lossParams", {"delta": float("nan")}, "must be a mapping of names to finite numbers"),
-        ("loss", "possion", "must be one of auto, squared, .*Got 'possion' instead"),
+        ("loss", "possion", "can't be 'possion'. Did you mean 'poisson'. It must be one of auto, squared, "),
         ("loss", 3, "'loss'.*Got 3 instead"),
         ("metric", "auto", "must be one of squared"),
         ("metric", "expectedCalibrationError", "can't decide: .* Set metric to logLoss or brier"),
-        ("metric", "auc", "must be one of squared.*Did you mean 'areaUnderROC'"),
-        ("metric", "areaUnderRoc", "Got 'areaUnderRoc' instead. Did you mean .*'areaUnderROC'"),
+        ("metric", "auc", "can't be 'auc'. Did you mean 'areaUnderROC'. It must be one of squared"),
+        ("metric", "areaUnderRoc", "can't be 'areaUnderRoc'. Did you mean 'areaUnderROC'. It must"),
         ("loss", "contrastive", "must be one of auto, .*mmce, .*Got 'contrastive' instead.$"),
         ("loss", {}, "a weighted sum of losses without any"),
         ("loss", {"logloss": 1}, "names an unknown loss 'logloss'. Did you mean 'logLoss'"),
@@ -173,7 +173,7 @@ def test_values_are_converted(name: str, given: Any, taken: Any) -> None:
         ("device", "cuda:01", "Got 'cuda:01' instead"),
         ("device", "cpu\n", "must be auto, cpu"),
         ("device", 1, "The 'device' option must be a non-empty string. Got 1 instead."),
-        ("precision", "float16", "must be one of float64, float32. Got 'float16' instead. Did you mean"),
+        ("precision", "float16", "can't be 'float16'. Did you mean .*It must be one of float64, float32.$"),
         ("optimizer", "rmsprop", "must be one of adam, adamw, sgd, lbfgs"),
         ("stream", "csv", "must be one of auto, petastorm, arrow"),
     ],
@@ -184,7 +184,7 @@ def test_values_are_refused(name: str, value: Any, sentence: str) -> None:
 
 
 def test_an_unknown_option_is_an_error_with_the_nearest_name() -> None:
-    with pytest.raises(InputError, match=r"unknown option 'learningrate'. Did you mean .*'learningRate'"):
+    with pytest.raises(InputError, match=r"unknown option 'learningrate'. Did you mean 'learningRate'\?$"):
         Options.of({"learningrate": 1})
     with pytest.raises(InputError, match=r"unknown option 'zzz'. Known: .*batchSize.*weightCol"):
         Options.of({"zzz": 1})

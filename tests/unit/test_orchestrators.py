@@ -64,4 +64,4 @@ def test_the_dag_compiles_and_runs_a_command_of_ours() -> None:
     words += eval(compile(ast.Expression(more.value), "", "eval"), {"week": "1"})  # type: ignore[attr-defined]
     assert words.pop(0) == "sparkdiff"
     found = parsed(words)
-    assert found["as_json"] and found["config"] == "x.yaml" and "output.mode=overwrite" in found["overrides"]
+    assert found["as_json"] and found["config"] == "x.yaml" and "output.mode=overwrite" in found["words"]

@@ -128,6 +128,8 @@ def test_thresholds_of_both_classes_stay(rain: PipelineModel) -> None:
     shown = sparkdiff.translate(both).head.decides_at
     last.setThreshold(shown)  # the way out
     assert sparkdiff.plan(both, unfreeze=THRESHOLD).stages[1].numParameters == 6
+    with pytest.raises(InputError, match=r"without its stage. Did you mean 'LogisticRegressionModel\.threshold'\?"):
+        sparkdiff.plan(both, unfreeze=["threshold"])
     assert sparkdiff.translate(both).head.decides_at == shown
     with pytest.raises(
         InputError,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sparkdiff.cli.settings_section import check
+from sparkdiff.cli.job_options import check
 from sparkdiff.errors import InputError
 from sparkdiff.improvement import baseline
 from sparkdiff.improvement.budget import Account, Budget, Limit
@@ -204,7 +204,7 @@ def test_what_the_user_forbids_is_not_tried() -> None:
 @pytest.mark.parametrize(
     ("given", "others", "says"),
     [
-        ({"maxEpochs": 3}, {}, "an option of the section fineTuner: fineTuner.maxEpochs=3"),
+        ({"maxEpochs": 3}, {}, "unknown key 'maxEpochs'. Did you mean fineTuner.maxEpochs"),
         ({"budgets": "3m"}, {}, "unknown key 'budgets'. Did you mean 'budget'"),
         ({}, {"maxSeconds": 5}, "its time is `budget`"),
     ],
