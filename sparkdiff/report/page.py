@@ -149,13 +149,14 @@ def headline(summary: Values) -> str:
 
 
 def effect_sentences(summary: Values) -> list[str]:
-    """Sentences on the predictions and slices that change."""
-    out = []
+    """Sentences on the predictions and slices that change, or would change if the best candidate had been accepted."""
+    out, kept = [], summary["decision"] not in ACCEPTED
     if (c := summary.get("compatibility")) is not None:
-        what = "of the predicted labels change" if c["labels"] else "of the predictions move by more than a tenth"
-        out.append(f"{c['changed']:.1%} {what} ({c['rows']:,} rows).")
+        what = "predicted labels change" if c["labels"] else "predictions move by more than a tenth"
+        whose = "Nobody; the best candidate, not accepted: " if kept else ""
+        out.append(f"{whose}{round(c['changed'] * c['rows']):,} of {c['rows']:,} held-out {what} ({c['changed']:.1%}).")
         size = "little" if c["psi"] < 0.1 else "moderately" if c["psi"] < 0.25 else "much"
-        out.append(f"The scores' distribution shifts {size} (PSI {c['psi']:.3f}).")
+        out.append(f"The scores' distribution shifts {size} (population stability index {c['psi']:.3f}).")
     known = [s for s in summary.get("slices") or [] if s.get("before") and s.get("gain") is not None]
     if known:
         worst = min(known, key=lambda s: s["gain"] / abs(s["before"]))

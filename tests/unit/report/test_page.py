@@ -256,7 +256,7 @@ def test_the_first_screen_tells_decision_gain_and_changes() -> None:
         in first
     )
     assert "2 → 1.5 (-25.00%) poisson on validation rows" in first
-    assert "25.0% of the predictions move by more than a tenth (500 rows)." in first
+    assert "125 of 500 held-out predictions move by more than a tenth (25.0%)." in first
     assert "Of 31 slices, region = value 30 loses most: -10.0% (40 rows)." in first
     assert "2 parameters of 2 stages moved; classes, uids, Params and columns are the same." in first
     kept = Words(page(KINDS["kept"][0])).text
