@@ -24,7 +24,17 @@ from sparkdiff.options import FIELDS, Options
 
 SECTIONS = ("pipeline", "data", "search", "grower", "improver", "fineTuner", "spark", "tracking", "output")
 KEEPING = ("storeDir", "tags", "redact")
-OUTSIDE = ("verbosity", "waitForRun", "timeout", "localMode", "device", "localCacheLimit", "reuseStages", *KEEPING)
+OUTSIDE = (
+    "verbosity",
+    "waitForRun",
+    "timeout",
+    "localMode",
+    "device",
+    "localCacheLimit",
+    "reuseStages",
+    "cacheMaxAge",
+    *KEEPING,
+)
 """Options that do not affect the result of a job, so that a finished job is recognised whatever their values are."""
 CONF = (
     "spark.",

@@ -13,7 +13,7 @@ from typing import Any
 
 from sparkdiff import jvm
 from sparkdiff.evaluation.slices import value_text
-from sparkdiff.history import run_store
+from sparkdiff.history import run_store, run_table
 from sparkdiff.machine import cpu, secrets
 from sparkdiff.pipeline.plan import Plan, StagePlan
 from sparkdiff.store.model_digests import hash_of
@@ -109,6 +109,7 @@ def record_of(
     command: str | None = None,
     output: str | None = None,
     offers: Mapping[str, str] | None = None,
+    id: str | None = None,
 ) -> dict[str, Any]:
     """The row of a run in the store.
 
@@ -123,11 +124,12 @@ def record_of(
             features. Secrets are always left out.
         command, output: the command of the run, and its output folder.
         offers: content hashes of the other pipelines that an improvement offers, by name.
+        id: the id of the row, which summary.json of a job also has; None: a new one.
     """
     found = summary.toDict() if hasattr(summary, "toDict") else summary.asdict()
     row = {
-        "id": uuid.uuid4().hex,
-        "schemaVersion": run_store.VERSION,
+        "id": id or uuid.uuid4().hex,
+        "schemaVersion": run_table.VERSION,
         "finished": datetime.datetime.now(datetime.timezone.utc),
         "verb": VERBS.get(type(summary).__name__, "finetune"),
         "runId": options.get("runId"),
