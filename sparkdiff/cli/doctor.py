@@ -21,7 +21,7 @@ from pyspark.sql import SparkSession
 from sparkdiff import jvm
 from sparkdiff.data.loading import start_session
 from sparkdiff.errors import InputError
-from sparkdiff.history.caches import age_text, entries_below, table
+from sparkdiff.history.caches import DAY, entries_below, table
 from sparkdiff.machine import atomic_files, paths
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"
@@ -192,11 +192,11 @@ def _disk(folder: Path) -> Iterator[Finding]:
 def _caches(folder: Path) -> Iterator[Finding]:
     """Report the caches in a folder and the caches of jobs below it."""
     if found := entries_below(folder):
-        places = ", ".join(sorted({str(item.path.parent) for item in found}))
+        old, places = max(item.age for item in found) / DAY, sorted({str(item.path.parent) for item in found})
         yield Finding(
             "caches",
             OK,
-            f"{table(found)[-1]}, the oldest last used {age_text(max(item.age for item in found))}, in {places}",
+            f"{table(found)[-1]} in {', '.join(places)}, the oldest unused for {old:.1f} days",
             "they hold rows: `sparkdiff cache list` shows them; `cache prune` or the option cacheMaxAge removes old ones",
         )
 

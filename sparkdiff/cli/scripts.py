@@ -19,7 +19,6 @@ from sparkdiff import jvm
 from sparkdiff.cli import starting
 from sparkdiff.cli.config import COMMANDS, SECTIONS, Config, command_of, load_config
 from sparkdiff.cli.output import OFFERS
-from sparkdiff.data.loading import is_function
 from sparkdiff.errors import DONE, INTERRUPTED, InputError, run_for_exit_code
 from sparkdiff.machine import paths
 from sparkdiff.machine.secrets import HIDDEN
@@ -152,9 +151,9 @@ def _results(job: Config, *, kept: bool) -> list[str]:
     output, where = jvm.folder("output", job.where), job.where.removeprefix(f"{os.getcwd()}/")
     words = (
         ["improve", *job.given, f"{FLAGS['budget']}={BUDGET}", f"{FLAGS['output']}={where}-improved"]
-        if kept and job.command == "finetune"
+        if kept and job.command == "finetune" and HIDDEN not in command_of(job) and "runId" not in job.options
         else ["plan", where]
-        if kept or is_function(job.pipeline)
+        if kept or not os.path.exists(job.pipeline)
         else ["diff", job.pipeline.removeprefix(f"{os.getcwd()}/"), where]
     )
     return [

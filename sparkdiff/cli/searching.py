@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,7 @@ def _run(config: Config, lease: Lease, spark: SparkSession, tracking: Tracking) 
     rows = load_data(spark, config.data[TRAIN], config.folder, TRAIN)
     search, study = search_of(config, load_pipeline(config, rows)[0])
     search.callbacks = tracking.listeners
-    search.job = {"command": command_of(config), "output": config.where, "id": uuid.uuid4().hex}
+    search.job = {"command": command_of(config), "output": config.where, "id": search.uid}
     model = search.fit(rows)
 
     def fill(folder: Path) -> None:

@@ -102,7 +102,8 @@ def open_run(
         cache = shared.cache(place, request, lambda folder: say.show_periodically(caches.CacheProgress(folder).message))
         counts = ", ".join(f"{cache.rows(s):,} {s}" for s in cache.splits if not (allTrain and s == VALIDATION))
         say(
-            f"{'reused' if cache.hit else 'written'}: {counts} rows, {counted(len(task.plan.cacheCols), 'column')}, {_size(cache.folder)}"
+            f"{'reused' if cache.hit else 'written'}: {counts} rows, {counted(len(task.plan.cacheCols), 'column')}, "
+            f"{_size(cache.folder)}"
         )
     network = Network(task.cut.graph, task.cut.live)
     # Before the network processes rows, because some stages then store the spread of the rows.

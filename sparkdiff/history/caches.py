@@ -84,19 +84,14 @@ def entries(folder: Path) -> list[StoredItem]:
 
 def entries_below(here: Path) -> list[StoredItem]:
     """The items in a folder, and in the folders `.cache` at most two levels below it, where jobs write them."""
-    places = [here, *(place for up in ("", "*/", "*/*/") for place in sorted(here.glob(f"{up}.cache")))]
-    return [e for place in places if place.is_dir() and os.access(place, os.R_OK | os.X_OK) for e in entries(place)]
+    places = (here, *here.glob(".cache"), *here.glob("*/.cache"), *here.glob("*/*/.cache"))
+    return [e for p in places if p.is_dir() and os.access(p, os.R_OK | os.X_OK) for e in entries(p)]
 
 
 def remove_old(folder: Path, days: float) -> str:
     """Remove the items in a folder of caches that were not used for `days` days and that nothing reads; return a report."""
     gone = remove(to_remove(entries(folder), most=None, days=days))
     return f"removed {table(gone)[-1]}, not used for {days:g} days"
-
-
-def age_text(seconds: float) -> str:
-    """The time since the last use as text."""
-    return f"{duration(seconds)} ago" if seconds < DAY else f"{counted(round(seconds / DAY), 'day')} ago"
 
 
 def _entry(path: Path) -> Iterator[StoredItem]:
@@ -185,10 +180,11 @@ def table(found: Sequence[StoredItem]) -> list[str]:
     """The items as lines of text, with a total."""
     rows = [("name", "kind", "made by run", "MB", "rows", "last used", "uses", "made in", "by stages")]
     for e in found:
-        last, made = "now" if e.read else age_text(e.age), duration(e.seconds) if e.seconds else ""
+        last = "now" if e.read else f"{duration(e.age)} ago" if e.age < DAY else f"{e.age / DAY:.0f} days ago"
+        made = duration(e.seconds) if e.seconds else ""
         size, number = f"{e.bytes / 1e6:,.1f}", "" if e.rows is None else f"{e.rows:,}"
-        used, stages = str(e.uses or ""), ", ".join(map(str, e.madeBy))
-        rows.append((str(e.path), e.kind, e.run, size, number, last, used, made, stages))
+        of = (str(e.path), e.kind, e.run, size, number)
+        rows.append((*of, last, str(e.uses or ""), made, ", ".join(map(str, e.madeBy))))
     return [
         *aligned(rows, left=(0, 1, 2, 5, 8)),
         f"{counted(len(found), 'entry', 'entries')}, {sum(e.bytes for e in found) / 1e6:,.1f} MB",

@@ -160,8 +160,13 @@ def lineage(
         beside = [r for r in found.values() if r["parent"] == run["parent"] is not None and r["id"] != run["id"]]
         source = writers.get(run["data"]) if run["cacheHit"] else None
         steps.append(LineageStep(run, None if source == run["id"] else source, tuple(beside)))
-    origin = steps[-1].run["parent"] if line[-1] in made else line[-1]
-    return Lineage(name, model, tuple(steps), origin, tuple(run for run in found.values() if run["parent"] == model))
+    return Lineage(
+        name,
+        model,
+        tuple(steps),
+        origin=made[line[-1]]["parent"] if line[-1] in made else line[-1],
+        attempts=tuple(run for run in found.values() if run["parent"] == model),
+    )
 
 
 def _made_by(run: Mapping[str, Any]) -> list[str]:

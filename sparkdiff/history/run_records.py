@@ -7,7 +7,7 @@ import math
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -296,14 +296,9 @@ def _candidates(found: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) 
     values: dict[str, list[float]] = {}
     for row in records:
         if row.get("recipe") and row["epoch"]:
-            values.setdefault(row["recipe"], []).append(_number(row["validationMetric"]))
-    return [_best(name, v, better) for name, v in values.items()]
-
-
-def _best(name: str, values: Iterable[float], better: Any) -> dict[str, Any]:
-    finite = [v for v in values if math.isfinite(v)]
-    return _attempt_record("candidate", name, better(finite) if finite else None, None, "" if finite else "diverged")
-
-
-def _number(value: Any) -> float:
-    return math.nan if value is None else float(value)
+            value = row["validationMetric"]
+            values.setdefault(row["recipe"], []).extend(v for v in [value] if v is not None and math.isfinite(v))
+    return [
+        _attempt_record("candidate", name, better(v, default=None), None, "" if v else "diverged")
+        for name, v in values.items()
+    ]

@@ -20,7 +20,6 @@ from sparkdiff import jvm
 from sparkdiff.errors import InputError
 from sparkdiff.history import run_table
 from sparkdiff.history.lineage import Lineage, hash_of_saved, lineage
-from sparkdiff.history.run_table import SCHEMA, VERSION
 from sparkdiff.jvm import stores
 from sparkdiff.machine.atomic_files import write_bytes
 from sparkdiff.pipeline.nesting import plain
@@ -37,9 +36,9 @@ def add(folder: Path, run: Mapping[str, Any]) -> None:
     Raises:
         InputError: the folder cannot be written.
     """
-    row = {name: run.get(name) for name in SCHEMA.names}
+    row = {name: run.get(name) for name in run_table.SCHEMA.names}
     content = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([row], SCHEMA), content)
+    pq.write_table(pa.Table.from_pylist([row], run_table.SCHEMA), content)
     _write(folder, f"run-{run['id']}.parquet", content.getvalue())
 
 
@@ -94,8 +93,8 @@ def runs(storeDir: str) -> DataFrame:
         [Row(verb='finetune', metric='logLoss', decision='tuned')]
     """
     spark, folder = jvm.session(), jvm.folder("storeDir", storeDir)
-    schema: Any = from_arrow_schema(SCHEMA)
-    files, _ = run_table.read(folder, SCHEMA.names, fetched_files)
+    schema: Any = from_arrow_schema(run_table.SCHEMA)
+    files, _ = run_table.read(folder, run_table.SCHEMA.names, fetched_files)
     if not files:
         return spark.createDataFrame([], schema)
     places = (
@@ -121,9 +120,8 @@ def select(storeDir: str, where: str | None, *, compact_first: bool) -> tuple[Pa
         compact(folder)
     if where is None:
         return folder, None
-    found = runs(storeDir)
     with jvm.suppress_error_logs(), jvm.as_input_error(f"--where {where} is no condition on the runs"):
-        return folder, [row["id"] for row in found.where(where).select("id").collect()]
+        return folder, [row["id"] for row in runs(storeDir).where(where).select("id").collect()]
 
 
 def why(model: Any, storeDir: str) -> Lineage:
@@ -162,12 +160,12 @@ def compact(folder: Path) -> int:
         InputError: there is no store in this folder, the folder cannot be written, or a newer version of sparkdiff has
             written to it.
     """
-    files, table = run_table.read(folder, SCHEMA.names, fetched_files)
-    newest = max(filter(None, table["schemaVersion"].to_pylist()), default=VERSION)
-    if newest > VERSION:
+    files, table = run_table.read(folder, run_table.SCHEMA.names, fetched_files)
+    newest = max(filter(None, table["schemaVersion"].to_pylist()), default=run_table.VERSION)
+    if newest > run_table.VERSION:
         raise InputError(
-            f"{stores.path_or_url(folder)} holds runs of a newer sparkdiff (schema {newest}, here {VERSION}), whose columns "
-            "would be lost: compact it with that version"
+            f"{stores.path_or_url(folder)} holds runs of a newer sparkdiff (schema {newest}, here {run_table.VERSION}), whose "
+            "columns would be lost: compact it with that version"
         )
     found = {id_.as_py(): i for i, id_ in enumerate(table["id"])}
     if len(files) > 1:

@@ -136,7 +136,8 @@ def rows(
     _, table = read(folder, columns or SCHEMA.names, files)
     if ids is not None:
         table = table.filter(pc.is_in(table["id"], pa.array([*ids], pa.string())))
-    found = {row["id"]: {name: _plain(value) for name, value in row.items()} for row in table.to_pylist()}
+    maps = [field.name for field in table.schema if pa.types.is_map(field.type)]  # lists of pairs for Arrow
+    found = {row["id"]: row | {n: dict(row[n]) for n in maps if row[n] is not None} for row in table.to_pylist()}
     return sorted(found.values(), key=lambda row: (row["finished"], row["id"]))
 
 
@@ -147,11 +148,6 @@ def json_object(text: str | None) -> dict[str, Any]:
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _plain(value: Any) -> Any:
-    """The value, except that a map, which Arrow returns as a list of pairs, becomes a dict."""
-    return dict(value) if isinstance(value, list) and value and isinstance(value[0], tuple) else value
 
 
 def read(folder: Path, columns: Sequence[str], files: FilesOf, attempts: int = MOST) -> tuple[list[Path], pa.Table]:
@@ -235,7 +231,12 @@ def list_runs(
         for run in rows(folder, None if as_json else (*COLUMNS, "runId", "output"), chosen, files)
     }
     if as_json:
-        return [_json_line(shown[id_]) for id_ in chosen]
+        runs = [{k: v for k, v in shown[id_].items() if v is not None} for id_ in chosen]
+        # JSON lacks NaN and infinity: they become texts.
+        return [
+            json.dumps(json.loads(json.dumps(run, default=datetime.datetime.isoformat), parse_constant=str))
+            for run in runs
+        ]
     if not chosen:
         return ["no runs"]
     lines = aligned([HEAD, *(_cells(shown[id_]) for id_ in chosen)], left=(0, 1, 2, 3, 4, 10, 11, 12))
@@ -244,17 +245,13 @@ def list_runs(
 
 def folders_of_runs(here: Path) -> dict[str, str]:
     """The output folders of jobs at most two levels below a folder, relative to it, by the id of their run."""
-    files = [
-        file for up in ("", "*/", "*/*/") for file in sorted(here.glob(f"{up}summary.json")) if os.access(file, os.R_OK)
-    ]
-    ids = {file: re.search(r'^  "id": "(\w+)"', file.read_text(errors="replace"), re.MULTILINE) for file in files}
-    return {found[1]: str(file.parent.relative_to(here)) for file, found in ids.items() if found}
-
-
-def _json_line(run: Mapping[str, Any]) -> str:
-    """The values of a run that are not null, as JSON; NaN and infinity, which JSON does not have, become texts."""
-    known = {k: v for k, v in run.items() if v is not None}
-    return json.dumps(json.loads(json.dumps(known, default=datetime.datetime.isoformat), parse_constant=str))
+    return {
+        found[1]: str(file.parent.relative_to(here))
+        for up in ("", "*/", "*/*/")
+        for file in sorted(here.glob(f"{up}summary.json"))
+        if os.access(file, os.R_OK)
+        for found in re.finditer(r'^  "id": "(\w+)"', file.read_text(errors="replace"), re.MULTILINE)
+    }
 
 
 def _cells(run: Mapping[str, Any]) -> Sequence[str]:

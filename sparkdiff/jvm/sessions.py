@@ -1,6 +1,7 @@
 """The running Spark session, the features that it has, and the causes of Spark's errors."""
 
 import contextlib
+import functools
 import importlib
 import logging
 import os
@@ -30,8 +31,12 @@ from sparkdiff.machine.threads import beside
 
 SparkError = (Py4JError, PySparkException)
 """The exceptions that Spark raises in Python."""
+UNREACHABLE = (*SparkError, AttributeError, TypeError)
+"""The exceptions of calls of Java's classes through Spark Connect, and where the py4j of a cluster forbids them."""
 AGAIN = 0.2
 """Seconds between two attempts to cancel jobs that run too long."""
+WRITER = "org.apache.spark.sql.execution.datasources.FileFormatWriter"
+"""Logger of Spark's writer of files."""
 CANCELLING = 5.0
 """Longest time in seconds that Ctrl-C waits for Spark to cancel its jobs."""
 VERSION = VersionUtils.majorMinorVersion(pyspark.__version__)
@@ -77,7 +82,7 @@ def join_submit() -> None:
         source = log4j.LogManager.getContext(False).getConfigLocation()
         if SPARKS_OWN_LOG in str(source) and not conf.contains("spark.log.level"):
             jvm.org.apache.spark.util.Utils.setLogLevel(log4j.Level.WARN)
-    except (Py4JError, AttributeError, TypeError):
+    except UNREACHABLE:
         return  # the py4j of a cluster that forbids these calls: its logging stays as it is
 
 
@@ -159,7 +164,7 @@ def has_constructors() -> bool:
     try:
         context: Any = session().sparkContext
         context._jvm.org.apache.spark.ml.param.ParamMap.empty().getClass().getConstructors()
-    except (Py4JError, PySparkException, AttributeError, TypeError):
+    except UNREACHABLE:
         return False
     return True
 
@@ -315,7 +320,7 @@ def slots(spark: SparkSession) -> int | None:
     try:
         context: Any = spark.sparkContext._jsc.sc()
         return int(context.maxNumConcurrentTasks(context.resourceProfileManager().defaultResourceProfile()))
-    except (Py4JError, PySparkException, AttributeError, TypeError):
+    except UNREACHABLE:
         return None
 
 
@@ -408,9 +413,7 @@ def within(seconds: float | None) -> Iterator[None]:
     def watch(over: threading.Event) -> None:
         if not over.wait(seconds):
             late.set()
-            while not over.wait(AGAIN):  # the work may be between two jobs
-                with contextlib.suppress(*SparkError):
-                    cancel(spark, tag)
+            cancel_until(over, spark, tag)
 
     try:
         with beside(watch, "sparkdiff-within"), own_group(spark), cancellable(spark, tag):
@@ -442,3 +445,29 @@ def cancel(spark: SparkSession, tag: str) -> None:
         spark.sparkContext.cancelJobGroup(tag)
     else:
         spark.interruptTag(tag)
+
+
+def cancel_until(ended: threading.Event, spark: SparkSession, tag: str) -> None:
+    """Cancel the jobs with this tag again and again until `ended` is set, because the work may be between two jobs.
+
+    Java's log leaves out what it says, with a stack for each, about cancelled jobs: messages with their tag and, meanwhile, those
+    of Spark's writer of files, which have no tag.
+    """
+    with contextlib.suppress(*UNREACHABLE), contextlib.ExitStack() as stack:
+        with contextlib.suppress(*UNREACHABLE):
+            log4j: Any = spark.sparkContext._jvm.org.apache.logging.log4j  # type: ignore[union-attr]
+            _leave_out_cancelled(log4j)
+            levels, level = log4j.core.config.Configurator, log4j.LogManager.getLogger(WRITER).getLevel()
+            levels.setLevel(WRITER, log4j.Level.OFF)
+            stack.callback(levels.setLevel, WRITER, level)
+        while not ended.wait(AGAIN):
+            with contextlib.suppress(*SparkError):
+                cancel(spark, tag)
+
+
+@functools.cache
+def _leave_out_cancelled(log4j: Any) -> None:
+    """Leave messages with the tag of a cancelled job out of Java's log from now on, because killed tasks log seconds later."""
+    results, pattern = log4j.core.Filter.Result, r"(?s).*\bcancel(led)? job group sparkdiff-.*"
+    quiet = log4j.core.filter.RegexFilter.createFilter(pattern, None, False, results.DENY, results.NEUTRAL)
+    log4j.LogManager.getContext(False).getConfiguration().addFilter(quiet)

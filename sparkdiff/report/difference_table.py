@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sparkdiff.report.progress import counted
 from sparkdiff.report.sections import Section, SectionTable, StrongLine
 
 HEAD = ("stage", "what", "shape", "differ", "largest", "relative")
@@ -30,7 +29,7 @@ def difference_sections(d: Mapping[str, Any]) -> Iterator[Section]:
 def how_many(d: Mapping[str, Any]) -> str:
     """Number of stages that differ, as text."""
     changed = sum(stage["what"] != "same" or stage["path"] != stage["newPath"] for stage in d["stages"])
-    return f"{'the same:' if d['same'] else f'{changed} of'} {counted(len(d['stages']), 'stage')}{' differ' * (not d['same'])}"
+    return f"the same: {len(d['stages'])} stages" if d["same"] else f"{changed} of {len(d['stages'])} stages differ"
 
 
 def difference_headline(d: Mapping[str, Any]) -> str:

@@ -148,7 +148,10 @@ def run(context: ArmContext, number: int, limit: Limit, _steps: Sequence[Step]) 
     if late == len(found):
         return nothing("import", number, "no time for any trees", late=True)
     told = {"ensembles": [_ensemble_facts(e, original) for e in found], "late": late > 0}
-    says = f"{counted(len(found) - late, 'ensemble')}{f' of {sampled}' if sampled else ''}{f', no time for {late} more' if late else ''}"
+    says = (
+        f"{counted(len(found) - late, 'ensemble')}{f' of {sampled}' if sampled else ''}"
+        f"{f', no time for {late} more' if late else ''}"
+    )
     gaining = [e for e in found if e.found.part is not None]
     best, model = _best(context, gaining)
     if best is None:

@@ -17,7 +17,6 @@ from sparkdiff.objectives.metric import Metric
 from sparkdiff.objectives.metrics import DEFAULTS
 from sparkdiff.options import callable_name
 from sparkdiff.pipeline.unfitted_form import refit
-from sparkdiff.report import counted
 from sparkdiff.search.samplers import check_sampler
 from sparkdiff.search.search_space import SearchSpace
 from sparkdiff.search.settings_space import settings_space
@@ -60,7 +59,7 @@ def _run(context: ArmContext, number: int, limit: Limit, steps: Sequence[Step]) 
         return fine_tuned(context, winner, limit, recipe="default", number=number, name=f"{winner.name}, fine-tuned")
     found = _search_settings(context, limit, MANY if number else FEW)
     best = next((b for b in found.best if is_cost_allowed(context, cost_table.of_model(b.model))), None)
-    says = f"{counted(found.trials, 'setting')} tried{f', {found.failed} could not be fitted' if found.failed else ''}"
+    says = f"tried settings: {found.trials}{f', {found.failed} could not be fitted' if found.failed else ''}"
     hope = MORE if number == 0 else 0.0
     if best is None:
         why = f"{says}, the best ones cost more to serve than maxServingCost allows"

@@ -19,7 +19,7 @@ from sparkdiff import FineTunerModel, InputError
 from sparkdiff.cli.app import main
 from sparkdiff.data.stream import Stream
 from sparkdiff.errors import DONE, WRONG_INPUT
-from sparkdiff.history import caches, run_store
+from sparkdiff.history import caches, run_store, run_table
 from tests.support.small_data import tune
 
 
@@ -49,7 +49,7 @@ def kept(
 
 
 def test_a_row_tells_what_the_summary_tells(kept: tuple[Path, Any, Any], df: DataFrame) -> None:
-    first, second, third, last = run_store.rows(kept[0])
+    first, second, third, last = run_table.rows(kept[0])
     assert [r["kept"] for r in (first, second, third, last)] == [False, False, False, True]
     assert (
         first["model"] == second["parent"] and second["model"] == third["parent"] and third["model"] == last["parent"]
@@ -66,7 +66,7 @@ def test_a_row_tells_what_the_summary_tells(kept: tuple[Path, Any, Any], df: Dat
 
 
 def test_nothing_of_the_rows_and_no_folder_is_in_the_store(kept: tuple[Path, Any, Any], shared: Path) -> None:
-    for run in run_store.rows(kept[0]):
+    for run in run_table.rows(kept[0]):
         told = json.dumps(run, default=str)
         assert str(shared) not in told and "h0" not in told and "h4" not in told
         assert "tags" in told and "hour" in told  # columns are named
@@ -74,14 +74,14 @@ def test_nothing_of_the_rows_and_no_folder_is_in_the_store(kept: tuple[Path, Any
 
 def test_a_user_may_allow_more(numeric: PipelineModel, df: DataFrame, shared: Path, tmp_path: Path) -> None:
     tune(numeric, df, shared, storeDir=str(tmp_path), redact=False, maxEpochs=1, guardCols=["hour"])
-    told = json.dumps(run_store.rows(tmp_path), default=str)
+    told = json.dumps(run_table.rows(tmp_path), default=str)
     assert str(shared) in told and '\\"h4\\"' in told
 
 
 def test_the_frame_has_the_same_runs(kept: tuple[Path, Any, Any]) -> None:
     found = sparkdiff.runs(str(kept[0]))
     rows = found.where("not kept and tags['team'] = 'risk'").sort("finished").collect()
-    assert [r["model"] for r in rows] == [r["model"] for r in run_store.rows(kept[0])[:3]]
+    assert [r["model"] for r in rows] == [r["model"] for r in run_table.rows(kept[0])[:3]]
     assert found.schema["stages"].dataType.elementType.names == ["stageClass", "role", "trained"]
     run_store.compact(kept[0])
     assert sparkdiff.runs(str(kept[0])).count() == 4
@@ -92,7 +92,7 @@ def test_a_copied_and_renamed_model_names_all_ancestors(kept: tuple[Path, Any, A
     models[-1].write().save(f"file://{tmp_path / 'first'}")
     shutil.copytree(tmp_path / "first", tmp_path / "another name")
     found = sparkdiff.why(tmp_path / "another name", str(where))
-    rows = run_store.rows(where)
+    rows = run_table.rows(where)
     assert [s.run["id"] for s in found.steps] == [r["id"] for r in rows[2::-1]]
     assert found.origin == rows[0]["parent"] and [r["id"] for r in found.attempts] == [rows[3]["id"]]
     assert found.steps[0].cacheOf == rows[0]["id"] and found.steps[2].cacheOf is None
@@ -120,7 +120,7 @@ def test_why_from_a_shell_by_relative_paths_and_without_spark(kept: tuple[Path, 
     assert (
         picture.count("finetune, ") == 3
         and picture.count('class="reused"') == 2
-        and run_store.rows(where)[2]["model"][:12] in picture
+        and run_table.rows(where)[2]["model"][:12] in picture
     )
 
 
@@ -151,7 +151,7 @@ def test_a_search_is_kept(df: DataFrame, numeric: PipelineModel, tmp_path: Path)
         storeDir=str(tmp_path),
         numFolds=2,
     ).fit(scored)
-    (row,) = run_store.rows(tmp_path)
+    (row,) = run_table.rows(tmp_path)
     assert (row["verb"], row["decision"], row["parent"]) == ("search", found.summary.decision, None)
     assert [t["value"] for t in row["tried"]] == [r["rmse"] for r in found.records] and row["model"] is not None
 

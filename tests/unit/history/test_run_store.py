@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sparkdiff import InputError
-from sparkdiff.history import run_listing, run_store
+from sparkdiff.history import run_store, run_table
 
 NOON = datetime.datetime(2026, 1, 1, 12, tzinfo=datetime.timezone.utc)
 
@@ -34,7 +33,7 @@ def run_of(number: int, **more: Any) -> dict[str, Any]:
 
 
 def ids(folder: Path) -> list[str]:
-    return [run["id"] for run in run_store.rows(folder)]
+    return [run["id"] for run in run_table.rows(folder)]
 
 
 def write_some(folder: Path, first: int, many: int) -> None:
@@ -80,19 +79,18 @@ def test_ten_writers_at_once_and_a_compaction_lose_nothing(tmp_path: Path) -> No
     assert ids(tmp_path) == [f"{i:08d}" for i in range(200)]
 
 
-def test_a_reader_begins_again_if_compaction_removes_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_begins_again_if_compaction_removes_files(tmp_path: Path) -> None:
     write_some(tmp_path, 0, 3)
-    names, calls = run_store.stores.names, list[int]()
+    calls = list[int]()
 
-    def late(folder: Path) -> list[str]:
-        found = names(folder)
+    def late(folder: Path) -> tuple[str, list[Path]]:
+        found = run_table.local_files(folder)
         if not calls:  # between the list of the files and their reading
             calls.append(1)
             run_store.compact(folder)
         return found
 
-    monkeypatch.setattr(run_store.stores, "names", late)
-    assert ids(tmp_path) == [f"{i:08d}" for i in range(3)]
+    assert [run["id"] for run in run_table.rows(tmp_path, files=late)] == [f"{i:08d}" for i in range(3)]
 
 
 def test_a_killed_writer_leaves_no_half_run(tmp_path: Path) -> None:
@@ -120,10 +118,10 @@ def test_a_run_that_two_files_hold_is_one_run(tmp_path: Path) -> None:
 
 
 def test_a_store_of_an_earlier_version_is_read(tmp_path: Path) -> None:
-    few = pa.schema([run_store.SCHEMA.field(name) for name in ("id", "schemaVersion", "finished", "verb", "gain")])
+    few = pa.schema([run_table.SCHEMA.field(name) for name in ("id", "schemaVersion", "finished", "verb", "gain")])
     pq.write_table(pa.Table.from_pylist([run_of(1)], few), tmp_path / "run-old.parquet")
     run_store.add(tmp_path, run_of(2, tags={"team": "risk"}))
-    old, new = run_store.rows(tmp_path)
+    old, new = run_table.rows(tmp_path)
     assert (old["gain"], old["tags"], old["tried"]) == (0.1, None, None)
     assert new["tags"] == {"team": "risk"}
     assert run_store.compact(tmp_path) == 2
@@ -131,31 +129,15 @@ def test_a_store_of_an_earlier_version_is_read(tmp_path: Path) -> None:
 
 def test_a_newer_store_is_not_compacted_by_an_older_version(tmp_path: Path) -> None:
     write_some(tmp_path, 0, 2)
-    run_store.add(tmp_path, run_of(3, schemaVersion=run_store.VERSION + 1))
-    with pytest.raises(InputError, match=f"schema {run_store.VERSION + 1}, here {run_store.VERSION}"):
+    run_store.add(tmp_path, run_of(3, schemaVersion=run_table.VERSION + 1))
+    with pytest.raises(InputError, match=f"schema {run_table.VERSION + 1}, here {run_table.VERSION}"):
         run_store.compact(tmp_path)
     assert len(ids(tmp_path)) == 3
 
 
 def test_what_is_no_store_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no runs in .*absent: pass the folder that storeDir names"):
-        run_store.rows(tmp_path / "absent")
+        run_table.rows(tmp_path / "absent")
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"storeDir='.*file' cannot be used"):
         run_store.add(tmp_path / "file", run_of(1))
-
-
-@pytest.fixture
-def in_tokyo() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("TZ", "Asia/Tokyo")
-        time.tzset()
-        yield
-    time.tzset()
-
-
-def test_the_list_tells_times_in_utc(in_tokyo: None) -> None:
-    here = NOON.astimezone().replace(tzinfo=None)  # as Spark gives it
-    assert here.hour == 21
-    cells = run_listing._cells({**dict.fromkeys(run_listing.COLUMNS), "finished": here})
-    assert cells[0] == "2026-01-01 12:00"
