@@ -96,7 +96,7 @@ def main() -> int:
     assert rows == given.runs and len(lines) > 1 and found.steps
     results = [
         ["add a run", one / FILES],
-        ["`runs`", plain],
+        ["`runs`, all", plain],
         ["start Spark", start],
         ["`runs --where`, the first question", first],
         ["`runs --where`, another", again],

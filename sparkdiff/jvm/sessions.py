@@ -456,8 +456,7 @@ def cancel_until(ended: threading.Event, spark: SparkSession, tag: str) -> None:
     with contextlib.suppress(*UNREACHABLE), contextlib.ExitStack() as stack:
         with contextlib.suppress(*UNREACHABLE):
             log4j: Any = spark.sparkContext._jvm.org.apache.logging.log4j  # type: ignore[union-attr]
-            _leave_out_cancelled(log4j)
-            levels, level = log4j.core.config.Configurator, log4j.LogManager.getLogger(WRITER).getLevel()
+            levels, level = log4j.core.config.Configurator, _leave_out_cancelled(log4j)
             levels.setLevel(WRITER, log4j.Level.OFF)
             stack.callback(levels.setLevel, WRITER, level)
         while not ended.wait(AGAIN):
@@ -466,8 +465,13 @@ def cancel_until(ended: threading.Event, spark: SparkSession, tag: str) -> None:
 
 
 @functools.cache
-def _leave_out_cancelled(log4j: Any) -> None:
-    """Leave messages with the tag of a cancelled job out of Java's log from now on, because killed tasks log seconds later."""
+def _leave_out_cancelled(log4j: Any) -> Any:
+    """Leave messages with the tag of a cancelled job out of Java's log from now on, because killed tasks log seconds later.
+
+    Returns:
+        The level of `WRITER`, found only once: later another thread may just keep it silent.
+    """
     results, pattern = log4j.core.Filter.Result, r"(?s).*\bcancel(led)? job group sparkdiff-.*"
     quiet = log4j.core.filter.RegexFilter.createFilter(pattern, None, False, results.DENY, results.NEUTRAL)
     log4j.LogManager.getContext(False).getConfiguration().addFilter(quiet)
+    return log4j.LogManager.getLogger(WRITER).getLevel()
