@@ -11,7 +11,7 @@ import subprocess
 import threading
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -455,23 +455,31 @@ def cancel_until(ended: threading.Event, spark: SparkSession, tag: str) -> None:
     """
     with contextlib.suppress(*UNREACHABLE), contextlib.ExitStack() as stack:
         with contextlib.suppress(*UNREACHABLE):
-            log4j: Any = spark.sparkContext._jvm.org.apache.logging.log4j  # type: ignore[union-attr]
-            levels, level = log4j.core.config.Configurator, _leave_out_cancelled(log4j)
-            levels.setLevel(WRITER, log4j.Level.OFF)
-            stack.callback(levels.setLevel, WRITER, level)
+            silence, restore = _leave_out_cancelled(spark.sparkContext._jvm)
+            silence()
+            stack.callback(restore)
         while not ended.wait(AGAIN):
             with contextlib.suppress(*SparkError):
                 cancel(spark, tag)
 
 
 @functools.cache
-def _leave_out_cancelled(log4j: Any) -> Any:
+def _leave_out_cancelled(java: Any) -> tuple[Callable[[], None], Callable[[], None]]:
     """Leave messages with the tag of a cancelled job out of Java's log from now on, because killed tasks log seconds later.
 
+    Args:
+        java: the view of the JVM, of which there is one; this function acts once for each.
+
     Returns:
-        The level of `WRITER`, found only once: later another thread may just keep it silent.
+        Functions that silence the logger of Spark's writer of files, and that give it back its level.
     """
+    log4j = java.org.apache.logging.log4j
     results, pattern = log4j.core.Filter.Result, r"(?s).*\bcancel(led)? job group sparkdiff-.*"
-    quiet = log4j.core.filter.RegexFilter.createFilter(pattern, None, False, results.DENY, results.NEUTRAL)
-    log4j.LogManager.getContext(False).getConfiguration().addFilter(quiet)
-    return log4j.LogManager.getLogger(WRITER).getLevel()
+    log4j.LogManager.getContext(False).getConfiguration().addFilter(
+        log4j.core.filter.RegexFilter.createFilter(pattern, None, False, results.DENY, results.NEUTRAL)
+    )
+    set_level = functools.partial(log4j.core.config.Configurator.setLevel, WRITER)
+    return (
+        functools.partial(set_level, log4j.Level.OFF),
+        functools.partial(set_level, log4j.LogManager.getLogger(WRITER).getLevel()),
+    )
