@@ -34,7 +34,7 @@ def runs(
 
     here, ids, files = paths.local(store), None, local_files
     if here is None or where is not None or compact:
-        run_store = _start_spark("--compact" if compact else store if where is None else "--where")
+        run_store = _start_spark("--compact" if compact else "another file system" if where is None else "--where")
         given, files = store if here is None else str(here.absolute()), run_store.fetched_files
         here, ids = run_store.select(given, where, compact_first=compact)
     print("\n".join(list_runs(here.absolute(), ids, sort, limit, as_json=as_json, files=files)))
@@ -59,7 +59,7 @@ def why(
     if where is not None and kept is not None:
         found = lineage(str(where), hash_of_saved(str(where), where), kept, folders=folders_of_runs(Path.cwd()))
     else:
-        found = _start_spark(model if where is None else store).why(str(where or model), str(kept or store))
+        found = _start_spark("another file system").why(str(where or model), str(kept or store))
     if draw is not None:
         found.draw().save(draw)
     print(found.command() if reproduce else found.toJSON() if as_json else found)

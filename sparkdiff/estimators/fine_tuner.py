@@ -291,7 +291,8 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent, TunerMem
 @contextlib.contextmanager
 def open_run_store(options: Options) -> Iterator[Keep]:
     """The context manager `keeping` with the values of these options; after a run without an error, old caches are removed
-    (`cacheMaxAge`)."""
+    (`cacheMaxAge`).
+    """
     with keeping(options.storeDir, options.tags, options.redact, lambda: root(options)) as keep:
         yield keep
     if options.cacheMaxAge is not None and jvm.stores.url_of(root(options)) is None:

@@ -83,9 +83,17 @@ def entries(folder: Path) -> list[StoredItem]:
 
 
 def entries_below(here: Path) -> list[StoredItem]:
-    """The items in a folder, and in the folders `.cache` at most two levels below it, where jobs write them."""
+    """The items in a folder, and in the folders `.cache` at most two levels below it, where jobs write them. Folders of other
+    users are left out, because they may be anything.
+    """
     places = (here, *here.glob(".cache"), *here.glob("*/.cache"), *here.glob("*/*/.cache"))
-    return [e for p in places if p.is_dir() and os.access(p, os.R_OK | os.X_OK) for e in entries(p)]
+    return [
+        entry
+        for place in places
+        if place.is_dir() and os.access(place, os.R_OK | os.X_OK)
+        for entry in entries(place)
+        if entry.kind != FOREIGN
+    ]
 
 
 def remove_old(folder: Path, days: float) -> str:
