@@ -102,7 +102,8 @@ class Lineage(DisplayableFields):
         if self.attempts:
             yield StrongLine("tried from this model since:")
             yield SectionTable(
-                [("finished", "by", "decision", "metric", "gain", "p"), *map(_short, self.attempts)], left=(0, 1, 2, 3)
+                [("finished", "run", "by", "decision", "metric", "gain", "p", "folder"), *map(_short, self.attempts)],
+                left=(0, 1, 2, 3, 4, 7),
             )
 
 
@@ -232,4 +233,5 @@ def _when(run: Mapping[str, Any]) -> str:
 def _short(run: Mapping[str, Any]) -> tuple[str, ...]:
     gain = "" if run["gain"] is None else signed(run["gain"], 2)
     p = "" if run["p"] is None else p_value(run["p"])
-    return _when(run), *(run[name] or "" for name in ("verb", "decision", "metric")), gain, p
+    told = (run[name] or "" for name in ("verb", "decision", "metric"))
+    return _when(run), name_of(run), *told, gain, p, run["output"] or ""

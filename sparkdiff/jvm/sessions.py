@@ -35,8 +35,6 @@ UNREACHABLE = (*SparkError, AttributeError, TypeError)
 """The exceptions of calls of Java's classes through Spark Connect, and where the py4j of a cluster forbids them."""
 AGAIN = 0.2
 """Seconds between two attempts to cancel jobs that run too long."""
-WRITER = "org.apache.spark.sql.execution.datasources.FileFormatWriter"
-"""Logger of Spark's writer of files."""
 CANCELLING = 5.0
 """Longest time in seconds that Ctrl-C waits for Spark to cancel its jobs."""
 VERSION = VersionUtils.majorMinorVersion(pyspark.__version__)
@@ -455,9 +453,9 @@ def cancel_until(ended: threading.Event, spark: SparkSession, tag: str) -> None:
     """
     with contextlib.suppress(*UNREACHABLE), contextlib.ExitStack() as stack:
         with contextlib.suppress(*UNREACHABLE):
-            silence, restore = _leave_out_cancelled(spark.sparkContext._jvm)
-            silence()
-            stack.callback(restore)
+            begin, end = _leave_out_cancelled(spark.sparkContext._jvm)
+            begin()
+            stack.callback(end)
         while not ended.wait(AGAIN):
             with contextlib.suppress(*SparkError):
                 cancel(spark, tag)
@@ -467,19 +465,19 @@ def cancel_until(ended: threading.Event, spark: SparkSession, tag: str) -> None:
 def _leave_out_cancelled(java: Any) -> tuple[Callable[[], None], Callable[[], None]]:
     """Leave messages with the tag of a cancelled job out of Java's log from now on, because killed tasks log seconds later.
 
+    The levels of loggers stay: to Spark's shell one with a level of its own is the user's, who wants to see more of it.
+
     Args:
         java: the view of the JVM, of which there is one; this function acts once for each.
 
     Returns:
-        Functions that silence the logger of Spark's writer of files, and that give it back its level.
+        Functions from the first of which to the second messages of Spark's writer of files about a failed job are left out.
     """
     log4j = java.org.apache.logging.log4j
-    results, pattern = log4j.core.Filter.Result, r"(?s).*\bcancel(led)? job group sparkdiff-.*"
-    log4j.LogManager.getContext(False).getConfiguration().addFilter(
-        log4j.core.filter.RegexFilter.createFilter(pattern, None, False, results.DENY, results.NEUTRAL)
+    config, results = log4j.LogManager.getContext(False).getConfiguration(), log4j.core.Filter.Result
+    cancelled, aborted = (
+        log4j.core.filter.RegexFilter.createFilter(f"(?s).*{text}.*", None, False, results.DENY, results.NEUTRAL)
+        for text in (r"\bcancel(led)? job group sparkdiff-", r"Aborting job [-0-9a-f]{36}\.")
     )
-    set_level = functools.partial(log4j.core.config.Configurator.setLevel, WRITER)
-    return (
-        functools.partial(set_level, log4j.Level.OFF),
-        functools.partial(set_level, log4j.LogManager.getLogger(WRITER).getLevel()),
-    )
+    config.addFilter(cancelled)
+    return functools.partial(config.addFilter, aborted), functools.partial(config.removeFilter, aborted)
