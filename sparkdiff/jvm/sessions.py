@@ -449,7 +449,7 @@ def cancel_until(ended: threading.Event, spark: SparkSession, tag: str) -> None:
     """Cancel the jobs with this tag again and again until `ended` is set, because the work may be between two jobs.
 
     Java's log leaves out what it says, with a stack for each, about cancelled jobs: messages with their tag and, meanwhile, those
-    of Spark's writer of files, which have no tag.
+    about writing files, which have no tag.
     """
     with contextlib.suppress(*UNREACHABLE), contextlib.ExitStack() as stack:
         with contextlib.suppress(*UNREACHABLE):
@@ -471,13 +471,16 @@ def _leave_out_cancelled(java: Any) -> tuple[Callable[[], None], Callable[[], No
         java: the view of the JVM, of which there is one; this function acts once for each.
 
     Returns:
-        Functions from the first of which to the second messages of Spark's writer of files about a failed job are left out.
+        Functions between which messages about jobs and tasks that end while they write files are left out, too.
     """
     log4j = java.org.apache.logging.log4j
     config, results = log4j.LogManager.getContext(False).getConfiguration(), log4j.core.Filter.Result
     cancelled, aborted = (
         log4j.core.filter.RegexFilter.createFilter(f"(?s).*{text}.*", None, False, results.DENY, results.NEUTRAL)
-        for text in (r"\bcancel(led)? job group sparkdiff-", r"Aborting job [-0-9a-f]{36}\.")
+        for text in (
+            r"\bcancel(led)? job group sparkdiff-",
+            r"(Aborting (job [-0-9a-f]{36}\.|task)|[Tt]ask attempt \w+ aborted|Interrupted while joining on)",
+        )
     )
     config.addFilter(cancelled)
     return functools.partial(config.addFilter, aborted), functools.partial(config.removeFilter, aborted)
