@@ -28,7 +28,8 @@ def runs(
     as_json: Annotated[bool, typer.Option("--json", help="Print all columns, a run per line, as JSON.")] = False,
 ) -> None:
     """Show the runs of a store: what was tried, decided and gained. Starts Spark only for --where, --compact and other file
-    systems."""
+    systems.
+    """
     from sparkdiff.history.run_table import list_runs, local_files
     from sparkdiff.machine import paths
 
@@ -50,7 +51,8 @@ def why(
     draw: Annotated[Text, typer.Option(help="File to which the picture of it is written, as SVG.")] = None,
 ) -> None:
     """Show where a model comes from: the runs that led to it, what they considered, and what decided. Starts Spark only for
-    other file systems."""
+    other file systems.
+    """
     from sparkdiff.history.lineage import hash_of_saved, lineage
     from sparkdiff.history.run_table import folders_of_runs
     from sparkdiff.machine import paths

@@ -19,7 +19,7 @@ from sparkdiff.report import aligned, p_value, signed
 from sparkdiff.report.ancestry import SHORT, name_of
 
 FilesOf = Callable[[Path], tuple[str, list[Path]]]
-"""Function that returns the name of a store for messages, and its files on this machine; it raises FileNotFoundError if another
+"""Function that returns the name of a store for messages, and its files on this machine; it raises an OSError (ENOENT) if another
 process has just removed one.
 """
 MOST = 100
