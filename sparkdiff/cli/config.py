@@ -184,7 +184,7 @@ def _check_sections(tree: Mapping[str, Any]) -> None:
     for key, value in (tree.get("spark") or {}).items():
         if isinstance(value, (dict, list)):
             raise InputError(
-                f"spark: {key} must be text, a number, true or false. Got {secrets.hidden(value, key)!r} instead"
+                f"spark: {key} must be text, a number, true or false. Got {secrets.hidden(value, str(key))!r} instead"
             )
         if str(key).partition(".")[0] in SHORTENED:
             raise InputError(f"spark: {key} is no setting of Spark, whose names start with 'spark.': write spark.{key}")
