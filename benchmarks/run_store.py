@@ -71,19 +71,22 @@ def main() -> int:
     given = parse(options, runs=300)
     from pyspark.sql import SparkSession
 
-    from sparkdiff.history import run_listing, run_store
+    from sparkdiff.history import run_store, run_table
     from sparkdiff.history.lineage import lineage
 
     noon = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         old = [run_of(i, noon) for i in range(given.runs - FILES)]
-        pq.write_table(pa.Table.from_pylist(old, run_store.SCHEMA), folder / "runs-old.parquet")
+        pq.write_table(pa.Table.from_pylist(old, run_table.SCHEMA), folder / "runs-old.parquet")
         one, _ = timed(lambda: [run_store.add(folder, run_of(given.runs - FILES + i, noon)) for i in range(FILES)])
         conf = {"spark.ui.enabled": "false", "spark.log.level": "ERROR", "spark.sql.shuffle.partitions": "4"}
         start, _ = timed(SparkSession.builder.master("local[2]").config(map=conf).getOrCreate)
         where = "gain > 0.25 and tags['team'] = 't7'"
-        ask = lambda: run_listing.list_runs(name, where, "gain", 50, compact=False, as_json=False)  # noqa: E731
+        ask = lambda: run_table.list_runs(  # noqa: E731
+            folder, run_store.select(name, where, compact_first=False)[1], "gain", 50, as_json=False
+        )
+        plain, _ = timed(lambda: run_table.list_runs(folder, None, "gain", 50, as_json=False))
         first, lines = timed(ask)
         again, _ = timed(ask)
         rows = None
@@ -93,6 +96,7 @@ def main() -> int:
     assert rows == given.runs and len(lines) > 1 and found.steps
     results = [
         ["add a run", one / FILES],
+        ["`runs`, all", plain],
         ["start Spark", start],
         ["`runs --where`, the first question", first],
         ["`runs --where`, another", again],

@@ -24,7 +24,7 @@ import numpy as np
 from common import exit_code, markdown, parse, parser, read_lines, surroundings, write
 
 from sparkdiff.fleet.triage_run import SHARE
-from sparkdiff.history import run_store
+from sparkdiff.history import run_table
 from sparkdiff.history.model_history import history
 from sparkdiff.history.run_forecasts import EARLY, MOST, PRIORS, Forecast, Forecaster, PastRun, priors
 
@@ -84,7 +84,7 @@ def runs_of(folder: Path) -> list[Run]:
     """The runs that both the store and runs.jsonl have. Of a step that the store has twice, because its cell was stopped and
     begun again, the last row counts; and the store knows of a run only what earlier steps of its cell left there.
     """
-    rows = [row for row in run_store.rows(folder / "store") if (row["tags"] or {}).get("cell")]
+    rows = [row for row in run_table.rows(folder / "store") if (row["tags"] or {}).get("cell")]
     by_name = {(row["tags"]["cell"], row["tags"]["step"]): row for row in rows}
     lines = read_lines(folder / "runs.jsonl")
     out = []

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from sparkdiff.fleet.triage_results import Triage
     from sparkdiff.fleet.triage_run import triage
     from sparkdiff.growth.growth_summary import GrowthSummary
-    from sparkdiff.history.lineage import Lineage, why
-    from sparkdiff.history.run_store import runs
+    from sparkdiff.history.lineage import Lineage
+    from sparkdiff.history.run_store import runs, why
     from sparkdiff.importers import from_lightgbm, from_sklearn, from_xgboost
     from sparkdiff.improvement.improvement_summary import ImprovementSummary
     from sparkdiff.labeling.distillation import distill
@@ -48,11 +48,11 @@ _HOME = {
         "fleet.triage_results": ["Triage", "Triaged"],
         "estimators.grower": ["Grower", "GrowerModel"],
         "growth.growth_summary": ["GrowthSummary"],
-        "history.lineage": ["Lineage", "why"],
+        "history.lineage": ["Lineage"],
         "labeling.distillation": ["distill"],
         "labeling.label_model": ["LabelModel", "LabelModelModel"],
         "labeling.label_summary": ["LabelSummary"],
-        "history.run_store": ["runs"],
+        "history.run_store": ["runs", "why"],
         "improvement.improvement_summary": ["ImprovementSummary"],
         "estimators.improver": ["Improver", "ImproverModel"],
         "importers": ["from_lightgbm", "from_sklearn", "from_xgboost"],

@@ -57,6 +57,10 @@ class FullDiskError(WriteError):
     """The error that the disk has no space for a required file."""
 
 
+class DamagedFile(UserWarning):
+    """The warning that a file that an earlier run kept is damaged or of another kind, and is ignored."""
+
+
 class StoreError(OSError):
     """The error that a Hadoop file system refused an operation; `strerror` is the first line of Java's own message, if any, else
     the reason.

@@ -128,6 +128,7 @@ class Options(OptionGroup):
     cacheDir: str | None = option(None, "folder of the caches: one in which Spark and this process see the same files, or one on any file system that Spark knows (hdfs://, s3a://, ...)", kind=str, folder="any")
     localCacheLimit: int | None = option(None, "bytes of local disk that cached rows may take, per process, where cacheDir is not on this machine; if unset, all that is free", kind=int, low=1)
     cacheInMemory: bool = option(True, "whether to keep the cached rows in memory during training; false reads the files in every epoch")
+    cacheMaxAge: float | None = option(None, "days without a use after which a run, at its end, removes a cache or a fitted pipeline from cacheDir, unless something reads it; if unset, none", kind=float, low=0, openLow=True)
     reuseStages: bool = option(False, "whether the second run that needs the same rows after the same first stages in Spark keeps these rows in the folder of the caches, so that later runs, of a pipeline edited behind them, start from them")
     checkpointDir: str | None = option(None, "folder of the checkpoints; if unset, `checkpoints` in the folder of the caches", kind=str, folder="any")
     runId: str | None = option(None, "name of this training: an interrupted training of this name continues, a finished one is returned; if unset, a new name", kind=str)

@@ -25,7 +25,17 @@ from sparkdiff.options import Options
 
 SECTIONS = ("pipeline", "data", "search", "grower", "improver", "fineTuner", "spark", "tracking", "output")
 KEEPING = ("storeDir", "tags", "redact")
-OUTSIDE = ("verbosity", "waitForRun", "timeout", "localMode", "device", "localCacheLimit", "reuseStages", *KEEPING)
+OUTSIDE = (
+    "verbosity",
+    "waitForRun",
+    "timeout",
+    "localMode",
+    "device",
+    "localCacheLimit",
+    "reuseStages",
+    "cacheMaxAge",
+    *KEEPING,
+)
 """Options that do not affect the result of a job, so that a finished job is recognised whatever their values are."""
 CONF = (
     "spark.",
@@ -188,7 +198,7 @@ def _check_sections(tree: Mapping[str, Any]) -> None:
     for key, value in (tree.get("spark") or {}).items():
         if isinstance(value, (dict, list)):
             raise InputError(
-                f"spark: {key} must be text, a number, true or false. Got {secrets.hidden(value, key)!r} instead"
+                f"spark: {key} must be text, a number, true or false. Got {secrets.hidden(value, str(key))!r} instead"
             )
         if str(key).partition(".")[0] in SHORTENED:
             raise InputError(f"spark: {key} is no setting of Spark, whose names start with 'spark.': write spark.{key}")

@@ -21,6 +21,7 @@ from pyspark.sql import SparkSession
 from sparkdiff import jvm
 from sparkdiff.data.loading import start_session
 from sparkdiff.errors import InputError
+from sparkdiff.history.caches import DAY, entries_below, table
 from sparkdiff.machine import atomic_files, paths
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"
@@ -64,6 +65,7 @@ def run_checks(folder: str | None = None, *, start: bool = True) -> Iterator[Fin
     given = folder or tempfile.gettempdir()
     if (where := paths.local(given)) is not None:
         yield from _disk(where.absolute())
+        yield from _caches(where if folder else Path.cwd())
     if start:
         yield from _session(given)
 
@@ -185,6 +187,18 @@ def _disk(folder: Path) -> Iterator[Finding]:
     yield Finding("disk", NOTE if free < LEAST_SPACE else OK, told, remedy if free < LEAST_SPACE else "")
     if not os.access(existing, os.W_OK):
         yield Finding("disk", PROBLEM, f"{folder} cannot be written", "choose a folder that this user may write")
+
+
+def _caches(folder: Path) -> Iterator[Finding]:
+    """Report the caches in a folder and the caches of jobs below it."""
+    if found := entries_below(folder):
+        old, places = max(item.age for item in found) / DAY, sorted({str(item.path.parent) for item in found})
+        yield Finding(
+            "caches",
+            OK,
+            f"{table(found)[-1]} in {', '.join(places)}, the oldest unused for {old:.1f} days",
+            "they hold rows: `sparkdiff cache list` shows them; `cache prune` or the option cacheMaxAge removes old ones",
+        )
 
 
 def _session(given: str) -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -28,17 +29,18 @@ def runs(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print all columns, a run per line, as JSON.")] = False,
 ) -> None:
-    """Show the runs of a store: what was tried, decided and gained."""
-    from sparkdiff.data import loading
-    from sparkdiff.history import run_listing
+    """Show the runs of a store: what was tried, decided and gained. Starts Spark only for --where, --compact and other file
+    systems.
+    """
+    from sparkdiff.history.run_table import list_runs, local_files
     from sparkdiff.machine import paths
 
-    loading.start_session({}, "sparkdiff.history.run_listing")
-    here = paths.local(store)
-    lines = run_listing.list_runs(
-        store if here is None else str(here.absolute()), where, sort, limit, compact=compact, as_json=as_json
-    )
-    print("\n".join(lines))
+    here, ids, files = paths.local(store), None, local_files
+    if here is None or where is not None or compact:
+        run_store = _start_spark("--compact" if compact else "another file system" if where is None else "--where")
+        given, files = store if here is None else str(here.absolute()), run_store.fetched_files
+        here, ids = run_store.select(given, where, compact_first=compact)
+    print("\n".join(list_runs(here.absolute(), ids, sort, limit, as_json=as_json, files=files)))
 
 
 def why(
@@ -50,18 +52,32 @@ def why(
     reproduce: Annotated[bool, typer.Option("--reproduce", help="Print the command that made the model.")] = False,
     draw: Annotated[Text, typer.Option(help="File to which the picture of it is written, as SVG.")] = None,
 ) -> None:
-    """Show where a model comes from: the runs that led to it, what they considered, and what decided."""
-    from sparkdiff.data import loading
-    from sparkdiff.history.lineage import why as lineage_of
+    """Show where a model comes from: the runs that led to it, what they considered, and what decided. Starts Spark only for
+    other file systems.
+    """
+    from sparkdiff.history.lineage import hash_of_saved, lineage
+    from sparkdiff.history.run_table import folders_of_runs
     from sparkdiff.machine import paths
 
-    where = [given if (path := paths.local(given)) is None else str(path.absolute()) for given in (model, store)]
-    if not all(paths.local(given) for given in where):
-        loading.start_session({}, "sparkdiff.history.lineage")
-    found = lineage_of(*where)
+    where, kept = (None if (path := paths.local(given)) is None else path.absolute() for given in (model, store))
+    if where is not None and kept is not None:
+        found = lineage(str(where), hash_of_saved(str(where), where), kept, folders=folders_of_runs(Path.cwd()))
+    else:
+        found = _start_spark("another file system").why(str(where or model), str(kept or store))
     if draw is not None:
         found.draw().save(draw)
     print(found.command() if reproduce else found.toJSON() if as_json else found)
+
+
+def _start_spark(reason: str) -> Any:
+    """Start Spark, say why, and return the module that needs it."""
+    from sparkdiff.data import loading
+
+    print(f"starting Spark, for {reason}", file=sys.stderr)
+    loading.start_session({}, "sparkdiff.history.run_store")
+    from sparkdiff.history import run_store
+
+    return run_store
 
 
 def triage(
@@ -121,11 +137,16 @@ def triage(
 
 
 @caches_app.command("list", cls=Command)
-def list_caches(folder: Folder, as_json: AsJson = False) -> None:
-    """Show the contents of a folder of caches: size, last use, time to make, and the stages of Spark that made each."""
+def list_caches(
+    folder: Annotated[
+        Text, typer.Argument(help="Folder of the caches; by default those of jobs (.cache) below the current folder.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show caches, which hold rows: size, last use, time to make, the run that made each, and its stages in Spark."""
     from sparkdiff.history import caches
 
-    found = caches.entries(Path(folder))
+    found = caches.entries_below(Path()) if folder is None else caches.entries(Path(folder))
     if as_json:
         print(json.dumps([dataclasses.asdict(e) | {"path": str(e.path)} for e in found], indent=2))
     else:

@@ -8,6 +8,8 @@ from sparkdiff.jvm import stores
 from sparkdiff.store import folder_marker
 
 SUMMARY = "summary.json"
+OFFERS = "offers"
+"""Folder within a run's folder for the other pipelines that an improvement offers."""
 
 
 def summary_of(output: Path) -> dict[str, Any] | None:

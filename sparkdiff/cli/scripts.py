@@ -9,16 +9,21 @@ import contextlib
 import ctypes
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from sparkdiff import jvm
 from sparkdiff.cli import starting
-from sparkdiff.cli.config import COMMANDS, command_of, load_config, model_and_overrides
+from sparkdiff.cli.config import COMMANDS, Config, command_of, load_config, model_and_overrides
+from sparkdiff.cli.output import OFFERS
 from sparkdiff.data.loading import source_of
 from sparkdiff.errors import DONE, INTERRUPTED, InputError, run_for_exit_code
+from sparkdiff.improvement.improvement_options import ImprovementSettings
 from sparkdiff.machine import paths
 from sparkdiff.machine.secrets import HIDDEN
+from sparkdiff.report.run_report import REPORT
 
 FLAGS = {
     "data": "data.train.path",
@@ -98,7 +103,7 @@ def run_job(
     if as_json:
         print(json.dumps(_result(summary, loaded.where), indent=2))
     else:
-        print(f"\n{summary}\nsaved {loaded.where}/model (plain Spark ML)")
+        print(f"\n{summary}", *_results(loaded, kept=summary.decision.startswith("kept")), sep="\n")
     return DONE
 
 
@@ -140,6 +145,29 @@ def _result(found: Any, where: str) -> dict[str, Any]:
         "accepted": not told["decision"].startswith("kept"),
         **{n: told[n] for n in names if n in told},
     }
+
+
+def _results(job: Config, *, kept: bool) -> list[str]:
+    """Lines on a finished job: the places of its results, and the command to run next."""
+    output, where = jvm.folder("output", job.where), job.where.removeprefix(f"{os.getcwd()}/")
+    words = (
+        [
+            "improve",
+            *job.given,
+            f"{FLAGS['budget']}={ImprovementSettings.budget}",
+            f"{FLAGS['output']}={where}-improved",
+        ]
+        if kept and job.command == "finetune" and HIDDEN not in command_of(job) and "runId" not in job.options
+        else ["plan", where]
+        if kept or not os.path.exists(job.pipeline)
+        else ["diff", job.pipeline.removeprefix(f"{os.getcwd()}/"), where]
+    )
+    return [
+        f"saved {where}/model (plain Spark ML)",
+        *(f"offer: {where}/{OFFERS}/{name}" for name in jvm.stores.names(output / OFFERS)),
+        *[f"report: {where}/{REPORT}"] * jvm.stores.exists(output / REPORT),
+        f"next: {shlex.join(['sparkdiff', *words])}",
+    ]
 
 
 def _way_on(command: str) -> str:

@@ -29,7 +29,7 @@ from sparkdiff.search.search_options import FIELDS
 from sparkdiff.search.search_run import BY_NUMBER
 from sparkdiff.search.search_summary import SearchSummary
 from sparkdiff.store.lease import Lease
-from sparkdiff.store.model_digests import hash_of_folder
+from sparkdiff.store.saved_digests import hash_of_folder
 
 
 @jvm.interruptible()
@@ -48,7 +48,7 @@ def _run(config: Config, lease: Lease, spark: SparkSession, tracking: Tracking) 
     rows = load_data(spark, config.data[TRAIN], config.folder, TRAIN)
     search, study = search_of(config, load_pipeline(config, rows)[0])
     search.callbacks = tracking.listeners
-    search.job = {"command": command_of(config), "output": config.where}
+    search.job = {"command": command_of(config), "output": config.where, "id": search.uid}
     model = search.fit(rows)
 
     def fill(folder: Path) -> None:
@@ -63,6 +63,7 @@ def _run(config: Config, lease: Lease, spark: SparkSession, tracking: Tracking) 
             "fingerprints": {"request": request_of(config)},
             "model": {"path": "model", "hash": hash_of_folder(folder / "model")},
             "command": command_of(config),
+            "id": search.job["id"],
         }
         (folder / "summary.json").write_text(json.dumps(told, indent=2) + "\n")
         write_report(folder)

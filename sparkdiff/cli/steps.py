@@ -1,10 +1,8 @@
 """The steps of a job once Spark has started: load, fit, fine-tune, grow or improve, and write the run folder."""
 
-import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import re
 import time
 import uuid
@@ -21,7 +19,7 @@ from pyspark.sql import DataFrame, SparkSession
 from sparkdiff import jvm
 from sparkdiff.cli.config import Config, command_of, request_of
 from sparkdiff.cli.job_options import SETTINGS
-from sparkdiff.cli.output import check_replaceable
+from sparkdiff.cli.output import OFFERS, check_replaceable
 from sparkdiff.cli.output_writing import write_run_folder
 from sparkdiff.cli.tracking import JobResult, Tracking, activate_callbacks
 from sparkdiff.data.cache import ROOM as ROOM_OF_CACHES, root
@@ -39,6 +37,7 @@ from sparkdiff.data.splits import (
     held_out_first,
     rule,
 )
+from sparkdiff.data.stream import usage
 from sparkdiff.errors import InputError
 from sparkdiff.estimators.fine_tuner import open_run_store
 from sparkdiff.evaluation.prediction_differences import check_saved
@@ -47,6 +46,7 @@ from sparkdiff.fine_tuning.task import Outcome, prepare
 from sparkdiff.growth.growth_summary import GrowthSummary
 from sparkdiff.history.lineage import Lineage, lineage as lineage_of
 from sparkdiff.history.run_records import Keep
+from sparkdiff.history.run_store import fetched_files
 from sparkdiff.improvement.by_folds import fine_tune_by_folds, grow_pipeline
 from sparkdiff.improvement.exploration_and_proof import ImprovementOutcome, improve_pipeline
 from sparkdiff.improvement.improvement_summary import ImprovementSummary
@@ -55,13 +55,14 @@ from sparkdiff.machine import atomic_files, secrets
 from sparkdiff.options import Options
 from sparkdiff.pipeline.nesting import flatten, plain
 from sparkdiff.pipeline.unfitted_form import UnfittedForm, check_unfitted, with_uids_of
-from sparkdiff.report import FineTuningSummary, Phases, is_progress_shown
+from sparkdiff.report import FineTuningSummary, Phases, counted, is_progress_shown
 from sparkdiff.report.run_report import LINEAGE, write_report
 from sparkdiff.store import files, folder_marker
 from sparkdiff.store.identity import UnidentifiableError, identity
 from sparkdiff.store.lease import Lease
-from sparkdiff.store.model_digests import check_reads_its_input_only, hash_of, hash_of_folder, params_of
+from sparkdiff.store.model_digests import check_reads_its_input_only, hash_of, params_of
 from sparkdiff.store.run_folder import UNTOLD, text_or_reason
+from sparkdiff.store.saved_digests import hash_of_folder
 
 PROCEDURES: Mapping[str, Any] = {"grower": grow_pipeline, "improver": improve_pipeline}
 SUMMARIES = {"grow": GrowthSummary, "improve": ImprovementSummary}
@@ -69,8 +70,6 @@ COMPLETE = "complete"
 """Name of the file in a remote folder of a fitted pipeline that names the subfolder with the completely written
 pipeline.
 """
-OFFERS = "offers"
-"""Folder within a run's folder for the other pipelines that an improvement offers."""
 
 
 @jvm.interruptible()
@@ -153,7 +152,7 @@ def _run(
         outcome = fine_tune(task, sources, phases, replace=mine, boundaries=boundaries, start=origin)
     with phases.phase("save") as say:
         rows = partial(held_out_first, sources, options)
-        shipped = write_run(outcome, config, phases, parent, inputs, lease, rows)
+        shipped, id_ = write_run(outcome, config, phases, parent, inputs, lease, rows)
         say(config.where)
     shown_options = {
         **outcome.summary.options,
@@ -169,6 +168,7 @@ def _run(
         offers=_offer_hashes(config.output),
         command=command_of(config),
         output=config.where,
+        id=id_,
     )
     if mine:
         for training in outcome.folders:
@@ -317,9 +317,9 @@ def fit_or_reuse(
     )
     if (found := files.read_undamaged(folder, lambda: _load_fitted(folder))) is not None:
         say("reused: the same pipeline was fitted on the same rows before")
-        with contextlib.suppress(OSError):
-            os.utime(folder)  # its last use, for `sparkdiff cache`
+        usage.record_use(folder)
         return found
+    began = time.monotonic()
     fitted = fit_on_training_rows(pipeline, sources, options, boundaries)
     if stores.url_of(folder) is not None:
         where = _keep_in_store(fitted, folder)
@@ -329,10 +329,11 @@ def fit_or_reuse(
             temporary.mkdir()
             folder_marker.mark(temporary, folder_marker.FITTED)
             fitted.write().save(f"file://{temporary}/model")
+            usage.begin(temporary, [type(s).__name__ for s in fitted.stages], time.monotonic() - began, options.runId)
             if not files.move_into_place(temporary, folder):
                 say("reused: meanwhile another process fitted the same pipeline on the same rows")
                 return jvm.load_model(where), where
-    say(f"fitted {len(fitted.stages)} stages on the training rows{why}")
+    say(f"fitted {counted(len(fitted.stages), 'stage')} on the training rows{why}")
     return fitted, where
 
 
@@ -373,7 +374,7 @@ def _lineage_of(config: Config, parent: Mapping[str, Any]) -> Lineage | None:
         return None
     try:
         what = secrets.redacted(str(parent.get("path") or "the original"))
-        return lineage_of(what, parent["hash"], jvm.folder("storeDir", where))
+        return lineage_of(what, parent["hash"], jvm.folder("storeDir", where), fetched_files)
     except InputError:  # there is no store before the first run
         return None
     except Exception as e:
@@ -392,8 +393,9 @@ def write_run(
     inputs: Mapping[str, str],
     lease: Lease,
     rows: Callable[[], DataFrame],
-) -> str:
-    """Write the run folder of a fine-tuning, growth or improvement run; return the content hash of its model.
+) -> tuple[str, str]:
+    """Write the run folder of a fine-tuning, growth or improvement run; return the content hash of its model, and the id of its
+    row in a store of runs.
 
     Args:
         parent: the path and the content hash of the original, for the summary.
@@ -403,7 +405,7 @@ def write_run(
     Raises:
         ParityError: a written pipeline cannot be loaded or has other outputs.
     """
-    start, original, found = time.perf_counter(), Path(str(parent.get("path"))), list[str]()
+    start, original, found, id_ = time.perf_counter(), Path(str(parent.get("path"))), list[str](), uuid.uuid4().hex
 
     def size_text() -> str:
         return f"about {files.folder_size(original):,} bytes, like the original model" if original.is_dir() else ""
@@ -432,6 +434,7 @@ def write_run(
             "parent": {**parent, "path": parent.get("path") and secrets.redacted(str(parent["path"]))},
             "model": {"path": "model", "hash": found[0]},
             "command": command_of(config),
+            "id": id_,
         }
         (folder / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
         if (lineage := _lineage_of(config, parent)) is not None:
@@ -439,4 +442,4 @@ def write_run(
         write_report(folder)
 
     write_run_folder(config.output, lease, fill, size_text)
-    return found[0]
+    return found[0], id_

@@ -217,7 +217,12 @@ def _find_or_write(request: Request, where: Path, columns: list[dict[str, Any]],
         began = time.monotonic()
         with watch(temporary):
             made = _build(request, key, temporary, temporary, columns)
-        usage.begin(temporary, [type(v.stage).__name__ for v in request.cut.stages], time.monotonic() - began)
+        usage.begin(
+            temporary,
+            [type(v.stage).__name__ for v in request.cut.stages],
+            time.monotonic() - began,
+            request.options.runId,
+        )
         (temporary / OWNER).unlink()
         move_into_place(temporary, folder)
     return Cache(folder, _whole(folder, key), False, made.read, made.kept)

@@ -83,7 +83,11 @@ def frames_after(
             frames, values = found.frames(request), found.values
         through = next((k for k in range(len(keys), read, -1) if _was_needed(where, keys[k - 1])), read)
         frames = _through(frames, stages[read:through])
-        new = _keep(where, keys[through - 1], frames, values, stages[:through]) if through > read else None
+        new = (
+            _keep(where, keys[through - 1], frames, values, stages[:through], request.options.runId)
+            if through > read
+            else None
+        )
         if new is not None:
             held.callback(usage.Lock(new.folder).close)
             frames = new.frames(request)
@@ -182,7 +186,9 @@ class _KeptRows:
         return [spark.read.parquet(stores.readable(self.rows / str(i))) for i in range(len(request.sources))]
 
 
-def _keep(where: Path, key: str, frames: Frames, values: Slices, stages: Sequence[Vertex]) -> _KeptRows | None:
+def _keep(
+    where: Path, key: str, frames: Frames, values: Slices, stages: Sequence[Vertex], run: str | None
+) -> _KeptRows | None:
     """Write the rows to the folder of the caches, and return them. If that fails, warns and returns None: for example,
     Parquet has no type for intervals, the disk may have room only for the cache, or a stage may fail (the error is
     raised when the cache is written).
@@ -203,7 +209,7 @@ def _keep(where: Path, key: str, frames: Frames, values: Slices, stages: Sequenc
         told = {"rows": rows.name, "bytes": stores.size(rows), "slices": values}
         stores.write(target / usage.MANIFEST, json.dumps(told).encode())
         if local:
-            usage.begin(target, [s.stageClass for s in stages], time.monotonic() - began)
+            usage.begin(target, [s.stageClass for s in stages], time.monotonic() - began, run)
             # A damaged folder in its place is replaced; a complete one was written by another run meanwhile.
             if not move_into_place(target, folder) and _KeptRows.at(where, key) is None:
                 atomic_files.remove(folder)

@@ -2,10 +2,10 @@
 base of the estimators with further settings (Grower, Improver).
 """
 
+import contextlib
 import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 from pyspark.ml import Estimator, Model, Pipeline
@@ -23,6 +23,7 @@ from sparkdiff.evaluation.prediction_differences import check_what_is_saved
 from sparkdiff.fine_tuning.costs import Cost, cost_of
 from sparkdiff.fine_tuning.fine_tuning_run import fine_tune, starting_point
 from sparkdiff.fine_tuning.task import FitResults, Outcome, prepare
+from sparkdiff.history.caches import remove_old
 from sparkdiff.history.run_records import Keep, keeping
 from sparkdiff.improvement.by_folds import fine_tune_by_folds
 from sparkdiff.options import FIELDS, OptionGroup, Options, callable_name, named_callable, option, refuse
@@ -287,9 +288,16 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent, TunerMem
         return cls(**values["params"], **{name: stage(name) for name in values["stages"]})
 
 
-def open_run_store(options: Options) -> AbstractContextManager[Keep]:
-    """The context manager `keeping`, which adds a finished run to the store of runs, with the values of these options."""
-    return keeping(options.storeDir, options.tags, options.redact, lambda: root(options))
+@contextlib.contextmanager
+def open_run_store(options: Options) -> Iterator[Keep]:
+    """The context manager `keeping` with the values of these options; after a run without an error, old caches are removed
+    (`cacheMaxAge`).
+    """
+    with keeping(options.storeDir, options.tags, options.redact, lambda: root(options)) as keep:
+        yield keep
+    if options.cacheMaxAge is not None and jvm.stores.url_of(root(options)) is None:
+        with contextlib.suppress(OSError), Phases(is_progress_shown(options.verbosity)).phase("caches") as say:
+            say(remove_old(root(options), options.cacheMaxAge))
 
 
 class FineTunerModel(Holder, Model, _TunerParams, jvm.Persistent):  # type: ignore[type-arg]

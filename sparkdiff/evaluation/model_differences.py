@@ -15,7 +15,8 @@ from sparkdiff.evaluation.prediction_differences import PredictionDifference, fi
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.report import Displayable, Section, difference_headline, difference_sections
 from sparkdiff.stages.base import REGISTRY, class_name
-from sparkdiff.store.model_digests import digest_of_folder, hash_of, try_to_save
+from sparkdiff.store.model_digests import hash_of, try_to_save
+from sparkdiff.store.saved_digests import digest_of_folder
 
 Place = tuple[int, ...]
 """Position of a leaf stage in the nested pipelines."""

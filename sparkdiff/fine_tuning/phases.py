@@ -50,7 +50,7 @@ from sparkdiff.options import Options, without_effect
 from sparkdiff.pipeline.network import Network
 from sparkdiff.pipeline.schema import is_plain
 from sparkdiff.pipeline.write_back import write_back
-from sparkdiff.report import Phases
+from sparkdiff.report import Phases, counted
 from sparkdiff.store.files import folder_size, room
 from sparkdiff.store.run_folder import UNTOLD, RunFolder, open_run_folder
 from sparkdiff.training import monotone
@@ -102,7 +102,8 @@ def open_run(
         cache = shared.cache(place, request, lambda folder: say.show_periodically(caches.CacheProgress(folder).message))
         counts = ", ".join(f"{cache.rows(s):,} {s}" for s in cache.splits if not (allTrain and s == VALIDATION))
         say(
-            f"{'reused' if cache.hit else 'written'}: {counts} rows, {len(task.plan.cacheCols)} columns, {_size(cache.folder)}"
+            f"{'reused' if cache.hit else 'written'}: {counts} rows, {counted(len(task.plan.cacheCols), 'column')}, "
+            f"{_size(cache.folder)}"
         )
     network = Network(task.cut.graph, task.cut.live)
     # Before the network processes rows, because some stages then store the spread of the rows.
@@ -210,7 +211,7 @@ def check_data(run: Run) -> list[str]:
             ),
         )
         doubts: list[str] = found + run.goal.warnings + dropped_late(run.task.cut)
-        say(f"{len(doubts)} warnings about the data" if doubts else "no warnings about the data")
+        say(f"{counted(len(doubts), 'warning') if doubts else 'no warnings'} about the data")
         return doubts + idle_options(run)
 
 
@@ -479,6 +480,7 @@ def idle_options(run: Run) -> list[str]:
         "localSteps": one_process,
         "slowMomentum": (alone or o.localSteps == 1, "it needs several processes and localSteps of 2 or more"),
         "localCacheLimit": (stores.url_of(run.cache.folder) is None, "the folder of the caches is on this machine"),
+        "cacheMaxAge": (stores.url_of(run.cache.folder) is not None, "the folder of the caches is not on this machine"),
         "reuseStages": (not run.task.cut.stages, "no stage runs in Spark before training"),
         "waitForRun": (o.runId is None, "no other process can use this run, which has no runId"),
         "tags": not_kept,

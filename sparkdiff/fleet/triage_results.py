@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sparkdiff.history.run_forecasts import Forecast
-from sparkdiff.report import DisplayableFields, Section, SectionTable, StrongLine, duration
+from sparkdiff.report import DisplayableFields, Section, SectionTable, StrongLine, duration, signed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,5 +92,5 @@ def _row(p: Triaged) -> tuple[str, ...]:
     if p.forecast is None:
         return p.name, "", "", "", p.outcome, "", p.why
     f = p.forecast
-    gain = f"{p.gain:+.1%}" if p.outcome == TUNED else ""
-    return p.name, f"{f.probability:.0%}", f"{f.gain:+.1%}", duration(f.coreSeconds), p.outcome, gain, p.why
+    gain = signed(p.gain) if p.outcome == TUNED else ""
+    return p.name, f"{f.probability:.0%}", signed(f.gain), duration(f.coreSeconds), p.outcome, gain, p.why

@@ -47,7 +47,7 @@ from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import Vertex
 from sparkdiff.pipeline.nesting import with_leaves
 from sparkdiff.proof import division
-from sparkdiff.report import aligned
+from sparkdiff.report import aligned, counted
 from sparkdiff.store.run_folder import TRAININGS, RunFolder, name_beside
 from sparkdiff.tensors.device import torch_threads
 
@@ -330,7 +330,7 @@ def describe_growth(model: Any, options: Options, settings: GrowthSettings, data
     limit = "no limit" if settings.maxServingCost is None else f"limit {serving.limit:.3g} us"
     return "\n".join(
         [
-            f"growth of {model.uid}: {settings.rounds} rounds at most, in each of which one part may join",
+            f"growth of {model.uid}: {counted(settings.rounds, 'round')} at most, in each of which one part may join",
             division.sentence([Source(data)], options),
             f"parts join {head.stageClass} {head.uid}, beside its {width_of(head.stage)} features in {head.inputs[0]!r}",
             "columns that parts may read:",

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sparkdiff.report import FineTuningSummary, Section, SectionTable
+from sparkdiff.report import FineTuningSummary, Section, SectionTable, signed
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -44,11 +44,11 @@ class GrowthSummary(FineTuningSummary):
             yield rounds_table(self.rounds)
         before, after = self.servingCost.get("before"), self.servingCost.get("after")
         if self.fineTunedGain is not None:
-            yield f"fine-tuned alone: {self.fineTunedGain:+.2%} at {before:.2f} us per row"
+            yield f"fine-tuned alone: {signed(self.fineTunedGain, 2)} at {before:.2f} us per row"
         for p in self.parts:
             gone = ", dropped at the end: it is not missed" if p["dropped"] else ""
             told = f"{p['kind']}, round {p['round']}, {p['parameters']:,} parameters{gone}"
-            yield f"part {p['name']} ({told}): {p['gain']:+.2%} as it joined, at {p['cost']:.2f} us per row"
+            yield f"part {p['name']} ({told}): {signed(p['gain'], 2)} as it joined, at {p['cost']:.2f} us per row"
         if before and after and not math.isclose(before, after):
             yield f"serving: {before:.2f} -> {after:.2f} us per row by the table of costs ({after / before:.1f}x)"
 
@@ -57,6 +57,6 @@ def rounds_table(rounds: Sequence[Mapping[str, Any]]) -> SectionTable:
     """Table of the parts that each round tried; the part that joined is marked."""
     rows = [("round", "part", "gain", "us/row", "s", "")]
     for r in rounds:
-        figures = (f"{r['gain']:+.2%}", f"{r['cost']:.2f}", f"{r['seconds']:.1f}")
+        figures = (signed(r["gain"], 2), f"{r['cost']:.2f}", f"{r['seconds']:.1f}")
         rows.append((str(r["round"]), r["name"], *figures, r["why"] or "joined"))
     return SectionTable(rows, left=(0, 1, 5))

@@ -12,7 +12,7 @@ from sparkdiff.growth.rounds import GrowthResult, ItemReport, Member
 from sparkdiff.growth.row_tensors import Table
 from sparkdiff.growth.serving_cost import ServingCostModel
 from sparkdiff.options import Options, without_effect
-from sparkdiff.report import RemainingTime, advance
+from sparkdiff.report import RemainingTime, advance, signed
 
 
 class RoundProgress:
@@ -25,7 +25,7 @@ class RoundProgress:
         """Progress line after `done` of the `most` items of a round are trained."""
         if number != self.number:
             self.number, self.pace = number, RemainingTime(self.clock)
-        gained = f"{self.gain:+.1%}" if self.gain else ""
+        gained = signed(self.gain) if self.gain else ""
         return advance(
             "round",
             number,
@@ -39,7 +39,7 @@ class RoundProgress:
         """Line with the outcome of a round: the part that joined, and the gain so far."""
         best = next((t for t in tried if not t.why), None)
         self.gain += best.gain if best else 0.0
-        what = f"{best.name} joins, {self.gain:+.1%}" if best else "nothing gains"
+        what = f"{best.name} joins, {signed(self.gain)}" if best else "nothing gains"
         return advance("round", tried[0].round, self.rounds, what)
 
 

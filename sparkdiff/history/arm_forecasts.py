@@ -17,7 +17,7 @@ import numpy as np
 
 from sparkdiff.history.pipeline_facts import Facts
 from sparkdiff.history.run_forecasts import MOST, features, forests, numbers
-from sparkdiff.history.run_store import json_object
+from sparkdiff.history.run_table import json_object
 
 PRIORS = resources.files("sparkdiff.history").joinpath("arm_priors.json")  # the package may be in a zip
 ENOUGH = 0.95

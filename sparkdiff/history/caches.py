@@ -3,13 +3,14 @@
 import contextlib
 import dataclasses
 import datetime
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sparkdiff.data.stream import usage
 from sparkdiff.errors import InputError
 from sparkdiff.machine import atomic_files
-from sparkdiff.report import aligned, duration
+from sparkdiff.report import aligned, counted, duration
 from sparkdiff.store import folder_marker
 from sparkdiff.store.files import folder_size
 from sparkdiff.store.folder_marker import CACHE as CACHE, FITTED as FITTED, ROWS as ROWS
@@ -33,6 +34,7 @@ class StoredItem:
 
     Attributes:
         kind: CACHE, ROWS, FITTED, LEFT, or FOREIGN (unreadable, as it belongs to another user).
+        run: the runId of the run that made the item, which begins with the name of a job's output; "" if unknown.
         seconds: time that it took to make the item; 0 if unknown.
         uses: number of fits that used the item.
         age: seconds since its last use.
@@ -42,6 +44,7 @@ class StoredItem:
 
     path: Path
     kind: str
+    run: str
     bytes: int
     rows: int | None
     seconds: float
@@ -79,24 +82,53 @@ def entries(folder: Path) -> list[StoredItem]:
     return sorted(found, key=lambda entry: (-entry.bytes, entry.path.name))
 
 
+def entries_below(here: Path) -> list[StoredItem]:
+    """The items in a folder, and in the folders `.cache` at most two levels below it, where jobs write them. Folders of other
+    users are left out, because they may be anything.
+    """
+    places = (here, *here.glob(".cache"), *here.glob("*/.cache"), *here.glob("*/*/.cache"))
+    return [
+        entry
+        for place in places
+        if place.is_dir() and os.access(place, os.R_OK | os.X_OK)
+        for entry in entries(place)
+        if entry.kind != FOREIGN
+    ]
+
+
+def remove_old(folder: Path, days: float) -> str:
+    """Remove the items in a folder of caches that were not used for `days` days and that nothing reads; return a report."""
+    gone = remove(to_remove(entries(folder), most=None, days=days))
+    return f"removed {table(gone)[-1]}, not used for {days:g} days"
+
+
 def _entry(path: Path) -> Iterator[StoredItem]:
     try:
         kind = (folder_marker.read_marker(path) or [""])[0]
         if kind not in WHOLE:
             return
         if path.name.startswith("."):  # being written, or its writer or remover was killed
-            yield StoredItem(path, LEFT, folder_size(path), None, 0.0, 0, _since(path), [], False)
-        elif kind == FITTED:
-            yield StoredItem(path, kind, folder_size(path), None, 0.0, 1, _since(path), [], False)
-        elif (path / usage.MANIFEST).exists():
+            yield StoredItem(path, LEFT, "", folder_size(path), None, 0.0, 0, _since(path), [], False)
+        elif kind == FITTED or (path / usage.MANIFEST).exists():
             known, rows, size = usage.of(path), _rows(path), folder_size(path)
-            with usage.alone(path) as unread:
+            with usage.alone(path) if kind in READ else contextlib.nullcontext(True) as unread:
                 read = not unread
-            yield StoredItem(path, kind, size, rows, known.seconds, known.uses, max(known.age, 0.0), known.madeBy, read)
+            yield StoredItem(
+                path,
+                kind,
+                known.run,
+                size,
+                rows,
+                known.seconds,
+                known.uses,
+                max(known.age, 0.0),
+                known.madeBy,
+                read,
+            )
     except (FileNotFoundError, IsADirectoryError):  # another process has just removed it
         return
     except PermissionError:
-        yield StoredItem(path, FOREIGN, 0, None, 0.0, 0, 0.0, [], read=True)
+        yield StoredItem(path, FOREIGN, "", 0, None, 0.0, 0, 0.0, [], read=True)
 
 
 def _since(path: Path) -> float:
@@ -154,10 +186,14 @@ def forget_seen(folder: Path) -> None:
 
 def table(found: Sequence[StoredItem]) -> list[str]:
     """The items as lines of text, with a total."""
-    rows = [("name", "kind", "MB", "rows", "last used", "uses", "made in", "by")]
+    rows = [("name", "kind", "made by run", "MB", "rows", "last used", "uses", "made in", "by stages")]
     for e in found:
         last = "now" if e.read else f"{duration(e.age)} ago" if e.age < DAY else f"{e.age / DAY:.0f} days ago"
         made = duration(e.seconds) if e.seconds else ""
-        size, counted = f"{e.bytes / 1e6:,.1f}", "" if e.rows is None else f"{e.rows:,}"
-        rows.append((e.path.name, e.kind, size, counted, last, str(e.uses or ""), made, ", ".join(map(str, e.madeBy))))
-    return [*aligned(rows, left=(0, 1, 4, 7)), f"{len(found)} entries, {sum(e.bytes for e in found) / 1e6:,.1f} MB"]
+        size, number = f"{e.bytes / 1e6:,.1f}", "" if e.rows is None else f"{e.rows:,}"
+        of = (str(e.path), e.kind, e.run, size, number)
+        rows.append((*of, last, str(e.uses or ""), made, ", ".join(map(str, e.madeBy))))
+    return [
+        *aligned(rows, left=(0, 1, 2, 5, 8)),
+        f"{counted(len(found), 'entry', 'entries')}, {sum(e.bytes for e in found) / 1e6:,.1f} MB",
+    ]

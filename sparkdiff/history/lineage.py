@@ -4,25 +4,21 @@ tried.
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sparkdiff import jvm
 from sparkdiff.errors import InputError
-from sparkdiff.history import run_store
-from sparkdiff.history.run_store import json_object
-from sparkdiff.machine import paths
+from sparkdiff.history.run_table import FilesOf, json_object, local_files, rows
 from sparkdiff.options import Options
-from sparkdiff.pipeline.nesting import plain
-from sparkdiff.report import DisplayableFields, Drawing, Section, SectionTable, StrongLine, p_value
-from sparkdiff.report.ancestry import SHORT, ancestor_picture, ancestors_of, cost_of, metric_of
-from sparkdiff.store.model_digests import hash_of
+from sparkdiff.report import DisplayableFields, Drawing, Section, SectionTable, StrongLine, counted, p_value, signed
+from sparkdiff.report.ancestry import SHORT, ancestor_picture, ancestors_of, cost_of, metric_of, name_of
+from sparkdiff.store.saved_digests import hash_of_folder
 
 MOST = 5
 """Largest number of tried settings that are shown per run, the best first."""
-HELD = ("model", "pipelineModel")
-"""Names of the pipeline's subfolder in a run's folder, and in the folder of a saved FineTunerModel or SearchModel."""
+HELD = ("model", "pipelineModel", ".")
+"""Where the pipeline is: in a run's folder, in that of a saved FineTunerModel or SearchModel, and in that of a saved pipeline."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +89,7 @@ class Lineage(DisplayableFields):
         return Drawing(ancestor_picture(ancestors_of(dataclasses.asdict(self)), self._headline()))
 
     def _headline(self) -> str:
-        return f"{self.name}, content {self.model[:SHORT]}: {len(self.steps)} runs led to it"
+        return f"{self.name}, content {self.model[:SHORT]}: {counted(len(self.steps), 'run')} led to it"
 
     def _sections(self) -> Iterator[Section]:
         yield StrongLine(f"{self.name}, content {self.model[:SHORT]}")
@@ -106,48 +102,25 @@ class Lineage(DisplayableFields):
         if self.attempts:
             yield StrongLine("tried from this model since:")
             yield SectionTable(
-                [("finished", "by", "decision", "metric", "gain", "p"), *map(_short, self.attempts)], left=(0, 1, 2, 3)
+                [("finished", "run", "by", "decision", "metric", "gain", "p", "folder"), *map(_short, self.attempts)],
+                left=(0, 1, 2, 3, 4, 7),
             )
 
 
-def why(model: Any, storeDir: str) -> Lineage:
-    """The lineage of a model, as far as the runs in a store show it.
+def hash_of_saved(name: str, folder: Path | None) -> str:
+    """Content hash of the model in a folder on this machine: that of a saved pipeline or FineTunerModel, or of a run.
 
     Args:
-        model: a fitted pipeline or a FineTunerModel; or the path of a saved one, or of a run's folder. The model is
-            identified by its content, not by its name or uids, so copies are recognised.
-        storeDir: the folder of the store of runs.
+        name: the folder, as messages name it.
+        folder: None if it does not exist.
 
     Raises:
-        InputError: the model or the store does not exist; or the model cannot be saved, which is necessary to hash it.
-
-    Examples:
-        >>> import sparkdiff
-        >>> store = f"{folder}/runs"
-        >>> tuned = sparkdiff.FineTuner(pipeline=pipeline, labelCol="label", maxEpochs=2, storeDir=store).fit(df)
-        >>> lineage = sparkdiff.why(tuned, store)
-        >>> print(lineage)
-        FineTunerModel_..., content ...
-        made by finetune on ... from ...: tuned
-          logLoss ... -> ...
+        InputError: no model is saved in it.
     """
-    name = str(model) if isinstance(model, (str, Path)) else model.uid
-    return lineage(name, _hash(model), jvm.folder("storeDir", storeDir))
-
-
-def _hash(model: Any) -> str:
-    if not isinstance(model, (str, Path)):
-        found = hash_of(plain(model), None, None)
-        if found is None:
-            raise InputError(
-                f"{model.uid} cannot be saved, so its content is not known: pass a pipeline of Spark's own stages"
-            )
-        return found
-    where = next((w for name in HELD if _is_model(w := paths.inside(str(model), name))), str(model))
-    found = hash_of(None, where, None) if _is_model(where) else None
-    if found is None:
-        raise InputError(f"there is no saved model in {str(model)!r}: pass the folder of a saved pipeline, or of a run")
-    return found
+    for held in HELD:
+        if folder is not None and (folder / held / "metadata").exists():
+            return hash_of_folder(folder / held)
+    raise InputError(f"there is no saved model in {name!r}: pass the folder of a saved pipeline, or of a run")
 
 
 def _told_options(run: Mapping[str, Any]) -> str:
@@ -157,23 +130,44 @@ def _told_options(run: Mapping[str, Any]) -> str:
     return " ".join(f"{k}={json.dumps(v)}" for k, v in given.items()) or "all options at their defaults"
 
 
-def _is_model(where: str) -> bool:
-    return bool(jvm.stores.exists(jvm.folder("model", where) / "metadata"))
-
-
-def lineage(name: str, model: str, folder: Path) -> Lineage:
+def lineage(
+    name: str, model: str, folder: Path, files: FilesOf = local_files, folders: Mapping[str, str] | None = None
+) -> Lineage:
     """The lineage of the model with this content hash, from the store in a folder.
+
+    Args:
+        name: the name under which the lineage shows the model.
+        model: content hash of the model.
+        folder: the folder of the store on this machine, or the local working copy of a remote one.
+        files: function that returns the files in `folder`.
+        folders: output folders of runs whose row has none, by id.
 
     Raises:
         InputError: there is no store in this folder.
     """
-    links = run_store.rows(folder, ("model", "parent", "offers"))
-    made = {made: run["parent"] for run in links for made in _made_by(run)}
+    links = rows(folder, ("model", "parent", "offers", "data"), files=files)
+    made = {made: run for run in links for made in _made_by(run)}  # the latest run of each model
     line = [model]
-    while (parent := made.get(line[-1])) is not None and parent not in line:
+    while line[-1] in made and (parent := made[line[-1]]["parent"]) not in (None, *line):
         line.append(parent)
     on = {run["id"] for run in links if run["parent"] in line or any(made in line for made in _made_by(run))}
-    return _lineage(name, model, run_store.rows(folder, ids=on), _writers(folder))
+    found = {
+        run["id"]: run | {"output": run["output"] or (folders or {}).get(run["id"])}
+        for run in rows(folder, ids=on, files=files)
+    }
+    writers = {run["data"]: run["id"] for run in reversed(links)}  # the first run that used each cache
+    steps = list[LineageStep]()
+    for run in (found[made[model]["id"]] for model in line if model in made):
+        beside = [r for r in found.values() if r["parent"] == run["parent"] is not None and r["id"] != run["id"]]
+        source = writers.get(run["data"]) if run["cacheHit"] else None
+        steps.append(LineageStep(run, None if source == run["id"] else source, tuple(beside)))
+    return Lineage(
+        name,
+        model,
+        tuple(steps),
+        origin=made[line[-1]]["parent"] if line[-1] in made else line[-1],
+        attempts=tuple(run for run in found.values() if run["parent"] == model),
+    )
 
 
 def _made_by(run: Mapping[str, Any]) -> list[str]:
@@ -182,37 +176,6 @@ def _made_by(run: Mapping[str, Any]) -> list[str]:
     """
     made = [run["model"], *(run["offers"] or {}).values()]
     return [model for model in made if model not in (None, run["parent"])]
-
-
-def _writers(folder: Path) -> dict[str, str]:
-    """The id of the first run that used each cache, by its fingerprint."""
-    first = dict[str, str]()
-    for run in run_store.rows(folder, ("data",)):
-        if run["data"] is not None:
-            first.setdefault(run["data"], run["id"])
-    return first
-
-
-def _lineage(name: str, model: str, found: Sequence[Mapping[str, Any]], first: Mapping[str, str]) -> Lineage:
-    """The lineage of a model.
-
-    Args:
-        name: the name under which the lineage shows the model.
-        model: content hash of the model.
-        found: the runs that made the model or its ancestors, and the runs that started from one of these; the oldest
-            first.
-        first: the id of the first run that used each cache, see `_writers`.
-    """
-    made = {made: run for run in found for made in _made_by(run)}  # the latest run of each model
-    steps, seen, node = list[LineageStep](), set[str](), model
-    while node in made and node not in seen:
-        seen.add(node)
-        run = made[node]
-        beside = [r for r in found if r["parent"] == run["parent"] and r["id"] != run["id"] and r["parent"] is not None]
-        source = first.get(run["data"]) if run["cacheHit"] else None
-        steps.append(LineageStep(run, None if source == run["id"] else source, tuple(beside)))
-        node = run["parent"]
-    return Lineage(name, model, tuple(steps), node, tuple(run for run in found if run["parent"] == model))
 
 
 # Text ---------------------------------------------------------------------------------------------------------------------
@@ -224,11 +187,12 @@ def _step_sections(step: LineageStep) -> Iterator[Section]:
     yield StrongLine(f"made by {run['verb']} on {_when(run)} from {parent}: {run['decision']}")
     yield f"  {metric_of(run)}, {p_value(run['p'])}" if run["p"] is not None else f"  {metric_of(run)}"
     yield f"  {run['reason']}"
+    yield f"  run {name_of(run)}{f', in {folder}' if (folder := run['output']) else ''}"
     if run["stages"]:
         trained = [s["stageClass"] for s in run["stages"] if s["trained"]]
         left = [s["stageClass"] for s in run["stages"] if s["role"] == "referenced"]
         in_spark = f"; in Spark: {', '.join(left)}" if left else ""
-        yield f"  {len(run['stages'])} stages; trained: {', '.join(trained) or 'none'}{in_spark}"
+        yield f"  {counted(len(run['stages']), 'stage')}; trained: {', '.join(trained) or 'none'}{in_spark}"
     if run["data"] is not None:
         rows = ", ".join(f"{n:,} {split}" for split, n in dict(run["rows"] or ()).items())
         reused = "reused" if run["cacheHit"] else "written"
@@ -238,7 +202,7 @@ def _step_sections(step: LineageStep) -> Iterator[Section]:
     yield from _attempt_sections(run)
     if step.beside:
         kept = sum(bool(r["kept"]) for r in step.beside)
-        yield f"  from the same parent {len(step.beside)} other runs, of which {kept} kept it"
+        yield f"  from the same parent {counted(len(step.beside), 'other run')}, of which {kept} kept it"
 
 
 def _attempt_sections(run: Mapping[str, Any]) -> Iterator[Section]:
@@ -267,6 +231,7 @@ def _when(run: Mapping[str, Any]) -> str:
 
 
 def _short(run: Mapping[str, Any]) -> tuple[str, ...]:
-    gain = "" if run["gain"] is None else f"{run['gain']:+.2%}"
+    gain = "" if run["gain"] is None else signed(run["gain"], 2)
     p = "" if run["p"] is None else p_value(run["p"])
-    return _when(run), *(run[name] or "" for name in ("verb", "decision", "metric")), gain, p
+    told = (run[name] or "" for name in ("verb", "decision", "metric"))
+    return _when(run), name_of(run), *told, gain, p, run["output"] or ""

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sparkdiff.history.pipeline_facts import Facts
-from sparkdiff.history.run_store import json_object
+from sparkdiff.history.run_table import json_object
 
 COLUMNS = (
     "verb",

@@ -18,7 +18,7 @@ import numpy as np
 from sparkdiff.data.rehearsal import SAMPLE
 from sparkdiff.errors import requires_extra
 from sparkdiff.history.pipeline_facts import FACTS, Facts
-from sparkdiff.history.run_store import json_object
+from sparkdiff.history.run_table import json_object
 
 MOST = 0.5
 """Largest gain, as a share of the original's metric; larger gains count as this one."""

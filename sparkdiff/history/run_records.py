@@ -7,13 +7,13 @@ import math
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sparkdiff import jvm
 from sparkdiff.evaluation.slices import value_text
-from sparkdiff.history import run_store
+from sparkdiff.history import run_store, run_table
 from sparkdiff.machine import cpu, secrets
 from sparkdiff.pipeline.plan import Plan, StagePlan
 from sparkdiff.store.model_digests import hash_of
@@ -109,6 +109,7 @@ def record_of(
     command: str | None = None,
     output: str | None = None,
     offers: Mapping[str, str] | None = None,
+    id: str | None = None,
 ) -> dict[str, Any]:
     """The row of a run in the store.
 
@@ -123,11 +124,12 @@ def record_of(
             features. Secrets are always left out.
         command, output: the command of the run, and its output folder.
         offers: content hashes of the other pipelines that an improvement offers, by name.
+        id: the id of the row, which summary.json of a job also has; None: a new one.
     """
     found = summary.toDict() if hasattr(summary, "toDict") else summary.asdict()
     row = {
-        "id": uuid.uuid4().hex,
-        "schemaVersion": run_store.VERSION,
+        "id": id or uuid.uuid4().hex,
+        "schemaVersion": run_table.VERSION,
         "finished": datetime.datetime.now(datetime.timezone.utc),
         "verb": VERBS.get(type(summary).__name__, "finetune"),
         "runId": options.get("runId"),
@@ -294,14 +296,9 @@ def _candidates(found: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) 
     values: dict[str, list[float]] = {}
     for row in records:
         if row.get("recipe") and row["epoch"]:
-            values.setdefault(row["recipe"], []).append(_number(row["validationMetric"]))
-    return [_best(name, v, better) for name, v in values.items()]
-
-
-def _best(name: str, values: Iterable[float], better: Any) -> dict[str, Any]:
-    finite = [v for v in values if math.isfinite(v)]
-    return _attempt_record("candidate", name, better(finite) if finite else None, None, "" if finite else "diverged")
-
-
-def _number(value: Any) -> float:
-    return math.nan if value is None else float(value)
+            value = row["validationMetric"]
+            values.setdefault(row["recipe"], []).extend(v for v in [value] if v is not None and math.isfinite(v))
+    return [
+        _attempt_record("candidate", name, better(v, default=None), None, "" if v else "diverged")
+        for name, v in values.items()
+    ]

@@ -1,94 +1,29 @@
 """The store of runs: one Parquet file per run; any number of writers can add files at once, and readers see one table.
 
 A file is written under a temporary name and renamed, so nothing that a killed writer left behind is read. `compact`
-copies the files into one and then removes them; a reader in between sees some runs twice and keeps one row per id.
+copies the files into one and then removes them; a reader in between sees some runs twice and keeps one row per id
+(see `run_table`).
 """
 
-import errno
 import io
-import itertools
-import json
-import os
 import uuid
-import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyspark.sql import DataFrame
 from pyspark.sql.pandas.types import from_arrow_schema
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
+from sparkdiff.history import run_table
+from sparkdiff.history.lineage import Lineage, hash_of_saved, lineage
 from sparkdiff.jvm import stores
-from sparkdiff.store.files import DamagedFile, write_bytes
-
-MOST = 100
-"""Largest number of times that a reader starts again because the store is being compacted."""
-VERSION = 1
-"""Version of the schema. A later version adds columns; a column never changes its meaning or its type."""
-_NAMES, _NUMBERS = pa.map_(pa.string(), pa.string()), pa.map_(pa.string(), pa.float64())
-_STAGE = {"stageClass": pa.string(), "role": pa.string(), "trained": pa.bool_()}
-_TRIED = {
-    "kind": pa.string(),
-    "name": pa.string(),
-    "value": pa.float64(),
-    "seconds": pa.float64(),
-    "outcome": pa.string(),
-}
-_POINT = {"candidate": pa.int32(), "epoch": pa.int32(), "value": pa.float64()}
-
-
-def _structs(fields: Mapping[str, pa.DataType]) -> pa.DataType:
-    return pa.list_(pa.struct([*fields.items()]))
-
-
-SCHEMA = pa.schema(
-    {
-        "id": pa.string(),
-        "schemaVersion": pa.int32(),
-        "finished": pa.timestamp("us", tz="UTC"),
-        "verb": pa.string(),
-        "runId": pa.string(),
-        "model": pa.string(),
-        "parent": pa.string(),
-        "offers": _NAMES,
-        "data": pa.string(),
-        "dataVersions": pa.string(),
-        "decision": pa.string(),
-        "kept": pa.bool_(),
-        "reason": pa.string(),
-        "metric": pa.string(),
-        "metricDirection": pa.string(),
-        "before": pa.float64(),
-        "after": pa.float64(),
-        "testBefore": pa.float64(),
-        "testAfter": pa.float64(),
-        "gain": pa.float64(),
-        "p": pa.float64(),
-        "gainInterval": pa.list_(pa.float64()),
-        "rows": pa.map_(pa.string(), pa.int64()),
-        "stages": _structs(_STAGE),
-        "tried": _structs(_TRIED),
-        "curves": _structs(_POINT),
-        "options": pa.string(),
-        "evidence": pa.string(),
-        "timings": _NUMBERS,
-        "seconds": pa.float64(),
-        "coreSeconds": pa.float64(),
-        "cacheHit": pa.bool_(),
-        "warnings": pa.int32(),
-        "versions": _NAMES,
-        "tags": _NAMES,
-        "redacted": pa.bool_(),
-        "command": pa.string(),
-        "output": pa.string(),
-    }
-)
-"""Schema of the store, with one row per run; docs/runs.md describes each column. Null means unknown."""
+from sparkdiff.machine.atomic_files import write_bytes
+from sparkdiff.pipeline.nesting import plain
+from sparkdiff.store.model_digests import hash_of
 
 
 def add(folder: Path, run: Mapping[str, Any]) -> None:
@@ -101,9 +36,9 @@ def add(folder: Path, run: Mapping[str, Any]) -> None:
     Raises:
         InputError: the folder cannot be written.
     """
-    row = {name: run.get(name) for name in SCHEMA.names}
+    row = {name: run.get(name) for name in run_table.SCHEMA.names}
     content = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([row], SCHEMA), content)
+    pq.write_table(pa.Table.from_pylist([row], run_table.SCHEMA), content)
     _write(folder, f"run-{run['id']}.parquet", content.getvalue())
 
 
@@ -121,26 +56,6 @@ def _write(folder: Path, name: str, content: bytes) -> None:
         ) from e
 
 
-def rows(
-    folder: Path, columns: Sequence[str] | None = None, ids: Collection[str] | None = None
-) -> list[dict[str, Any]]:
-    """The runs of a store, the oldest first; read without Spark.
-
-    Args:
-        folder: the folder of the store on this machine, or the local working copy of a remote one.
-        columns: the columns to read; None: all. With many runs, reading nested columns takes minutes.
-        ids: ids of the runs to read; None: all.
-
-    Raises:
-        InputError: there is no store in this folder.
-    """
-    _, table = _read(folder, columns or SCHEMA.names)
-    if ids is not None:
-        table = table.filter(pc.is_in(table["id"], pa.array([*ids], pa.string())))
-    found = {row["id"]: {name: _plain(value) for name, value in row.items()} for row in table.to_pylist()}
-    return sorted(found.values(), key=lambda row: (row["finished"], row["id"]))
-
-
 def rows_so_far(storeDir: str | None, columns: Sequence[str]) -> list[dict[str, Any]]:
     """The runs of a store, the oldest first; empty if storeDir is not set or the store does not exist yet.
 
@@ -151,78 +66,14 @@ def rows_so_far(storeDir: str | None, columns: Sequence[str]) -> list[dict[str, 
         return []
     folder = jvm.folder("storeDir", storeDir)
     jvm.check_writable("storeDir", storeDir, folder)
-    try:
-        names = stores.names(folder)
-    except OSError:
-        return []
-    return rows(folder, columns) if any(_is_run(name) for name in names) else []
+    there = any(map(run_table.is_run, stores.names(folder)))
+    return run_table.rows(folder, columns, files=fetched_files) if there else []
 
 
-def json_object(text: str | None) -> dict[str, Any]:
-    """The JSON object in a stored text, as a dict; empty if the text holds none."""
-    try:
-        found = json.loads(text or "")
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _plain(value: Any) -> Any:
-    """The value, except that a map, which Arrow returns as a list of pairs, becomes a dict."""
-    return dict(value) if isinstance(value, list) and value and isinstance(value[0], tuple) else value
-
-
-def _read(folder: Path, columns: Sequence[str]) -> tuple[list[Path], pa.Table]:
-    """The files of a store and their rows. Reading starts again if another process compacts the store meanwhile.
-
-    Raises:
-        InputError: there is no store in this folder.
-    """
-    names = [*{*columns, "id", "finished"}]
-    for attempt in itertools.count():
-        try:
-            files = [folder / name for name in stores.names(folder) if _is_run(name)]
-            if not files:
-                raise _missing(folder)
-            found = {file: rows for file in files if (rows := _rows(file, names)) is not None}
-            # A column that an older file lacks is null.
-            tables = [SCHEMA.empty_table().select(names), *found.values()]
-            return [*found], pa.concat_tables(tables, promote_options="default")
-        except OSError as e:
-            if e.errno != errno.ENOENT or attempt == MOST:
-                raise
-    raise AssertionError
-
-
-def _rows(file: Path, columns: Sequence[str]) -> pa.Table | None:
-    """The rows of a file; None, with a warning, if the file is damaged or holds no runs.
-
-    Raises:
-        OSError: another process has removed the file.
-    """
-    stores.fetch(file)
-    try:
-        with pq.ParquetFile(file) as opened:
-            rows = opened.read([name for name in columns if name in opened.schema_arrow.names])
-        if rows.schema != pa.schema([SCHEMA.field(name) for name in rows.column_names]) or any(
-            name not in rows.column_names or rows[name].null_count for name in ("id", "finished")
-        ):
-            raise pa.ArrowInvalid("its columns are not those of runs")
-        return rows
-    except (pa.ArrowException, OSError) as e:
-        if not os.path.lexists(file):
-            raise FileNotFoundError(errno.ENOENT, "it is gone", str(file)) from e
-        warnings.warn(
-            f"{stores.path_or_url(file)} is damaged or holds no runs, and is left out: {e}", DamagedFile, stacklevel=2
-        )
-        return None
-
-
-def _missing(folder: Path) -> InputError:
-    return InputError(
-        f"there are no runs in {stores.path_or_url(folder)}: pass the folder that storeDir names. Runs are kept only where it "
-        "is set"
-    )
+def fetched_files(folder: Path) -> tuple[str, list[Path]]:
+    """The name and the files of a store on any file system that Spark knows; they are copied to this machine."""
+    names = filter(run_table.is_run, stores.names(folder))
+    return stores.path_or_url(folder), [stores.fetch(folder / name) for name in names]
 
 
 def runs(storeDir: str) -> DataFrame:
@@ -242,19 +93,64 @@ def runs(storeDir: str) -> DataFrame:
         [Row(verb='finetune', metric='logLoss', decision='tuned')]
     """
     spark, folder = jvm.session(), jvm.folder("storeDir", storeDir)
-    schema: Any = from_arrow_schema(SCHEMA)
-    files, _ = _read(folder, SCHEMA.names)
+    schema: Any = from_arrow_schema(run_table.SCHEMA)
+    files, _ = run_table.read(folder, run_table.SCHEMA.names, fetched_files)
     if not files:
         return spark.createDataFrame([], schema)
     places = (
-        files if len(files) < sum(map(_is_run, stores.names(folder))) else [folder]
+        files if len(files) < sum(map(run_table.is_run, stores.names(folder))) else [folder]
     )  # for a whole store, one folder in place of many files
     read = spark.read.schema(schema).option("pathGlobFilter", "run*.parquet")
     return read.parquet(*map(stores.readable, places)).dropDuplicates(["id"])
 
 
-def _is_run(name: str) -> bool:
-    return name.startswith("run") and name.endswith(".parquet")
+def select(storeDir: str, where: str | None, *, compact_first: bool) -> tuple[Path, list[str] | None]:
+    """Find the runs of a store that meet a condition in SQL, and return the store's folder and their ids.
+
+    Args:
+        storeDir: the folder of the store of runs.
+        where: the condition; None: no ids are returned, which means all runs.
+        compact_first: first put all runs into one file.
+
+    Raises:
+        InputError: there is no store, or the condition is not valid SQL.
+    """
+    folder = jvm.folder("storeDir", storeDir)
+    if compact_first:
+        compact(folder)
+    if where is None:
+        return folder, None
+    with jvm.suppress_error_logs(), jvm.as_input_error(f"--where {where} is no condition on the runs"):
+        return folder, [row["id"] for row in runs(storeDir).where(where).select("id").collect()]
+
+
+def why(model: Any, storeDir: str) -> Lineage:
+    """The lineage of a model, as far as the runs in a store show it.
+
+    Args:
+        model: a fitted pipeline or a FineTunerModel; or the path of a saved one, or of a run's folder. The model is
+            identified by its content, not by its name or uids, so copies are recognised.
+        storeDir: the folder of the store of runs.
+
+    Raises:
+        InputError: the model or the store does not exist; or the model cannot be saved, which is necessary to hash it.
+
+    Examples:
+        >>> import sparkdiff
+        >>> store = f"{folder}/runs"
+        >>> tuned = sparkdiff.FineTuner(pipeline=pipeline, labelCol="label", maxEpochs=2, storeDir=store).fit(df)
+        >>> lineage = sparkdiff.why(tuned, store)
+        >>> print(lineage)
+        FineTunerModel_..., content ...
+        made by finetune on ... from ...: tuned
+          logLoss ... -> ...
+    """
+    saved = isinstance(model, (str, Path))
+    name = str(model) if saved else model.uid
+    content = hash_of_saved(name, stores.fetch_folder(name)) if saved else hash_of(plain(model), None, None)
+    if content is None:
+        raise InputError(f"{name} cannot be saved, so its content is not known: pass a pipeline of Spark's own stages")
+    return lineage(name, content, jvm.folder("storeDir", storeDir), fetched_files)
 
 
 def compact(folder: Path) -> int:
@@ -264,12 +160,12 @@ def compact(folder: Path) -> int:
         InputError: there is no store in this folder, the folder cannot be written, or a newer version of sparkdiff has
             written to it.
     """
-    files, table = _read(folder, SCHEMA.names)
-    newest = max(filter(None, table["schemaVersion"].to_pylist()), default=VERSION)
-    if newest > VERSION:
+    files, table = run_table.read(folder, run_table.SCHEMA.names, fetched_files)
+    newest = max(filter(None, table["schemaVersion"].to_pylist()), default=run_table.VERSION)
+    if newest > run_table.VERSION:
         raise InputError(
-            f"{stores.path_or_url(folder)} holds runs of a newer sparkdiff (schema {newest}, here {VERSION}), whose columns "
-            "would be lost: compact it with that version"
+            f"{stores.path_or_url(folder)} holds runs of a newer sparkdiff (schema {newest}, here {run_table.VERSION}), whose "
+            "columns would be lost: compact it with that version"
         )
     found = {id_.as_py(): i for i, id_ in enumerate(table["id"])}
     if len(files) > 1:

@@ -7,7 +7,7 @@ from typing import Any
 
 from sparkdiff.improvement.improvement_options import CHANGES_FORM
 from sparkdiff.proof.decision import FINALISTS
-from sparkdiff.report import share_of
+from sparkdiff.report import share_of, signed
 
 NOTHING = 0.005
 """Gain, as a share of the metric, below which the explanation treats a gain as none."""
@@ -102,7 +102,7 @@ def _where(gains: Mapping[str, float], best: str, metric: str, timed: bool, know
     settings = max((gains[a] for a in SETTINGS if a in gains), default=0.0)
     form = max((gains[a] for a in CHANGES_FORM if a in gains), default=0.0)
     found = {"weights": weights, "settings": settings, "form": form}
-    figures = ", ".join(f"{name} {gain:+.1%}" for name, gain in found.items() if gain > 0)
+    figures = ", ".join(f"{name} {signed(gain)}" for name, gain in found.items() if gain > 0)
     if weights >= ALIKE * top:
         return f"The loss was in the weights: training them together gains about all that was found ({figures} of {metric})."
     if gains.get("refit", 0.0) >= ALIKE * top:

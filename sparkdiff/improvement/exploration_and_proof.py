@@ -38,7 +38,7 @@ from sparkdiff.pipeline.nesting import stages_within
 from sparkdiff.pipeline.unfitted_form import check_unfitted
 from sparkdiff.proof import division
 from sparkdiff.proof.division import Division, divide, too_few
-from sparkdiff.report import Phases, aligned, is_progress_shown, versions
+from sparkdiff.report import Phases, aligned, counted, is_progress_shown, versions
 from sparkdiff.store.run_folder import RunFolder, name_beside
 
 Summarize = Callable[
@@ -174,7 +174,7 @@ def explore_and_prove(
             begun = time.monotonic()
             with ignore_first_interrupt(_deciding(options.runId)), phases.phase("prove") as say:
                 decision = _proven(proof, explores, origin, explored, account, phases, say)
-                say(f"{len(decision.proven)} finalists, {division.name}")
+                say(f"{counted(len(decision.proven), 'finalist')}, {division.name}")
             account.add("prove", time.monotonic() - begun)
         timings = {k: round(v, 3) for k, v in phases.timings.items()}
         summary = verb.summarize(context, explores, origin, division, explored, decision, timings, account)

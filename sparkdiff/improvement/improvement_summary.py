@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sparkdiff.report import FineTuningSummary, Section, SectionTable, StrongLine, p_value
+from sparkdiff.report import FineTuningSummary, Section, SectionTable, StrongLine, p_value, signed
 from sparkdiff.report.page import OFFERS
 
 MORE = re.compile(r" and \d+ more\b")
@@ -102,10 +102,10 @@ def table_of(summary: ImprovementSummary) -> SectionTable:
             rows.append((r["name"], *shown, "", "", "", "", "1.0x", "", ""))
             continue
         flips = "" if r["changed"] is None else f"{r['changed']:.1%}"
-        ends = ["unbounded" if math.isinf(end) else f"{end:+.1%}" for end in r["interval"] or ()]
+        ends = ["unbounded" if math.isinf(end) else signed(end) for end in r["interval"] or ()]
         error = "" if r["error"] is None else f"{r['error']:.1%}"
         cost = f"{r['serving']:.1f}x", f"{r['seconds']:.0f} s"
-        rows.append((r["name"], *shown, f"{r['change']:+.1%}", error, flips, " to ".join(ends), *cost, _verdict(r)))
+        rows.append((r["name"], *shown, signed(r["change"]), error, flips, " to ".join(ends), *cost, _verdict(r)))
     rows += _comparison(summary.baseline, tested=tested)
     return SectionTable(rows, left=(0, len(rows[0]) - 1), ruled=True)
 
@@ -117,7 +117,7 @@ def _comparison(found: Mapping[str, Any] | None, *, tested: bool) -> list[tuple[
     if found["value"] is None:
         return [(found["name"], *[""] * (7 + tested), f"not compared: {found['why']}")]
     shown = [f"{found['value']:.5g}", *([f"{found['test']:.5g}"] if tested else [])]
-    figures = (f"{found['change']:+.1%}", "", "", "", f"{found['serving']:.1f}x", f"{found['seconds']:.0f} s")
+    figures = (signed(found["change"]), "", "", "", f"{found['serving']:.1f}x", f"{found['seconds']:.0f} s")
     return [(found["name"], *shown, *figures, "for comparison")]
 
 

@@ -127,10 +127,7 @@ def ahead(makes: Sequence[Callable[[], object]], *, wait: bool = False) -> Itera
             _wait([end])
     finally:
         over.set()
-        while not end.is_set():
-            with contextlib.suppress(*jvm.SparkError):
-                jvm.cancel(spark, tag)
-            end.wait(LOOK)
+        jvm.cancel_until(end, spark, tag)
 
 
 def _start(work: Callable[[], None], name: str) -> threading.Event:

@@ -18,7 +18,7 @@ from sparkdiff.improvement.budget import Account, Limit
 from sparkdiff.improvement.candidate import Arm, Step, best_of, nothing, share
 from sparkdiff.improvement.step_log import StepLog
 from sparkdiff.objectives.metrics import NAMES
-from sparkdiff.report import Phases
+from sparkdiff.report import Phases, signed
 from sparkdiff.store.lease import LeaseHeldError
 
 FIRST = 0.1
@@ -203,7 +203,7 @@ def _run(
 
 def _step_line(context: ArmContext, step: Step) -> str:
     best = max(step.candidates, key=lambda c: share(context, c), default=None)
-    return step.says if best is None else f"{best.name}, {share(context, best):+.1%}; {step.says}"
+    return step.says if best is None else f"{best.name}, {signed(share(context, best))}; {step.says}"
 
 
 def _better_half(
@@ -217,9 +217,9 @@ def _better_half(
     chosen = sorted(going, key=lambda a: -may[a.name])[:most]
     for arm in going:
         if may[arm.name] < reached:
-            ends[arm.name] = ("stopped", f"may reach {may[arm.name]:+.1%}, another arm has {reached:+.1%}")
+            ends[arm.name] = ("stopped", f"may reach {signed(may[arm.name])}, another arm has {signed(reached)}")
         elif arm not in chosen:
-            ends[arm.name] = ("stopped", f"may reach {may[arm.name]:+.1%}, other arms more")
+            ends[arm.name] = ("stopped", f"may reach {signed(may[arm.name])}, other arms more")
     return [a for a in going if a in chosen and a.name not in ends]
 
 

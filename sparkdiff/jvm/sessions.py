@@ -1,6 +1,7 @@
 """The running Spark session, the features that it has, and the causes of Spark's errors."""
 
 import contextlib
+import functools
 import importlib
 import logging
 import os
@@ -10,7 +11,7 @@ import subprocess
 import threading
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from sparkdiff.machine.threads import beside
 
 SparkError = (Py4JError, PySparkException)
 """The exceptions that Spark raises in Python."""
+UNREACHABLE = (*SparkError, AttributeError, TypeError)
+"""The exceptions of calls of Java's classes through Spark Connect, and where the py4j of a cluster forbids them."""
 AGAIN = 0.2
 """Seconds between two attempts to cancel jobs that run too long."""
 CANCELLING = 5.0
@@ -77,7 +80,7 @@ def join_submit() -> None:
         source = log4j.LogManager.getContext(False).getConfigLocation()
         if SPARKS_OWN_LOG in str(source) and not conf.contains("spark.log.level"):
             jvm.org.apache.spark.util.Utils.setLogLevel(log4j.Level.WARN)
-    except (Py4JError, AttributeError, TypeError):
+    except UNREACHABLE:
         return  # the py4j of a cluster that forbids these calls: its logging stays as it is
 
 
@@ -169,7 +172,7 @@ def has_constructors() -> bool:
     try:
         context: Any = session().sparkContext
         context._jvm.org.apache.spark.ml.param.ParamMap.empty().getClass().getConstructors()
-    except (Py4JError, PySparkException, AttributeError, TypeError):
+    except UNREACHABLE:
         return False
     return True
 
@@ -325,7 +328,7 @@ def slots(spark: SparkSession) -> int | None:
     try:
         context: Any = spark.sparkContext._jsc.sc()
         return int(context.maxNumConcurrentTasks(context.resourceProfileManager().defaultResourceProfile()))
-    except (Py4JError, PySparkException, AttributeError, TypeError):
+    except UNREACHABLE:
         return None
 
 
@@ -418,9 +421,7 @@ def within(seconds: float | None) -> Iterator[None]:
     def watch(over: threading.Event) -> None:
         if not over.wait(seconds):
             late.set()
-            while not over.wait(AGAIN):  # the work may be between two jobs
-                with contextlib.suppress(*SparkError):
-                    cancel(spark, tag)
+            cancel_until(over, spark, tag)
 
     try:
         with beside(watch, "sparkdiff-within"), own_group(spark), cancellable(spark, tag):
@@ -452,3 +453,44 @@ def cancel(spark: SparkSession, tag: str) -> None:
         spark.sparkContext.cancelJobGroup(tag)
     else:
         spark.interruptTag(tag)
+
+
+def cancel_until(ended: threading.Event, spark: SparkSession, tag: str) -> None:
+    """Cancel the jobs with this tag again and again until `ended` is set, because the work may be between two jobs.
+
+    Java's log leaves out what it says, with a stack for each, about cancelled jobs: messages with their tag and, meanwhile, those
+    about writing files, which have no tag.
+    """
+    with contextlib.suppress(*UNREACHABLE), contextlib.ExitStack() as stack:
+        with contextlib.suppress(*UNREACHABLE):
+            begin, end = _leave_out_cancelled(spark.sparkContext._jvm)
+            begin()
+            stack.callback(end)
+        while not ended.wait(AGAIN):
+            with contextlib.suppress(*SparkError):
+                cancel(spark, tag)
+
+
+@functools.cache
+def _leave_out_cancelled(java: Any) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Leave messages with the tag of a cancelled job out of Java's log from now on, because killed tasks log seconds later.
+
+    The levels of loggers stay: to Spark's shell one with a level of its own is the user's, who wants to see more of it.
+
+    Args:
+        java: the view of the JVM, of which there is one; this function acts once for each.
+
+    Returns:
+        Functions between which messages about jobs and tasks that end while they write files are left out, too.
+    """
+    log4j = java.org.apache.logging.log4j
+    config, results = log4j.LogManager.getContext(False).getConfiguration(), log4j.core.Filter.Result
+    cancelled, aborted = (
+        log4j.core.filter.RegexFilter.createFilter(f"(?s).*{text}.*", None, False, results.DENY, results.NEUTRAL)
+        for text in (
+            r"\bcancel(led)? job group sparkdiff-",
+            r"(Aborting (job [-0-9a-f]{36}\.|task)|[Tt]ask attempt \w+ aborted|Interrupted while joining on)",
+        )
+    )
+    config.addFilter(cancelled)
+    return functools.partial(config.addFilter, aborted), functools.partial(config.removeFilter, aborted)

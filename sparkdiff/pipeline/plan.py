@@ -13,7 +13,7 @@ from sparkdiff.pipeline.cut import Analysis, analyse
 from sparkdiff.pipeline.graph import Graph, Version
 from sparkdiff.pipeline.label_texts import label_notes
 from sparkdiff.pipeline.schema import SchemaOrRows, check_columns
-from sparkdiff.report import Drawing, Section, SectionTable, StrongLine, plan_picture
+from sparkdiff.report import Drawing, Section, SectionTable, StrongLine, counted, plan_picture
 from sparkdiff.report.sections import DisplayableStages
 from sparkdiff.stages.base import StageModule
 
@@ -110,7 +110,7 @@ class Plan(DisplayableStages):
     def _trains(self) -> str:
         trained = [s for s in self.stages if s.trainable]
         number = sum(s.numParameters for s in trained)
-        return f"trains {number:,} parameters in {len(trained)} of {len(self.stages)} stages"
+        return f"trains {counted(number, 'parameter')} in {len(trained)} of {counted(len(self.stages), 'stage')}"
 
     def _total(self) -> str:
         more = len(self.cacheCols) - SHOWN

@@ -11,9 +11,11 @@ from sparkdiff.report.progress import (
     advance,
     change,
     check_callbacks,
+    counted,
     duration,
     is_progress_shown,
     share_of,
+    signed,
     tell,
 )
 from sparkdiff.report.run_record import FineTuningSummary, RunRecord, versions
@@ -49,6 +51,7 @@ __all__ = [
     "as_html",
     "change",
     "check_callbacks",
+    "counted",
     "difference_headline",
     "difference_sections",
     "duration",
@@ -56,6 +59,7 @@ __all__ = [
     "p_value",
     "plan_picture",
     "share_of",
+    "signed",
     "tell",
     "versions",
 ]

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
-from sparkdiff.report.progress import change, duration
+from sparkdiff.report.progress import change, counted, duration
 from sparkdiff.report.summary_sections import p_value
 from sparkdiff.report.svg import add, canvas, cropped, label, wrapped
 
@@ -90,6 +90,11 @@ def metric_of(run: Mapping[str, Any]) -> str:
     return run["metric"] if before is None or after is None else change(run["metric"], before, after)
 
 
+def name_of(run: Mapping[str, Any]) -> str:
+    """The name of a run: its runId, or else the beginning of its id in the store."""
+    return run["runId"] or run["id"][:SHORT]
+
+
 def cost_of(run: Mapping[str, Any]) -> str:
     """The time and the core-seconds that a run took, as text; "unknown" if the store does not have them."""
     took, used = run["seconds"], run["coreSeconds"]
@@ -104,6 +109,6 @@ def _ancestor(step: Mapping[str, Any]) -> Ancestor:
         notes.append(f"cache {run['data'][:SHORT]}, {reused}; {cost_of(run)}")
     if step["beside"]:
         kept = sum(other["kept"] for other in step["beside"])
-        notes.append(f"from the same parent {len(step['beside'])} other runs, of which {kept} kept it")
+        notes.append(f"from the same parent {counted(len(step['beside']), 'other run')}, of which {kept} kept it")
     title = f"{run['verb']}, {str(run['finished'])[:16].replace('T', ' ')}"
     return Ancestor(title, (run["model"] or "")[:SHORT], notes, run["id"], step["cacheOf"] or "")

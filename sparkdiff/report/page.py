@@ -13,7 +13,7 @@ from typing import Any
 from sparkdiff.report import charts
 from sparkdiff.report.ancestry import SHORT, Ancestor, ancestor_picture, ancestors_of
 from sparkdiff.report.plan_drawing import plan_picture
-from sparkdiff.report.progress import share_of
+from sparkdiff.report.progress import counted, share_of, signed
 from sparkdiff.report.sections import render_template, template
 from sparkdiff.report.summary_sections import p_value
 from sparkdiff.report.svg import Drawing
@@ -132,7 +132,7 @@ def number(value: Any) -> str:
 
 def share(value: float | None) -> str:
     """A share as a signed percentage; "unbounded" if the share is infinite, or None, which stands for infinity in JSON."""
-    return "unbounded" if value is None or math.isinf(value) else f"{value:+.2%}"
+    return "unbounded" if value is None or math.isinf(value) else signed(value, 2)
 
 
 def headline(summary: Values) -> str:
@@ -141,7 +141,7 @@ def headline(summary: Values) -> str:
     if gain is None:
         return ""
     interval = summary.get("gainInterval")
-    said = f"{gain:+.2%}"
+    said = signed(gain, 2)
     if interval is not None:
         said += f" (95% interval {share(interval[0])} to {share(interval[1])})"
     p = summary.get("p")
@@ -161,7 +161,7 @@ def effect_sentences(summary: Values) -> list[str]:
     if known:
         worst = min(known, key=lambda s: s["gain"] / abs(s["before"]))
         gain, name = worst["gain"] / abs(worst["before"]), charts.slice_name(worst)
-        how = f"gains least: {gain:+.1%}" if gain >= 0 else f"loses most: {gain:+.1%}"
+        how = f"gains least: {signed(gain)}" if gain >= 0 else f"loses most: {signed(gain)}"
         out.append(f"Of {len(known)} slices, {name} {how} ({worst['rows']:,} rows).")
     return out
 
@@ -220,7 +220,10 @@ def _drawing(plan: Values | None) -> str:
     if plan is None:
         return ""
     trained = [t for t in plan["stages"] if t["trainable"]]
-    total = f"trains {sum(t['numParameters'] for t in trained):,} parameters in {len(trained)} of {len(plan['stages'])} stages"
+    total = (
+        f"trains {counted(sum(t['numParameters'] for t in trained), 'parameter')} in {len(trained)} of "
+        f"{counted(len(plan['stages']), 'stage')}"
+    )
     return Drawing(plan_picture(plan, total))._repr_html_()
 
 
@@ -232,7 +235,7 @@ def _ancestry(lineage: Values | None, summary: Values) -> str:
     this = Ancestor(
         "this run", str((summary.get("model") or {}).get("hash", ""))[:SHORT], [summary["decision"]], "this", made=True
     )
-    return Drawing(ancestor_picture([*known, this], f"{len(known)} models led to this run"))._repr_html_()
+    return Drawing(ancestor_picture([*known, this], f"{counted(len(known), 'model')} led to this run"))._repr_html_()
 
 
 def _slices(summary: Values) -> list[dict[str, Any]]:

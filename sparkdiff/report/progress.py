@@ -29,6 +29,16 @@ def share_of(change: float, metric: float) -> float:
     return change / (abs(metric) or NOTHING)
 
 
+def signed(share: float, digits: int = 1) -> str:
+    """A share as text in percent with its sign; what rounds to zero is positive, because "-0.0%" means nothing."""
+    return f"{share if round(share, digits + 2) else 0.0:+.{digits}%}"
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """A number of things as text: "1 warning", "2 warnings"."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
 EVERY = 10.0
 """Seconds between two log lines about the same phase."""
 REFRESH = 0.5
@@ -193,7 +203,7 @@ def advance(
 
 def change(metric: str, before: float, now: float) -> str:
     """A metric before and now, and its relative change, as text."""
-    return f"{metric} {before:.5g} -> {now:.5g} ({share_of(now - before, before):+.1%})"
+    return f"{metric} {before:.5g} -> {now:.5g} ({signed(share_of(now - before, before))})"
 
 
 def duration(seconds: float) -> str:

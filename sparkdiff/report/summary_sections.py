@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sparkdiff.report.progress import share_of
+from sparkdiff.report.progress import counted, share_of, signed
 from sparkdiff.report.sections import Section, SectionTable, StrongLine
 
 SHOWN = 8
@@ -22,10 +22,10 @@ def sections_of(summary: Mapping[str, Any]) -> Iterator[Section]:
     yield SectionTable(_metrics(summary), ruled=True)
     held = ""
     if summary["gainInterval"] is not None:
-        low, high = ("unknown" if v is None else f"{v:+.2%}" for v in summary["gainInterval"])
+        low, high = ("unknown" if v is None else signed(v, 2) for v in summary["gainInterval"])
         held = f"95% interval {low} to {high} of {_whose(summary)}, "
     yield StrongLine(
-        f"decision: {summary['decision']} (gain {summary['gain']:+.2%}, {held}z {summary['z']:.1f}, "
+        f"decision: {summary['decision']} (gain {signed(summary['gain'], 2)}, {held}z {summary['z']:.1f}, "
         f"{p_value(summary['p'])})"
     )
     yield summary["reason"]
@@ -45,7 +45,7 @@ def _metrics(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
             before, after = values["before"], values["after"]
             change = share_of(after - before, before)
             shown = "out of fold" if split == "validation" and summary.get("folds") else split
-            rows.append((shown, f"{before:.5g}", f"{after:.5g}", f"{change:+.1%}"))
+            rows.append((shown, f"{before:.5g}", f"{after:.5g}", signed(change)))
     return rows
 
 
@@ -57,7 +57,7 @@ def headline(summary: Mapping[str, Any]) -> str:
     rows = "out-of-fold" if summary.get("folds") else "validation"
     return (
         f"{summary['decision']}, {summary['metric']} {held['before']:.5g} -> {held['after']:.5g} on {rows} rows "
-        f"(gain {summary['gain']:+.2%}, {p_value(summary['p'])})"
+        f"(gain {signed(summary['gain'], 2)}, {p_value(summary['p'])})"
     )
 
 
@@ -72,7 +72,7 @@ def _folds(folds: Sequence[Mapping[str, Any]]) -> Iterator[Section]:
         rows = [("fold", "rows", "original", "tuned", "change", "epochs")]
         for f in folds:
             change = share_of(f["after"] - f["before"], f["before"])
-            figures = (f"{f['before']:.5g}", f"{f['after']:.5g}", f"{change:+.1%}", str(f["epochs"]))
+            figures = (f"{f['before']:.5g}", f"{f['after']:.5g}", signed(change), str(f["epochs"]))
             rows.append((str(f["fold"]), f"{f['rows']:,}", *figures))
         yield SectionTable(rows)
 
@@ -88,7 +88,7 @@ def _place(summary: Mapping[str, Any]) -> Iterator[str]:
     elif device != "cpu":
         yield f"trained on {device}"
     if auto := summary.get("processes"):
-        yield f"trained in {auto['number']} process{'es' * (auto['number'] > 1)}: {auto['why']}"
+        yield f"trained in {counted(auto['number'], 'process', 'processes')}: {auto['why']}"
 
 
 def _changes(slices: Sequence[Mapping[str, Any]], whose: str) -> Iterator[Section]:
@@ -102,14 +102,14 @@ def _changes(slices: Sequence[Mapping[str, Any]], whose: str) -> Iterator[Sectio
         value = "null" if s["value"] is None else s["value"]
         p = f"too few {'rows' if s['rows'] == s['units'] else 'units'}" if s["p"] is None else f"{s['p']:.3f}"
         before, after = ("undefined" if s[k] is None else f"{s[k]:.5g}" for k in ("before", "after"))
-        change = "" if "undefined" in (before, after) else f"{share_of(s['after'] - s['before'], s['before']):+.1%}"
+        change = "" if "undefined" in (before, after) else signed(share_of(s["after"] - s["before"], s["before"]))
         rows.append(
             (f"{s['column']} = {value}", f"{s['rows']:,}", before, after, change, "" if s["before"] is None else p)
         )
     yield SectionTable(rows)
     if len(order) > SHOWN:
         few = sum(s["p"] is None for s in order[SHOWN:])
-        yield f"and {len(order) - SHOWN} slices with better results" + (
+        yield f"and {counted(len(order) - SHOWN, 'slice')} with better results" + (
             f", or with too few rows ({few})" if few else ""
         )
 

@@ -17,7 +17,14 @@ from typing import Any, BinaryIO, TypeVar, get_origin
 
 import torch
 
-from sparkdiff.errors import FullDiskError, InputError, SparkdiffError, StoreError, WriteError
+from sparkdiff.errors import (
+    DamagedFile as DamagedFile,
+    FullDiskError,
+    InputError,
+    SparkdiffError,
+    StoreError,
+    WriteError,
+)
 from sparkdiff.jvm import SparkError, cause, stores
 from sparkdiff.machine import paths
 from sparkdiff.machine.atomic_files import (
@@ -30,10 +37,6 @@ T = TypeVar("T")
 HEAD = b"sparkdiff checkpoint 1 "
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error codes for no space on the disk, in the user's quota, or within the limit of a file's size."""
-
-
-class DamagedFile(UserWarning):
-    """The warning that a file that an earlier run kept is damaged or of another kind, and is ignored."""
 
 
 class DamagedCheckpoint(DamagedFile):

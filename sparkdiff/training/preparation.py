@@ -35,6 +35,7 @@ _OUTSIDE = (
     "stream",
     "cacheInMemory",
     "cacheDir",
+    "cacheMaxAge",
     "reuseStages",
     "checkpointDir",
     "runId",

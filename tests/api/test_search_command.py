@@ -38,7 +38,8 @@ def job(tmp_path: Path, table: pa.Table, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 def test_from_a_file_to_a_folder(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["search", "--config", "job.yaml"]) == DONE
-    assert capsys.readouterr().out.endswith(f"saved {job / 'out' / 'model'} (plain Spark ML)\n")
+    where = ["saved out/model (plain Spark ML)", "report: out/report.html", "next: sparkdiff plan out"]
+    assert capsys.readouterr().out.splitlines()[-3:] == where
     written = [".sparkdiff", "model", "report.html", "summary.json", "trials.csv"]
     assert sorted(p.name for p in (job / "out").iterdir()) == written
     summary: dict[str, Any] = json.loads((job / "out" / "summary.json").read_text())

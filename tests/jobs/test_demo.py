@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sparkdiff.cli.app import main
-from sparkdiff.store.model_digests import hash_of_folder
+from sparkdiff.store.saved_digests import hash_of_folder
 from tests.support import plain_spark
 from tests.support.spark_submit import ROOT, submit, summary
 

@@ -6,6 +6,7 @@ import json
 import math
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -36,6 +37,8 @@ data:
 fineTuner: {seed: 0, cacheDir: caches}
 output: {path: ../runs/churn, mode: overwrite}
 """
+FINISHED = SimpleNamespace(decision="kept original")
+"""A summary of a job that never ran."""
 
 
 @pytest.fixture
@@ -325,7 +328,7 @@ def test_an_override_wins_over_a_flag_in_the_cost_of_a_plan(monkeypatch: pytest.
 
 def test_the_flags_of_the_command(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[Config] = []
-    monkeypatch.setattr(starting, "run", lambda config: loaded.append(config) or "")
+    monkeypatch.setattr(starting, "run", lambda config: loaded.append(config) or FINISHED)
     columns = ["--label", "null", "--group", "user"]
     assert main(["finetune", "pipeline=models/churn", "--data", "x.csv", *columns, "--output", "runs/x"]) == 0
     assert main(["finetune", "--config", "conf/job.yaml", "--time", "day", "fineTuner.maxEpochs=5"]) == 0
@@ -355,7 +358,7 @@ def test_the_section_grower(here: Path, monkeypatch: pytest.MonkeyPatch) -> None
     (here / "conf" / "job.yaml").write_text(JOB + "\ngrower:\n")  # all defaults
     assert (load().grower, load().command) == ({}, "grow")
     loaded: list[Config] = []
-    monkeypatch.setattr(starting, "run", lambda config: loaded.append(config) or "")
+    monkeypatch.setattr(starting, "run", lambda config: loaded.append(config) or FINISHED)
     assert main(["grow", "--config", "conf/job.yaml", "--label", "y", "grower.entityCols=shop"]) == 0
     assert (loaded[0].options["labelCol"], loaded[0].grower) == ("y", {"entityCols": "shop"})
 
@@ -364,7 +367,7 @@ def test_the_path_of_the_model_may_hold_an_equals_sign(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     loaded: list[Config] = []
-    monkeypatch.setattr(starting, "run", lambda config: loaded.append(config) or "")
+    monkeypatch.setattr(starting, "run", lambda config: loaded.append(config) or FINISHED)
     for word in ("models/dt=2026/slack", "dt=2026/slack", f"{here}/dt=2026", "pipeline=models/slack"):
         assert main(["improve", word, "--data", "x.csv", "--output", "out"]) == 0
     names = ("models/dt=2026/slack", "dt=2026/slack", "dt=2026", "models/slack")
@@ -549,7 +552,7 @@ def test_a_file_that_isnt_there(here: Path, capsys: Any) -> None:
 
 def test_files_may_have_a_url_and_a_byte_order_mark(here: Path, monkeypatch: Any) -> None:
     loaded: list[Any] = []
-    monkeypatch.setattr(starting, "run", lambda config: loaded.append(config) or "")
+    monkeypatch.setattr(starting, "run", lambda config: loaded.append(config) or FINISHED)
     (here / "conf" / "mark.yaml").write_text(JOB.strip(), encoding="utf-8-sig")
     assert main(["finetune", "--config", f"file://{here}/conf/mark.yaml"]) == 0
     assert loaded[0].output == here / "runs" / "churn"
@@ -856,8 +859,10 @@ def test_tracking_is_checked_before_anything_runs(here: Path, monkeypatch: pytes
 
 def test_json_is_all_of_stdout(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     class Summary:
+        decision = "kept original"
+
         def asdict(self) -> dict[str, Any]:
-            return {"decision": "kept original", "reason": "r", "metric": "mae", "p": 1.0, "options": {}, "records": []}
+            return {"decision": self.decision, "reason": "r", "metric": "mae", "p": 1.0, "options": {}, "records": []}
 
     def ran(settings: Config) -> Any:
         print("the plan")

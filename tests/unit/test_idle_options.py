@@ -33,6 +33,7 @@ IDLE: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "slowMomentum": (0.9, {"numProcesses": 2}, SEVERAL),
     "localCacheLimit": (10**9, {}, {"inStore": True}),
     "reuseStages": (True, {}, {"stagesInSpark": True}),
+    "cacheMaxAge": (30.0, {"inStore": True}, {}),
     "waitForRun": (5.0, {}, {"runId": "one"}),
     "tags": ({"team": "risk"}, {}, {"storeDir": "/tmp/runs"}),
     "redact": (False, {}, {"storeDir": "/tmp/runs"}),

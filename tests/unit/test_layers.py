@@ -42,6 +42,8 @@ NO_SPARK = (
     "tensors",
     "tuning.solvers",
     "tuning.hypergradients",
+    "history.run_table",
+    "history.lineage",
 )
 SPARK = (
     "training.distributed.attempt",
@@ -68,6 +70,9 @@ NO_TORCH = (
     "improvement.improvement_options",
     "improvement.budget",
     "cli.job_options",
+    "history.run_table",
+    "history.lineage",
+    "store.saved_digests",
 )
 
 

@@ -9,7 +9,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from sparkdiff.store.files import check_types, read_object, write_bytes
@@ -33,12 +33,14 @@ class Usage:
         uses: number of fits that used the cache, including the fit that wrote it; slightly too low if several fits
             began at the same time.
         last: time of the last use, ISO 8601 in UTC.
+        run: the runId of the run that made the cache; "" if it had none.
     """
 
     madeBy: Sequence[str]
     seconds: float
     uses: int
     last: str
+    run: str = ""
 
     @property
     def age(self) -> float:
@@ -50,27 +52,27 @@ def _now() -> datetime.datetime:
     return datetime.datetime.now(datetime.timezone.utc)
 
 
-def begin(folder: Path, madeBy: Sequence[str], seconds: float) -> None:
-    """Record that a cache was made."""
-    _write(folder, Usage([*madeBy], round(seconds, 3), 1, _now().isoformat()))
+def begin(folder: Path, madeBy: Sequence[str], seconds: float, run: str | None) -> None:
+    """Record that a cache, or a fitted pipeline, was made by a run with this runId."""
+    _write(folder, Usage([*madeBy], round(seconds, 3), 1, _now().isoformat(), run or ""))
 
 
 def record_use(folder: Path) -> None:
     """Record one more use of a cache; does nothing if its folder cannot be written."""
     with contextlib.suppress(OSError):
         known = of(folder)
-        _write(folder, Usage(known.madeBy, known.seconds, known.uses + 1, _now().isoformat()))
+        _write(folder, replace(known, uses=known.uses + 1, last=_now().isoformat()))
 
 
 def of(folder: Path) -> Usage:
-    """The recorded usage of a cache. Without a record: one use, when the manifest was written, and 0 seconds."""
+    """The recorded usage of a cache. Without a record: one use, when the manifest or else the folder was made, 0 seconds."""
     try:
         found = check_types(Usage(**read_object(folder / NAME)))
         _now() - datetime.datetime.fromisoformat(found.last)
         return found
     except (OSError, ValueError, TypeError):
-        made = datetime.datetime.fromtimestamp((folder / MANIFEST).stat().st_mtime, datetime.timezone.utc)
-        return Usage([], 0.0, 1, made.isoformat())
+        made = (folder / MANIFEST if (folder / MANIFEST).exists() else folder).stat().st_mtime
+        return Usage([], 0.0, 1, datetime.datetime.fromtimestamp(made, datetime.timezone.utc).isoformat())
 
 
 def _write(folder: Path, usage: Usage) -> None:

@@ -36,7 +36,7 @@ from sparkdiff.jvm import trees as java_trees
 from sparkdiff.jvm.nodes import Array, Nodes
 from sparkdiff.pipeline.nesting import with_leaves
 from sparkdiff.pipeline.schema import known_fields
-from sparkdiff.report import share_of
+from sparkdiff.report import counted, share_of
 from sparkdiff.stages.input_fields import slots_of, values_of
 from sparkdiff.store.run_folder import name_beside
 from sparkdiff.tensors.rows import dense, width
@@ -148,7 +148,10 @@ def run(context: ArmContext, number: int, limit: Limit, _steps: Sequence[Step]) 
     if late == len(found):
         return nothing("import", number, "no time for any trees", late=True)
     told = {"ensembles": [_ensemble_facts(e, original) for e in found], "late": late > 0}
-    says = f"{len(found) - late} ensembles{f' of {sampled}' if sampled else ''}{f', no time for {late} more' if late else ''}"
+    says = (
+        f"{counted(len(found) - late, 'ensemble')}{f' of {sampled}' if sampled else ''}"
+        f"{f', no time for {late} more' if late else ''}"
+    )
     gaining = [e for e in found if e.found.part is not None]
     best, model = _best(context, gaining)
     if best is None:

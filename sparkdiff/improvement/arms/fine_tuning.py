@@ -19,7 +19,7 @@ from sparkdiff.growth.clock import Clock
 from sparkdiff.improvement.arm_context import ArmContext, Measurement, Training, check_same_rows
 from sparkdiff.improvement.budget import Limit
 from sparkdiff.improvement.candidate import Arm, Candidate, CandidateRecipe, Step
-from sparkdiff.report import share_of
+from sparkdiff.report import counted, share_of
 from sparkdiff.training.recipes import Recipe, recipes_for
 
 STEPS = ("default", "thorough")
@@ -61,7 +61,7 @@ def fine_tuned(context: ArmContext, base: Candidate, limit: Limit, *, recipe: st
     gained = share_of(held - value, context.start.scores[VALIDATION].mean)
     hope = gained * (TIMED_OUT if fitted.cut else ANOTHER_RECIPE if recipe == "default" else 0.0)
     last = max(row["epoch"] for row in fitted.found.history)
-    says = f"{last} epochs of {len(fitted.recipes)} candidates{', out of time' if fitted.cut else ''}"
+    says = f"{counted(last, 'epoch')} of {counted(len(fitted.recipes), 'candidate')}{', out of time' if fitted.cut else ''}"
     making = replace(base.making, recipe=fitted.recipes[chosen], epochs=epoch)
     seconds = base.seconds + time.monotonic() - begun - trains * (1 - epoch / (last * len(fitted.recipes)))
     candidate = Candidate(arm, name, found, making, base.changes, value=value, seconds=seconds)

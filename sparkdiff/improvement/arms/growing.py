@@ -36,7 +36,7 @@ from sparkdiff.improvement.budget import Limit
 from sparkdiff.improvement.candidate import Arm, Candidate, CandidateRecipe, Step, shortened
 from sparkdiff.options import Options
 from sparkdiff.proof.division import inner
-from sparkdiff.report import share_of
+from sparkdiff.report import counted, share_of
 
 FEW, MANY = 1, 6
 """Numbers of rounds in the first and the second step."""
@@ -131,7 +131,7 @@ def _rounds(
     made = assemble(start, found.members, serving, context.sources[0].df, drop=settings.dropColumns)
     dropped = f", {len(gone)} dropped" if gone else ""
     doubts = (*of_a_sample(found.table), *rows_without_entity(found))
-    says = "; ".join([f"{found.members[-1].round} rounds{dropped}", found.stopped, *doubts])
+    says = "; ".join([f"{counted(found.members[-1].round, 'round')}{dropped}", found.stopped, *doubts])
     rounds = {m.round for m in found.members}
     joined = [t for t in found.tried if not t.why and t.round in rounds]
     most = max(rounds) if found.late else settings.rounds  # if the time was over: the rounds that there was time for

@@ -59,7 +59,7 @@ def _run(context: ArmContext, number: int, limit: Limit, steps: Sequence[Step]) 
         return fine_tuned(context, winner, limit, recipe="default", number=number, name=f"{winner.name}, fine-tuned")
     found = _search_settings(context, limit, MANY if number else FEW)
     best = next((b for b in found.best if is_cost_allowed(context, cost_table.of_model(b.model))), None)
-    says = f"{found.trials} settings tried{f', {found.failed} could not be fitted' if found.failed else ''}"
+    says = f"tried settings: {found.trials}{f', {found.failed} could not be fitted' if found.failed else ''}"
     hope = MORE if number == 0 else 0.0
     if best is None:
         why = f"{says}, the best ones cost more to serve than maxServingCost allows"

@@ -11,7 +11,7 @@ from sparkdiff.pipeline.column_names import unused_prefix
 from sparkdiff.pipeline.graph import Graph, Version
 from sparkdiff.pipeline.nesting import Path, plain, with_leaves
 from sparkdiff.pipeline.translation import graph_of
-from sparkdiff.report import Section, SectionTable, StrongLine
+from sparkdiff.report import Section, SectionTable, StrongLine, counted
 from sparkdiff.report.sections import DisplayableStages
 from sparkdiff.serving.compact.folding import fold
 from sparkdiff.serving.compact.folding_state import (
@@ -57,7 +57,7 @@ class CompactPlan(DisplayableStages):
 
     def _headline(self) -> str:
         left = sum(s.action != "gone" for s in self.stages)
-        return f"{len(self.stages)} stages become {left}"
+        return f"{counted(len(self.stages), 'stage')} become{'s' * (len(self.stages) == 1)} {left}"
 
     def _sections(self) -> Iterator[Section]:
         rows = [(".".join(map(str, s.path)) or "0", s.stageClass, s.action, s.reason) for s in self.stages]

@@ -28,7 +28,7 @@ from sparkdiff import InputError, translate, write_back
 from sparkdiff.cli.app import main
 from sparkdiff.evaluation.model_differences import Difference, between
 from sparkdiff.evaluation.prediction_differences import predictions
-from sparkdiff.store.model_digests import hash_of_folder
+from sparkdiff.store.saved_digests import hash_of_folder
 from tests.support.small_data import NUMBERS, Write, unfitted
 
 

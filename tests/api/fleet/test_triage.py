@@ -14,7 +14,7 @@ from sparkdiff import InputError
 from sparkdiff.cli.app import main
 from sparkdiff.errors import WRONG_INPUT
 from sparkdiff.fleet import triage_run
-from sparkdiff.history import run_store
+from sparkdiff.history import run_table
 from sparkdiff.history.pipeline_facts import FACTS
 from sparkdiff.history.run_forecasts import PastRun
 from tests.support.small_data import QUICK, pipeline
@@ -52,7 +52,7 @@ def test_triage_runs_the_best_and_learns_from_it(
     assert [p.outcome for p in found.pipelines] == ["tuned", "skipped", "refused"]
     assert "pipelines before it promise" in found.pipelines[1].why and "churned" in found.pipelines[2].why
     assert [*found.models] == ["slack"] and found.pipelines[0].gain > 0.02 and found.own == 0
-    [run] = run_store.rows(tmp_path / "runs")
+    [run] = run_table.rows(tmp_path / "runs")
     assert json.loads(run["tags"][FACTS])["gradientSignal"] > 5
     again = [{"name": "tuned", "model": found.models["slack"], "data": df}]
     second = sparkdiff.triage(again, budget="1h", dryRun=True, **options)

@@ -65,7 +65,8 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_from_a_file_to_a_folder_and_back(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["grow", "--config", "job.yaml"]) == DONE
     out = capsys.readouterr().out
-    assert out.endswith(f"saved {job / 'out' / 'model'} (plain Spark ML)\n")
+    where = ["saved out/model (plain Spark ML)", "report: out/report.html", "next: sparkdiff plan out"]
+    assert out.splitlines()[-3:] == where
     assert 0 < out.index("columns that parts may read") < out.index("decision: ")
     assert sorted(p.name for p in (job / "out").iterdir()) == [
         ".sparkdiff",

@@ -49,7 +49,9 @@ def test_from_a_saved_model_and_a_table_to_offers(
     assert main(command) == DONE
     out = capsys.readouterr().out
     assert out.index("improvement of PipelineModel") < out.index("your pipeline") < out.index("decision: improved")
-    assert out.endswith(f"saved {folder / 'out' / 'model'} (plain Spark ML)\n")
+    offers = sorted(f"offer: out/offers/{path.name}" for path in (folder / "out").glob("offers/*"))
+    saved, last = "saved out/model (plain Spark ML)", ["report: out/report.html", "next: sparkdiff diff rides out"]
+    assert out.splitlines()[-3 - len(offers) :] == [saved, *offers, *last]
     told = json.loads((folder / "out" / "summary.json").read_text())
     others = [name for name in told["offers"] if name != "best"]
     assert (folder / "out" / "offers").exists() == any(

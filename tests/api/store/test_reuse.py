@@ -28,6 +28,7 @@ from sparkdiff import InputError
 from sparkdiff.cli import starting, steps
 from sparkdiff.cli.config import load_config
 from sparkdiff.data.splits import Source
+from sparkdiff.history import caches
 from sparkdiff.options import Options
 from sparkdiff.store.identity import UnidentifiableError
 from sparkdiff.store.lease import LeaseHeldError
@@ -95,7 +96,9 @@ def elsewhere(spark: SparkSession) -> Iterator[None]:
 def fitted(df: DataFrame, folder: Path) -> Callable[[Pipeline], tuple[Any, str]]:
     def fit(pipeline: Pipeline) -> tuple[Any, str]:
         said: list[str] = []
-        model, path = steps.fit_or_reuse(pipeline, [Source(df)], Options(cacheDir=str(folder)), said.append)
+        model, path = steps.fit_or_reuse(
+            pipeline, [Source(df)], Options(cacheDir=str(folder), runId="mine"), said.append
+        )
         assert path.exists()
         return model, said[-1]
 
@@ -110,10 +113,12 @@ def test_a_pipeline_that_cannot_be_told_is_fitted_each_time(fitted: Callable[[Pi
 
 
 def test_settings_of_the_session_are_part_of_the_key(
-    spark: SparkSession, fitted: Callable[[Pipeline], tuple[Any, str]]
+    spark: SparkSession, fitted: Callable[[Pipeline], tuple[Any, str]], folder: Path
 ) -> None:
     assert fitted(of_spark())[1].startswith("fitted 2 stages")
     assert fitted(of_spark())[1].startswith("reused")
+    [made] = caches.entries(folder)
+    assert (made.kind, made.run, made.uses) == (caches.FITTED, "mine", 2) and made.seconds > 0
     with elsewhere(spark):
         assert fitted(of_spark())[1].startswith("fitted 2 stages")
 

@@ -512,7 +512,7 @@ def test_no_job_runs(spark: SparkSession, chain: PipelineModel, df: DataFrame) -
 def test_plain_spark_stages_only(stage: Stage) -> None:
     found = plan(PipelineModel([normalizer("v", "u")]))
     assert (found.stages[0].role, found.cacheCols) == ("referenced", ())
-    assert "trains 0 parameters in 0 of 1 stages; the cache holds nothing" in str(found)
+    assert "trains 0 parameters in 0 of 1 stage; the cache holds nothing" in str(found)
 
 
 def test_vector_assembler_alone(fitted: dict[str, Any]) -> None:

@@ -16,7 +16,8 @@ from sparkdiff.options import Options
 from sparkdiff.pipeline.cut import Cut, CutColumn
 from sparkdiff.pipeline.graph import Graph
 from sparkdiff.store.identity import UnidentifiableError
-from sparkdiff.store.model_digests import hash_of_folder, params_of
+from sparkdiff.store.model_digests import params_of
+from sparkdiff.store.saved_digests import hash_of_folder
 
 VALUES = [[1.5, -0.0, float("inf")], [], None]
 

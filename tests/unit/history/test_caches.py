@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sparkdiff.cli.app import main
+from sparkdiff.cli.doctor import run_checks
 from sparkdiff.data.stream import usage
 from sparkdiff.errors import DONE, WRONG_INPUT
 from sparkdiff.history import caches
@@ -29,7 +30,13 @@ def cache(folder: Path, name: str, *, size: int, seconds: float = 1.0, uses: int
     (path / "part.parquet").write_bytes(b"x" * size)
     (path / "manifest.json").write_text(json.dumps({"splits": {"train": [[{"rows": 7}, {"rows": 1}], []]}}))
     last = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(seconds=age)
-    told = {"madeBy": ["StringIndexerModel"], "seconds": seconds, "uses": uses, "last": last.isoformat()}
+    told = {
+        "madeBy": ["StringIndexerModel"],
+        "seconds": seconds,
+        "uses": uses,
+        "last": last.isoformat(),
+        "run": f"{name}-1",
+    }
     (path / "usage.json").write_text(json.dumps(told))
     return path
 
@@ -149,3 +156,36 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for wrong in (["prune", str(tmp_path)], ["list", str(tmp_path / "absent")]):
         assert main(["cache", *wrong]) == WRONG_INPUT
     assert "prune needs a limit" in capsys.readouterr().err
+
+
+def test_caches_of_jobs_are_found_below_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["cache", "list"]) == DONE and "0 entries" in capsys.readouterr().out
+    for folder in ("runs/.cache", "more/runs/.cache", "too/deep/to/find/.cache"):
+        (tmp_path / folder).mkdir(parents=True)
+    cache(tmp_path / "runs" / ".cache", "a", size=10, age=3 * DAY)
+    cache(tmp_path / "more" / "runs" / ".cache", "b", size=10)
+    cache(tmp_path / "too" / "deep" / "to" / "find" / ".cache", "c", size=10)
+    fitted(tmp_path / "runs" / ".cache")
+    assert main(["cache", "list"]) == DONE
+    out = capsys.readouterr().out
+    assert "runs/.cache/aaaa" in out and "a-1" in out and "more/runs/.cache/bbbb" in out and "3 entries" in out
+    found = {f.name: f for f in run_checks(start=False)}["caches"]
+    assert "3 entries" in found.found and "the oldest unused for 5.0 days" in found.found
+    assert f"{tmp_path}/runs/.cache" in found.found and "they hold rows" in found.remedy
+    assert "caches" in {f.name for f in run_checks(str(tmp_path / "too" / "deep"), start=False)}
+
+
+def test_old_caches_go_and_those_that_are_read_stay(tmp_path: Path) -> None:
+    read = cache(tmp_path, "a", size=10, age=40 * DAY)
+    cache(tmp_path, "b", size=10, age=40 * DAY)
+    cache(tmp_path, "c", size=10, age=20 * DAY)
+    fitted(tmp_path)
+    reading = usage.Lock(read)
+    assert caches.remove_old(tmp_path, 30.0) == "removed 1 entry, 0.0 MB, not used for 30 days"
+    assert {*names(caches.entries(tmp_path))} == {"f", "a", "c"}
+    reading.close()
+    assert caches.remove_old(tmp_path, 4.0) == "removed 3 entries, 0.0 MB, not used for 4 days"
+    assert caches.remove_old(tmp_path, 4.0) == "removed 0 entries, 0.0 MB, not used for 4 days"

@@ -10,7 +10,7 @@ import pytest
 from sparkdiff.growth.growth_summary import GrowthSummary
 from sparkdiff.history import lineage
 from sparkdiff.history.run_records import NotKept, keeping, record_of
-from sparkdiff.history.run_store import SCHEMA
+from sparkdiff.history.run_table import SCHEMA
 from sparkdiff.improvement.improvement_summary import ImprovementSummary
 from sparkdiff.report import FineTuningSummary
 

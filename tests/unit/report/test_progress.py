@@ -9,7 +9,7 @@ import pytest
 from sparkdiff.data.cache import CacheProgress
 from sparkdiff.growth.round_reports import RoundProgress
 from sparkdiff.growth.rounds import ItemReport
-from sparkdiff.report import RemainingTime, advance, change
+from sparkdiff.report import RemainingTime, advance, change, counted, signed
 from sparkdiff.search.search_progress import SearchProgress
 
 
@@ -22,6 +22,18 @@ def test_one_form_of_words() -> None:
     searched = SearchProgress(40, 12, 1, 0, 2, 0.913, 3, {"regParam": 0.1}, 30.4)
     assert str(searched) == "trial 12 of at most 40: best 0.913 of trial 3 with {'regParam': 0.1}, 1 failed, about 30 s"
     assert str(SearchProgress(40, 0, 0, 0, 8, None, None, None, None)) == "trial 0 of at most 40"
+
+
+def test_nothing_is_minus_zero_percent_or_one_warnings() -> None:
+    assert [signed(x) for x in (-0.0, -0.0004, 0.0004, -0.0006)] == ["+0.0%", "+0.0%", "+0.0%", "-0.1%"]
+    assert [signed(x, 2) for x in (-0.00004, -0.00006, 0.12345, float("inf"))] == [
+        "+0.00%",
+        "-0.01%",
+        "+12.35%",
+        "+inf%",
+    ]
+    assert [counted(n, "warning") for n in (0, 1, 1200)] == ["0 warnings", "1 warning", "1,200 warnings"]
+    assert [counted(n, "process", "processes") for n in (1, 2)] == ["1 process", "2 processes"]
 
 
 def test_time_left_follows_from_work_since_the_first_look() -> None:

@@ -15,7 +15,7 @@ from sparkdiff.data.stream import usage
 from sparkdiff.errors import InputError
 from sparkdiff.growth.clock import Clock
 from sparkdiff.growth.part_inputs import room_of
-from sparkdiff.history import lineage, run_store
+from sparkdiff.history import lineage, run_store, run_table
 from sparkdiff.improvement.step_log import StepLog
 from sparkdiff.machine import atomic_files
 from sparkdiff.search import study
@@ -69,7 +69,7 @@ def test_a_damaged_or_foreign_file_of_a_store_is_left_out(tmp_path: Path, kind: 
 
 def test_a_store_of_a_later_version_is_read(tmp_path: Path) -> None:
     parquet(later=["what this version does not know"])(tmp_path / "run-later.parquet")
-    assert [run["id"] for run in run_store.rows(tmp_path)] == ["x"]
+    assert [run["id"] for run in run_table.rows(tmp_path)] == ["x"]
 
 
 TEXTS = ["", "{", "[]", "7", "null", '{"a": 1}', "\udce9"]
