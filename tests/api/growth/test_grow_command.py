@@ -66,7 +66,7 @@ def test_from_a_file_to_a_folder_and_back(job: Path, capsys: pytest.CaptureFixtu
     assert main(["grow", "--config", "job.yaml"]) == DONE
     out = capsys.readouterr().out
     assert out.endswith(f"saved {job / 'out' / 'model'} (plain Spark ML)\n")
-    assert 0 < out.index("columns that parts may read") < out.index("decision: ")
+    assert 0 < out.index("parts may read it as") < out.index("decision: ")
     assert sorted(p.name for p in (job / "out").iterdir()) == [
         ".sparkdiff",
         "history.csv",
