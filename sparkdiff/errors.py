@@ -2,8 +2,10 @@
 
 import contextlib
 import difflib
+import itertools
 import os
 import sys
+import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
@@ -12,6 +14,11 @@ from sparkdiff.machine import secrets
 DONE, FAILED, WRONG_INPUT, NOT_STRICT, INTERRUPTED = 0, 1, 2, 3, 130
 """Exit codes of the command and of jobs/*.py: success, failure while running, wrong usage or input, a stage that stays in Spark
 under `plan --strict`, Ctrl-C."""
+
+FILL_GAPS = (
+    "put an Imputer in front of it, or set handleInvalid to 'skip'; 'keep' is for trees: linear stages make NaN of null"
+)
+"""The remedy for null or NaN in a column that a VectorAssembler with handleInvalid='error' reads."""
 
 
 class SparkdiffError(Exception):
@@ -45,6 +52,18 @@ class InputError(SparkdiffError):
         ...     print(error)
         unknown option 'maxEpoch'. Did you mean 'maxEpochs'?
     """
+
+    def _render_traceback_(self) -> list[str]:
+        """The lines that IPython and notebooks show: the caller's frames and the message; with SPARKDIFF_TRACEBACK=1 all frames,
+        and the error's causes.
+        """
+        if os.environ.get("SPARKDIFF_TRACEBACK") == "1":
+            return "".join(traceback.format_exception(self)).splitlines()
+        package = lambda at: str(at[0].f_globals.get("__name__")).partition(".")[0]  # noqa: E731
+        frames = (at for at in traceback.walk_tb(self.__traceback__) if package(at) != "IPython")
+        callers = itertools.takewhile(lambda at: package(at) not in ("sparkdiff", "pyspark"), frames)
+        shown = [*traceback.StackSummary.extract(callers).format(), f"{type(self).__name__}: {self}"]
+        return "".join(shown).splitlines()
 
 
 class WriteError(SparkdiffError):

@@ -242,17 +242,16 @@ def check_request(request: Request) -> None:
         names = {
             graph.casefold(c) for c in (*source.df.columns, *cut.spark_outputs)
         }  # without outputs of opaque stages
-        head = graph.head
-        for lost in (c for c in head.lossInputs if not cut.opaque and graph.casefold(c) not in names):
+        for lost in (c for c in graph.head.lossInputs if not cut.opaque and graph.casefold(c) not in names):
             raise InputError(
-                f"the loss of {head.uid} reads column {lost!r}, which is not in the data. "
+                f"the loss of {graph.head.uid} reads column {lost!r}, which is not in the data. "
                 f"{did_you_mean(lost, source.df.columns)}"
             )
         for option, column in (("labelCol", request.labelCol), ("weightCol", request.weightCol)):
             if column is not None and not cut.opaque and graph.casefold(column) not in names:
                 known = (*source.df.columns, *cut.spark_outputs)
                 raise InputError(f"{option}={column!r} is not a column of the data. {did_you_mean(column, known)}")
-            check_number(option, column, source.df, graph.casefold)
+            check_number(option, column, source.df, graph.casefold, [v.stage for v in graph.vertices])
 
 
 def frames_of(request: Request) -> tuple[list[DataFrame], dict[str, tuple[Any, ...]]]:

@@ -120,5 +120,5 @@ def _refuse(column: pa.ChunkedArray, option: str, name: str | None, what: str, g
     if len(bad):
         raise InputError(
             f"{option}={name!r} holds {bad[0].as_py()!r} in {len(bad)} or more rows; a {what} must be {rule}: "
-            "drop or fill these rows"
+            f"{'check its sign, or clip it at 0' if rule == '>= 0' and (bad[0].as_py() or 0) < 0 else 'drop or fill these rows'}"
         )

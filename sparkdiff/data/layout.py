@@ -4,7 +4,7 @@ import functools
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from sparkdiff.pipeline.column_names import col_by_name
 from sparkdiff.pipeline.cut import Cut, CutColumn
 from sparkdiff.pipeline.graph import Version, null_of
 from sparkdiff.pipeline.schema import fields_by_name, width_in
-from sparkdiff.stages.base import NULL
+from sparkdiff.stages.base import NULL, columns_of as stage_columns
 
 SPARSE_WIDTH, SPARSE_FILL = 128, 0.25
 PIECE_BYTES = 1 << 26
@@ -40,12 +40,29 @@ USUAL = 64
 """
 
 
-def check_number(option: str, column: str | None, df: DataFrame, casefold: Callable[[str], str]) -> None:
-    """Raise InputError if a column of the data is not a number."""
+def check_number(
+    option: str, column: str | None, df: DataFrame, casefold: Callable[[str], str], stages: Iterable[Any] = ()
+) -> None:
+    """Raise InputError if a column of the data is not a number.
+
+    Args:
+        stages: the stages of the pipeline, fitted or not; the error names the column in which one of them writes the indices.
+    """
     for field in df.schema.fields:
         named = column is not None and casefold(field.name) == casefold(column)
         if named and not isinstance(field.dataType, (NumericType, BooleanType)):
-            kind, way = field.dataType.simpleString(), "cast or index it"
+            ways = (
+                f"set {option}={out!r}, which {stage.uid} writes from it"
+                for stage in stages
+                if type(stage).__name__ in ("StringIndexer", "StringIndexerModel")
+                for read, out in zip(
+                    stage_columns(stage, ("inputCol", "inputCols")),
+                    stage_columns(stage, ("outputCol", "outputCols")),
+                    strict=False,
+                )
+                if casefold(read) == casefold(field.name)
+            )
+            kind, way = field.dataType.simpleString(), next(ways, "cast or index it")
             if isinstance(field.dataType, VectorUDT) and option == "labelCol":
                 way = "only FineTuner takes class probabilities, for a fitted pipeline and without numFolds"
             raise InputError(f"{option}={column!r} is {kind}, but must be a number: {way}")
@@ -151,7 +168,9 @@ def _widths(df: DataFrame, vectors: Sequence[tuple[CutColumn, StructField]]) -> 
     if len(vectors) > 1:  # perhaps no row has all of them
         return [_widths(df, [vector])[0] for vector in vectors]
     if df.isEmpty():
-        raise InputError("the data have no rows, or a stage before training drops all of them; add rows")
+        raise InputError(
+            "the data have no rows, or a stage before training drops all: check how they are read and filtered"
+        )
     holds = "null in all rows" if row[0] is None else "only vectors without entries"
     raise InputError(
         f"column {vectors[0][0].name!r} holds {holds}, but training needs vectors with entries: look at the rows, or at the "

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-from pyspark.ml import Estimator, Model, Pipeline
+from pyspark.ml import Estimator, Model, Pipeline, Transformer
 from pyspark.ml.param import Param, Params
 from pyspark.sql import DataFrame
 from typing_extensions import Self, Unpack
@@ -27,10 +27,19 @@ from sparkdiff.history.caches import remove_old
 from sparkdiff.history.run_records import Keep, keeping
 from sparkdiff.improvement.by_folds import fine_tune_by_folds
 from sparkdiff.options import FIELDS, OptionGroup, Options, callable_name, named_callable, option, refuse
-from sparkdiff.pipeline.nesting import Holder, plain, with_stage_params
+from sparkdiff.pipeline.nesting import Holder, flatten, plain, with_stage_params
 from sparkdiff.pipeline.unfitted_form import check_unfitted
-from sparkdiff.report import Events, FineTuningSummary, Phases, check_callbacks, is_progress_shown
+from sparkdiff.report import (
+    Events,
+    FineTuningSummary,
+    Phases,
+    RunPlan,
+    SummarizedModel,
+    check_callbacks,
+    is_progress_shown,
+)
 from sparkdiff.report.fit_observer import fit_with_observer
+from sparkdiff.tuning.fits import leaves_of
 
 OBJECTS = {
     "pipeline": option(None, "the pipeline to fine-tune: a fitted PipelineModel or stage, or an unfitted Pipeline"),
@@ -126,6 +135,8 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent, TunerMem
         # Every way to set a Param calls this method, also for the values of a grid, which nothing has checked before.
         if "referenceData" in values:
             check_dataframe("referenceData", values["referenceData"])
+        if not isinstance(values.get("pipeline", self), (Estimator, Transformer)):
+            flatten(values["pipeline"])  # raises an error with the way to a pipeline
         checked = self._convert_options({name: v for name, v in values.items() if name not in OBJECTS})
         return super()._set(**values | {name: tuple_as_list(value) for name, value in checked.items()})
 
@@ -233,6 +244,7 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent, TunerMem
         if not self.isSet("pipeline"):
             own = type(self).__name__
             raise InputError(f"{own} has no pipeline: pass one, {own}(pipeline=model)")
+        leaves_of(self.getOrDefault("pipeline"), lambda _pipeline: False)  # raises where a Pipeline has no stages
         check_unfitted(self.getOrDefault("pipeline"), self.options().rowsAreNew)  # before anything is fitted
         return self.getOrDefault("pipeline")
 
@@ -300,7 +312,7 @@ def open_run_store(options: Options) -> Iterator[Keep]:
             say(remove_old(root(options), options.cacheMaxAge))
 
 
-class FineTunerModel(Holder, Model, _TunerParams, jvm.Persistent):  # type: ignore[type-arg]
+class FineTunerModel(SummarizedModel, Holder, Model, _TunerParams, jvm.Persistent):  # type: ignore[type-arg]
     """The result of fine-tuning, with the Params of the FineTuner; a custom loss function is stored by its name.
 
     Attributes:
@@ -369,8 +381,8 @@ class ExtendedTuner(FineTuner):
 
     WHY_REFUSED: ClassVar[Mapping[str, str]] = {}
     """Options of fine-tuning that this estimator does not support, and the reasons."""
-    DESCRIBE: ClassVar[Callable[..., str]]
-    """Function (fitted pipeline, options, settings, rows) that returns the plan of a run as text; runs no Spark job."""
+    DESCRIBE: ClassVar[Callable[..., RunPlan]]
+    """Function (fitted pipeline, options, settings, rows) that returns the plan of a run; runs no Spark job."""
     PROCEDURE: ClassVar[Callable[..., Outcome]]
     """Function (fitted or unfitted pipeline, options, settings, sources, phases) that runs the procedure."""
 
@@ -408,9 +420,9 @@ class ExtendedTuner(FineTuner):
         names = _names(self.SETTINGS)
         return self.SETTINGS.of({p.name: v for p, v in self._paramMap.items() if p.name in names})
 
-    def explain(self, dataset: DataFrame) -> str:
-        """The plan of `fit` on these rows, as text: what `fit` would try, what it would not try, and why. Runs no Spark
-        job.
+    def explain(self, dataset: DataFrame) -> RunPlan:
+        """The plan of `fit` on these rows: what `fit` would try, what it would not try, and why. `print` and notebooks
+        show it, `toDict()` returns it. Runs no Spark job.
 
         Raises:
             InputError: the pipeline is not fitted, or the pipeline or an option cannot be used.

@@ -2,7 +2,7 @@
 the Model that it returns.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sparkdiff.estimators.fine_tuner import ExtendedTuner, FineTunerModel
@@ -14,6 +14,8 @@ from sparkdiff.improvement.exploration_and_proof import describe_improvement, im
 from sparkdiff.improvement.improvement_options import FIELDS, WHY_REFUSED, ImprovementSettings
 from sparkdiff.improvement.improvement_summary import ImprovementSummary
 from sparkdiff.options import Options
+from sparkdiff.pipeline.nesting import flatten
+from sparkdiff.report import Displayable, Section, SectionTable
 
 
 @with_params(FIELDS, setters=True)
@@ -36,7 +38,7 @@ class Improver(ImproverMembers, ExtendedTuner):
 
     `fit(df)` returns an `ImproverModel`, whose `pipelineModel` is plain Spark ML: the best pipeline that the test on
     the rows accepts, or the original object itself. `offers` has further pipelines by name, such as the best
-    that is as cheap to serve as the original.
+    that is as cheap to serve as the original; shown, it has a line for each.
 
     Raises:
         InputError: an option is unknown, of a wrong type or out of bounds; the message names all of them.
@@ -60,8 +62,27 @@ class Improver(ImproverMembers, ExtendedTuner):
 
     def _make_model(self, outcome: Outcome, options: Options, keep: Keep) -> "ImproverModel":
         found: Any = super()._make_model(outcome, options, keep)
-        found.offers = dict(outcome.offers)  # type: ignore[attr-defined]
+        found.offers = Offers(found.summary, outcome.offers)  # type: ignore[attr-defined]
         return found  # type: ignore[no-any-return]
+
+
+class Offers(Displayable, dict[str, Any]):
+    """The offered pipelines by name; `repr`, `print` and notebooks show gain, serving cost and stages of each."""
+
+    def __init__(self, summary: ImprovementSummary, offers: Mapping[str, Any]):
+        super().__init__(offers)
+        self.summary = summary
+
+    def _sections(self) -> Iterator[Section]:
+        found = {name: self.summary.table[row] for name, row in self.summary.offers.items()}
+        rows = [
+            (n, f"{r['gain']:+.1%}", f"{r['serving']:.1f}x", ", ".join(type(s).__name__ for _, s in flatten(self[n])))
+            for n, r in found.items()
+            if n in self
+        ]
+        yield SectionTable([("offer", "gain", "serving", "stages"), *rows], left=(0, 3))
+
+    __repr__ = Displayable.__str__
 
 
 @with_params(FIELDS)

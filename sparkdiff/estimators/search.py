@@ -19,12 +19,12 @@ from sparkdiff.evaluation.prediction_differences import check_what_is_saved
 from sparkdiff.history.run_records import keeping
 from sparkdiff.pipeline.column_names import refuse_stream
 from sparkdiff.pipeline.nesting import Holder, flatten
-from sparkdiff.report import Events, Phases, check_callbacks, is_progress_shown
+from sparkdiff.report import Events, Phases, SummarizedModel, check_callbacks, is_progress_shown
 from sparkdiff.report.fit_observer import fit_with_observer
 from sparkdiff.search.distributions import PLAIN, Distribution, as_distribution, from_dict
 from sparkdiff.search.search_options import FIELDS, OTHERS, Settings
 from sparkdiff.search.search_progress import SearchProgress, watch
-from sparkdiff.search.search_run import SearchOutcome, SearchTask, run_search
+from sparkdiff.search.search_run import SearchTask, run_search
 from sparkdiff.search.search_space import SearchSpace
 from sparkdiff.search.search_summary import SearchSummary
 
@@ -139,13 +139,10 @@ class Search(Estimator, CheckedParams, jvm.Persistent, SearchMembers):  # type: 
             raise InputError("Search does not run over Spark Connect: it needs a session in this process")
         phases, s = Phases(is_progress_shown(task.settings.verbosity), callbacks), task.settings
         with keeping(s.storeDir, s.tags, s.redact, jvm.scratch_folder) as keep:
-            found = run_search(task, dataset, phases)
-            keep(
-                found.summary, found.model, task.current, dataclasses.asdict(s), None, records=found.records, **self.job
-            )
-        phases.on_decision(found.summary)
-        model: SearchModel = self._copyValues(SearchModel(found.model, found))
-        return model
+            shipped, summary, front = run_search(task, dataset, phases)
+            keep(summary, shipped, task.current, dataclasses.asdict(s), None, **self.job)
+        phases.on_decision(summary)
+        return self._copyValues(SearchModel(shipped, summary, front))  # type: ignore[no-any-return]
 
     def task(self) -> SearchTask:
         """The task of the search, checked before any job.
@@ -216,10 +213,12 @@ def _space(given: Any) -> dict[Any, Distribution]:
         raise InputError(
             f"space must be a dict of Params, got {kind_of(given)}: space={{head.regParam: uniform(0, 1)}}"
         )
-    return {
-        param: as_distribution(f"{getattr(param, 'name', param)} of {getattr(param, 'parent', '?')}", value)
-        for param, value in given.items()
-    }
+    if wrong := [key for key in given if not isinstance(key, Param)]:
+        raise InputError(
+            f"space has the key {wrong[0]!r}, but its keys are Params of stages, as in space={{head.regParam: uniform(0, 1)}}; "
+            "names are for YAML"
+        )
+    return {param: as_distribution(f"{param.name} of {param.parent}", value) for param, value in given.items()}
 
 
 def _evaluators(given: Any) -> list[Any]:
@@ -234,14 +233,13 @@ def _evaluators(given: Any) -> list[Any]:
     return found
 
 
-class SearchModel(Holder, Model, jvm.Persistent):  # type: ignore[type-arg]
+class SearchModel(SummarizedModel, Holder, Model, jvm.Persistent):  # type: ignore[type-arg]
     """The result of a search.
 
     Attributes:
         pipelineModel, bestModel: the plain model that ships: the winner, or the default or current one if that was
             kept.
         summary: decision, reason, optimism.
-        records: a dict per trial; `trials` has them as a pandas DataFrame.
         front: numbers of the trials on the Pareto front: no other trial is as good in all metrics and better in one.
         dataset: the rows of the fit; None for a loaded model.
     """
@@ -250,12 +248,14 @@ class SearchModel(Holder, Model, jvm.Persistent):  # type: ignore[type-arg]
 
     dataset: DataFrame | None = None
 
-    def __init__(self, pipelineModel: Any, found: "SearchOutcome | None" = None):
+    def __init__(self, pipelineModel: Any, summary: SearchSummary, front: list[int]):
         super().__init__()
-        self.pipelineModel = pipelineModel
-        if found is not None:
-            self.summary: SearchSummary = found.summary
-            self.records, self.front = found.records, found.front
+        self.pipelineModel, self.summary, self.front = pipelineModel, summary, front
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """A dict per trial; `trials` has them as a pandas DataFrame."""
+        return self.summary.records
 
     @property
     def bestModel(self) -> Any:
@@ -292,10 +292,8 @@ class SearchModel(Holder, Model, jvm.Persistent):  # type: ignore[type-arg]
             values: the saved values, read from JSON.
             stage: loads a saved stage, given its name.
         """
-        new = cls(stage("pipelineModel"))
-        new.summary = SearchSummary(**values["summary"])
-        new.records, new.front = values["records"], values["front"]
-        return new
+        summary = SearchSummary(**values["summary"], records=values["records"])
+        return cls(stage("pipelineModel"), summary, values["front"])
 
 
 def _distribution_dict(param: Param[Any], distribution: Distribution) -> dict[str, Any]:

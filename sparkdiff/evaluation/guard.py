@@ -211,9 +211,9 @@ def decide(
     )
 
 
-def why_untested(units: Units) -> str:
-    """The reason why there is no test, if there are too few units."""
-    return f"{units}, {MIN_UNITS} are needed"
+def why_untested(units: Units, groupCol: str | None = None) -> str:
+    """The reason why there is no test, if there are too few units; with the name of the column whose values are the units."""
+    return f"{units}, {MIN_UNITS} are needed{f', but groupCol={groupCol!r} has too few values' if groupCol else ''}"
 
 
 def worsening(gains: Tensor, *, level: float, joined: int = 1, dependence: float = 1.0, seed: int = 0) -> Tensor:

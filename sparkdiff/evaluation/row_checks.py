@@ -34,7 +34,7 @@ Stats = Mapping[str, Mapping[str, Any]]
 """Statistics of the labels per split, from the manifest of a cache."""
 
 
-def training_labels(stats: Stats, *, reference: bool = False) -> LabelStats:
+def training_labels(stats: Stats, options: Options, *, reference: bool = False) -> LabelStats:
     """Statistics of the labels of the training rows.
 
     Raises:
@@ -43,9 +43,22 @@ def training_labels(stats: Stats, *, reference: bool = False) -> LabelStats:
     for split, least in {TRAIN: 1, VALIDATION: 1, **({REFERENCE: MIN_UNITS} if reference else {})}.items():
         rows = stats[split]["rows"]
         if rows < least:
+            o, none = options, not any(stats[s]["rows"] for s in (TRAIN, VALIDATION))
+            ways = (
+                ("add rows to referenceData", split == REFERENCE),
+                ("all rows have weight 0, so none would count: check weightCol", none),
+                (
+                    f"validationIndicatorCol={o.validationIndicatorCol!r} must be true for some rows and false for others",
+                    o.validationIndicatorCol,
+                ),
+                (
+                    f"groupCol={o.groupCol!r} has too few values, as no group is split: set one of {MIN_UNITS} or more, or none",
+                    o.groupCol,
+                ),
+                ("add rows, or set numFolds=5, so that all rows decide", True),
+            )
             raise InputError(
-                f"{rows} {split} rows of weight > 0, but at least {least} are needed: add rows, or change validationFraction, "
-                "validationIndicatorCol, or a groupCol of few values"
+                f"{rows} {split} rows of weight > 0, but at least {least} are needed: {next(way for way, holds in ways if holds)}"
             )
     s = stats[TRAIN]
     return LabelStats(s["mean"], s["std"], s["low"], s["high"], torch.tensor(s["classes"], dtype=torch.int64))

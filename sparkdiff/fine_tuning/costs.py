@@ -176,7 +176,7 @@ def _measure_pace(task: Task, sample: Sample, validation: int) -> tuple[_Pace, i
     network = Network(task.cut.graph, task.cut.live)
     with sample.stream as stream:
         data = Data(stream, sample.columns, rows=rows_at_once(network, stream))
-        label = training_labels(sample.stats)
+        label = training_labels(sample.stats, o)
         objective, metric = objectives(o, network, label)
         begun = time.perf_counter()
         original = score(network, data, VALIDATION, metric)

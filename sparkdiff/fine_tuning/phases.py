@@ -132,7 +132,7 @@ def _goal(task: Task, cache: caches.Cache, network: Network, *, reference: bool)
         reference: True if there are reference rows, on which the result must not be significantly worse.
     """
     head, stats = network.head, cache.manifest["stats"]
-    label = training_labels(stats, reference=reference)
+    label = training_labels(stats, task.options, reference=reference)
     check_options(task.options, head)
     objective, metric = objectives(task.options, network, label)
     labels, fractional = all_labels(stats)
@@ -157,7 +157,7 @@ def too_few(run: Run) -> str:
         return ""
     units = paired_rows.held_out_units(run.data, run.goal.metric, unit_of(o))
     ways = ways_to_decide(o, folds=True, divided=run.divided)
-    return "" if units.number >= MIN_UNITS else f"not tested: {why_untested(units)}; {ways}"
+    return "" if units.number >= MIN_UNITS else f"not tested: {why_untested(units, o.groupCol)}; {ways}"
 
 
 def verify_original(run: Run, *, decides: bool = True) -> PipelineScores:

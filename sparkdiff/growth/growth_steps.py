@@ -1,9 +1,10 @@
 """Steps of a growth: analysis of the pipeline, rounds that add parts, removal of parts that contribute too little, assembly of
 the grown pipeline, and training of chosen ensembles of trees once more on other rows. `describe_growth` is the plan of a
-growth as text, made before anything trains and without a Spark job.
+growth, made before anything trains and without a Spark job.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,7 +48,7 @@ from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import Vertex
 from sparkdiff.pipeline.nesting import with_leaves
 from sparkdiff.proof import division
-from sparkdiff.report import aligned, counted
+from sparkdiff.report import RunPlan, counted
 from sparkdiff.store.run_folder import TRAININGS, RunFolder, name_beside
 from sparkdiff.tensors.device import torch_threads
 
@@ -310,8 +311,8 @@ def not_worse(losses: Tensor, weights: Tensor, chosen: int, spared: float, optio
     return guard.decide(better, weights, chosen=chosen, level=level, units=units, seed=o.seed).accepted
 
 
-def describe_growth(model: Any, options: Options, settings: GrowthSettings, data: DataFrame) -> str:
-    """Description, as text, of what growth of this fitted pipeline would try on rows with this schema.
+def describe_growth(model: Any, options: Options, settings: GrowthSettings, data: DataFrame) -> RunPlan:
+    """The plan of growth of this fitted pipeline: what it would try on rows with this schema.
 
     Raises:
         InputError: the pipeline doesn't end in a linear stage, an option or an entityCol can't be used, the limit on the serving
@@ -328,36 +329,42 @@ def describe_growth(model: Any, options: Options, settings: GrowthSettings, data
     serving = serving_of(model, head, settings.maxServingCost)
     check_room(serving, settings.parts)
     limit = "no limit" if settings.maxServingCost is None else f"limit {serving.limit:.3g} us"
-    return "\n".join(
-        [
-            f"growth of {model.uid}: {counted(settings.rounds, 'round')} at most, in each of which one part may join",
-            division.sentence([Source(data)], options),
-            f"parts join {head.stageClass} {head.uid}, beside its {width_of(head.stage)} features in {head.inputs[0]!r}",
-            "columns that parts may read:",
-            *_columns([k.column for k in known], settings),
-            "kinds of parts, and the stages that they add:",
-            *_kinds(settings),
-            f"serving costs {serving.before:.3g} us per row by the table of costs; {limit}",
-            *cost_table.unknown(model),
-        ]
+    costs = [
+        f"serving costs {serving.before:.3g} us per row by the table of costs; {limit}",
+        *cost_table.unknown(model),
+    ]
+    return RunPlan(
+        f"growth of {model.uid}: {counted(settings.rounds, 'round')} at most, in each of which one part may join",
+        {
+            "rows": division.sentence([Source(data)], options),
+            "head": f"parts join {head.stageClass} {head.uid}, beside its {width_of(head.stage)} features in {head.inputs[0]!r}",
+            "columns": _columns([k.column for k in known], settings),
+            "parts": _kinds(settings),
+            "serving": "\n".join(costs),
+        },
     )
 
 
-def _columns(columns: list[Column], settings: GrowthSettings) -> list[str]:
-    """Lines of the plan, one for each column name. A number that a StringIndexer reads is listed as a category and a number."""
-    found: dict[str, list[str]] = {}
-    for c in columns:
-        if not (c.levels and c.name in settings.entityCols):
-            found.setdefault(c.name, []).append(f"category with {c.levels} values" if c.levels else "number")
-    for name in settings.entityCols:
-        found.setdefault(name, []).append("entity")
-    return aligned([(f"  {name}", " and ".join(sorted(kinds))) for name, kinds in found.items()], left=(0, 1))
+def _columns(columns: list[Column], settings: GrowthSettings) -> list[dict[str, str]]:
+    """The columns that parts may read, by name. A number that a StringIndexer reads is listed as a category and a number."""
+    pairs = [(c.name, f"category with {c.levels} values" if c.levels else "number") for c in columns]
+    kinds = [(name, kind) for name, kind in pairs if kind == "number" or name not in settings.entityCols]
+    by_name = itertools.groupby(
+        sorted([*kinds, *((name, "entity") for name in settings.entityCols)]), lambda pair: pair[0]
+    )
+    return [
+        {"column": name, "parts may read it as": " and ".join(kind for _, kind in found)} for name, found in by_name
+    ]
 
 
-def _kinds(settings: GrowthSettings) -> list[str]:
-    rows = [(f"  {name}", KINDS[name].does, ", ".join(KINDS[name].stages)) for name in settings.parts]
-    gaps = ("  all", "where a column lacks values", ", ".join(GAPS))
-    joined = ("  all", "to join the features", "VectorSizeHint, VectorAssembler")
-    does = "to drop the columns that are added" if settings.dropColumns else "to put the columns that are added last"
-    last = [("  all", does, "SQLTransformer")] if jvm.can_except() else []
-    return aligned([*rows, *([gaps] if set(settings.parts) - {"units"} else []), joined, *last], left=(0, 1, 2))
+def _kinds(settings: GrowthSettings) -> list[dict[str, str]]:
+    """The kinds of parts, and the stages that they add."""
+    rows = [(name, KINDS[name].does, ", ".join(KINDS[name].stages)) for name in settings.parts]
+    if set(settings.parts) - {"units"}:
+        rows.append(("all", "where a column lacks values", ", ".join(GAPS)))
+    rows.append(("all", "to join the features", "VectorSizeHint, VectorAssembler"))
+    if jvm.can_except():
+        rows.append(
+            ("all", f"to {'drop' if settings.dropColumns else 'put last'} the columns that are added", "SQLTransformer")
+        )
+    return [{"part": part, "does": does, "stages that it adds": stages} for part, does, stages in rows]

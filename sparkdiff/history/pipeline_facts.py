@@ -185,7 +185,7 @@ def _probe(task: Task, df: DataFrame, drawnFrom: int | None) -> Iterator[tuple["
     network = Network(task.cut.graph, task.cut.live)
     with sample.stream as stream:
         data = Data(stream, sample.columns, rows=rows_at_once(network, stream))
-        label = training_labels(sample.stats)
+        label = training_labels(sample.stats, task.options)
         objective, metric = objectives(task.options, network, label)
         rows = sample.rows if drawnFrom is None else _of_weight(sample.rows, drawnFrom)
         start = start_of(network, data, label, task.options, _held_out_count(sample, rows))

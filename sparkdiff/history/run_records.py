@@ -64,7 +64,6 @@ def keeping(
         options: Mapping[str, Any],
         plan: Plan | None,
         hashes: tuple[str | None, str | None] | None = None,
-        records: Sequence[Mapping[str, Any]] | None = None,
         **more: Any,
     ) -> None:
         try:
@@ -75,7 +74,7 @@ def keeping(
                 hashes = hashes[1], hashes[1]  # hashing it again could give another hash
             row = record_of(
                 summary,
-                summary.records if records is None else records,
+                summary.records,
                 model=hashes[0],
                 parent=hashes[1],
                 options=options,

@@ -32,8 +32,9 @@ from sparkdiff.improvement.origin import Fits, Origin
 from sparkdiff.improvement.proving import REFIT, Decision, FinalistResult, gain_of
 from sparkdiff.improvement.summary_contents import ExplorationResult, left_out, metrics_of, reason_of, shown_of
 from sparkdiff.options import Options
+from sparkdiff.pipeline.plan import Plan
 from sparkdiff.proof.division import Division
-from sparkdiff.report import Events, FineTuningSummary, Phases, Progress, tell
+from sparkdiff.report import Events, FineTuningSummary, Phases, Progress, RunPlan, tell
 from sparkdiff.store.run_folder import folder_name
 
 
@@ -81,8 +82,8 @@ def fine_tune_by_folds(
     if options.runId is not None:
         folder_name(options.runId)  # before anything is fitted
 
-    def describe(model: Any, data: DataFrame) -> str:
-        return str(prepare(model, options, data).plan)
+    def describe(model: Any, data: DataFrame) -> Plan:
+        return prepare(model, options, data).plan
 
     arm = with_recipe(options.recipe, options.maxSeconds)
     verb = ImprovementKind([arm], Budget.unlimited(), describe, summary_of)
@@ -206,7 +207,7 @@ def grow_pipeline(
     settings, missing = trees.without_trees(settings)
     learned: dict[int | None, Mapping[str, Any]] = {}
 
-    def plan(model: Any, data: DataFrame) -> str:
+    def plan(model: Any, data: DataFrame) -> RunPlan:
         return describe_growth(model, options, settings, data)
 
     def summarize(

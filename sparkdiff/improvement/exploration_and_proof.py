@@ -1,5 +1,5 @@
 """Steps of an improvement: measure the original, let the arms (ways to improve it) compete on the exploring rows, and test the
-best results, the finalists, on the proving rows. `describe_improvement` is the plan as text, made before anything runs and
+best results, the finalists, on the proving rows. `describe_improvement` is the plan, made before anything runs and
 without a Spark job.
 """
 
@@ -38,7 +38,7 @@ from sparkdiff.pipeline.nesting import stages_within
 from sparkdiff.pipeline.unfitted_form import check_unfitted
 from sparkdiff.proof import division
 from sparkdiff.proof.division import Division, divide, too_few
-from sparkdiff.report import Phases, aligned, counted, is_progress_shown, versions
+from sparkdiff.report import Displayable, Phases, RunPlan, counted, is_progress_shown, versions
 from sparkdiff.store.run_folder import RunFolder, name_beside
 
 Summarize = Callable[
@@ -53,13 +53,13 @@ class ImprovementKind:
     Attributes:
         arms: the arms that are tried.
         budget: the budget for exploring and proving.
-        describe: (fitted pipeline, rows) -> the plan as text.
+        describe: (fitted pipeline, rows) -> the plan.
         summarize: function that makes the summary.
     """
 
     arms: Sequence[Arm]
     budget: Budget
-    describe: Callable[[Any, DataFrame], str]
+    describe: Callable[[Any, DataFrame], Displayable]
     summarize: Summarize
 
 
@@ -132,9 +132,9 @@ def explore_and_prove(
     origin = Origin.of(given, options, rows, division.boundaries[1], keep=settings.keepStages, fits=fits)
     origin = dataclasses.replace(origin, refused=origin.refused or too_few(division, options, units))
     with phases.phase("plan"):
-        text = verb.describe(origin.model, sources[0].df)
+        planned = verb.describe(origin.model, sources[0].df)
     if is_progress_shown(options.verbosity):
-        print(text, flush=True)
+        print(planned, flush=True)
     brake = StoppableListener(phases.within().listeners)
     context = ArmContext(
         origin.model,
@@ -322,8 +322,8 @@ def _folder(context: ArmContext, *, replace: bool) -> Iterator[tuple[RunFolder, 
         yield folder, StepLog(folder.path if runId is not None else None)
 
 
-def describe_improvement(model: Any, options: Options, settings: ImprovementSettings, data: DataFrame) -> str:
-    """Description, as text, of what an improvement of this fitted pipeline would try on rows with this schema.
+def describe_improvement(model: Any, options: Options, settings: ImprovementSettings, data: DataFrame) -> RunPlan:
+    """The plan of an improvement of this fitted pipeline: what it would try on rows with this schema.
 
     Raises:
         InputError: the pipeline can't be translated, or an option does not suit it.
@@ -332,29 +332,17 @@ def describe_improvement(model: Any, options: Options, settings: ImprovementSett
     context = ArmContext(model, options, settings, [Source(data)], None, Phases(False), FitResults())
     head = context.plan.cut.graph.head.uid
     allowed = {arm.name: arm for arm in arms_of(settings)}
-    rows = []
-    for name, does in ARMS.items():
-        why = (
-            ""
-            if name not in settings.arms
-            else "keepForm forbids it"
-            if name not in allowed
-            else allowed[name].refusal(context)
-        )
-        if name in settings.arms:
-            rows.append((f"  {name}", does, f"not tried: {why}" if why else ""))
-    keeps = f"stages that stay as they are: {', '.join(context.keeps)}" if context.keeps else ""
-    return "\n".join(
-        filter(
-            None,
-            [
-                f"improvement of {model.uid} within {settings.budget}, judged by {options.metric or f'the loss of {head}'}",
-                division.sentence(context.sources, options),
-                *aligned(rows, left=(0, 1, 2)),
-                keeps,
-                f"for comparison only: {name_of(context)}" if has_baseline(context) else "",
-                f"serving costs {cost_table.of_model(model):.3g} us per row by the table of costs",
-                *cost_table.unknown(model),
-            ],
-        )
-    )
+    arms = list[dict[str, str]]()
+    for name in (arm for arm in ARMS if arm in settings.arms):
+        why = allowed[name].refusal(context) if name in allowed else "keepForm forbids it"
+        arms.append({"arm": name, "does": ARMS[name], "note": f"not tried: {why}" if why else ""})
+    costs = [f"serving costs {cost_table.of_model(model):.3g} us per row by the table of costs"]
+    facts: dict[str, str | list[dict[str, str]]] = {
+        "rows": division.sentence(context.sources, options),
+        "arms": arms,
+        "keeps": f"stages that stay as they are: {', '.join(context.keeps)}" if context.keeps else "",
+        "baseline": f"for comparison only: {name_of(context)}" if has_baseline(context) else "",
+        "serving": "\n".join([*costs, *cost_table.unknown(model)]),
+    }
+    title = f"improvement of {model.uid} within {settings.budget}, judged by {options.metric or f'the loss of {head}'}"
+    return RunPlan(title, {name: fact for name, fact in facts.items() if fact})

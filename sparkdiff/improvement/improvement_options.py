@@ -51,7 +51,9 @@ class ImprovementSettings(OptionGroup):
         Raises:
             InputError: a value has a wrong type or is out of bounds, or no arm is left. The message names every problem.
         """
-        values, problems = convert_all(given, FIELDS, "Improver")
+        # Budget.of tells what a number lacks.
+        texts = {k: str(v) if k == "budget" else v for k, v in given.items()}
+        values, problems = convert_all(texts, FIELDS, "Improver")
         if "budget" in values:
             try:
                 Budget.of(values["budget"])

@@ -8,6 +8,7 @@ import torch
 from pyspark.ml import Estimator
 
 from sparkdiff.data import soft_labels
+from sparkdiff.data.layout import check_number
 from sparkdiff.data.splits import TRAIN, VALIDATION, Boundaries, Source, fit_on_training_rows
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.seen_rows import (
@@ -27,7 +28,7 @@ from sparkdiff.improvement.arm_context import ArmContext, Fit, measure
 from sparkdiff.options import Options
 from sparkdiff.pipeline.class_numbers import check_same_classes, classes_of
 from sparkdiff.pipeline.column_names import casefolding
-from sparkdiff.pipeline.nesting import last_stage, plain
+from sparkdiff.pipeline.nesting import inside, last_stage, plain
 from sparkdiff.pipeline.unfitted_form import check_unfitted, with_uids_of
 from sparkdiff.proof import division
 from sparkdiff.stages.base import columns_of
@@ -155,6 +156,8 @@ def check_rows(given: Any, options: Options, sources: Sequence[Source], divided:
     labelCol, weightCol = column("labelCol"), column("weightCol")
     if soft_labels.has_vector_labels(sources, labelCol):
         soft_labels.check_options(options)
+    else:
+        check_number("labelCol", labelCol, divided.makes.df, casefold, inside(given).values())
     return division.check(divided, options, labelCol=labelCol, weightCol=weightCol, classes=classes)
 
 

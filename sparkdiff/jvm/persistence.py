@@ -52,7 +52,8 @@ class Writer(DefaultParamsWriter):
 
     def saveImpl(self, path: str) -> None:
         values, stages = self.instance.saved_parts()
-        self.saveMetadata(self.instance, path, self.sc, {"values": json.dumps(values)}, paramMap={})
+        params = _params_of_pipeline(stages["pipelineModel"]) if "pipelineModel" in stages else {}
+        self.saveMetadata(self.instance, path, self.sc, {"values": json.dumps(values)}, paramMap=params)
         for name, stage in stages.items():
             stage.write().save(paths.inside(path, name))
 
@@ -61,6 +62,17 @@ class Writer(DefaultParamsWriter):
             super()._handleOverwrite(path)  # type: ignore[misc]
         else:
             PipelineModel([]).write().handleOverwrite(path, True)  # type: ignore[attr-defined]
+
+
+def _params_of_pipeline(plain: Any) -> dict[str, Any]:
+    """The Params with which `PipelineModel.load` loads the plain model of a saved `Persistent`, without sparkdiff.
+
+    It looks for a stage in `stages/<place>_<uid>`. From there, these "uids" lead to the stages in the folder `pipelineModel`, so
+    that nothing is saved twice.
+    """
+    stages = plain.stages if isinstance(plain, PipelineModel) else None
+    places = [f"/stages/{i:0{len(str(len(stages)))}}_{s.uid}" for i, s in enumerate(stages)] if stages else [""]
+    return {"language": "Python", "stageUids": [f"/../../pipelineModel{place}" for place in places]}
 
 
 class Reader(MLReader[Any]):

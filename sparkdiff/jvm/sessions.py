@@ -26,7 +26,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.utils import is_remote
 from pyspark.util import VersionUtils
 
-from sparkdiff.errors import InputError, SparkdiffError
+from sparkdiff.errors import FILL_GAPS, InputError, SparkdiffError
 from sparkdiff.machine.threads import beside
 
 SparkError = (Py4JError, PySparkException)
@@ -84,6 +84,8 @@ def join_submit() -> None:
         return  # the py4j of a cluster that forbids these calls: its logging stays as it is
 
 
+SPARKS_ADVICE = re.compile(r'\. Consider removing \w+ from dataset or using handleInvalid = "keep" or "skip"\.?')
+"""The advice of a VectorAssembler on null and NaN, which leads to a prediction of NaN where no trees follow."""
 QUICK = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m"
 """JVM options that turn off the second (optimizing) compiler, which takes more time in a short session than it saves."""
 
@@ -277,7 +279,7 @@ def as_input_error(what: str) -> Iterator[None]:
     try:
         yield
     except SparkError as e:
-        raise InputError(f"{what}: {cause(e)}") from e
+        raise InputError(f"{what}: {SPARKS_ADVICE.sub(f': {FILL_GAPS}', cause(e))}") from e
 
 
 @contextlib.contextmanager

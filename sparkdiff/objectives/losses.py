@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparkdiff.errors import InputError
+from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.objectives.derivatives import derivative
 from sparkdiff.objectives.formulas import (
     calibration_error,
@@ -299,6 +299,15 @@ def function_objective(
     )
 
 
+class OutputColumns(dict[str, Tensor]):
+    """The output columns of a predictor by name, as a user's loss function gets them."""
+
+    def __missing__(self, name: str) -> Tensor:
+        raise InputError(
+            f"the loss reads outputs[{name!r}], which the predictor doesn't write. {did_you_mean(name, self)}"
+        )
+
+
 def _call_loss(
     loss: Callable[..., Any], head: Predictor, columns: tuple[str, ...], margin: Tensor, label: Tensor, weight: Tensor
 ) -> Any:
@@ -308,7 +317,7 @@ def _call_loss(
         InputError: the function changed its arguments in place, although other candidates and epochs also use them; or
             it computes on the CPU while its arguments are on a GPU.
     """
-    outputs = dict(zip(columns, head.columns(margin), strict=True))
+    outputs = OutputColumns(zip(columns, head.columns(margin), strict=True))
     given = (*outputs.items(), ("label", label), ("weight", weight))
     before = [x._version for _, x in given]
     try:

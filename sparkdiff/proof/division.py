@@ -189,7 +189,11 @@ def check(
         )
     for k in range(folds):
         if not any(r["rows"] for r in rows if r["fold"] == k):
-            raise InputError(f"fold {k + 1} of numFolds={folds} has no rows: add rows, or set fewer folds")
+            raise InputError(
+                f"fold {k + 1} of numFolds={folds} has no rows: add rows, or set fewer folds"
+                if rows
+                else "the data have no rows, or only rows of weight 0: check how they are read and filtered"
+            )
     known = {r["label"] for r in rows}
     for value in sorted(v for v in known if v is not None) if len(known) <= MOST_CLASSES else ():
         there = {r["fold"] for r in rows if r["label"] == value}
@@ -220,7 +224,8 @@ def too_few(division: Division, options: Options, number: int | None) -> str:
         return ""
     units = Units(number, "groups" if o.groupCol else "rows")
     return (
-        f"not tested: {why_untested(units)}; {ways_to_decide(o, folds=not division.ships, divided=not division.ships)}"
+        f"not tested: {why_untested(units, o.groupCol)}; "
+        f"{ways_to_decide(o, folds=not division.ships, divided=not division.ships)}"
     )
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -100,6 +100,60 @@ class DisplayableFields(Displayable):
 
     def toJSON(self) -> str:
         return json.dumps(self.toDict(), indent=2, default=datetime.isoformat)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class RunPlan(DisplayableFields):
+    """The plan of a run, made before anything runs; `print` and notebooks show it.
+
+    Attributes:
+        title: the plan in one line.
+        facts: the rest, by name: sentences, and tables as lists of dicts.
+    """
+
+    title: str
+    facts: dict[str, str | list[dict[str, str]]]
+
+    def _headline(self) -> str:
+        return self.title
+
+    def _sections(self) -> Iterator[Section]:
+        yield StrongLine(self.title)
+        yield from (
+            f if isinstance(f, str) else SectionTable([[*f[0]], *([*row.values()] for row in f)], left=range(len(f[0])))
+            for f in self.facts.values()
+        )
+
+
+class SummarizedModel(Displayable):
+    """Base of models with a summary and a plain pipeline: they display the summary, and how to go on."""
+
+    summary: Any
+
+    def evaluate(self, _dataset: Any) -> None:
+        """Raise InputError: metrics of the fit are in `summary`; an Evaluator of Spark measures other rows.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(
+            f"{type(self).__name__} has no metrics of other rows than those of its fit, which are in summary: set labelCol and "
+            "metricName of an Evaluator of pyspark.ml.evaluation, and call evaluator.evaluate(model.transform(df))"
+        )
+
+    def _headline(self) -> str:
+        return (
+            f"{self.summary._headline()}; pipelineModel is "
+            f"{'the original' if self.summary.decision == 'kept original' else 'plain Spark ML'}"
+        )
+
+    def _sections(self) -> Iterator[Section]:
+        yield from self.summary._sections()
+        yield (
+            "pipelineModel is the original itself"
+            if self.summary.decision == "kept original"
+            else "pipelineModel.write().save(path) saves the plain pipeline"
+        ) + "; summary.toHTML(path) writes the report"
 
 
 class DisplayableStages(DisplayableFields):

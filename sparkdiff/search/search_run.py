@@ -75,8 +75,6 @@ class SearchTask:
         if settings.pruner is not None:
             check_pruner(settings.pruner, settings.sampler, len(evaluators))
             resources_of(space, settings.resource, settings.minResource)
-        for evaluator in evaluators:
-            check_evaluator(evaluator)
         if settings.sampler == "grid" and settings.method == "trials":
             space.grid()
         # Check each alternative in its place: a later stage may name a column that only another alternative writes.
@@ -210,25 +208,19 @@ def _tables(statement: str) -> dict[str, Any]:
     return found
 
 
-@dataclass(frozen=True)
-class SearchOutcome:
-    """The result of a search: the model that ships, its summary, a dict per trial, and the numbers of the
-    Pareto front's trials.
-    """
-
-    model: Any
-    summary: SearchSummary
-    records: list[dict[str, Any]]
-    front: list[int]
+SearchResult = tuple[Any, SearchSummary, list[int]]
+"""The model that ships, the summary, and the numbers of the Pareto front's trials."""
 
 
-def run_search(task: SearchTask, dataset: DataFrame, phases: Phases) -> SearchOutcome:
+def run_search(task: SearchTask, dataset: DataFrame, phases: Phases) -> SearchResult:
     """Run the search of `task` on these rows.
 
     Raises:
-        InputError: the rows can't be divided, or no trial could be fitted.
+        InputError: an evaluator or the rows can't be used, or no trial could be fitted.
     """
     s = task.settings
+    for evaluator in task.evaluators:
+        check_evaluator(evaluator, [task.space.estimator, *task.space.dimensions], dataset.columns)
     jvm.scratch_folder()  # refuses a cluster without a shared folder before anything runs
     if s.runDir is None:
         return _in_folder(task, dataset, phases, None)
@@ -238,7 +230,7 @@ def run_search(task: SearchTask, dataset: DataFrame, phases: Phases) -> SearchOu
         return _in_folder(task, dataset, phases, folder)
 
 
-def _in_folder(task: SearchTask, dataset: DataFrame, phases: Phases, folder: Path | None) -> SearchOutcome:
+def _in_folder(task: SearchTask, dataset: DataFrame, phases: Phases, folder: Path | None) -> SearchResult:
     """Choose a winner on some rows, and test on other rows whether it replaces the default. With folds, what ships is fitted
     to all rows.
     """
@@ -292,7 +284,7 @@ def _in_folder(task: SearchTask, dataset: DataFrame, phases: Phases, folder: Pat
                     own = compare(winner, rival, whole, {TEST: rows.count()}, s, judge)
                     compared = with_final_check(compared, own, folds)
                     check_classes(rivals[0], winner, judge, "the fit on all rows")
-        model, summary, found = _model_and_summary(
+        model, summary = _model_and_summary(
             task, trials, best, compared, counts, winner, rival if task.current is None else task.current
         )
         if task.current is not None and model is winner:
@@ -300,7 +292,7 @@ def _in_folder(task: SearchTask, dataset: DataFrame, phases: Phases, folder: Pat
             changes, notes = find_output_changes(rival, winner, dataset, fitted)
             doubts = [f"other outputs than those of `current`: {change}" for change in changes] + notes
             summary = replace(summary, warnings=[*summary.warnings, *doubts])
-        return SearchOutcome(model, summary, found, front)
+        return model, summary, front
     finally:
         rows.unpersist()
         memory.trim()
@@ -415,8 +407,8 @@ def _model_and_summary(
     counts: dict[str, int],
     winner: Any,
     other: Any,
-) -> tuple[Any, SearchSummary, list[dict[str, Any]]]:
-    """The model that ships, the summary, and the records of the trials."""
+) -> tuple[Any, SearchSummary]:
+    """The model that ships, and the summary."""
     s, against = task.settings, "default" if task.current is None else "current"
     better, reason, figures = decision_and_reason(
         compared, s, metric=task.names[0], larger=task.larger[0], against=against
@@ -443,9 +435,10 @@ def _model_and_summary(
         seconds=sum(t.seconds for t in known),
         warnings=warnings,
         against=against,
+        records=records(known, task),
         **figures,
     )
-    return winner if better else other, summary, records(known, task)
+    return winner if better else other, summary
 
 
 def records(known: Sequence[Trial], task: SearchTask) -> list[dict[str, Any]]:

@@ -67,8 +67,6 @@ class SearchSpace:
             for place in reversed({place.uid: place for place in reversed(places(estimator))}.values())
         ]
         for param, given in space.items():
-            if not hasattr(param, "parent"):
-                raise InputError(f"space has the key {param!r}: its keys are Params of stages, such as head.regParam")
             stage = held.get(param.parent)
             if stage is None or not stage.hasParam(param.name):
                 raise InputError(f"space {trie.unknown(param, held)}")

@@ -45,6 +45,7 @@ class SearchSummary(DisplayableFields):
         warnings: reasons to doubt the figures.
         against: the model that the winner was compared with, "default" or "current".
         saved: see `sparkdiff.report.RunRecord`.
+        records: a dict per trial; not in `toDict()`.
     """
 
     __module__ = "sparkdiff"
@@ -74,6 +75,11 @@ class SearchSummary(DisplayableFields):
     warnings: list[str]
     against: str = "default"
     saved: dict[str, Any] = dataclasses.field(default_factory=dict)
+    records: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    def toDict(self) -> dict[str, Any]:
+        """All values except the records of the trials, ready for JSON."""
+        return {name: value for name, value in super().toDict().items() if name != "records"}
 
     def toHTML(self, path: str | Path) -> None:
         """Write the report of the search as one page that needs no other file and no network.
@@ -82,7 +88,7 @@ class SearchSummary(DisplayableFields):
             InputError: the extra `report` is not installed.
             OSError: the file can't be written.
         """
-        write_bytes(Path(path), page(self.toDict()).encode())
+        write_bytes(Path(path), page(self.toDict(), trials=self.records).encode())
 
     def _headline(self) -> str:
         one, other = self.fresh["winner"], self.fresh["default"]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparkdiff.errors import InputError
+from sparkdiff.errors import FILL_GAPS, InputError
 from sparkdiff.stages.affine import Affine, AffineForm, Parameters
 from sparkdiff.stages.base import register
 from sparkdiff.tensors.rows import Rows, SparseRows, known_any, offsets_of
@@ -47,8 +47,7 @@ class VectorAssembler(Affine):
         for name, column in zip(self.names, columns, strict=True):
             if isinstance(column, Tensor) and column.ndim == 1 and known_any(column.isnan()):
                 raise InputError(
-                    f"{self.uid}: column {name!r} holds null or NaN, which handleInvalid='error' refuses; "
-                    "impute the column, or set handleInvalid to 'keep'"
+                    f"{self.uid}: column {name!r} holds null or NaN, which handleInvalid='error' refuses: {FILL_GAPS}"
                 )
 
     def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:

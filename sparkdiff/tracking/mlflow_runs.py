@@ -255,14 +255,14 @@ def _active(package: Any, run_id: str | None, digest: str) -> Iterator[str]:
 def _log_result(client: Any, run_id: str, tuned: Any) -> None:
     """Log a result except its model; curves and figures only if a `Callback` has not logged them while the fit ran."""
     entities = importlib.import_module("mlflow.entities")
-    trials = getattr(tuned, "records", ())
     if client.get_run(run_id).data.tags.get(TOLD) != digest_of(tuned.summary):
-        rows = trials or getattr(tuned.summary, "records", [])
-        log_values(client, run_id, metrics=metrics_of(entities, (p for row in rows for p in points(row))))
+        log_values(
+            client, run_id, metrics=metrics_of(entities, (p for row in tuned.summary.records for p in points(row)))
+        )
         log_figures(client, run_id, tuned.summary)
     stages = ", ".join(type(stage).__name__ for _, stage in flatten(tuned.pipelineModel))
     log_params(client, run_id, {"stages": text(stages)})
-    log_pages(client, run_id, tuned.summary, _plan(tuned), trials)
+    log_pages(client, run_id, tuned.summary, _plan(tuned))
 
 
 def _plan(tuned: Any) -> Any:

@@ -70,14 +70,14 @@ def log_figures(client: Any, run_id: str, summary: Any) -> None:
     client.set_tag(run_id, TOLD, digest_of(summary))
 
 
-def log_pages(
-    client: Any, run_id: str, summary: Any, plan: Any = None, trials: Sequence[Mapping[str, Any]] = ()
-) -> None:
+def log_pages(client: Any, run_id: str, summary: Any, plan: Any = None) -> None:
     """Log files: summary.json, the report and, if known, the plan."""
-    told, history = plain(summary), getattr(summary, "records", [])
+    told, history = plain(summary), summary.records
     client.log_text(run_id, json.dumps(told, indent=2), "summary.json")
     drawn = None if plan is None else json.loads(plan.toJSON())
-    client.log_text(run_id, page(told, history, plan=drawn, trials=hidden(trials)), "report.html")
+    client.log_text(
+        run_id, page(told, history, plan=drawn, trials=hidden(history if "fresh" in told else [])), "report.html"
+    )
     if plan is not None:
         client.log_text(run_id, str(plan), "plan.txt")
         client.log_text(run_id, plan.draw()._repr_svg_(), "plan.svg")

@@ -293,7 +293,7 @@ class _Search(Params):
         task = GridTask.of(get("estimator"), get("estimatorParamMaps"), get("evaluator"))
         if jvm.in_process(dataset.sparkSession):
             check_values(task)
-            check_evaluator(task.evaluator)
+            check_evaluator(task.evaluator, [task.estimator, *task.maps], dataset.columns)
         return task
 
     def _outcomes(self, dataset: DataFrame) -> tuple[GridTask, list[FoldMetrics]]:

@@ -24,21 +24,21 @@ TAKES_SESSION = "session" in str(inspect.signature(inheritable_thread_target)).l
 
 
 def leaves_of(estimator: Any, whole: Callable[[Any], bool]) -> list[Any]:
-    """The leaf stages of an estimator: pipelines are replaced by their stages, unless `whole` is True for them.
+    """The leaf stages of an estimator: pipelines are replaced by their stages, unless `whole` is True for them. A
+    subclass of Pipeline is a leaf, because it may do more.
 
     Raises:
-        InputError: a stage is neither an Estimator nor a Transformer.
+        InputError: a stage is neither an Estimator nor a Transformer, or a Pipeline has no stages.
     """
     if not isinstance(estimator, (Estimator, Transformer)):
         raise InputError(f"{kind_of(estimator)} is not a pipeline stage: it is neither an Estimator nor a Transformer")
-    if not is_plain_pipeline(estimator) or whole(estimator):
+    if type(estimator) is not Pipeline or whole(estimator):
         return [estimator]
+    if not estimator.isDefined("stages"):
+        raise InputError(
+            f"{estimator.uid} has no stages, so there is nothing to fit: set them, as in Pipeline(stages=[...])"
+        )
     return [leaf for stage in estimator.getOrDefault("stages") for leaf in leaves_of(stage, whole)]
-
-
-def is_plain_pipeline(stage: Any) -> bool:
-    """True if a stage is equivalent to the stages it holds: a Pipeline, but no subclass, which may do more."""
-    return type(stage) is Pipeline and stage.isDefined("stages")
 
 
 def is_sparks(stage: Any) -> bool:
@@ -111,7 +111,7 @@ class GridTask:
         rest = iter(fitted)
 
         def of(stage: Any) -> Any:
-            whole = not is_plain_pipeline(stage) or any(stage is leaf for leaf in self.stages)
+            whole = type(stage) is not Pipeline or any(stage is leaf for leaf in self.stages)
             return next(rest) if whole else PipelineModel([of(part) for part in stage.getOrDefault("stages")])
 
         return of(self.estimator)

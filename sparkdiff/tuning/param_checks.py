@@ -1,14 +1,17 @@
 """Checks of Param values and metrics that Spark would refuse, before the first fit."""
 
+import re
+from collections.abc import Collection
 from typing import Any
 
 from pyspark.ml.param import Param, Params
 from pyspark.ml.wrapper import JavaParams
 
 from sparkdiff import jvm
-from sparkdiff.errors import InputError
+from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.pipeline.nesting import inside
-from sparkdiff.tuning.fits import GridTask
+from sparkdiff.stages.base import columns_of
+from sparkdiff.tuning.fits import GridTask, is_sparks
 
 
 def check_values(task: GridTask) -> None:
@@ -43,8 +46,12 @@ def check_value(where: str, stage: Any, param: Param[Any], value: Any) -> None:
         raise InputError(f"{where} gives {param.name} of {param.parent} the value {value!r}: {jvm.cause(e)}") from e
 
 
-def check_evaluator(evaluator: Any) -> None:
-    """Check, with Spark's own validation, that the Params of an evaluator, such as its metric, have valid values.
+def check_evaluator(evaluator: Any, estimator: Any, columns: Collection[str]) -> None:
+    """Check, with Spark's own validation, that the Params of an evaluator, such as its metric, have valid values; and
+    that its label is a column of the rows, or that a Param of a stage, such as an output column or a statement, names it.
+
+    Args:
+        estimator: the estimator, in a list with what a search may set in it.
 
     Raises:
         InputError: a value is invalid. The message gives Spark's reason.
@@ -55,3 +62,15 @@ def check_evaluator(evaluator: Any) -> None:
         if evaluator.isSet(param):
             with jvm.as_input_error(f"{type(evaluator).__name__}({param.name}={evaluator.getOrDefault(param)!r})"):
                 evaluator._make_java_param_pair(param, evaluator.getOrDefault(param))
+    held = inside(estimator).values()
+    texts = [
+        *columns,
+        str(estimator),
+        *(str(stage.getOrDefault(p)) for stage in held for p in stage.params if stage.isDefined(p)),
+    ]
+    for label in columns_of(evaluator, ("labelCol",)) if all(map(is_sparks, held)) else ():
+        if not any(re.search(rf"(?<!\w){re.escape(label)}(?!\w)", text, re.IGNORECASE) for text in texts):
+            raise InputError(
+                f"labelCol={label!r} of {type(evaluator).__name__} is neither a column of the data nor one that a stage writes. "
+                f"{did_you_mean(label, columns)}"
+            )

@@ -118,8 +118,6 @@ def unknown(param: Any, known: Mapping[str, Any]) -> str:
     """The message that a Param belongs to no stage of the estimator, with a suggestion."""
     name = str(param.parent).rpartition("_")[0]
     same = [stage for stage in known.values() if type(stage).__name__ == name]
-    if same:
-        way = f"the {name} of the estimator is {same[0].uid}: take the Param from that object"
-    else:
-        way = did_you_mean(name, {type(stage).__name__ for stage in known.values()})
+    near = did_you_mean(name, {type(stage).__name__ for stage in known.values()})
+    way = f"the {name} of the estimator is {same[0].uid}: take the Param from that object" if same else near
     return f"sets {param.name} of {param.parent}, which is no stage of the estimator; {way}"

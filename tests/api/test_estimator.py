@@ -221,14 +221,27 @@ def test_a_tuned_model_can_be_saved_and_loaded(df: DataFrame, tuned: FineTunerMo
     assert loaded.summary.asdict() == tuned.summary.asdict()
     assert loaded.summary.history.equals(tuned.summary.history)
     np.testing.assert_array_equal(predictions(loaded, df), predictions(tuned, df))
-    plain = PipelineModel.load(f"file://{tmp_path}/tuned/pipelineModel")  # without sparkdiff
-    assert same(plain, tuned.pipelineModel)
+    for folder in ("tuned", "tuned/pipelineModel"):  # without sparkdiff
+        plain = PipelineModel.load(f"file://{tmp_path}/{folder}")
+        assert [s.uid for s in plain.stages] == [s.uid for s in tuned.pipelineModel.stages]
+        assert same(plain, tuned.pipelineModel)
     kept = FineTunerModel(
         tuned.originalModel, tuned.originalModel, dataclasses.replace(tuned.summary, decision="kept original")
     )
     kept.write().save(f"file://{tmp_path}/kept")
     again = FineTunerModel.load(f"file://{tmp_path}/kept")
     assert again.pipelineModel is again.originalModel
+
+
+def test_a_model_shows_its_decision_and_the_way_on(tuned: FineTunerModel) -> None:
+    assert repr(tuned).startswith("<FineTunerModel: tuned, poisson ") and repr(tuned).endswith("is plain Spark ML>")
+    assert str(tuned) == f"{tuned.summary}\n" + (
+        "pipelineModel.write().save(path) saves the plain pipeline; summary.toHTML(path) writes the report"
+    )
+    assert "<strong>decision: tuned" in (tuned._repr_html_() or "")
+    kept = dataclasses.replace(tuned.summary, decision="kept original")
+    model = FineTunerModel(tuned.originalModel, tuned.originalModel, kept)
+    assert repr(model).endswith("is the original>") and "pipelineModel is the original itself;" in str(model)
 
 
 def test_transform_is_the_pipelines(df: DataFrame, tuned: FineTunerModel) -> None:

@@ -245,10 +245,12 @@ def test_labels_and_weights_of_files(tmp_path: Path, value: float | None) -> Non
     wrong = [1.0] * 999 + [value]
     with pytest.raises(InputError, match=rf"labelCol='riders' holds {value!r} in 1 or more rows; a label must be .*"):
         stats_of(tmp_path, label=wrong)
-    sentence = "in 1 or more rows; a weight must be .*>= 0: drop or fill these rows"
+    sentence = "in 1 or more rows; a weight must be .*>= 0: "
     with pytest.raises(InputError, match=f"weightCol='weight' holds {value!r} {sentence}"):
         stats_of(tmp_path, label=[1.0] * 1000, weight=wrong)
-    with pytest.raises(InputError, match=f"weightCol='weight' holds -1.0 {sentence}"):
+    with pytest.raises(
+        InputError, match=r"weightCol='weight' holds -1\.0 in 1 or more rows; .*>= 0: check its sign, or clip"
+    ):
         stats_of(tmp_path, label=[1.0] * 1000, weight=[*wrong[:999], -1.0])
 
 
@@ -421,12 +423,14 @@ def test_a_scalar_that_reaches_pca(df: DataFrame, folder: Path) -> None:
 def test_an_assembler_that_takes_no_null(
     df: DataFrame, model: PipelineModel, numeric: PipelineModel, folder: Path
 ) -> None:
-    sentence = f"{model.stages[2].uid}: column 'wind' holds null or NaN.*impute the column, or set handleInvalid"
+    advice = "put an Imputer in front of it, or set handleInvalid to 'skip'; 'keep' is for trees"
+    sentence = f"{model.stages[2].uid}: column 'wind' holds null or NaN.*{advice}"
     for value in (None, NAN):
         data = row_7("wind", value)(df)
         refused(sentence, model, data, folder)
-    remedy = "(null|NaN) while assembling a row .*Consider removing (null|NaN)s from dataset or using handleInvalid"
-    refused(f"Spark failed while it ran .*{numeric.stages[0].uid}.*{remedy}", numeric, data, folder)
+    refused(
+        f"Spark failed while it ran .*{numeric.stages[0].uid}.*while assembling a row .*{advice}", numeric, data, folder
+    )
 
 
 def test_a_category_that_was_never_seen(df: DataFrame, model: PipelineModel, folder: Path) -> None:
@@ -443,12 +447,6 @@ def test_an_index_outside_of_the_categories(df: DataFrame, model: PipelineModel,
 
 
 # Weights and numbers of rows ------------------------------------------------------------------------------------------
-
-
-def test_a_weight_that_is_none(df: DataFrame, numeric: PipelineModel, folder: Path) -> None:
-    sentence = "weightCol='weight' holds -1.0 in 1 or more rows; a weight must be .*>= 0: drop or fill these rows"
-    refused(sentence, numeric, row_7("weight", -1.0)(df), folder, weightCol="weight")
-    assert list(folder.iterdir()) == []
 
 
 @pytest.fixture(scope="module")
@@ -488,8 +486,7 @@ def test_weights_that_are_all_0(df: DataFrame, numeric: PipelineModel, folder: P
     refused("0 train rows of weight > 0", numeric, df.withColumn("weight", F.lit(0)), folder, weightCol="weight")
 
 
-def test_too_few_rows(df: DataFrame, numeric: PipelineModel, folder: Path) -> None:
-    assert "rows, 30 are needed" in tune(numeric, df.where("number < 100"), folder).summary.reason
+def test_no_rows(df: DataFrame, numeric: PipelineModel, folder: Path) -> None:
     refused("the data have no rows", numeric, df.where("number < 0"), folder)
     refused("the data have no rows", numeric, df.where("number < 0"), folder, timeCol="number")
     vectors = numeric.transform(df).drop("prediction")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from sparkdiff.errors import run_for_exit_code
+from sparkdiff.errors import InputError, check_type, run_for_exit_code
 
 
 @pytest.mark.parametrize(
@@ -20,3 +20,14 @@ from sparkdiff.errors import run_for_exit_code
 def test_sys_exit_is_told_as_python_does(given: Any, code: int, told: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_for_exit_code(lambda: sys.exit(given)) == code
     assert capsys.readouterr().err == told
+
+
+def test_a_notebook_shows_the_callers_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    """IPython asks an error for its lines."""
+    with pytest.raises(InputError) as caught:
+        check_type("penalty", "much", float, "a number")
+    *frames, said = caught.value._render_traceback_()
+    assert said == "InputError: penalty must be a number, got str"
+    assert "test_a_notebook_shows" in frames[0] and not [line for line in frames if "sparkdiff/errors.py" in line]
+    monkeypatch.setenv("SPARKDIFF_TRACEBACK", "1")
+    assert [line for line in caught.value._render_traceback_() if "sparkdiff/errors.py" in line]

@@ -378,7 +378,11 @@ def test_too_few_rows_groups_and_blocks(df: DataFrame, numeric: PipelineModel, f
     few, teams = df.where("number < 100"), df.withColumn("team", F.col("user") % 20)
     for rows, words, options in (
         (few, r"[12]\d rows, 30 are needed", {}),
-        (teams, r"\d(\.\d effective)? groups, 30 are needed", {"groupCol": "team"}),
+        (
+            teams,
+            r"\d(\.\d effective)? groups, 30 are needed, but groupCol='team' has too few values",
+            {"groupCol": "team"},
+        ),
         (few, r"[12]\d(\.\d effective)? blocks, 30 are needed", {"timeCol": "number"}),
     ):
         kept = tune(numeric, rows, folder, **options)

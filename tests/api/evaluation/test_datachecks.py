@@ -30,7 +30,7 @@ def doubts(model: Any, data: DataFrame | list[Source], folder: Path, **options: 
     cache = cached(model, data, folder, **options)
     network = Network(task.cut.graph, task.cut.live)
     with Stream(cache.folder, backend="arrow") as stream:
-        data, label = Data(stream, cache.columns(task.cut)), training_labels(cache.manifest["stats"])
+        data, label = Data(stream, cache.columns(task.cut)), training_labels(cache.manifest["stats"], task.options)
         return check(network, data, cache.manifest_entries(task.cut), task.options, label, cache.splits)
 
 

@@ -67,7 +67,7 @@ def test_from_a_file_to_a_folder_and_back(job: Path, capsys: pytest.CaptureFixtu
     out = capsys.readouterr().out
     where = ["saved out/model (plain Spark ML)", "report: out/report.html", "next: sparkdiff plan out"]
     assert out.splitlines()[-3:] == where
-    assert 0 < out.index("columns that parts may read") < out.index("decision: ")
+    assert 0 < out.index("parts may read it as") < out.index("decision: ")
     assert sorted(p.name for p in (job / "out").iterdir()) == [
         ".sparkdiff",
         "history.csv",

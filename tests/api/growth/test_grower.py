@@ -193,7 +193,7 @@ def test_dropping_columns_is_refused_where_spark_cannot(
     for run in (grower.explain, grower.fit):
         with pytest.raises(InputError, match=r"dropColumns=True needs Spark 4\.0 or newer.*EXCEPT"):
             run(rows)
-    assert "SQLTransformer" not in Grower(poisson).explain(rows)
+    assert "SQLTransformer" not in str(Grower(poisson).explain(rows))
 
 
 @pytest.mark.skipif(not LAST, reason="Spark 3.5 has no `* EXCEPT`")
@@ -449,7 +449,7 @@ def test_wrong_use_is_named(rows: DataFrame, poisson: PipelineModel, shared: Pat
 def test_explain_tells_what_may_join_and_adds_no_other_stage(
     grown: GrowerModel, poisson: PipelineModel, rows: DataFrame
 ) -> None:
-    text = Grower(poisson, parts=("crosses", "shapes"), entityCols=["shop"], maxServingCost=3).explain(rows)
+    text = str(Grower(poisson, parts=("crosses", "shapes"), entityCols=["shop"], maxServingCost=3).explain(rows))
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert f"beside its {poisson.stages[-1].numFeatures} features in 'scaled'" in text
     assert {"kind category with 6 values", "x number", "shop entity"} <= {*lines}

@@ -217,7 +217,7 @@ def test_where_nothing_is_proven_the_original_itself_is_kept(
     parts = {"parts": ("shapes", "effects"), "entityCols": ["shop"], "maxLoss": 0.0, "complexity": 0.0}
     found = Grower(model, cacheDir=str(shared), verbosity=1, **parts, **QUICK).fit(rows)
     summary = found.summary
-    assert "columns that parts may read" in capsys.readouterr().out
+    assert "parts may read it as" in capsys.readouterr().out
     assert next(iter(summary.timings)) == "plan" and summary.reason
     assert summary.decision == "kept original" and found.pipelineModel is model, str(summary)
     assert summary.rounds and summary.fineTunedGain is None

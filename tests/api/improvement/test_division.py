@@ -282,7 +282,9 @@ def test_too_few_rows_or_groups_are_known_before_any_work(df: DataFrame) -> None
     assert not told(df.where("number < 80"), numFolds=2)
     assert "set numFolds=5" in told(df.where("number < 200"), numFolds=0)
     by_user = told(df.where("user < 20"), numFolds=5, groupCol="user")
-    assert by_user.endswith("groups, 30 are needed; to decide it, pass more groups")
+    assert by_user.endswith(
+        "groups, 30 are needed, but groupCol='user' has too few values; to decide it, pass more groups"
+    )
     assert not told(df.where("user < 50"), numFolds=5, groupCol="user")
     assert not told(df.where("number < 40"), numFolds=2, guard=1.0)
 

@@ -94,6 +94,12 @@ def test_the_best_of_all_arms_is_plain_spark_with_evidence(
     assert others[0]["accepted"]
     assert "best" in others[0]["offers"]
     assert improved.offers["best"] is improved.pipelineModel
+    head, *shown = repr(improved.offers).splitlines()
+    assert head.split() == ["offer", "gain", "serving", "stages"] and [line.split()[0] for line in shown] == [
+        *improved.offers
+    ]
+    assert all(f"{summary.table[i]['serving']:.1f}x" in shown[n] for n, i in enumerate(summary.offers.values()))
+    assert '<td class="left">best</td>' in (improved.offers._repr_html_() or "")  # type: ignore[attr-defined]
     assert {a["arm"] for a in summary.arms} == {"refit", "finetune", "simplify", "grow"}
     assert {r["arm"] for r in summary.race} <= {
         a["arm"] for a in summary.arms if a["state"] not in ("failed", "not tried")
@@ -199,9 +205,9 @@ def test_what_is_to_be_kept_is_kept(model: PipelineModel, rows: DataFrame, cache
         model, keepForm=True, arms=["refit", "finetune", "grow"], keepStages=[scaler.uid], cacheDir=cache, **QUICK
     )
     plan = improver.explain(rows)
-    assert "grow" in plan
-    assert "keepForm forbids it" in plan
-    assert scaler.uid in plan
+    refused = {arm["arm"]: arm["note"] for arm in plan.toDict()["facts"]["arms"]}
+    assert refused == {"refit": "", "finetune": "", "grow": "not tried: keepForm forbids it"}
+    assert scaler.uid in str(plan) and "<td" in (plan._repr_html_() or "") and "\n" not in repr(plan)
     found = improver.fit(rows)
     assert {a["arm"] for a in found.summary.arms} == {"refit", "finetune"}
     for pipeline in (found.pipelineModel, *found.offers.values()):

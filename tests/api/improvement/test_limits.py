@@ -60,7 +60,7 @@ def test_plan_and_summary_name_unknown_serving_costs(rows: DataFrame, tmp_path: 
     few = rows.limit(40).localCheckpoint()  # too few to decide
     for made in (Grower(model, **given), Improver(model, arms=["refit"], budget="30 passes", baseline=False, **given)):
         named = f"serving costs of SQLTransformer {statement.uid} are not known"
-        assert made.explain(few).count(named) == 1
+        assert str(made.explain(few)).count(named) == 1
         assert [w.startswith(named) for w in made.fit(few).summary.warnings].count(True) == 1
 
 
@@ -156,7 +156,7 @@ def test_the_last_row_is_what_sparks_own_trees_reach(
     assert any(line.endswith("for comparison") for line in str(found).splitlines())
     assert {row["arm"] for row in found.table if row["folds"]} == {"refit"} == {row["arm"] for row in found.race}
     without = Improver(model, baseline=False, **given)
-    assert "GBTRegressor" not in without.explain(rows)
+    assert "GBTRegressor" not in str(without.explain(rows))
 
 
 def test_what_changes_too_many_labels_is_no_simpler_offer(rows: DataFrame, tmp_path: Path) -> None:

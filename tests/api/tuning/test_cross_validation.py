@@ -531,15 +531,14 @@ def test_a_fold_that_is_trained_on_one_class_is_named(rows: DataFrame, label: st
     words = rf"fold 1 is trained on rows of one class, {label}={value}.*: take fewer folds, or spread the classes"
     with pytest.raises(InputError, match=words):
         sparkdiff.CrossValidator(**given).fit(data)
+    judge = BinaryClassificationEvaluator(labelCol="rain", rawPredictionCol="nowhere")
     with pytest.raises(SparkError, match="nowhere"):
-        sparkdiff.CrossValidator(**given | {"evaluator": BinaryClassificationEvaluator(labelCol="nowhere")}).fit(every)
+        sparkdiff.CrossValidator(**given | {"evaluator": judge}).fit(every)
 
 
 def test_a_fold_column_that_two_have_is_named(rows: DataFrame) -> None:
-    head = LogisticRegression(labelCol="rain")
-    search = sparkdiff.CrossValidator(
-        estimator=head, estimatorParamMaps=[{}], evaluator=BinaryClassificationEvaluator(), foldCol="fold"
-    )
+    head, judge = LogisticRegression(labelCol="rain"), BinaryClassificationEvaluator(labelCol="rain")
+    search = sparkdiff.CrossValidator(estimator=head, estimatorParamMaps=[{}], evaluator=judge, foldCol="fold")
     with pytest.raises(InputError, match="foldCol='fold' matches 2 columns, 'fold', 'fold': rename all but one"):
         search.fit(rows.select("*", F.col("fold")))
 

@@ -85,7 +85,7 @@ def found(task: Search, rows: DataFrame) -> SearchModel:
     return task.fit(rows)
 
 
-def test_the_winner_is_plain_spark_compared_on_fresh_rows(found: SearchModel, rows: DataFrame) -> None:
+def test_the_winner_is_plain_spark_compared_on_fresh_rows(found: SearchModel, rows: DataFrame, tmp_path: Path) -> None:
     assert type(found.bestModel) is PipelineModel is type(found.pipelineModel)
     assert {type(stage).__module__.partition(".")[0] for stage in found.bestModel.stages} == {"pyspark"}
     summary, trials = found.summary, found.trials
@@ -101,6 +101,10 @@ def test_the_winner_is_plain_spark_compared_on_fresh_rows(found: SearchModel, ro
         assert text in str(summary)
     assert repr(summary).startswith("<SearchSummary: winner, areaUnderROC 0.") and len(repr(summary)) < 200
     assert "<strong>winner: on the fresh rows" in summary._repr_html_()
+    assert repr(found).startswith("<SearchModel: winner, areaUnderROC 0.") and str(found).startswith(str(summary))
+    summary.toHTML(tmp_path / "report.html")
+    assert "All trials" in (tmp_path / "report.html").read_text()
+    assert "records" not in summary.toDict() and summary.records == found.records
 
 
 def parts_of(data: DataFrame, split: Settings) -> list[DividedRows]:
@@ -132,7 +136,8 @@ def test_it_is_saved_and_loaded(task: Search, found: SearchModel, rows: DataFram
     assert loaded.summary == found.summary and loaded.trials.equals(found.trials) and loaded.uid == found.uid
     one, other = (m.transform(rows).agg(F.sum(vector_to_array("probability")[1])).first()[0] for m in (loaded, found))
     assert one == other
-    assert PipelineModel.load(f"file://{tmp_path}/model/pipelineModel").stages[-1].uid == found.bestModel.stages[-1].uid
+    for folder in ("model", "model/pipelineModel"):
+        assert PipelineModel.load(f"file://{tmp_path}/{folder}").stages[-1].uid == found.bestModel.stages[-1].uid
     assert sparkdiff.plain(found) is found.bestModel
     task.write().save(f"file://{tmp_path}/search")
     again = Search.load(f"file://{tmp_path}/search")

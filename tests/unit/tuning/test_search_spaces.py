@@ -165,7 +165,6 @@ def test_columns_are_renamed_through_empty_places_in_turn() -> None:
             {Head().size: [1]},
             r"space sets size of Head_\w+, which is no stage of the estimator; the Head of the estimator is",
         ),
-        ({"size": [1]}, "space has the key 'size': its keys are Params"),
         ({}, "space is empty and the estimator has no alternatives"),
     ],
 )

@@ -1,0 +1,131 @@
+"""Mistakes of first hours: each message names what was found, says why it can't be, and what to do."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyspark.ml import Pipeline, PipelineModel
+from pyspark.ml.evaluation import RegressionEvaluator
+from pyspark.ml.feature import OneHotEncoder, VectorAssembler
+from pyspark.ml.regression import LinearRegression
+from pyspark.sql import DataFrame, functions as F
+
+import sparkdiff
+from sparkdiff import FineTuner, FineTunerModel, Improver, InputError, Search
+from tests.support.small_data import NUMBERS, tune
+
+
+@dataclass
+class Given:
+    """What a user has: rows, pipelines fitted on them, with and without a StringIndexer, and a folder for caches."""
+
+    df: DataFrame
+    model: PipelineModel
+    numeric: PipelineModel
+    cache: Path
+
+    def tune(self, df: DataFrame | None = None, **options: Any) -> FineTunerModel:
+        return tune(self.numeric, self.df if df is None else df, self.cache, **options)
+
+    def search(self, kind: Any, estimator: Any = None, **given: Any) -> Any:
+        """A search of two settings of a linear regression by an evaluator with a wrong label; its fit."""
+        head = LinearRegression(featuresCol="x", labelCol="riders")
+        whole = Pipeline(stages=[VectorAssembler(inputCols=NUMBERS, outputCol="x"), head])
+        values = {head.regParam: [0.1, 1.0]}
+        grid = {"estimatorParamMaps": [{p: v} for p, many in values.items() for v in many]}
+        space = {"space": values} if kind is Search else grid
+        judge = RegressionEvaluator(labelCol="rider")
+        return kind(estimator=estimator or whole, evaluator=judge, **space | given).fit(self.df)
+
+
+def reads_another_name(outputs: Any, label: Any, weight: Any) -> Any:
+    return (outputs["pred"] - label) ** 2
+
+
+LABEL = ("labelCol='rider' of RegressionEvaluator", "neither a column of the data nor", "Did you mean 'riders'")
+STAGES = ("list", "expected a fitted PipelineModel or stage", "PipelineModel(stages)")
+PATH = ("str", "expected a fitted PipelineModel or stage", "load it with PipelineModel.load(path)")
+INDEX = ("labelCol='hour' is string", "must be a number", "set labelCol='hour_index', which StringIndexer")
+NO_STAGES = ("Pipeline_", "has no stages, so there is nothing to fit", "Pipeline(stages=[...])")
+IMPUTE = ("VectorAssembler", "while assembling a row", "put an Imputer in front of it", "'keep' is for trees")
+MISTAKES: dict[str, tuple[Callable[[Given], Any], tuple[str, ...]]] = {
+    "a group column of four values": (
+        lambda g: g.tune(g.df.withColumn("quarter", F.expr("number % 4")), groupCol="quarter", maxEpochs=1),
+        ("30 ", "groupCol='quarter' has too few values"),
+    ),
+    "a group column of one value": (
+        lambda g: g.tune(g.df.withColumn("one", F.lit(1)), groupCol="one"),
+        ("0 ", "groupCol='one' has too few values, as no group is split", "set one of 30 or more, or none"),
+    ),
+    "a split that the rows are not in": (
+        lambda g: g.tune(g.df.withColumn("held", F.lit(False)), validationIndicatorCol="held"),
+        ("0 validation rows", "validationIndicatorCol='held' must be true for some rows and false for others"),
+    ),
+    "null in front of a linear stage": (
+        lambda g: sparkdiff.verify(g.numeric, g.df.withColumn("wind", F.lit(None).cast("double"))),
+        IMPUTE,
+    ),
+    "a hundred rows": (
+        lambda g: g.tune(g.df.where("number < 100")),
+        ("rows, 30 are needed", "set numFolds=5, so that all rows decide"),
+    ),
+    "no rows, and folds": (
+        lambda g: Improver(g.numeric, cacheDir=str(g.cache)).fit(g.df.where("number < 0")),
+        ("the data have no rows", "check how they are read and filtered"),
+    ),
+    "a label that the pipeline indexes": (lambda g: FineTuner(g.model, labelCol="hour").fit(g.df), INDEX),
+    "the same for an improvement": (
+        lambda g: Improver(g.model, labelCol="hour", cacheDir=str(g.cache)).fit(g.df),
+        INDEX,
+    ),
+    "stages in place of a pipeline": (lambda g: FineTuner(pipeline=g.numeric.stages), STAGES),
+    "a path in place of a pipeline": (lambda g: Improver(pipeline="models/fair"), PATH),
+    "a loss that reads another name": (
+        lambda g: g.tune(loss=reads_another_name),
+        ("outputs['pred']", "which the predictor doesn't write", "Known: prediction"),
+    ),
+    "a budget without a unit": (
+        lambda g: Improver(g.numeric, budget=5),
+        ("budget='5' must be a time such as 90s, 30m",),
+    ),  # type: ignore[arg-type]
+    "metrics of other rows": (
+        lambda g: FineTunerModel(g.numeric, g.numeric, None).evaluate(g.df),  # type: ignore[arg-type]
+        ("FineTunerModel has no metrics of other rows", "evaluator.evaluate(model.transform(df))"),
+    ),
+    "a wrong label of a grid's evaluator": (
+        lambda g: g.search(sparkdiff.CrossValidator),
+        LABEL,
+    ),
+    "a wrong label of a search's evaluator": (lambda g: g.search(Search), LABEL),
+    "a negative weight": (
+        lambda g: g.tune(g.df.withColumn("weight", F.expr("if(number = 7, -1D, 1D)")), weightCol="weight"),
+        ("weightCol='weight' holds -1.0 in 1 or more rows", "must be >= 0", "check its sign, or clip it at 0"),
+    ),
+    "names in a space": (
+        lambda g: g.search(Search, space={"LinearRegression": {"regParam": [0.1]}}),
+        ("space has the key 'LinearRegression'", "its keys are Params", "space={head.regParam: uniform(0, 1)}"),
+    ),
+    "a pipeline without stages in a grid": (
+        lambda g: g.search(sparkdiff.CrossValidator, Pipeline()),
+        NO_STAGES,
+    ),
+    "a pipeline without stages": (lambda g: FineTuner(Pipeline()).fit(g.df), NO_STAGES),
+    "an encoder of Spark 2.2": (
+        lambda g: sparkdiff.plan(PipelineModel([OneHotEncoder(inputCol="a", outputCol="b")])),
+        ("OneHotEncoder", "isn't fitted", "one that Spark 2.2 or older has saved needed no fit", "fit it anew"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_answered(
+    df: DataFrame, model: PipelineModel, numeric: PipelineModel, shared: Path, name: str
+) -> None:
+    make, words = MISTAKES[name]
+    try:
+        said = make(Given(df, model, numeric, shared)).summary.reason  # of a run that tests nothing
+    except InputError as e:
+        said = str(e)
+    assert not [word for word in words if word not in said], said
