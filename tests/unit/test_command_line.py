@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +25,9 @@ from sparkdiff.options import Options
 COMMAND: Any = typer.main.get_command(app)
 JOB = "pipeline: models/old\ndata: {train: rows.csv}\noutput: out\n"
 
+FINISHED = SimpleNamespace(decision="tuned")
+"""The summary of a job that would have run."""
+
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -39,7 +43,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def loaded(here: Path, monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     """The jobs that commands would have run."""
     found: list[Config] = []
-    monkeypatch.setattr(starting, "run", lambda config: found.append(config) or "")
+    monkeypatch.setattr(starting, "run", lambda config: found.append(config) or FINISHED)
     return found
 
 
