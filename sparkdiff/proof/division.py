@@ -351,3 +351,14 @@ def inner(sources: Sequence[Source], options: Options) -> tuple[Source, ...]:
             chooses = seconds(source.df, options.timeCol) > start
         out += _parts(source.df, **{TRAIN: ~chooses, VALIDATION: chooses})
     return tuple(out)
+
+
+def out_of_fold(source: Source, options: Options, folds: int) -> list[tuple[Source, ...]]:
+    """Divisions of these rows into the splits train and validation, such that each row is once in validation; by time one
+    division, as `inner` makes it.
+
+    The folds are others than those of `fold_of`, a fold of which would be empty among the rows of the others.
+    """
+    fold = F.pmod(F.xxhash64(unit_and_block(source.df, options)[0], F.lit("out of fold")), F.lit(folds))
+    parts = ({TRAIN: fold != k, VALIDATION: fold == k} for k in range(folds))
+    return [inner([source], options)] if options.timeCol else [_parts(source.df, **part) for part in parts]
