@@ -75,11 +75,12 @@ def costs(old: MarginModel, new: MarginModel, data: Data, split: str, metric: Me
         for batch, _, weight, _ in data.batches(split):
             values, used = data.values(batch), weight > 0
             first, second = (network.margin(dict(values)) for network in (old, new))
-            scores = (
-                head.decision_margin(margin) if metric.name in DECISIONS else head.class_scores(margin)
-                for head, margin in ((old.head, first), (new.head, second))
+            label = wrong_label(
+                *(
+                    head.decision_margin(margin) if metric.name in DECISIONS else head.class_scores(margin)
+                    for head, margin in ((old.head, first), (new.head, second))
+                )
             )
-            label = wrong_label(*scores)
             lost = after.by_row(second, label, weight) - before.by_row(first, label, weight)
             known = lost.nan_to_num(nan=0.0)  # if both are infinite, neither is worse
             parts.append((metric.sign * known * weight)[used].to("cpu", torch.float64))

@@ -321,9 +321,11 @@ def fine_tune(
         judged = judge_by_rows(run, original, fitted, start.given)
         model, tuned = task.model, dataclasses.replace(original, parity=None)
         if judged.judgement.accepted:
-            made = None
-            if fitted.params:  # set on the pipeline as passed, whose weights stay
-                made = prepare(with_params(task, start.original, fitted.params), task.options, sources[0].df)
+            made = (  # a threshold is set on the pipeline as passed, so that its weights stay
+                prepare(with_params(task, start.original, fitted.params), task.options, sources[0].df)
+                if fitted.params
+                else None
+            )
             model, tuned = write_back_and_verify(run, original, fitted.found.network, {VALIDATION: judged.tuned}, made)
             judgement, notes = task.compare_other_outputs(judged.judgement, model, sources[0].df)
             judged, doubts = dataclasses.replace(judged, judgement=judgement), [*doubts, *notes]

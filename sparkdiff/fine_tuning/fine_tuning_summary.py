@@ -29,7 +29,6 @@ def summary_of(
     judgement, found = judged.judgement, fitted.found
     held, now = original.scores[VALIDATION], tuned.scores[VALIDATION]
     params = ", ".join(f"{name}={value}" for name, value in fitted.params.items())
-    best = f"{params}, the best by scores of training rows, gives no {run.goal.metric.direction} {run.goal.metric.name}"
     compared = {"before": original.parity, "after": tuned.parity, "float32": fitted.single}
     return FineTuningSummary(
         decision="tuned" if judgement.accepted else "kept original",
@@ -41,7 +40,10 @@ def summary_of(
             found.history,
             whose=f"{params}: its" if params else "the best epoch's",
             divided=run.divided,
-            nothing=f"{best} on the validation rows" if params else "",
+            nothing=f"{params}, the best by scores of training rows, gives no {run.goal.metric.direction} {run.goal.metric.name} "
+            "on the validation rows"
+            if params
+            else "",
         ),
         warnings=warnings_of(run, fitted, judged, now, doubts),
         options=shown_options(run.task, run.goal.metric),

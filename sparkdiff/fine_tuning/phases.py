@@ -62,19 +62,9 @@ from sparkdiff.training.recipes import FEW_ROWS, FEWEST, Recipe
 from sparkdiff.training.training_run import Training
 
 OF_TRAINING = (
-    *(
-        "recipe",
-        "optimizer",
-        "learningRate",
-        "learningRates",
-        "regAnchor",
-        "schedule",
-        "ema",
-        "gradientClip",
-        "penalties",
-    ),
+    *("recipe", "optimizer", "learningRate", "learningRates", "regAnchor", "schedule", "ema", "gradientClip"),
     *("maxEpochs", "patience", "minDelta", "maxSeconds", "batchSize", "numProcesses", "localSteps", "slowMomentum"),
-    *("localMode", "timeout", "device", "unfreeze", "numFolds"),
+    *("localMode", "timeout", "device", "penalties", "unfreeze", "numFolds"),
 )
 """Options that only a training reads."""
 
@@ -503,8 +493,11 @@ def idle_options(run: Run) -> list[str]:
         "tags": not_kept,
         "redact": not_kept,
     }
-    idle = (True, "tune='threshold' trains nothing")
-    found = without_effect(o, reasons | (dict.fromkeys(OF_TRAINING, idle) if o.tune == "threshold" else {}))
+    found = without_effect(
+        o,
+        reasons
+        | dict.fromkeys(OF_TRAINING if o.tune == "threshold" else (), (True, "tune='threshold' trains nothing")),
+    )
     trained = {i for i, stage in enumerate(run.task.plan.stages) if stage.trainable}
     for option, trains, what in (
         (

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
 
 from sparkdiff.data.splits import TRAIN, VALIDATION, Boundaries, Source, number_equal_rows, training_rows
 from sparkdiff.evaluation.guard import Ledger
@@ -27,10 +28,8 @@ from sparkdiff.training.epoch_results import TrainedNetwork
 FOLDS = 5
 ROUNDS = 3
 """Number of rounds over the classes; two classes need one."""
-STEPS = sorted((10 ** (k / 40) for k in range(-240, 241)), key=lambda step: max(step, 1 / step))
+STEPS = sorted((10 ** (k / 20) for k in range(-100, 101)), key=lambda step: max(step, 1 / step))
 """Factors of a threshold that are tried, the nearest first."""
-FEWEST = 1e-6
-"""Threshold in place of a smaller one, from which the steps lead to all others."""
 
 
 def tune_threshold(
@@ -49,18 +48,22 @@ def tune_threshold(
     Raises:
         InputError: the pipeline can't be fitted without some fold, or its classes have other numbers then.
     """
-    task, o, head, metric = run.task, run.task.options, run.task.cut.graph.head, run.goal.metric
-    module: Any = head.module
+    task, o, metric, stage = run.task, run.task.options, run.goal.metric, run.task.cut.graph.head.stage
+    head: Any = run.network.head
     with run.phases.phase("threshold"):
-        parts = [_scores(run, TRAIN)] if fit is None else _out_of_fold_scores(task, sources, boundaries, fit)
+        parts = (
+            [_scores(run, head.classes)]
+            if fit is None
+            else _out_of_fold_scores(task, sources, boundaries, fit, head.classes)
+        )
         probability, label, weight = (torch.cat(each) for each in zip(*parts, strict=True))
-        decided = of_predictions(metric.name, {**o.lossParams, **o.metricParams}, module.classes)
+        decided = of_predictions(metric.name, {**o.lossParams, **o.metricParams}, head.classes)
         mean = decided.value or (lambda each, _label, weight: weight @ each / weight.sum())
 
         def loss(prediction: torch.Tensor) -> float:
             return float(decided.sign * mean(decided.by_row(prediction, label, weight), label, weight))
 
-        params = module.threshold_params(head.stage, best_thresholds(loss, module.decides_by(), probability))
+        params = head.threshold_params(stage, best_thresholds(loss, head.decides_by(), probability))
         new = prepare(with_params(task, task.model, params), o, sources[0].df)
         network = Network(new.cut.graph, new.cut.live)
         now = score(network, run.data, VALIDATION, metric)
@@ -70,36 +73,40 @@ def tune_threshold(
 
 
 def _out_of_fold_scores(
-    task: Task, sources: Sequence[Source], boundaries: Boundaries | None, fit: Callable[[Source], Any]
+    task: Task, sources: Sequence[Source], boundaries: Boundaries | None, fit: Callable[[Source], Any], number: int
 ) -> list[tuple[torch.Tensor, ...]]:
-    o, shared, parts = task.options, FitResults(), list[tuple[torch.Tensor, ...]]()
+    """Scores of the rows of each fold.
+
+    Args:
+        number: number of classes.
+    """
+    o, label, shared, parts = task.options, task.labelCol, FitResults(), list[tuple[torch.Tensor, ...]]()
     rows = number_equal_rows(training_rows(sources, o, boundaries), o)
+    classes, cached = classes_of(task.model, label), Boundaries()
     try:
-        for k, fold in enumerate(out_of_fold(Source(rows, TRAIN, numbered=True), o, FOLDS), 1):
-            own = prepare(fit(fold[0]), o, fold[0].data)
+        for k, (train, held) in enumerate(out_of_fold(Source(rows, TRAIN, numbered=True), o, FOLDS), 1):
+            own = prepare(fit(train), o, train.data)
             check_same_classes(
-                *map(_classes, (task, own)), task.labelCol, f"those without fold {k}", "the training rows"
+                classes, classes_of(own.model, label), label, f"those without fold {k}", "the training rows"
             )
-            with open_run(own, fold, Phases(False), shared=shared, boundaries=Boundaries(), lasting=False) as run:
-                parts.append(_scores(run, VALIDATION))
+            with open_run(
+                own, [held], Phases(False), shared=shared, boundaries=cached, allTrain=True, lasting=False
+            ) as run:
+                parts.append(_scores(run, number))
     finally:
         shared.remove_caches()
     return parts
 
 
-def _classes(task: Task) -> Sequence[str]:
-    """The classes of the labels in the order of their numbers."""
-    head: Any = task.cut.graph.head.module
-    return classes_of(task.model, task.labelCol) or [*map(str, range(head.classes))]
-
-
 @torch.no_grad()
-def _scores(run: Run, split: str) -> tuple[torch.Tensor, ...]:
-    """Probabilities (n, k), labels (n,) and weights (n,) of the rows of a split."""
-    probabilities: Any = run.network.head.raw_and_probability
-    rows = run.data.batches(split)
-    parts = ((probabilities(run.network.margin(run.data.values(x)))[1], y.clone(), w.clone()) for x, y, w, _ in rows)
-    return tuple(torch.cat(each) for each in zip(*parts, strict=True))
+def _scores(run: Run, classes: int) -> tuple[torch.Tensor, ...]:
+    """Probabilities (n, classes), labels (n,) and weights (n,) of training rows; a class that the fit has not seen has
+    probability 0.
+    """
+    head: Any = run.network.head
+    margins = ((run.network.margin(run.data.values(x)), y.clone(), w.clone()) for x, y, w, _ in run.data.batches(TRAIN))
+    rows = ((pad(head.raw_and_probability(m)[1], (0, classes - head.classes)), y, w) for m, y, w in margins)
+    return tuple(torch.cat(each) for each in zip(*rows, strict=True))
 
 
 @torch.no_grad()
@@ -112,7 +119,7 @@ def best_thresholds(
         loss: function of the predicted classes (n,), those with the largest quotient of probability and threshold.
         probability: (n, k).
     """
-    cuts, classes = start.clamp_min(FEWEST), torch.arange(len(start))
+    cuts, classes = start.clamp_min(1e-5), torch.arange(len(start))  # from a 0, no step would lead elsewhere
     for k in classes[1:].tolist() * (ROUNDS if len(start) > 2 else 1):
         tried = [cuts * torch.where(classes == k, step, 1.0) for step in STEPS]
         losses = [loss((probability / each).argmax(1).double()) for each in tried]

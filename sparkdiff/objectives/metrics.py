@@ -92,11 +92,8 @@ def resolve(options: Options, objective: Objective, head: Predictor, columns: tu
             f"metricParams {sorted(unknown)} are unknown to the metric {name!r}; it takes {sorted(takes) or 'none'}"
         )
     given = {k: v for k, v in {**options.lossParams, **options.metricParams}.items() if k in takes}
-
-    def bind(head: Predictor) -> Metric:
-        return replace(_metric_by_name(name, given, head, columns, y), bind=bind)
-
-    return bind(head)
+    found = _metric_by_name(name, given, head, columns, y)
+    return replace(found, bind=lambda other: _metric_by_name(name, given, other, columns, y))
 
 
 def without_params(name: str, head: Predictor) -> Metric:

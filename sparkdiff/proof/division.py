@@ -353,12 +353,14 @@ def inner(sources: Sequence[Source], options: Options) -> tuple[Source, ...]:
     return tuple(out)
 
 
-def out_of_fold(source: Source, options: Options, folds: int) -> list[tuple[Source, ...]]:
-    """Divisions of these rows into the splits train and validation, such that each row is once in validation; by time one
+def out_of_fold(source: Source, options: Options, folds: int) -> list[tuple[Source, Source]]:
+    """Divisions of training rows into those to fit and those to score, such that each row is scored once; by time one
     division, as `inner` makes it.
 
-    The folds are others than those of `fold_of`, a fold of which would be empty among the rows of the others.
+    These folds are not those of `fold_of`, of which one would be empty among the rows of the others.
     """
     fold = F.pmod(F.xxhash64(unit_and_block(source.df, options)[0], F.lit("out of fold")), F.lit(folds))
-    parts = ({TRAIN: fold != k, VALIDATION: fold == k} for k in range(folds))
-    return [inner([source], options)] if options.timeCol else [_parts(source.df, **part) for part in parts]
+    dealt = (_parts(source.df, **{TRAIN: fold != k, VALIDATION: fold == k}) for k in range(folds))
+    return [
+        (fits, replace(held, split=TRAIN)) for fits, held in ([inner([source], options)] if options.timeCol else dealt)
+    ]
