@@ -113,10 +113,14 @@ class StartingPoint:
         reason, warnings = self.refused or summary.reason, [*self.warnings, *summary.warnings]
         if self.seen:
             start = (
-                f"{self.seen}: this run started from its refit on the training rows, which is what ships must beat; if none of "
-                "its stages was fitted on these rows, set rowsAreNew=True"
+                "started from its refit on the training rows, which is what ships must beat"
+                if summary.options["tune"] == "weights"
+                else "tested the threshold on its refit on the training rows, to which these figures belong"
             )
-            warnings = [start, *warnings]
+            warnings = [
+                f"{self.seen}: this run {start}; if none of its stages was fitted on these rows, set rowsAreNew=True",
+                *warnings,
+            ]
         if self.seen and summary.decision == "kept original":
             reason = f"{reason}; {self.seen}: {WAY_OUT}"
         return dataclasses.replace(summary, reason=reason, warnings=warnings)
@@ -318,7 +322,7 @@ def fine_tune(
             if task.options.tune == "weights"
             else tune_threshold(run, original, sources, boundaries, start.fit)
         )
-        judged = judge_by_rows(run, original, fitted, start.given)
+        judged = judge_by_rows(run, original, fitted, None if fitted.params else start.given)
         model, tuned = task.model, dataclasses.replace(original, parity=None)
         if judged.judgement.accepted:
             made = (  # a threshold is set on the pipeline as passed, so that its weights stay

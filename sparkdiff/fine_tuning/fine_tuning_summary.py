@@ -28,7 +28,10 @@ def summary_of(
 ) -> FineTuningSummary:
     judgement, found = judged.judgement, fitted.found
     held, now = original.scores[VALIDATION], tuned.scores[VALIDATION]
-    params = ", ".join(f"{name}={value}" for name, value in fitted.params.items())
+    params = ", ".join(
+        f"{name}={value:.4g}" if isinstance(value, float) else f"{name}=[{', '.join(f'{x:.4g}' for x in value)}]"
+        for name, value in fitted.params.items()
+    )
     compared = {"before": original.parity, "after": tuned.parity, "float32": fitted.single}
     return FineTuningSummary(
         decision="tuned" if judgement.accepted else "kept original",

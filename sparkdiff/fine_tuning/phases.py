@@ -496,7 +496,10 @@ def idle_options(run: Run) -> list[str]:
     found = without_effect(
         o,
         reasons
-        | dict.fromkeys(OF_TRAINING if o.tune == "threshold" else (), (True, "tune='threshold' trains nothing")),
+        | dict.fromkeys(
+            OF_TRAINING if o.tune == "threshold" else (),
+            (True, "tune='threshold' trains nothing, and held-out rows decide"),
+        ),
     )
     trained = {i for i, stage in enumerate(run.task.plan.stages) if stage.trainable}
     for option, trains, what in (

@@ -25,9 +25,6 @@ from sparkdiff.proof.division import out_of_fold
 from sparkdiff.report import Phases
 from sparkdiff.training.epoch_results import TrainedNetwork
 
-FOLDS = 5
-ROUNDS = 3
-"""Number of rounds over the classes; two classes need one."""
 STEPS = sorted((10 ** (k / 20) for k in range(-100, 101)), key=lambda step: max(step, 1 / step))
 """Factors of a threshold that are tried, the nearest first."""
 
@@ -48,7 +45,7 @@ def tune_threshold(
     Raises:
         InputError: the pipeline can't be fitted without some fold, or its classes have other numbers then.
     """
-    task, o, metric, stage = run.task, run.task.options, run.goal.metric, run.task.cut.graph.head.stage
+    task, o, metric = run.task, run.task.options, run.goal.metric
     head: Any = run.network.head
     with run.phases.phase("threshold"):
         parts = (
@@ -63,7 +60,7 @@ def tune_threshold(
         def loss(prediction: torch.Tensor) -> float:
             return float(decided.sign * mean(decided.by_row(prediction, label, weight), label, weight))
 
-        params = head.threshold_params(stage, best_thresholds(loss, head.decides_by(), probability))
+        params = head.threshold_params(best_thresholds(loss, head.decides_by(), probability))
         new = prepare(with_params(task, task.model, params), o, sources[0].df)
         network = Network(new.cut.graph, new.cut.live)
         now = score(network, run.data, VALIDATION, metric)
@@ -84,7 +81,7 @@ def _out_of_fold_scores(
     rows = number_equal_rows(training_rows(sources, o, boundaries), o)
     classes, cached = classes_of(task.model, label), Boundaries()
     try:
-        for k, (train, held) in enumerate(out_of_fold(Source(rows, TRAIN, numbered=True), o, FOLDS), 1):
+        for k, (train, held) in enumerate(out_of_fold(Source(rows, TRAIN, numbered=True), o), 1):
             own = prepare(fit(train), o, train.data)
             check_same_classes(
                 classes, classes_of(own.model, label), label, f"those without fold {k}", "the training rows"
@@ -104,8 +101,14 @@ def _scores(run: Run, classes: int) -> tuple[torch.Tensor, ...]:
     probability 0.
     """
     head: Any = run.network.head
-    margins = ((run.network.margin(run.data.values(x)), y.clone(), w.clone()) for x, y, w, _ in run.data.batches(TRAIN))
-    rows = ((pad(head.raw_and_probability(m)[1], (0, classes - head.classes)), y, w) for m, y, w in margins)
+    rows = (
+        (
+            pad(head.raw_and_probability(run.network.margin(run.data.values(x)))[1], (0, classes - head.classes)),
+            y.clone(),
+            w.clone(),
+        )
+        for x, y, w, _ in run.data.batches(TRAIN)
+    )
     return tuple(torch.cat(each) for each in zip(*rows, strict=True))
 
 
@@ -120,7 +123,7 @@ def best_thresholds(
         probability: (n, k).
     """
     cuts, classes = start.clamp_min(1e-5), torch.arange(len(start))  # from a 0, no step would lead elsewhere
-    for k in classes[1:].tolist() * (ROUNDS if len(start) > 2 else 1):
+    for k in classes[1:].tolist() * (3 if len(start) > 2 else 1):  # three rounds, as each depends on the others
         tried = [cuts * torch.where(classes == k, step, 1.0) for step in STEPS]
         losses = [loss((probability / each).argmax(1).double()) for each in tried]
         cuts = tried[losses.index(min(losses))]
@@ -130,4 +133,7 @@ def best_thresholds(
 def with_params(task: Task, model: Any, params: Mapping[str, Any]) -> Any:
     """The pipeline `model`, of the same stages as that of the task, with these Params set on a copy of its last stage."""
     [(path, stage)] = [leaf for leaf in flatten(model) if leaf[0] == task.cut.graph.head.path]
-    return with_leaves(model, {path: stage.copy({stage.getParam(name): value for name, value in params.items()})})
+    new = stage.copy()
+    for param in (p for p in new.params if p.name in ("threshold", "thresholds")):
+        new.clear(param)  # Spark refuses one that contradicts the other
+    return with_leaves(model, {path: new.copy({new.getParam(name): value for name, value in params.items()})})

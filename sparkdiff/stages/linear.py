@@ -372,13 +372,8 @@ class LogisticRegression(MatrixProduct, ProbabilisticClassifier):
     def decides_by(self) -> Tensor:
         return super().decides_by() if self.isMultinomial else tensor([1 - self.decides_at, self.decides_at])
 
-    def threshold_params(self, stage: Any, cuts: Tensor) -> dict[str, Any]:
-        # If both are set for two classes, Spark wants them to say the same.
-        return {
-            name: value
-            for name, value in (("threshold", float(cuts[1])), ("thresholds", cuts.tolist()))
-            if (name == "thresholds") == self.isMultinomial or (len(cuts) == 2 and stage.isSet(name))
-        }
+    def threshold_params(self, cuts: Tensor) -> dict[str, Any]:
+        return super().threshold_params(cuts) if self.isMultinomial else {"threshold": float(cuts[1])}
 
     def raw_and_probability(self, margin: Tensor) -> tuple[Tensor, Tensor]:
         if self.isMultinomial:

@@ -199,8 +199,8 @@ class ProbabilisticClassifier(Predictor):
             torch.ones(self.classes, dtype=torch.float64) if self.cuts is None else self.cuts, p=1, dim=0
         )
 
-    def threshold_params(self, stage: Any, cuts: Tensor) -> dict[str, Any]:
-        """The Params of the stage that make it decide by these thresholds (k,), which sum to 1."""
+    def threshold_params(self, cuts: Tensor) -> dict[str, Any]:
+        """The Params that make the stage decide by these thresholds (k,), which sum to 1."""
         return {"thresholds": cuts.tolist()}
 
     def raw_and_probability(self, margin: Tensor) -> tuple[Tensor, Tensor]:
