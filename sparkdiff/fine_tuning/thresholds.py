@@ -122,7 +122,8 @@ def best_thresholds(
         loss: function of the predicted classes (n,), those with the largest quotient of probability and threshold.
         probability: (n, k).
     """
-    cuts, classes = start.clamp_min(1e-5), torch.arange(len(start))  # from a 0, no step would lead elsewhere
+    # From a threshold of 0, no step would lead elsewhere.
+    cuts, classes = torch.where(start.min() > 0, start, 1.0), torch.arange(len(start))
     for k in classes[1:].tolist() * (3 if len(start) > 2 else 1):  # three rounds, as each depends on the others
         tried = [cuts * torch.where(classes == k, step, 1.0) for step in STEPS]
         losses = [loss((probability / each).argmax(1).double()) for each in tried]
