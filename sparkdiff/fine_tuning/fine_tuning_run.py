@@ -156,8 +156,14 @@ def starting_point(
     o, shared = options, shared or FitResults()
     idle = check_unfitted(given, o.rowsAreNew)
     if o.rowsAreNew or isinstance(given, Estimator):
-        again = lambda rows: plain(fit_on_training_rows(given, [rows], o, Boundaries()))  # noqa: E731
-        return StartingPoint(model, model, warnings=idle, fit=again if isinstance(given, Estimator) else None)
+        return StartingPoint(
+            model,
+            model,
+            warnings=idle,
+            fit=(lambda rows: plain(fit_on_training_rows(given, [rows], o, Boundaries())))
+            if isinstance(given, Estimator)
+            else None,
+        )
     task = prepare(model, o, sources[0].df)
 
     def measure(one: Any) -> tuple[Mapping[str, Score], RecordedMargins]:

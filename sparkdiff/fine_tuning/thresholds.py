@@ -60,12 +60,18 @@ def tune_threshold(
         def loss(prediction: torch.Tensor) -> float:
             return float(decided.sign * mean(decided.by_row(prediction, label, weight), label, weight))
 
-        params = head.threshold_params(best_thresholds(loss, head.decides_by(), probability))
+        cuts = best_thresholds(loss, head.decides_by(), probability)
+        params, far = head.threshold_params(cuts), (cuts - head.decides_by()).abs()
         new = prepare(with_params(task, task.model, params), o, sources[0].df)
         network = Network(new.cut.graph, new.cut.live)
         now = score(network, run.data, VALIDATION, metric)
     gains = original.scores[VALIDATION].blocks - now.blocks
-    found = TrainedNetwork([], Ledger(gains[None], now.weights, (), 0 if gains.sum() > 0 else -1), network, {})
+    found = TrainedNetwork(
+        [],
+        Ledger(gains[None], now.weights, (), 0 if gains.sum() > 0 else -1),
+        network,
+        {f"{new.cut.graph.head.uid}.{k}": (float(far.max()), float(far.square().mean().sqrt())) for k in params},
+    )
     return TrainingResult(found, now.mean, {}, [], "", "", None, None, "cpu", [], None, (), None, params)
 
 

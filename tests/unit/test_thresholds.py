@@ -86,9 +86,15 @@ def test_a_metric_decides_as_each_pipeline_does() -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"metric": "areaUnderROC"}, "metric='areaUnderROC' does not depend on decisions, and a threshold changes only"),
+        (
+            {"metric": "areaUnderROC"},
+            "metric='areaUnderROC' does not depend on decisions, and a threshold changes only",
+        ),
         ({"metric": "logLoss"}, "metric='logLoss' does not depend on decisions"),
-        ({"loss": "auto", "lossParams": {}}, "metric='logLoss' does not depend on .* set metric to one of expectedCost, f1,"),
+        (
+            {"loss": "auto", "lossParams": {}},
+            "metric='logLoss' does not depend on .* set metric to one of expectedCost, f1,",
+        ),
     ],
 )
 def test_a_metric_that_no_threshold_changes_is_refused(options: dict[str, Any], sentence: str) -> None:

@@ -73,6 +73,10 @@ def test_it_reaches_the_cost_and_keeps_the_calibration(
     assert any("tested the threshold on its refit on the training rows" in w for w in summary.warnings)
     assert not any("no longer calibrated" in w for w in summary.warnings)
     assert "of the new threshold" in str(summary)
+    name, page = f"{new.uid}.threshold", tmp_path / "page.html"
+    assert {name: round(far["largest"], 9) for name, far in summary.stages.items()} == {name: round(0.5 - threshold, 9)}
+    summary.toHTML(str(page))
+    assert f"<code>{name}</code> moved, and no other Param; weights," in page.read_text()
     found.pipelineModel.save(f"{tmp_path}/model")
     loaded = PipelineModel.load(f"{tmp_path}/model")
     assert loaded.stages[1].getThreshold() == threshold and sparkdiff.verify(loaded, df).ok
