@@ -58,7 +58,7 @@ class Metric(LossOrMetric):
         needs: the condition on the rows under which the metric is defined.
         ranks: whether the metric compares rows of class 1 with rows of class 0, so that both classes need enough rows.
         denominators: the rows that the metric divides by, for a metric of classes such as precision; else None.
-        bind: predictor -> this metric, bound to that predictor; None if all predictors have the same one.
+        bind: predictor -> this metric, bound to that predictor; None if it does not depend on decisions.
     """
 
     larger: bool = False

@@ -93,7 +93,9 @@ def resolve(options: Options, objective: Objective, head: Predictor, columns: tu
         )
     given = {k: v for k, v in {**options.lossParams, **options.metricParams}.items() if k in takes}
     found = _metric_by_name(name, given, head, columns, y)
-    return replace(found, bind=lambda other: _metric_by_name(name, given, other, columns, y))
+    return replace(
+        found, bind=(lambda h: _classes(name, {**PARAMS.get(name, {}), **given}, h)) if name in DECISIONS else None
+    )
 
 
 def without_params(name: str, head: Predictor) -> Metric:
