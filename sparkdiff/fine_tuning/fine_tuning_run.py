@@ -75,7 +75,11 @@ NEAR = 0.05
 rows, relative to the difference between the pipeline and its refit on the training rows only.
 """
 OTHER_ROWS = "rows that it was not fitted on, with rowsAreNew=True"
-WAY_OUT = f"pass the unfitted Pipeline (with FineTuner, numFolds=5 lets all rows decide), or {OTHER_ROWS}"
+WAY_OUT = {
+    "weights": f"pass the unfitted Pipeline (with FineTuner, numFolds=5 lets all rows decide), or {OTHER_ROWS}",
+    "threshold": f"pass the unfitted Pipeline, or {OTHER_ROWS}",
+}
+"""Remedy for a pipeline that may have seen the rows that decide, by the option `tune`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +126,7 @@ class StartingPoint:
                 *warnings,
             ]
         if self.seen and summary.decision == "kept original":
-            reason = f"{reason}; {self.seen}: {WAY_OUT}"
+            reason = f"{reason}; {self.seen}: {WAY_OUT[summary.options['tune']]}"
         return dataclasses.replace(summary, reason=reason, warnings=warnings)
 
     def complete_outcome(self, outcome: Any) -> Any:
@@ -185,7 +189,7 @@ def starting_point(
             found = evidence(before, measure(own)[0], lambda: measure(every())[0], alike=o.tune == "threshold")
         except InputError as e:
             say("no refit")
-            way_out = f"pass {OTHER_ROWS}" if soft_labels.has_vector_labels(sources, task.labelCol) else WAY_OUT
+            way_out = f"pass {OTHER_ROWS}" if soft_labels.has_vector_labels(sources, task.labelCol) else WAY_OUT[o.tune]
             why = f"{model.uid} may have seen the rows that decide, and there is no refit of it that hasn't ({e}): {way_out}"
             return StartingPoint(model, model, refused=why)
         seen = f"{model.uid} {found.value}"
@@ -194,7 +198,7 @@ def starting_point(
     if found is Evidence.NEW:
         return StartingPoint(model, model, fit=again)
     if found is Evidence.BETTER or (o.tune == "threshold" and found is Evidence.NO_BETTER):
-        return StartingPoint(model, model, refused=f"{seen}: {WAY_OUT}")
+        return StartingPoint(model, model, refused=f"{seen}: {WAY_OUT[o.tune]}")
     return StartingPoint(own, model, margins, seen, fit=again)
 
 
