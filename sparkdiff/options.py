@@ -100,6 +100,7 @@ class Options(OptionGroup):
     unfreeze: tuple[str, ...] = option((), "parameters to train that train on request only: <uid, class name or output column>.<parameter>", items="names of parameters")
     reference: tuple[str, ...] = option((), "stages to leave in Spark")
     target: tuple[str, ...] = option((), "the only stages to train, fit anew, search or delete; a stage that also feeds outputs outside the loss changes only if it is named here")
+    tune: str = option("weights", "what changes: the weights of the stages, or only the threshold at which the last one decides (with several classes, its thresholds), which is chosen on training rows that it was not fitted on", choices=("weights", "threshold"))
     recipe: str = option("default", "candidates that train together: one (fast; on bike sharing and digits it gains 0.75 points less than default on the mean, 6.4 in the worst run), four (default), or more, some with augmentation (thorough)", choices=("fast", "default", "thorough"))
     optimizer: str = option("adam", "torch optimizer; lbfgs takes one step per epoch, with the gradient of all rows", choices=("adam", "adamw", "sgd", "lbfgs"))
     learningRate: float = option(1e-3, "step size of the most careful candidate, in natural units; those of the other candidates are multiples of it", low=0, openLow=True)

@@ -51,8 +51,8 @@ def check(section: str, given: Mapping[str, Any], others: Mapping[str, Any]) -> 
         SETTINGS[section].of(given)
     except InputError as e:
         raise InputError(f"{section}: {e}") from e
-    for name, why in WHY_REFUSED.items() if section == "improver" else ():
-        if others.get(name):
+    for name, why in WHY_REFUSED.items() if section == "improver" else [("tune", WHY_REFUSED["tune"])]:
+        if others.get(name) and others[name] != getattr(Options(), name):
             raise InputError(
                 f"fineTuner.{name}={others[name]!r} is not possible with a section {section}: {why}. Leave it out"
             )

@@ -138,7 +138,7 @@ def _run(
         settings = SETTINGS[section].of(getattr(config, section))
         o = options if "numFolds" in config.options else dataclasses.replace(options, numFolds="auto")
         outcome: Outcome = PROCEDURES[section](made, o, settings, sources, phases, replace=mine, fits=fits)
-    elif options.numFolds:
+    elif options.numFolds and options.tune == "weights":
         outcome = fine_tune_by_folds(made, options, sources, phases, replace=mine, fits=fits)
     else:
         model = plain(fit(sources) if isinstance(made, Estimator) else made)

@@ -209,7 +209,7 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent, TunerMem
 
     def _run(self, given: Any, options: Options, sources: Sequence[Source], phases: Phases) -> Outcome:
         """Run the procedure on a fitted pipeline, or on an unfitted Pipeline."""
-        if options.numFolds:
+        if options.numFolds and options.tune == "weights":
             return fine_tune_by_folds(given, options, sources, phases)
         shared, boundaries = self._shared or FitResults(), None
         if isinstance(given, Pipeline):
@@ -379,7 +379,7 @@ def _names(settings: type) -> tuple[str, ...]:
 class ExtendedTuner(FineTuner):
     """A FineTuner with further settings and another procedure."""
 
-    WHY_REFUSED: ClassVar[Mapping[str, str]] = {}
+    WHY_REFUSED: ClassVar[Mapping[str, str]] = {"tune": "only FineTuner has it"}
     """Options of fine-tuning that this estimator does not support, and the reasons."""
     DESCRIBE: ClassVar[Callable[..., RunPlan]]
     """Function (fitted pipeline, options, settings, rows) that returns the plan of a run; runs no Spark job."""

@@ -177,6 +177,7 @@ def reason(
     where: str = "validation",
     folds: bool = True,
     divided: bool = True,
+    nothing: str = "",
 ) -> str:
     """The reason for the decision, in one sentence with the figures; if the original is kept, it ends with the remedy.
 
@@ -186,13 +187,14 @@ def reason(
         whose: the subject of the gain in the possessive form, such as "the best epoch's".
         where: the name of the held-out rows in the sentence.
         folds, divided: see `ways_to_decide`.
+        nothing: the reason if there is no gain on the held-out rows; if empty, that of a training.
     """
     verdict, o = judgement.verdict, options
     ways = ways_to_decide(o, folds=folds, divided=divided)
     if verdict.untested:
         return f"not tested: {verdict.untested}; {ways}"
     if verdict.best < 0:
-        return nothing_gained(o, metric, history)
+        return nothing or nothing_gained(o, metric, history)
     gain = f"{whose} gain of {share_of(verdict.gain, original):.2%} on the {where} rows"
     share = f" = guard {o.guard:g} / fleetSize {o.fleetSize:,}" if o.fleetSize > 1 and o.guard < 1 else ""
     shrunk = ", shrunk" if share and verdict.level < 0.99 * o.guard / o.fleetSize else ""
@@ -263,7 +265,7 @@ def ways_to_decide(options: Options, *, folds: bool, divided: bool = True) -> st
     """
     o = options
     divided = divided and o.validationIndicatorCol is None
-    folds = folds and divided and not o.numFolds and not o.timeCol
+    folds = folds and divided and not o.numFolds and not o.timeCol and o.tune == "weights"
     ways = ["set numFolds=5, so that all rows decide"] if folds else []
     if not o.numFolds and divided and o.validationFraction < LARGER_FRACTION:
         ways.append(f"{'' if ways else 'set '}validationFraction={LARGER_FRACTION:g}")

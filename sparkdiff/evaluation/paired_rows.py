@@ -177,16 +177,13 @@ def read(
             `pair`.
     """
     parts: list[tuple[Tensor, ...]] = []
-    seen = 0
+    seen, pipelines = 0, [(network, metric.of(network.head)) for network in (original, other)]
     for batch, label, weight, block in data.batches(split):
         if held is not None and seen >= TRAINING_ROWS:
             break
         seen += len(label)
         values, used = data.values(batch), weight > 0
-        margins = (network.margin(dict(values)) for network in (original, other))
-        own = [m if metric.column is None else metric.column(m) for m in margins]
-        if metric.rows is not None:
-            own = [torch.where(used, metric.rows(m, label, weight), 0.0) for m in own]
+        own = [bound.by_row(network.margin(dict(values)), label, weight) for network, bound in pipelines]
         rest = (label, weight, block, scalar(batch, "block"), scalar(batch, "time"))
         parts.append(tuple(x[used].to("cpu") for x in (*own, *rest)))
     first, second, label, weight, block, unit, time = (torch.cat(x) for x in zip(*parts, strict=True))

@@ -158,7 +158,7 @@ def score(network: MarginModel, data: Data, split: str, metric: Metric) -> Score
     Raises:
         InputError: a row with weight > 0 has no finite loss (the message names the column with NaN and the stage).
     """
-    tally, broken = Tally(metric, network.head), 0
+    tally, broken = Tally(metric.of(network.head), network.head), 0
     for batch, label, weight, block in data.batches(split):
         with torch.no_grad():
             margin = network.margin(data.values(batch))

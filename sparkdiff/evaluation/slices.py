@@ -101,19 +101,17 @@ def sums(
     starts = [sum(len(c.values) for c in columns[:k]) for k in range(len(columns))]
     found = _Sums(len(sets))
     kept: list[tuple[Tensor, ...]] = []
+    pipelines = [(network, metric.of(network.head)) for network in (old, new)]
     for batch, label, weight, block in data.batches(split):
         values = data.values(batch)
-        margins = old.margin(dict(values)), new.margin(dict(values))
+        own = [bound.by_row(network.margin(dict(values)), label, weight) for network, bound in pipelines]
         codes = [start + scalar(batch, c.name) for start, c in zip(starts, columns, strict=True)]
         places = torch.stack(codes) if codes else torch.zeros((1, len(label)), dtype=torch.int64)
         if metric.rows is None:
-            assert metric.column is not None
             used = weight > 0
-            kept.append(tuple(x[used] for x in (*map(metric.column, margins), label, weight, block, places.T)))
+            kept.append(tuple(x[used] for x in (*own, label, weight, block, places.T)))
             continue
-        first, second = (
-            metric.sign * torch.where(weight > 0, metric.rows(m, label, weight), 0.0) * weight for m in margins
-        )
+        first, second = (metric.sign * each * weight for each in own)
         for place in places:
             found.add(place, first, first - second, weight, block)
     units = found.units(unit)

@@ -25,6 +25,7 @@ from sparkdiff.evaluation.row_margins import MarginModel
 from sparkdiff.evaluation.split_batches import Data
 from sparkdiff.evaluation.units import Costs, high
 from sparkdiff.objectives.metric import Metric
+from sparkdiff.objectives.metrics import DECISIONS
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,18 @@ def costs(old: MarginModel, new: MarginModel, data: Data, split: str, metric: Me
     metric that is no mean over rows.
     """
     parts = [torch.empty(0, dtype=torch.float64)]
+    before, after = metric.of(old.head), metric.of(new.head)
     if metric.rows is not None and new.head.classes and new.head.labelled:
         for batch, _, weight, _ in data.batches(split):
             values, used = data.values(batch), weight > 0
             first, second = (network.margin(dict(values)) for network in (old, new))
-            label = wrong_label(old.head.class_scores(first), new.head.class_scores(second))
-            lost = metric.rows(second, label, weight) - metric.rows(first, label, weight)
+            label = wrong_label(
+                *(
+                    head.decision_margin(margin) if metric.name in DECISIONS else head.class_scores(margin)
+                    for head, margin in ((old.head, first), (new.head, second))
+                )
+            )
+            lost = after.by_row(second, label, weight) - before.by_row(first, label, weight)
             known = lost.nan_to_num(nan=0.0)  # if both are infinite, neither is worse
             parts.append((metric.sign * known * weight)[used].to("cpu", torch.float64))
     return torch.cat(parts)

@@ -98,9 +98,10 @@ def cost_of(task: Task, df: DataFrame) -> Cost:
     Raises:
         InputError: the rows or the options can't be used.
     """
-    if task.options.numFolds:
+    if task.options.numFolds or task.options.tune == "threshold":
         raise InputError(
-            "the cost is that of one training: leave numFolds out, and multiply the time by the folds and one more"
+            "the cost is that of one training: leave numFolds out, and multiply the time by the folds and one more; leave tune "
+            "out, too, which trains nothing as 'threshold'"
         )
     found = rehearse(Request(task.cut, [Source(df)], task.options, task.labelCol, task.weightCol))
     share = {s: n / found.sample.rows * found.rows for s, n in found.sample.splits.items()}

@@ -21,7 +21,18 @@ from pyspark.ml import Estimator
 from pyspark.sql import DataFrame
 
 from sparkdiff.data import soft_labels
-from sparkdiff.data.splits import REFERENCE, SPLITS, TEST, TRAIN, VALIDATION, Boundaries, Source, rule, training_rows
+from sparkdiff.data.splits import (
+    REFERENCE,
+    SPLITS,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    Boundaries,
+    Source,
+    fit_on_training_rows,
+    rule,
+    training_rows,
+)
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation import guard
 from sparkdiff.evaluation.row_margins import RecordedMargins, record_margins
@@ -37,7 +48,9 @@ from sparkdiff.fine_tuning.phases import (
     write_back_and_verify,
 )
 from sparkdiff.fine_tuning.task import FitResults, JointSetting, Outcome, Run, Task, prepare
+from sparkdiff.fine_tuning.thresholds import tune_threshold, with_params
 from sparkdiff.options import Options, refuse
+from sparkdiff.pipeline.nesting import plain
 from sparkdiff.pipeline.network import Network
 from sparkdiff.pipeline.unfitted_form import UnfittedForm, check_unfitted, refit, unfitted_form
 from sparkdiff.report import FineTuningSummary, Phases, versions
@@ -62,7 +75,11 @@ NEAR = 0.05
 rows, relative to the difference between the pipeline and its refit on the training rows only.
 """
 OTHER_ROWS = "rows that it was not fitted on, with rowsAreNew=True"
-WAY_OUT = f"pass the unfitted Pipeline (with FineTuner, numFolds=5 lets all rows decide), or {OTHER_ROWS}"
+WAY_OUT = {
+    "weights": f"pass the unfitted Pipeline (with FineTuner, numFolds=5 lets all rows decide), or {OTHER_ROWS}",
+    "threshold": f"pass the unfitted Pipeline, or {OTHER_ROWS}",
+}
+"""Remedy for a pipeline that may have seen the rows that decide, by the option `tune`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +93,7 @@ class StartingPoint:
         seen: if the run starts from a refit, a text on whether the original has seen the rows that decide.
         refused: text on why nothing can be accepted on these rows, and how to fix it; empty if something can.
         warnings: further warnings.
+        fit: function that fits the pipeline to training rows; None if it was fitted on none of the rows.
     """
 
     model: Any
@@ -84,6 +102,7 @@ class StartingPoint:
     seen: str = ""
     refused: str = ""
     warnings: Sequence[str] = ()
+    fit: Callable[[Source], Any] | None = None
 
     def with_refusal(self, why: str) -> "StartingPoint":
         """The same start with `why` as the reason for `refused`, unless `why` is empty or the start is already refused."""
@@ -98,12 +117,16 @@ class StartingPoint:
         reason, warnings = self.refused or summary.reason, [*self.warnings, *summary.warnings]
         if self.seen:
             start = (
-                f"{self.seen}: this run started from its refit on the training rows, which is what ships must beat; if none of "
-                "its stages was fitted on these rows, set rowsAreNew=True"
+                "started from its refit on the training rows, which is what ships must beat"
+                if summary.options["tune"] == "weights"
+                else "tested the threshold on its refit on the training rows, to which these figures belong"
             )
-            warnings = [start, *warnings]
+            warnings = [
+                f"{self.seen}: this run {start}; if none of its stages was fitted on these rows, set rowsAreNew=True",
+                *warnings,
+            ]
         if self.seen and summary.decision == "kept original":
-            reason = f"{reason}; {self.seen}: {WAY_OUT}"
+            reason = f"{reason}; {self.seen}: {WAY_OUT[summary.options['tune']]}"
         return dataclasses.replace(summary, reason=reason, warnings=warnings)
 
     def complete_outcome(self, outcome: Any) -> Any:
@@ -137,7 +160,14 @@ def starting_point(
     o, shared = options, shared or FitResults()
     idle = check_unfitted(given, o.rowsAreNew)
     if o.rowsAreNew or isinstance(given, Estimator):
-        return StartingPoint(model, model, warnings=idle)
+        return StartingPoint(
+            model,
+            model,
+            warnings=idle,
+            fit=(lambda rows: plain(fit_on_training_rows(given, [rows], o, Boundaries())))
+            if isinstance(given, Estimator)
+            else None,
+        )
     task = prepare(model, o, sources[0].df)
 
     def measure(one: Any) -> tuple[Mapping[str, Score], RecordedMargins]:
@@ -156,19 +186,20 @@ def starting_point(
                 DataFrame.unionByName, (s.df for s in sources if s.split in (None, TRAIN, VALIDATION))
             )
             every = functools.partial(shared.once, ("refit on all rows", *made), lambda: refit(form, rows))
-            found = evidence(before, measure(own)[0], lambda: measure(every())[0])
+            found = evidence(before, measure(own)[0], lambda: measure(every())[0], alike=o.tune == "threshold")
         except InputError as e:
             say("no refit")
-            way_out = f"pass {OTHER_ROWS}" if soft_labels.has_vector_labels(sources, task.labelCol) else WAY_OUT
+            way_out = f"pass {OTHER_ROWS}" if soft_labels.has_vector_labels(sources, task.labelCol) else WAY_OUT[o.tune]
             why = f"{model.uid} may have seen the rows that decide, and there is no refit of it that hasn't ({e}): {way_out}"
             return StartingPoint(model, model, refused=why)
         seen = f"{model.uid} {found.value}"
         say(seen)
+    again = lambda rows: refit(form, rows.data)  # noqa: E731
     if found is Evidence.NEW:
-        return StartingPoint(model, model)
-    if found is Evidence.BETTER:
-        return StartingPoint(model, model, refused=f"{seen}: {WAY_OUT}")
-    return StartingPoint(own, model, margins, seen)
+        return StartingPoint(model, model, fit=again)
+    if found is Evidence.BETTER or (o.tune == "threshold" and found is Evidence.NO_BETTER):
+        return StartingPoint(model, model, refused=f"{seen}: {WAY_OUT[o.tune]}")
+    return StartingPoint(own, model, margins, seen, fit=again)
 
 
 def record_rows(run: Run, network: Network) -> RecordedMargins:
@@ -218,7 +249,11 @@ class Evidence(Enum):
 
 
 def evidence(
-    given: Mapping[str, Score], anew: Mapping[str, Score], everything: Callable[[], Mapping[str, Score]]
+    given: Mapping[str, Score],
+    anew: Mapping[str, Score],
+    everything: Callable[[], Mapping[str, Score]],
+    *,
+    alike: bool = False,
 ) -> Evidence:
     """Evidence on whether a pipeline was fitted on the rows that decide, from scores on training and held-out rows.
 
@@ -226,6 +261,7 @@ def evidence(
         given: scores of the pipeline.
         anew: scores of its refit on the training rows.
         everything: function that refits the pipeline on all rows and returns the scores of this refit.
+        alike: whether to look for a refit that reproduces the pipeline, even if the pipeline is no better than its refit.
 
     Raises:
         InputError: the refit drops other rows than the pipeline, so that their losses can't be compared.
@@ -234,9 +270,10 @@ def evidence(
         raise InputError("its refit leaves out other rows")
     if _apart(given, anew) <= SAME * sum(float(given[s].blocks.abs().sum()) for s in SIDES):
         return Evidence.NEW
-    if given[VALIDATION].mean >= anew[VALIDATION].mean:
-        return Evidence.NO_BETTER
-    return Evidence.SEEN if _apart(given, everything()) <= NEAR * _apart(given, anew) else Evidence.BETTER
+    unknown = Evidence.BETTER if given[VALIDATION].mean < anew[VALIDATION].mean else Evidence.NO_BETTER
+    if unknown is Evidence.NO_BETTER and not alike:
+        return unknown
+    return Evidence.SEEN if _apart(given, everything()) <= NEAR * _apart(given, anew) else unknown
 
 
 def _apart(one: Mapping[str, Score], other: Mapping[str, Score]) -> float:
@@ -290,18 +327,29 @@ def fine_tune(
             summary = start.complete_summary(summary_without_training(run, original, doubts))
             phases.on_decision(summary)
             return start.complete_outcome(Outcome(task.model, task.model, task.plan, summary, ()))
-        fitted = train(run, original, recipes, replace=replace, member=member)
-        judged = judge_by_rows(run, original, fitted, start.given)
+        fitted = (
+            train(run, original, recipes, replace=replace, member=member)
+            if task.options.tune == "weights"
+            else tune_threshold(run, original, sources, boundaries, start.fit)
+        )
+        judged = judge_by_rows(run, original, fitted, None if fitted.params else start.given)
         model, tuned = task.model, dataclasses.replace(original, parity=None)
         if judged.judgement.accepted:
-            model, tuned = write_back_and_verify(run, original, fitted.found.network, {VALIDATION: judged.tuned})
+            made = (  # a threshold is set on the pipeline as passed, so that its weights stay
+                prepare(with_params(task, start.original, fitted.params), task.options, sources[0].df)
+                if fitted.params
+                else None
+            )
+            model, tuned = write_back_and_verify(run, original, fitted.found.network, {VALIDATION: judged.tuned}, made)
             judgement, notes = task.compare_other_outputs(judged.judgement, model, sources[0].df)
             judged, doubts = dataclasses.replace(judged, judgement=judgement), [*doubts, *notes]
             if not judgement.accepted:
                 model, tuned = task.model, dataclasses.replace(original, parity=None)
         summary = start.complete_summary(summary_of(run, original, fitted, judged, tuned, doubts))
         phases.on_decision(summary)
-        return start.complete_outcome(Outcome(model, task.model, task.plan, summary, (fitted.folder,)))
+        return start.complete_outcome(
+            Outcome(model, task.model, task.plan, summary, tuple(filter(None, [fitted.folder])))
+        )
 
 
 def replace_soft_labels(task: Task, sources: Sequence[Source], phases: Phases, shared: FitResults) -> Task:

@@ -28,10 +28,26 @@ def summary_of(
 ) -> FineTuningSummary:
     judgement, found = judged.judgement, fitted.found
     held, now = original.scores[VALIDATION], tuned.scores[VALIDATION]
+    params = ", ".join(
+        f"{name}={value:.4g}" if isinstance(value, float) else f"{name}=[{', '.join(f'{x:.4g}' for x in value)}]"
+        for name, value in fitted.params.items()
+    )
     compared = {"before": original.parity, "after": tuned.parity, "float32": fitted.single}
     return FineTuningSummary(
         decision="tuned" if judgement.accepted else "kept original",
-        reason=reason(judgement, run.task.options, run.goal.metric, held.value, found.history, divided=run.divided),
+        reason=reason(
+            judgement,
+            run.task.options,
+            run.goal.metric,
+            held.value,
+            found.history,
+            whose=f"{params}: its" if params else "the best epoch's",
+            divided=run.divided,
+            nothing=f"{params}, the best by scores of training rows, gives no {run.goal.metric.direction} {run.goal.metric.name} "
+            "on the validation rows"
+            if params
+            else "",
+        ),
         warnings=warnings_of(run, fitted, judged, now, doubts),
         options=shown_options(run.task, run.goal.metric),
         **facts(run),
@@ -165,9 +181,9 @@ def warnings_of(
         warnings.append(
             "the cached rows would use half of the memory of this machine, so each epoch read them from the files"
         )
-    trained = [i for i, s in enumerate(task.plan.stages) if s.trainable]
+    trained = [i for i, s in enumerate(task.plan.stages) if s.trainable] or [task.cut.graph.head.position]
     warnings += changes_outside(task.roles, trained, judgement.accepted)
-    if judgement.accepted and not goal.objective.calibrated:
+    if judgement.accepted and not goal.objective.calibrated and not fitted.params:
         warnings.append(
             f"the loss {goal.objective.name} trains decisions or ranks, not probabilities: the probabilities of the "
             "tuned pipeline are no longer calibrated"

@@ -61,6 +61,13 @@ from sparkdiff.training.preparation import Start, network_identity, request_of, 
 from sparkdiff.training.recipes import FEW_ROWS, FEWEST, Recipe
 from sparkdiff.training.training_run import Training
 
+OF_TRAINING = (
+    *("recipe", "optimizer", "learningRate", "learningRates", "regAnchor", "schedule", "ema", "gradientClip"),
+    *("maxEpochs", "patience", "minDelta", "maxSeconds", "batchSize", "numProcesses", "localSteps", "slowMomentum"),
+    *("localMode", "timeout", "device", "penalties", "unfreeze", "numFolds"),
+)
+"""Options that only a training reads."""
+
 
 @contextlib.contextmanager
 def open_run(
@@ -420,7 +427,7 @@ def judge_by_rows(
 
 
 def write_back_and_verify(
-    run: Run, original: PipelineScores, network: Network, known: Mapping[str, Score]
+    run: Run, original: PipelineScores, network: Network, known: Mapping[str, Score], made: Task | None = None
 ) -> tuple[Any, PipelineScores]:
     """Write the trained network back to Spark stages, check that they compute the same, and measure the network's
     metrics.
@@ -428,6 +435,7 @@ def write_back_and_verify(
     Args:
         original: the original's metrics; the new ones are measured on the same splits.
         known: scores of the trained network by split, as far as they were measured before.
+        made: the new pipeline, if nothing trained.
 
     Returns:
         The new pipeline, and its metrics and parity.
@@ -436,12 +444,13 @@ def write_back_and_verify(
     with run.phases.phase("write back") as say:
         scores = {s: known.get(s) or score(network, data, s, run.goal.metric) for s in original.scores}
         memory.trim()
+        network = network if made is None else Network(made.cut.graph, made.cut.live)
         sample = cached_parity.sample_of(network, data, run.comparedRows)
         data.stream.close()  # the rows are not read again: frees memory for Spark
         memory.trim()
         where = cache.folder.parent
         with jvm.scratch(where), room("the data of the new Spark model", where, caches.ROOM):
-            model = write_back(model, network)
+            model = write_back(model, network) if made is None else made.model
         parity = cached_parity.check(model, network, sample, cache)
         say(f"Spark reproduces the network: {parity}")
         return model, PipelineScores(scores, parity)
@@ -486,7 +495,14 @@ def idle_options(run: Run) -> list[str]:
         "tags": not_kept,
         "redact": not_kept,
     }
-    found = without_effect(o, reasons)
+    found = without_effect(
+        o,
+        reasons
+        | dict.fromkeys(
+            OF_TRAINING if o.tune == "threshold" else (),
+            (True, "tune='threshold' trains nothing, and held-out rows decide"),
+        ),
+    )
     trained = {i for i, stage in enumerate(run.task.plan.stages) if stage.trainable}
     for option, trains, what in (
         (

@@ -5,7 +5,7 @@ runs in training, the network.
 """
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from pyspark.sql import DataFrame
@@ -36,7 +36,7 @@ from sparkdiff.pipeline.schema import SchemaOrRows
 from sparkdiff.report import FineTuningSummary, Phases
 from sparkdiff.stages.base import LabelStats, columns_of
 from sparkdiff.stages.forest import Trees
-from sparkdiff.stages.predictor import Predictor
+from sparkdiff.stages.predictor import Predictor, ProbabilisticClassifier
 from sparkdiff.store.run_folder import RunFolder
 from sparkdiff.tensors.device import place
 from sparkdiff.training import monotone
@@ -135,6 +135,13 @@ def prepare(model: Any, options: Options, data: SchemaOrRows = None) -> Task:
         reasons = "; ".join(f"{s.uid}: {s.reason}" for s in plan.stages)
         raise InputError(f"nothing to train in {model.uid}: {reasons}")
     predictor, head = graph.head.module, graph.head.stage
+    if options.tune == "threshold":
+        if not isinstance(predictor, ProbabilisticClassifier):
+            raise InputError(
+                f"tune='threshold' moves the threshold at which a classifier with probabilities decides, and {head.uid} "
+                f"({graph.head.stageClass}) is none: leave tune out"
+            )
+        plan = plan_of(analysis, dict.fromkeys(roles.trainable, "only the threshold of the last stage moves"))
     assert isinstance(predictor, Predictor)
     check_place(options, graph, cut)
     label = options.labelCol or next(iter(columns_of(head, ("labelCol",))), None)
@@ -194,12 +201,18 @@ def members(fits: Sequence[tuple[Any, Options]]) -> list[JointSetting | None]:
     """The joint training to which each (pipeline, options) belongs; None if it trains alone.
 
     These runs train alone: a run with a `runId`, so that it can be resumed; with `maxSeconds`, which would count the
-    seconds of the other settings, too; with `numFolds`, which trains once per fold; and with `learningRates`, which are
-    relative to a single `learningRate`.
+    seconds of the other settings, too; with `tune="threshold"`, which trains nothing; with `numFolds`, which trains once
+    per fold; and with `learningRates`, which are relative to a single `learningRate`.
     """
     groups: list[list[int]] = []
     for i, (pipeline, options) in enumerate(fits):
-        if options.runId is not None or options.maxSeconds is not None or options.numFolds or options.learningRates:
+        if (
+            options.runId is not None
+            or options.maxSeconds is not None
+            or options.tune == "threshold"
+            or options.numFolds
+            or options.learningRates
+        ):
             continue
         for group in groups:
             other, first = fits[group[0]]
@@ -356,12 +369,13 @@ class TrainingResult:
         unsaved: why a checkpoint could not be written; empty if all were written.
         cut: a sentence if maxSeconds ended training while candidates were still active; else empty.
         wishes: the requested signs of slopes (the penalty `monotone`); None without them.
-        folder: the checkpoint folder.
+        folder: the checkpoint folder; None if nothing trained.
         recipes: the settings of the candidates.
         device: the device that trained, as text.
         fallbacks: sentences on workarounds for a lack of memory on the device, and on other reasons for slow training.
         single: the effect of float32 on the original's outputs; None in float64.
         processes: the number of processes that numProcesses="auto" chose; None if the user set the number.
+        params: if nothing trained, the Params of the last stage that set its threshold; else empty.
     """
 
     found: TrainedNetwork
@@ -371,12 +385,13 @@ class TrainingResult:
     unsaved: str
     cut: str
     wishes: monotone.SlopeSigns | None
-    folder: RunFolder
+    folder: RunFolder | None
     device: str
     fallbacks: list[str]
     single: Parity | None
     recipes: tuple[Recipe, ...]
     processes: ProcessNumber | None
+    params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ from sparkdiff.options import OptionGroup, convert_all, option, refuse
 
 WHY_REFUSED = {
     "maxSeconds": "its time is `budget`",
+    "tune": "only FineTuner has it",
 }
 """Options of fine-tuning that an improvement refuses -> the reason."""
 ARMS = {

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.objectives.objective import LossOrMetric
+from sparkdiff.stages.predictor import Predictor
 
 Columns = Callable[[Tensor], Tensor]
 Value = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -57,6 +58,7 @@ class Metric(LossOrMetric):
         needs: the condition on the rows under which the metric is defined.
         ranks: whether the metric compares rows of class 1 with rows of class 0, so that both classes need enough rows.
         denominators: the rows that the metric divides by, for a metric of classes such as precision; else None.
+        bind: predictor -> this metric, bound to that predictor; None if it does not depend on decisions.
     """
 
     larger: bool = False
@@ -65,6 +67,17 @@ class Metric(LossOrMetric):
     needs: str = ""
     ranks: bool = False
     denominators: Denominators | None = None
+    bind: "Callable[[Predictor], Metric] | None" = None
+
+    def of(self, head: Predictor) -> "Metric":
+        """This metric, bound to the predictor of another pipeline, which may decide at other thresholds."""
+        return self if self.bind is None else self.bind(head)
+
+    def by_row(self, margin: Tensor, label: Tensor, weight: Tensor) -> Tensor:
+        """A number for each row, (n,) or (n, c): its metric, 0 for a row of weight 0; or its input to `value`."""
+        if self.rows is None:
+            return self.column(margin)  # type: ignore[misc]  # a metric has one of the two
+        return torch.where(weight > 0, self.rows(margin, label, weight), 0.0)
 
     @property
     def direction(self) -> str:

@@ -70,6 +70,11 @@ def resolve(options: Options, objective: Objective, head: Predictor, columns: tu
             objective is not a mean over rows and no metric is named.
     """
     name = options.metric or DEFAULTS.get(objective.name)
+    if (head.decides_only or options.tune == "threshold") and name not in DECISIONS:
+        raise InputError(
+            f"metric={name or objective.name!r} does not depend on decisions, and a threshold changes only decisions: set metric "
+            f"to one of {', '.join(DECISIONS)}"
+        )
     if name is None:
         if objective.rows is None or objective.batch is not None:
             raise InputError(
@@ -86,13 +91,11 @@ def resolve(options: Options, objective: Objective, head: Predictor, columns: tu
         raise InputError(
             f"metricParams {sorted(unknown)} are unknown to the metric {name!r}; it takes {sorted(takes) or 'none'}"
         )
-    if head.decides_only and name not in (*MULTICLASS, "expectedCost"):
-        raise InputError(
-            f"metric={name!r} does not depend on decisions, and a threshold changes only decisions: use one of "
-            f"expectedCost, {', '.join(MULTICLASS)}"
-        )
     given = {k: v for k, v in {**options.lossParams, **options.metricParams}.items() if k in takes}
-    return _metric_by_name(name, given, head, columns, y)
+    found = _metric_by_name(name, given, head, columns, y)
+    return replace(
+        found, bind=(lambda h: _classes(name, {**PARAMS.get(name, {}), **given}, h)) if name in DECISIONS else None
+    )
 
 
 def without_params(name: str, head: Predictor) -> Metric:
@@ -341,6 +344,8 @@ MULTICLASS = (
     *("weightedFalsePositiveRate", "weightedFMeasure", "truePositiveRateByLabel", "falsePositiveRateByLabel"),
     *("precisionByLabel", "recallByLabel", "fMeasureByLabel"),
 )
+DECISIONS = ("expectedCost", *MULTICLASS)
+"""Metrics of the predicted classes alone."""
 NAMES = (
     *(name for name in LOSSES if name not in ("auto", *BATCH)),
     *(*REGRESSION, *BINARY, *MULTICLASS, "poissonDeviance", "expectedCost", "brier"),

@@ -356,3 +356,16 @@ def inner(sources: Sequence[Source], options: Options) -> tuple[Source, ...]:
             chooses = seconds(source.df, options.timeCol) > start
         out += _parts(source.df, **{TRAIN: ~chooses, VALIDATION: chooses})
     return tuple(out)
+
+
+def out_of_fold(source: Source, options: Options) -> list[tuple[Source, Source]]:
+    """Divisions of training rows into those to fit and those to score, such that each row is scored once; by time one
+    division, as `inner` makes it.
+
+    These folds are not those of `fold_of`, of which one would be empty among the rows of the others.
+    """
+    fold = F.pmod(F.xxhash64(unit_and_block(source.df, options)[0], F.lit("out of fold")), F.lit(FOLDS))
+    dealt = (_parts(source.df, **{TRAIN: fold != k, VALIDATION: fold == k}) for k in range(FOLDS))
+    return [
+        (fits, replace(held, split=TRAIN)) for fits, held in ([inner([source], options)] if options.timeCol else dealt)
+    ]

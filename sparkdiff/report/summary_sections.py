@@ -63,7 +63,13 @@ def headline(summary: Mapping[str, Any]) -> str:
 
 def _whose(summary: Mapping[str, Any]) -> str:
     """Name of the pipelines to which the figures on the rows that decide belong."""
-    return "the folds' pipelines" if summary.get("folds") else "the best epoch"
+    return (
+        "the folds' pipelines"
+        if summary.get("folds")
+        else "the new threshold"
+        if (summary.get("options") or {}).get("tune") == "threshold"
+        else "the best epoch"
+    )
 
 
 def _folds(folds: Sequence[Mapping[str, Any]]) -> Iterator[Section]:

@@ -369,6 +369,12 @@ class LogisticRegression(MatrixProduct, ProbabilisticClassifier):
     def columns(self, margin: Tensor) -> tuple[Tensor, ...]:
         return super().columns(margin + self.log_odds_change(self.threshold) if self.unfrozen else margin)
 
+    def decides_by(self) -> Tensor:
+        return super().decides_by() if self.isMultinomial else tensor([1 - self.decides_at, self.decides_at])
+
+    def threshold_params(self, cuts: Tensor) -> dict[str, Any]:
+        return super().threshold_params(cuts) if self.isMultinomial else {"threshold": float(cuts[1])}
+
     def raw_and_probability(self, margin: Tensor) -> tuple[Tensor, Tensor]:
         if self.isMultinomial:
             return margin, softmax(margin)

@@ -191,6 +191,18 @@ class ProbabilisticClassifier(Predictor):
             )
         return {"shown": cls.shown_by(stage), "thresholds": thresholds}
 
+    def decides_by(self) -> Tensor:
+        """Thresholds of the classes, (k,), that sum to 1: the class with the largest quotient of probability and threshold
+        is predicted.
+        """
+        return F.normalize(
+            torch.ones(self.classes, dtype=torch.float64) if self.cuts is None else self.cuts, p=1, dim=0
+        )
+
+    def threshold_params(self, cuts: Tensor) -> dict[str, Any]:
+        """The Params that make the stage decide by these thresholds (k,), which sum to 1."""
+        return {"thresholds": cuts.tolist()}
+
     def raw_and_probability(self, margin: Tensor) -> tuple[Tensor, Tensor]:
         """rawPrediction and probability, (n, k) each."""
         raise NotImplementedError

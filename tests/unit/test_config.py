@@ -471,6 +471,10 @@ WRONG = [
         "fineTuner.maxSeconds=5 is not possible with a section improver",
     ),
     (
+        ["grower.rounds=2", "fineTuner.tune=threshold"],
+        "fineTuner.tune='threshold' is not possible with a section grower: only FineTuner has it",
+    ),
+    (
         ["data.validation=v", "fineTuner.numFolds=5"],
         "fineTuner.numFolds=5 lets all rows of data.train decide, but data.validation",
     ),

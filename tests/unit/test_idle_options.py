@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pyspark.ml import PipelineModel
 
-from sparkdiff.fine_tuning.phases import idle_options
+from sparkdiff.fine_tuning.phases import OF_TRAINING, idle_options
 from sparkdiff.growth import growth_options as growth
 from sparkdiff.improvement import improvement_options as improvement
 from sparkdiff.improvement.proving import Decision
@@ -59,6 +59,7 @@ ACTS = {
     "reference",
     "freeze",
     "target",
+    "tune",
     "optimizer",
     "learningRate",
     "regAnchor",
@@ -109,6 +110,14 @@ def test_an_option_without_effect_is_named_with_the_reason(name: str, monkeypatc
     [found] = [w for w in told(**{name: value}, **idle) if w.startswith((f"{name}=", f"{name} names 'indexer'"))]
     assert "has no effect: " in found and len(found.partition("has no effect: ")[2]) > 20
     assert not [w for w in told(**{name: value}, **acting) if w.startswith(name)]
+
+
+def test_a_threshold_alone_trains_nothing() -> None:
+    """Of all options of a training, those that are set are named."""
+    assert FIELDS.keys() >= {*OF_TRAINING} and not told(tune="threshold")
+    found = told(tune="threshold", maxEpochs=7, unfreeze=["a.b"], numFolds=5)
+    why = "has no effect: tune='threshold' trains nothing, and held-out rows decide"
+    assert found == [f"maxEpochs=7 {why}", f"unfreeze=('a.b',) {why}", f"numFolds=5 {why}"]
 
 
 def test_freezing_an_untrained_stage_is_not_called_idle() -> None:

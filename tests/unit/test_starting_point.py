@@ -70,3 +70,15 @@ def test_a_refit_that_leaves_out_other_rows_is_none() -> None:
     pair = [{"train": one, "validation": held} for held in (one, less)]
     with pytest.raises(InputError, match="leaves out other rows"):
         evidence(*pair, lambda: pair[0])  # type: ignore[arg-type]
+
+
+def test_a_threshold_of_refits_is_for_what_a_refit_reproduces() -> None:
+    """Though the original is no better than its refit: its own weights would get the threshold."""
+    rows = np.arange(100)
+    mine, anew, other = (
+        {s: score(losses + 0.0 * rows, rows) for s in ("train", "validation")} for losses in (2.0, 1.0, 1.5)
+    )
+    assert evidence(mine, anew, lambda: mine) is Evidence.NO_BETTER
+    assert evidence(mine, anew, lambda: mine, alike=True) is Evidence.SEEN
+    assert evidence(mine, anew, lambda: other, alike=True) is Evidence.NO_BETTER
+    assert evidence(anew, mine, lambda: other, alike=True) is Evidence.BETTER

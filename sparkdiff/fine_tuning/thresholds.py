@@ -1,0 +1,146 @@
+"""The choice of `threshold` (or `thresholds`) of the last stage alone: probabilities and weights stay as they are.
+
+A pipeline is too sure on rows of its own fit, so that a threshold that is best there need not be best on others. Therefore it is
+chosen on out-of-fold scores of the training rows, as by scikit-learn's TunedThresholdClassifierCV: for each fold of them, the
+pipeline is fitted without it and scores it. A pipeline that was fitted on none of the rows scores them itself. No held-out row
+takes part.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.nn.functional import pad
+
+from sparkdiff.data.splits import TRAIN, VALIDATION, Boundaries, Source, number_equal_rows, training_rows
+from sparkdiff.evaluation.guard import Ledger
+from sparkdiff.evaluation.scores import score
+from sparkdiff.fine_tuning.phases import open_run
+from sparkdiff.fine_tuning.task import FitResults, PipelineScores, Run, Task, TrainingResult, prepare
+from sparkdiff.objectives.metrics import of_predictions
+from sparkdiff.pipeline.class_numbers import check_same_classes, classes_of
+from sparkdiff.pipeline.nesting import flatten, with_leaves
+from sparkdiff.pipeline.network import Network
+from sparkdiff.proof.division import out_of_fold
+from sparkdiff.report import Phases
+from sparkdiff.training.epoch_results import TrainedNetwork
+
+STEPS = sorted((10 ** (k / 20) for k in range(-100, 101)), key=lambda step: max(step, 1 / step))
+"""Factors of a threshold that are tried, the nearest first."""
+
+
+def tune_threshold(
+    run: Run,
+    original: PipelineScores,
+    sources: Sequence[Source],
+    boundaries: Boundaries | None,
+    fit: Callable[[Source], Any] | None,
+) -> TrainingResult:
+    """Choose the threshold or thresholds, and measure the pipeline with them on the validation rows.
+
+    Args:
+        original: the original's metrics.
+        fit: function that fits the pipeline to training rows; None if it was fitted on none of these rows.
+
+    Raises:
+        InputError: the pipeline can't be fitted without some fold, or its classes have other numbers then.
+    """
+    task, o, metric = run.task, run.task.options, run.goal.metric
+    head: Any = run.network.head
+    with run.phases.phase("threshold"):
+        parts = (
+            [_scores(run, head.classes)]
+            if fit is None
+            else _out_of_fold_scores(task, sources, boundaries, fit, head.classes)
+        )
+        probability, label, weight = (torch.cat(each) for each in zip(*parts, strict=True))
+        decided = of_predictions(metric.name, {**o.lossParams, **o.metricParams}, head.classes)
+        mean = decided.value or (lambda each, _label, weight: weight @ each / weight.sum())
+
+        def loss(prediction: torch.Tensor) -> float:
+            return float(decided.sign * mean(decided.by_row(prediction, label, weight), label, weight))
+
+        cuts = best_thresholds(loss, head.decides_by(), probability)
+        params, far = head.threshold_params(cuts), (cuts - head.decides_by()).abs()
+        new = prepare(with_params(task, task.model, params), o, sources[0].df)
+        network = Network(new.cut.graph, new.cut.live)
+        now = score(network, run.data, VALIDATION, metric)
+    gains = original.scores[VALIDATION].blocks - now.blocks
+    found = TrainedNetwork(
+        [],
+        Ledger(gains[None], now.weights, (), 0 if gains.sum() > 0 else -1),
+        network,
+        {f"{new.cut.graph.head.uid}.{k}": (float(far.max()), float(far.square().mean().sqrt())) for k in params},
+    )
+    return TrainingResult(found, now.mean, {}, [], "", "", None, None, "cpu", [], None, (), None, params)
+
+
+def _out_of_fold_scores(
+    task: Task, sources: Sequence[Source], boundaries: Boundaries | None, fit: Callable[[Source], Any], number: int
+) -> list[tuple[torch.Tensor, ...]]:
+    """Scores of the rows of each fold.
+
+    Args:
+        number: number of classes.
+    """
+    o, label, shared, parts = task.options, task.labelCol, FitResults(), list[tuple[torch.Tensor, ...]]()
+    rows = number_equal_rows(training_rows(sources, o, boundaries), o)
+    classes, cached = classes_of(task.model, label), Boundaries()
+    try:
+        for k, (train, held) in enumerate(out_of_fold(Source(rows, TRAIN, numbered=True), o), 1):
+            own = prepare(fit(train), o, train.data)
+            check_same_classes(
+                classes, classes_of(own.model, label), label, f"those without fold {k}", "the training rows"
+            )
+            with open_run(
+                own, [held], Phases(False), shared=shared, boundaries=cached, allTrain=True, lasting=False
+            ) as run:
+                parts.append(_scores(run, number))
+    finally:
+        shared.remove_caches()
+    return parts
+
+
+@torch.no_grad()
+def _scores(run: Run, classes: int) -> tuple[torch.Tensor, ...]:
+    """Probabilities (n, classes), labels (n,) and weights (n,) of training rows; a class that the fit has not seen has
+    probability 0.
+    """
+    head: Any = run.network.head
+    rows = (
+        (
+            pad(head.raw_and_probability(run.network.margin(run.data.values(x)))[1], (0, classes - head.classes)),
+            y.clone(),
+            w.clone(),
+        )
+        for x, y, w, _ in run.data.batches(TRAIN)
+    )
+    return tuple(torch.cat(each) for each in zip(*rows, strict=True))
+
+
+@torch.no_grad()
+def best_thresholds(
+    loss: Callable[[torch.Tensor], float], start: torch.Tensor, probability: torch.Tensor
+) -> torch.Tensor:
+    """The thresholds (k,), with sum 1, with the smallest loss; found class by class, and near `start` among equals.
+
+    Args:
+        loss: function of the predicted classes (n,), those with the largest quotient of probability and threshold.
+        probability: (n, k).
+    """
+    # From a threshold of 0, no step would lead elsewhere.
+    cuts, classes = torch.where(start.min() > 0, start, 1.0), torch.arange(len(start))
+    for k in classes[1:].tolist() * (3 if len(start) > 2 else 1):  # three rounds, as each depends on the others
+        tried = [cuts * torch.where(classes == k, step, 1.0) for step in STEPS]
+        losses = [loss((probability / each).argmax(1).double()) for each in tried]
+        cuts = tried[losses.index(min(losses))]
+    return cuts / cuts.sum()
+
+
+def with_params(task: Task, model: Any, params: Mapping[str, Any]) -> Any:
+    """The pipeline `model`, of the same stages as that of the task, with these Params set on a copy of its last stage."""
+    [(path, stage)] = [leaf for leaf in flatten(model) if leaf[0] == task.cut.graph.head.path]
+    new = stage.copy()
+    for param in (p for p in new.params if p.name in ("threshold", "thresholds")):
+        new.clear(param)  # Spark refuses one that contradicts the other
+    return with_leaves(model, {path: new.copy({new.getParam(name): value for name, value in params.items()})})
