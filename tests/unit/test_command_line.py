@@ -251,7 +251,9 @@ def test_help_shows_commands_in_groups_and_exit_codes(capsys: pytest.CaptureFixt
     assert "<bool>" not in text
 
 
-@pytest.mark.parametrize("command", COMMAND.commands["cache"].commands.keys() | COMMAND.commands.keys() - {"cache"})
+@pytest.mark.parametrize(
+    "command", sorted(COMMAND.commands["cache"].commands.keys() | COMMAND.commands.keys() - {"cache"})
+)
 def test_help_has_an_example_and_no_types_of_switches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     group = ["cache"] if command in COMMAND.commands["cache"].commands else []
     text = shown(capsys, *group, command, "--help")
