@@ -437,4 +437,5 @@ def is_number(value: Any) -> bool:
 
 def is_finite(value: Any) -> bool:
     """True if the value is a real number that a double can hold."""
-    return is_number(value) and abs(value) <= sys.float_info.max
+    # An integer may be too large for a double; numpy 2 warns if a double is compared with one of its narrower floats.
+    return is_number(value) and (abs(value) <= sys.float_info.max if isinstance(value, int) else math.isfinite(value))

@@ -439,8 +439,9 @@ def _is_override(word: str) -> bool:
     """True if an argument is an override section.key=value, perhaps misspelt; False if it is a path, which may contain
     `=`.
     """
-    return "=" in word and (
-        "/" not in word or (first := re.split("[.=]", word)[0]) in SECTIONS or bool(places_of(first))
+    key, equals, _ = word.partition("=")
+    return bool(equals) and (
+        "/" not in word or key in SECTIONS or bool(re.fullmatch(r"\w+\.[\w.-]+", key) or places_of(key))
     )
 
 

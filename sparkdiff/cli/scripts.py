@@ -20,9 +20,10 @@ from sparkdiff.cli.config import COMMANDS, Config, command_of, load_config, mode
 from sparkdiff.cli.output import OFFERS
 from sparkdiff.data.loading import source_of
 from sparkdiff.errors import DONE, INTERRUPTED, InputError, run_for_exit_code
-from sparkdiff.improvement.improvement_options import ImprovementSettings
+from sparkdiff.improvement.improvement_options import WHY_REFUSED, ImprovementSettings
 from sparkdiff.machine import paths
-from sparkdiff.machine.secrets import HIDDEN
+from sparkdiff.machine.secrets import HIDDEN, redacted
+from sparkdiff.options import Options
 from sparkdiff.report.run_report import REPORT
 
 FLAGS = {
@@ -149,7 +150,8 @@ def _result(found: Any, where: str) -> dict[str, Any]:
 
 def _results(job: Config, *, kept: bool) -> list[str]:
     """Lines on a finished job: the places of its results, and the command to run next."""
-    output, where = jvm.folder("output", job.where), job.where.removeprefix(f"{os.getcwd()}/")
+    output, where = jvm.folder("output", job.where), redacted(job.where.removeprefix(f"{os.getcwd()}/"))
+    refused = [name for name in WHY_REFUSED if job.options.get(name) not in (None, getattr(Options(), name))]
     words = (
         [
             "improve",
@@ -157,7 +159,7 @@ def _results(job: Config, *, kept: bool) -> list[str]:
             f"{FLAGS['budget']}={ImprovementSettings.budget}",
             f"{FLAGS['output']}={where}-improved",
         ]
-        if kept and job.command == "finetune" and HIDDEN not in command_of(job) and "runId" not in job.options
+        if kept and job.command == "finetune" and not (refused or HIDDEN in command_of(job) or "runId" in job.options)
         else ["plan", where]
         if kept or not os.path.exists(job.pipeline)
         else ["diff", job.pipeline.removeprefix(f"{os.getcwd()}/"), where]
@@ -166,7 +168,7 @@ def _results(job: Config, *, kept: bool) -> list[str]:
         f"saved {where}/model (plain Spark ML)",
         *(f"offer: {where}/{OFFERS}/{name}" for name in jvm.stores.names(output / OFFERS)),
         *[f"report: {where}/{REPORT}"] * jvm.stores.exists(output / REPORT),
-        f"next: {shlex.join(['sparkdiff', *words])}",
+        *[f"next: {shlex.join(['sparkdiff', *words])}"] * (HIDDEN not in where),
     ]
 
 

@@ -201,7 +201,7 @@ def with_inferred_format(source: Mapping[str, Any], folder: Path = Path()) -> di
     Raises:
         InputError: the path is a folder of files of several formats.
     """
-    ending = _extension(source["path"]) if source.get("format") else _ending(source["path"], folder)
+    ending = _extension(source["path"]) if source.get("format") else _ending(source, folder)
     form = source.get("format") or FORMATS.get(ending)
     options = dict(source.get("options") or {})
     if form is not None and form.lower() == "csv":
@@ -211,15 +211,16 @@ def with_inferred_format(source: Mapping[str, Any], folder: Path = Path()) -> di
     return {**source, **({"options": options} if options else {}), **({} if form is None else {"format": form})}
 
 
-def _ending(path: str, folder: Path) -> str:
-    """The key in `FORMATS` of the rows at a path, by the names of the files there or else its own; "" if there is none."""
+def _ending(source: Mapping[str, Any], folder: Path) -> str:
+    """The key in `FORMATS` of a source, by the names of its files or else of its path; "" if there is none."""
+    path = source["path"]
     if table := next((t for t in TABLES if any(_local_path(path, folder).glob(t))), None):
         return table
-    endings = {_extension(file.name): file.name for file in _files(path, folder)}
+    endings = {ending: file.name for file in _files(source, folder) if (ending := _extension(file.name))}
     if len(endings) > 1:
         raise InputError(
             f"{path} contains files of different formats, {' and '.join(sorted(endings.values())[:2])}: name those of one "
-            f"format, such as by {path}/*{max(endings)}, or set the format"
+            f"format, such as by {path}/*{max(endings)}"
         )
     return next(iter(endings), "") or _extension(path)
 
@@ -235,17 +236,24 @@ def _local_path(path: str, folder: Path) -> Path:
     return Path(re.sub(r"\\(.)", r"\1", paths.data_path(path, folder)))
 
 
-def _files(path: str, folder: Path) -> list[Path]:
-    """The first 1,000 files of rows at a place on this machine, without those that Spark takes for hidden; those whose extensions
-    tell a format come first.
+def _files(source: Mapping[str, Any], folder: Path) -> list[Path]:
+    """The first 1,000 files on this machine that Spark reads of a source: those of its folder and of folders of partitions
+    (`k=v`), but no hidden ones. Empty if an option of the reader chooses among them.
     """
-    there = _local_path(path, folder)
+    there = _local_path(source["path"], folder)
+    options = {str(name).lower(): str(value).lower() for name, value in (source.get("options") or {}).items()}
+    deep = options.get("recursivefilelookup") == "true"
+
+    def is_read(parts: Sequence[str]) -> bool:
+        folders, named = parts[:-1], [part for part in parts if "=" not in part]
+        return not any(part[0] in "_." for part in named) and (deep or all("=" in part for part in folders))
+
     rows = (
         file
         for file in (there.rglob("*") if there.is_dir() else [there])
-        if not any(part[0] in "_." and "=" not in part for part in file.relative_to(there).parts) and file.is_file()
+        if is_read(file.relative_to(there).parts) and file.is_file()
     )
-    return sorted(itertools.islice(rows, 1000), key=lambda file: (not _extension(file.name), file))
+    return [] if "pathglobfilter" in options else sorted(itertools.islice(rows, 1000))
 
 
 def load_data(spark: SparkSession, given: Any, folder: Path, split: str) -> DataFrame:
@@ -260,7 +268,7 @@ def load_data(spark: SparkSession, given: Any, folder: Path, split: str) -> Data
     form, path = str(given.get("format") or "").lower(), given.get("path")
     if (
         path
-        and any(Path(file).suffix == ".zst" for file in (path, *_files(path, folder)))
+        and any(Path(file).suffix == ".zst" for file in (path, *_files(given, folder)))
         and not jvm.reads_zstandard(spark)
     ):
         raise InputError(
@@ -349,13 +357,13 @@ def check_there(models: Sequence[str], data: Mapping[str, Any], folder: Path, co
         where = paths.data_path(source["path"], folder)
         if paths.local(where) is not None and not paths.is_there(where):
             raise InputError(f"data.{split} cannot be read: there is no {where}")
-        form = str(source.get("format") or "parquet").lower()
-        for file in _files(source["path"], folder)[:1] if form in BEGINNINGS else ():
+        form, files = str(source.get("format")).lower(), _files(source, folder)
+        files = [file for file in files if FORMATS.get(_extension(file.name)) == form] or files
+        for file in files[:1] if form in BEGINNINGS else ():
             with contextlib.suppress(OSError), file.open("rb") as opened:  # Spark will report the error
                 if (opened.read(3) or BEGINNINGS[form]) != BEGINNINGS[form]:
                     raise InputError(
-                        f"data.{split} cannot be read as {form}{'' if source.get('format') else ', the default'}: {file} is no "
-                        "such file; set its format, or correct its name"
+                        f"data.{split} cannot be read as {form}: {file} is no such file; set its format, or correct its name"
                     )
 
 

@@ -335,8 +335,8 @@ def fine_tune(
         judged = judge_by_rows(run, original, fitted, None if fitted.params else start.given)
         model, tuned = task.model, dataclasses.replace(original, parity=None)
         if judged.judgement.accepted:
-            made = (  # a threshold is set on the pipeline as passed, so that its weights stay
-                prepare(with_params(task, start.original, fitted.params), task.options, sources[0].df)
+            made = (
+                prepare(with_params(task, task.model, fitted.params), task.options, sources[0].df)
                 if fitted.params
                 else None
             )
@@ -345,6 +345,12 @@ def fine_tune(
             judged, doubts = dataclasses.replace(judged, judgement=judgement), [*doubts, *notes]
             if not judgement.accepted:
                 model, tuned = task.model, dataclasses.replace(original, parity=None)
+            elif made is not None and start.original is not task.model:
+                # A threshold is set on the pipeline as passed, whose weights stay. The figures are those of its refit.
+                model = with_params(task, start.original, fitted.params)
+                own = prepare(model, task.options, sources[0].df)
+                with open_run(own, sources, phases, shared=shared, boundaries=boundaries) as shipped:
+                    verify_original(shipped)
         summary = start.complete_summary(summary_of(run, original, fitted, judged, tuned, doubts))
         phases.on_decision(summary)
         return start.complete_outcome(

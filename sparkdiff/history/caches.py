@@ -127,7 +127,7 @@ def _entry(path: Path) -> Iterator[StoredItem]:
             )
     except (FileNotFoundError, IsADirectoryError):  # another process has just removed it
         return
-    except PermissionError:
+    except OSError:  # of another user, or on a disk that is mounted for reading
         yield StoredItem(path, FOREIGN, "", 0, None, 0.0, 0, 0.0, [], read=True)
 
 

@@ -249,7 +249,7 @@ def folders_of_runs(here: Path) -> dict[str, str]:
         found[1]: str(file.parent.relative_to(here))
         for up in ("", "*/", "*/*/")
         for file in sorted(here.glob(f"{up}summary.json"))
-        if os.access(file, os.R_OK)
+        if file.is_file() and os.access(file, os.R_OK)
         for found in re.finditer(r'^  "id": "(\w+)"', file.read_text(errors="replace"), re.MULTILINE)
     }
 

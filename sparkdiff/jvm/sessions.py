@@ -474,7 +474,7 @@ def cancel_until(ended: threading.Event, spark: SparkSession, tag: str) -> None:
 
 
 @functools.cache
-def _leave_out_cancelled(java: Any) -> tuple[Callable[[], None], Callable[[], None]]:
+def _leave_out_cancelled(java: Any) -> tuple[Callable[[], object], Callable[[], object]]:
     """Leave messages with the tag of a cancelled job out of Java's log from now on, because killed tasks log seconds later.
 
     The levels of loggers stay: to Spark's shell one with a level of its own is the user's, who wants to see more of it.
@@ -494,5 +494,8 @@ def _leave_out_cancelled(java: Any) -> tuple[Callable[[], None], Callable[[], No
             r"(Aborting (job [-0-9a-f]{36}\.|task)|[Tt]ask attempt \w+ aborted|Interrupted while joining on)",
         )
     )
-    config.addFilter(cancelled)
-    return functools.partial(config.addFilter, aborted), functools.partial(config.removeFilter, aborted)
+    # Appenders see enabled messages only; a filter of the whole configuration would have to read all others, too.
+    appenders = [*config.getRootLogger().getAppenders().values().toArray()]
+    for appender in appenders:
+        appender.addFilter(cancelled)
+    return lambda: [a.addFilter(aborted) for a in appenders], lambda: [a.removeFilter(aborted) for a in appenders]

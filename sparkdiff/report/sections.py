@@ -122,6 +122,7 @@ class RunPlan(DisplayableFields):
         yield from (
             f if isinstance(f, str) else SectionTable([[*f[0]], *([*row.values()] for row in f)], left=range(len(f[0])))
             for f in self.facts.values()
+            if f
         )
 
 

@@ -1,6 +1,5 @@
 """Distributions, the possible values of a Param in a search, as small objects that need neither Spark nor Optuna."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sparkdiff.errors import InputError, kind_of
-from sparkdiff.options import is_number
+from sparkdiff.options import is_finite, is_number
 
 PLAIN = (bool, int, float, str, type(None))
 """Types of values that every study can store unchanged."""
@@ -196,7 +195,7 @@ def choice(*values: Any) -> Choice:
 def _check(name: str, low: float, high: float, *, whole: bool = False) -> None:
     """Raise InputError if these are not the ends of a range."""
     for value in (low, high):
-        if not is_number(value) or not abs(value) <= sys.float_info.max or (whole and value != int(value)):
+        if not is_finite(value) or (whole and value != int(value)):
             raise InputError(f"{name}({low!r}, {high!r}): {value!r} is no {'whole' if whole else 'finite'} number")
     if low > high:
         raise InputError(f"{name}({low!r}, {high!r}): low is above high")

@@ -2,16 +2,14 @@
 
 import hashlib
 import json
-import numbers
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from sparkdiff.growth.growth_options import GrowthSettings
 from sparkdiff.improvement.improvement_options import ImprovementSettings
 from sparkdiff.machine import secrets
-from sparkdiff.options import Options
+from sparkdiff.options import Options, is_finite
 
 WHOSE = ("epoch", "candidate", "fold", "arm", "round", "trial", "learningRate", "regAnchor")
 """Keys of a row of a history that identify its curve or its step in the curve, or are constant along the curve."""
@@ -19,7 +17,6 @@ UNNAMED = re.compile(r"[^\w./: -]", re.ASCII)
 """Pattern of the characters that names of params and metrics cannot have in MLflow."""
 LONGEST_NAME = 240
 """Largest length of a name: MLflow takes 250 characters, and the prefix `sparkdiff.` may be added."""
-LARGEST: Any = sys.float_info.max
 LONGEST = 500
 """Largest length of a parameter or a tag that every version of MLflow's server takes."""
 
@@ -87,7 +84,7 @@ def metrics(summary: Any) -> dict[str, float]:
     low, high = summary.gainInterval or (None, None)
     found |= {"gain": summary.gain, "p": summary.p, "gainInterval.low": low, "gainInterval.high": high}
     found["warnings"] = len(summary.warnings)
-    return {safe_name(key): float(value) for key, value in found.items() if _finite(value)}
+    return {safe_name(key): float(value) for key, value in found.items() if is_finite(value)}
 
 
 def points(row: Mapping[str, Any]) -> Iterator[CurvePoint]:
@@ -99,12 +96,5 @@ def points(row: Mapping[str, Any]) -> Iterator[CurvePoint]:
     parts += [f"fold{row['fold']}"] if row.get("fold") is not None else []
     parts += ["trials"] if trial else [f"candidate{row.get('candidate', 0)}"]
     for name, value in row.items():
-        if name not in WHOSE and _finite(value):
+        if name not in WHOSE and is_finite(value):
             yield CurvePoint(safe_name("/".join([*parts, name])), float(value), int(row["trial" if trial else "epoch"]))
-
-
-def _finite(value: Any) -> bool:
-    """True if the value is a finite number in the range of doubles; evaluators may also return numpy numbers, which
-    count.
-    """
-    return type(value) is not bool and isinstance(value, numbers.Real) and abs(value) <= LARGEST

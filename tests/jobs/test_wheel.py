@@ -126,7 +126,9 @@ runpy.run_module("sparkdiff", run_name="__main__", alter_sys=True)  # as python 
     ).partition("\n")
     assert installed.parent in Path(file).parents
     assert all(command in shown for command in ("plan", "finetune", "verify", "diff"))
-    assert "Example: sparkdiff finetune models/churn" in run(installed / "sparkdiff", "finetune", "--help", cwd=tmp_path)
+    assert "Example: sparkdiff finetune models/churn" in run(
+        installed / "sparkdiff", "finetune", "--help", cwd=tmp_path
+    )
 
 
 def test_a_job_needs_no_extra(bare: Path, tmp_path: Path) -> None:

@@ -73,6 +73,12 @@ def test_the_model_is_an_argument(here: Path, loaded: list[Config], command: str
     assert loaded[0].options == {"seed": 3}
 
 
+@pytest.mark.parametrize("word", ["fineTunr.cacheDir=/tmp/c", "fineTuner.cachDir=/tmp/c"])
+def test_a_misspelt_override_is_no_model(here: Path, capsys: pytest.CaptureFixture[str], word: str) -> None:
+    assert main(["finetune", "--config", "job.yaml", word]) == WRONG_INPUT
+    assert "Did you mean" in capsys.readouterr().err
+
+
 def test_an_argument_wins_over_the_file(here: Path, loaded: list[Config]) -> None:
     assert main(["finetune", "models/churn", "--config", "job.yaml"]) == DONE
     assert main(["finetune", "--config", "job.yaml", "pipelines:churn"]) == DONE
@@ -150,11 +156,10 @@ MISTAKES = [
         ["data.train.format='cvs'", "no format that Spark reads", "Did you mean 'csv'?"],
     ),
     ("verify models/churn --data rows.csv --format cvs", ["data.verify.format='cvs'", "Did you mean 'csv'?"]),
-    ("diff models/churn models/churn --data text", ["as parquet, the default", "text is no such file", "format"]),
     ("finetune models/churn --output o --data wrong.orc", ["as orc", "wrong.orc is no such file", "format"]),
     (
         "verify models/churn --data mixed",
-        ["mixed contains files", "a.csv and b.json", "mixed/*.json", "set the format"],
+        ["mixed contains files", "a.csv and b.json", "mixed/*.json", "name those of one format"],
     ),
     ("init models/churn --data mixed", ["a.csv and b.json"]),
     ("triage models/churn --budget 90s --data mixed", ["a.csv and b.json"]),
@@ -221,6 +226,20 @@ def test_the_files_in_a_folder_tell_the_format(here: Path, files: list[str], for
     assert source_of(f"{here}/rows").get("format") == form
     assert source_of("rows", "csv")["format"] == "csv"
     check_there([], {"train": "rows"}, here, {})
+
+
+def test_files_that_spark_does_not_read_do_not_count(here: Path) -> None:
+    for name in ("rows/b.parquet", "rows/archive/x.csv", "mixed/a.csv", "mixed/b.parquet"):
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_bytes(b"PAR1" if name.endswith("parquet") else b"a")
+    only = {"path": "mixed", "options": {"pathGlobFilter": "*.parquet"}}
+    for rows in ("rows", {"path": "rows", "format": "parquet"}, only, {**only, "format": "parquet"}):
+        check_there([], {"train": rows}, here, {})
+    assert source_of("rows")["format"] == "parquet"
+    with pytest.raises(InputError, match=r"mixed contains files of different formats, a\.csv and b\.parquet"):
+        source_of("mixed")
+    with pytest.raises(InputError, match=r"x\.csv is no such file"):
+        check_there([], {"train": {"path": "rows/archive", "format": "parquet"}}, here, {})
 
 
 def test_names_alone_tell_the_format_of_what_is_not_here(here: Path) -> None:

@@ -40,5 +40,7 @@ def test_after_a_kept_original_an_improvement_is_next(folder: Path) -> None:
     assert (command, verb, then.command) == ("sparkdiff", "improve", "improve")
     assert (then.pipeline, then.data, then.options) == (job.pipeline, job.data, job.options)
     assert (then.where, then.improver) == (f"{folder}/runs/fair-improved", {"budget": "30m"})
-    for more in (["fineTuner.runId=mine"], ["data.train.options.password=hidden"], ["improver.budget=90s"]):
-        assert _results(load_config(None, [*GIVEN, *more]), kept=True)[-1] == "next: sparkdiff plan runs/fair"
+    of_finetune = ["fineTuner.tune=threshold", "fineTuner.maxSeconds=60"]  # which an improvement refuses
+    more = ["fineTuner.runId=mine", "data.train.options.password=hidden", "improver.budget=90s", *of_finetune]
+    for one in more:
+        assert _results(load_config(None, [*GIVEN, one]), kept=True)[-1] == "next: sparkdiff plan runs/fair"

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression, NaiveBayes
-from pyspark.ml.feature import MinMaxScaler, VectorAssembler
+from pyspark.ml.feature import CountVectorizer, MinMaxScaler, VectorAssembler
 from pyspark.sql import DataFrame, functions as F
 
 import sparkdiff
@@ -80,6 +80,21 @@ def test_it_reaches_the_cost_and_keeps_the_calibration(
     found.pipelineModel.save(f"{tmp_path}/model")
     loaded = PipelineModel.load(f"{tmp_path}/model")
     assert loaded.stages[1].getThreshold() == threshold and sparkdiff.verify(loaded, df).ok
+
+
+@pytest.mark.slow
+def test_words_that_only_the_original_knows(df: DataFrame, shared: Path) -> None:
+    """The refit, by which a threshold is judged, has other columns than the original, on which it is set."""
+    words = df.withColumn("words", F.array(F.col(NUMBERS[0]).cast("string")))
+    stages = [
+        CountVectorizer(inputCol="words", outputCol="counts"),
+        VectorAssembler(inputCols=["counts", *NUMBERS], outputCol="features"),
+        LogisticRegression(labelCol="rain", regParam=0.1, maxIter=5),
+    ]
+    model = Pipeline(stages=stages).fit(words)
+    found = FineTuner(pipeline=model, cacheDir=str(shared), **OF_COST).fit(words)
+    assert found.summary.decision == "tuned", found.summary.reason
+    assert_only_decisions_differ(model, found.pipelineModel, words)
 
 
 def test_a_threshold_that_is_right_is_kept(rain: PipelineModel, df: DataFrame, shared: Path) -> None:

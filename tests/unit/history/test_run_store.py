@@ -211,3 +211,8 @@ def test_runs_and_why_import_neither_spark_nor_torch(tmp_path: Path) -> None:
     assert after.split()[2] == "after" and fair.split()[2] == "00000001" and fair.endswith("runs/fair")
     origin = answer("why", "runs/fair", "--store", "store")
     assert "run 00000001, in runs/fair" in origin and "tried from this model since" in origin
+
+
+def test_a_folder_named_like_a_summary_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "rows" / "summary.json").mkdir(parents=True)  # as Spark writes rows
+    assert run_table.folders_of_runs(tmp_path) == {}
