@@ -474,7 +474,7 @@ def cancel_until(ended: threading.Event, spark: SparkSession, tag: str) -> None:
 
 
 @functools.cache
-def _leave_out_cancelled(java: Any) -> tuple[Callable[[], object], Callable[[], object]]:
+def _leave_out_cancelled(java: Any) -> tuple[Callable[[], None], Callable[[], None]]:
     """Leave messages with the tag of a cancelled job out of Java's log from now on, because killed tasks log seconds later.
 
     The levels of loggers stay: to Spark's shell one with a level of its own is the user's, who wants to see more of it.
@@ -486,7 +486,8 @@ def _leave_out_cancelled(java: Any) -> tuple[Callable[[], object], Callable[[], 
         Functions between which messages about jobs and tasks that end while they write files are left out, too.
     """
     log4j = java.org.apache.logging.log4j
-    config, results = log4j.LogManager.getContext(False).getConfiguration(), log4j.core.Filter.Result
+    root = log4j.LogManager.getContext(False).getConfiguration().getRootLogger()
+    results = log4j.core.Filter.Result
     cancelled, aborted = (
         log4j.core.filter.RegexFilter.createFilter(f"(?s).*{text}.*", None, False, results.DENY, results.NEUTRAL)
         for text in (
@@ -494,8 +495,6 @@ def _leave_out_cancelled(java: Any) -> tuple[Callable[[], object], Callable[[], 
             r"(Aborting (job [-0-9a-f]{36}\.|task)|[Tt]ask attempt \w+ aborted|Interrupted while joining on)",
         )
     )
-    # Appenders see enabled messages only; a filter of the whole configuration would have to read all others, too.
-    appenders = [*config.getRootLogger().getAppenders().values().toArray()]
-    for appender in appenders:
-        appender.addFilter(cancelled)
-    return lambda: [a.addFilter(aborted) for a in appenders], lambda: [a.removeFilter(aborted) for a in appenders]
+    # The root logger sees enabled messages only; a filter of the whole configuration would have to read all others, too.
+    root.addFilter(cancelled)
+    return functools.partial(root.addFilter, aborted), functools.partial(root.removeFilter, aborted)
