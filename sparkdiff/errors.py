@@ -6,6 +6,7 @@ import itertools
 import os
 import sys
 import traceback
+import types
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
@@ -59,7 +60,10 @@ class InputError(SparkdiffError):
         """
         if os.environ.get("SPARKDIFF_TRACEBACK") == "1":
             return "".join(traceback.format_exception(self)).splitlines()
-        package = lambda at: str(at[0].f_globals.get("__name__")).partition(".")[0]  # noqa: E731
+
+        def package(at: tuple[types.FrameType, int]) -> str:
+            return str(at[0].f_globals.get("__name__")).partition(".")[0]
+
         frames = (at for at in traceback.walk_tb(self.__traceback__) if package(at) != "IPython")
         callers = itertools.takewhile(lambda at: package(at) not in ("sparkdiff", "pyspark"), frames)
         shown = [*traceback.StackSummary.extract(callers).format(), f"{type(self).__name__}: {self}"]

@@ -118,7 +118,8 @@ def stats_of(rows: Iterable[pa.Table], request: Request, negligible: float = 0.0
 def _refuse(column: pa.ChunkedArray, option: str, name: str | None, what: str, good: Any, rule: str) -> None:
     bad = column.filter(pc.invert(pc.fill_null(good(column), False)))
     if len(bad):
+        first = bad[0].as_py()
+        way = "check its sign, or clip it at 0" if rule == ">= 0" and (first or 0) < 0 else "drop or fill these rows"
         raise InputError(
-            f"{option}={name!r} holds {bad[0].as_py()!r} in {len(bad)} or more rows; a {what} must be {rule}: "
-            f"{'check its sign, or clip it at 0' if rule == '>= 0' and (bad[0].as_py() or 0) < 0 else 'drop or fill these rows'}"
+            f"{option}={name!r} holds {first!r} in {len(bad)} or more rows; a {what} must be {rule}: {way}"
         )

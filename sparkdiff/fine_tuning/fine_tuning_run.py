@@ -194,7 +194,10 @@ def starting_point(
             return StartingPoint(model, model, refused=why)
         seen = f"{model.uid} {found.value}"
         say(seen)
-    again = lambda rows: refit(form, rows.data)  # noqa: E731
+
+    def again(rows: Source) -> Any:
+        return refit(form, rows.data)
+
     if found is Evidence.NEW:
         return StartingPoint(model, model, fit=again)
     if found is Evidence.BETTER or (o.tune == "threshold" and found is Evidence.NO_BETTER):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
+from sparkdiff import jvm
 from sparkdiff.data.splits import TRAIN, VALIDATION, Boundaries, Source, number_equal_rows, training_rows
 from sparkdiff.evaluation.guard import Ledger
 from sparkdiff.evaluation.scores import score
@@ -142,5 +143,5 @@ def with_params(task: Task, model: Any, params: Mapping[str, Any]) -> Any:
     [(path, stage)] = [leaf for leaf in flatten(model) if leaf[0] == task.cut.graph.head.path]
     new = stage.copy()
     for param in (p for p in new.params if p.name in ("threshold", "thresholds")):
-        new.clear(param)  # Spark refuses one that contradicts the other
+        jvm.clear_param(new, param)  # Spark refuses one that contradicts the other
     return with_leaves(model, {path: new.copy({new.getParam(name): value for name, value in params.items()})})

@@ -13,7 +13,7 @@ from sparkdiff.jvm.folders import (
     temporary,
 )
 from sparkdiff.jvm.job_counter import count_jobs
-from sparkdiff.jvm.persistence import Load, Persistent, Reader, Writer
+from sparkdiff.jvm.persistence import Load, Persistent, Reader, Writer, clear_param
 from sparkdiff.jvm.rebuilding import (
     default_output,
     defaults,
@@ -81,6 +81,7 @@ __all__ = [
     "check_alive",
     "check_java",
     "check_writable",
+    "clear_param",
     "clone_session",
     "count_jobs",
     "default_output",

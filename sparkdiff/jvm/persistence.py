@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from pyspark.ml import PipelineModel
-from pyspark.ml.param import Params
+from pyspark.ml.param import Param, Params
 from pyspark.ml.util import DefaultParamsReader, DefaultParamsWriter, MLReadable, MLReader, MLWritable, MLWriter
 
 from sparkdiff.errors import InputError
@@ -95,3 +95,9 @@ class Reader(MLReader[Any]):
             return DefaultParamsReader.loadParamsInstance(paths.inside(path, name), self.sc)
 
         return self.cls.from_parts(json.loads(meta["values"]), stage)._resetUid(meta["uid"])
+
+
+def clear_param(stage: Params, param: Param[Any]) -> None:
+    """Unset a Param of a stage, also over Spark Connect, where `clear` of MLlib's own stages does nothing."""
+    stage.clear(param)
+    Params.clear(stage, param)

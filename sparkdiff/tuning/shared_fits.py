@@ -241,7 +241,7 @@ def _with_params(model: Any, estimator: Any, names: Iterable[str]) -> Any:
     held, new = [name for name in names if model.hasParam(name)], model.copy()
     for name in held:  # clear first: a model refuses a threshold together with thresholds
         if new.isSet(name) and not estimator.isSet(name):
-            new.clear(new.getParam(name))
+            jvm.clear_param(new, new.getParam(name))
     return new.copy({new.getParam(name): estimator.getOrDefault(name) for name in held if estimator.isSet(name)})
 
 
