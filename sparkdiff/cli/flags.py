@@ -1,6 +1,8 @@
 """Classes of commands, flags that several commands share, and functions that load the models and rows that these flags name."""
 
+import functools
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -97,7 +99,9 @@ def load_models_and_rows(
     loading.check_there(paths, given, folder, {})
     spark = loading.start_session({}, module, loading.size_of(given, folder))
     fitted = [(path, loading.load_model(path)) for path in paths]
-    return fitted, loading.load_data(spark, given[command], folder, command) if given else None
+    say = functools.partial(print, file=sys.stderr)  # stdout may be one JSON object
+    rows = loading.load_data(spark, given[command], folder, command, fitted[0][1], say) if given else None
+    return fitted, rows
 
 
 def schema_of(given: str) -> "StructType":

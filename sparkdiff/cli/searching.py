@@ -12,9 +12,9 @@ from sparkdiff import jvm
 from sparkdiff.cli import search_section as section
 from sparkdiff.cli.config import KEEPING, Config, command_of, request_of
 from sparkdiff.cli.output_writing import write_run_folder
-from sparkdiff.cli.steps import load_pipeline, own_id
+from sparkdiff.cli.steps import load_rows_and_pipeline, own_id
 from sparkdiff.cli.tracking import Tracking, activate_callbacks
-from sparkdiff.data.loading import load_data, load_model, model_path
+from sparkdiff.data.loading import load_model, model_path
 from sparkdiff.data.splits import TRAIN
 from sparkdiff.errors import InputError
 from sparkdiff.estimators.fine_tuner import FineTuner
@@ -45,16 +45,16 @@ def run(config: Config, lease: Lease, spark: SparkSession) -> SearchSummary:
 
 
 def _run(config: Config, lease: Lease, spark: SparkSession, tracking: Tracking) -> SearchSummary:
-    rows = load_data(spark, config.data[TRAIN], config.folder, TRAIN)
-    search, study = search_of(config, load_pipeline(config, rows)[0])
+    rows, pipeline, _ = load_rows_and_pipeline(config, spark, print)
+    search, study = search_of(config, pipeline)
     search.callbacks = tracking.listeners
     search.job = {"command": command_of(config), "output": config.where, "id": search.uid}
-    model = search.fit(rows)
+    model = search.fit(rows[TRAIN])
 
     def fill(folder: Path) -> None:
         model.pipelineModel.write().save(stores.address(folder / "model"))
         stores.fetch(folder / "model")
-        model.summary.saved.update(check_saved(model.pipelineModel, folder / "model", lambda: rows))
+        model.summary.saved.update(check_saved(model.pipelineModel, folder / "model", lambda: rows[TRAIN]))
         model.trials.to_csv(folder / "trials.csv", index=False)
         told = model.summary.toDict() | {
             "search": secrets.hidden(config.search or {}),

@@ -99,12 +99,9 @@ def _run(
     if found is not None:
         tracking.mute(True)  # MLflow may have that run
     with phases.phase("load") as say:
-        sources = [
-            Source(load_data(spark, d, config.folder, s), None if s == TRAIN and VALIDATION not in config.data else s)
-            for s, d in config.data.items()
-        ]
-        say(f"data: {', '.join(config.data)}")
-        made, path = load_pipeline(config, next(s for s in sources if s.split in (None, TRAIN)).df)
+        rows, made, path = load_rows_and_pipeline(config, spark, say)
+        sources = [Source(df, None if s == TRAIN and VALIDATION not in rows else s) for s, df in rows.items()]
+        say(f"data: {', '.join(rows)}")
         check_unfitted(made, options.rowsAreNew)  # before anything is fitted
     with files.room("the fitted pipeline", root(options), ROOM_OF_CACHES):
         content = None if isinstance(made, Estimator) else hash_of(made, path, root(options))
@@ -278,12 +275,14 @@ def _read_summary(found: Mapping[str, Any], config: Config) -> FineTuningSummary
     return kind(**{k: v for k, v in found.items() if k in known}, records=records)
 
 
-def load_pipeline(config: Config, train: DataFrame) -> tuple[Any, str | None]:
-    """The pipeline of the job, fitted or not, and the path from which it was loaded, or None if a function made it."""
-    if not is_function(config.pipeline):
-        path = model_path(config.pipeline, config.folder)
-        return load_model(path), path
-    return function(config.pipeline, config.folder)(train), None
+def load_rows_and_pipeline(
+    config: Config, spark: SparkSession, say: Callable[[str], object]
+) -> tuple[dict[str, DataFrame], Any, str | None]:
+    """The rows of a job by split; its pipeline, fitted or not; and the path of the pipeline, or None if a function made it."""
+    path = None if is_function(config.pipeline) else model_path(config.pipeline, config.folder)
+    saved = None if path is None else load_model(path)
+    rows = {s: load_data(spark, given, config.folder, s, saved, say) for s, given in config.data.items()}
+    return rows, function(config.pipeline, config.folder)(rows[TRAIN]) if path is None else saved, path
 
 
 def fit_or_reuse(

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from sparkdiff.data.splits import SPLITS
 from sparkdiff.errors import InputError, check_keys, did_you_mean
 from sparkdiff.jvm.stores import URL
 from sparkdiff.machine import paths, threads
+from sparkdiff.pipeline.column_types import types_by_model
 
 SOURCE_KEYS = ("path", "format", "options", "schema", "table", "where")
 OF_FILES = ("avro", "binaryfile", "csv", "delta", "image", "json", "libsvm", "orc", "parquet", "text", "xml")
@@ -256,13 +257,38 @@ def _files(source: Mapping[str, Any], folder: Path) -> list[Path]:
     return [] if "pathglobfilter" in options else sorted(itertools.islice(rows, 1000))
 
 
-def load_data(spark: SparkSession, given: Any, folder: Path, split: str) -> DataFrame:
+def load_data(
+    spark: SparkSession,
+    given: Any,
+    folder: Path,
+    split: str,
+    model: Any = None,
+    say: Callable[[str], object] = lambda _text: None,
+) -> DataFrame:
     """The DataFrame that one entry of the section `data` describes.
+
+    Args:
+        model: the pipeline that is to read the rows; if it is fitted, it has priority over types inferred from a CSV file.
+        say: function that is called with a text about columns whose type it has changed.
 
     Raises:
         InputError: the entry is invalid, or Spark cannot read it.
     """
     given = parse_source(split, given, folder)
+    df = _read(spark, given, folder, split)
+    if model is None or isinstance(given, str) or given.get("schema") or str(given.get("format")).lower() != "csv":
+        return df
+    needed = types_by_model(model, df.schema)
+    if not needed:
+        return df
+    inferred = dict(df.dtypes)
+    told = ", ".join(f"{name} {kind} (inferred: {inferred[name]})" for name, kind in needed.items())
+    say(f"types of {split} as the pipeline needs them: {told}")
+    schema = ", ".join(f"{jvm.quoted(name)} {needed.get(name, kind)}" for name, kind in inferred.items())
+    return _read(spark, {**given, "schema": schema}, folder, split)
+
+
+def _read(spark: SparkSession, given: Any, folder: Path, split: str) -> DataFrame:
     if isinstance(given, str):
         return function(given, folder)(spark)  # type: ignore[no-any-return]
     form, path = str(given.get("format") or "").lower(), given.get("path")

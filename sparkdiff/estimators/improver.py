@@ -15,7 +15,7 @@ from sparkdiff.improvement.improvement_options import FIELDS, WHY_REFUSED, Impro
 from sparkdiff.improvement.improvement_summary import ImprovementSummary
 from sparkdiff.options import Options
 from sparkdiff.pipeline.nesting import flatten
-from sparkdiff.report import Displayable, Section, SectionTable
+from sparkdiff.report import Displayable, Section, SectionTable, signed
 
 
 @with_params(FIELDS, setters=True)
@@ -76,7 +76,7 @@ class Offers(Displayable, dict[str, Any]):
     def _sections(self) -> Iterator[Section]:
         found = {name: self.summary.table[row] for name, row in self.summary.offers.items()}
         rows = [
-            (n, f"{r['gain']:+.1%}", f"{r['serving']:.1f}x", ", ".join(type(s).__name__ for _, s in flatten(self[n])))
+            (n, signed(r["gain"]), f"{r['serving']:.1f}x", ", ".join(type(s).__name__ for _, s in flatten(self[n])))
             for n, r in found.items()
             if n in self
         ]

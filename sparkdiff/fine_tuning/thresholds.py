@@ -50,18 +50,11 @@ def tune_threshold(
     head: Any = run.network.head
     with run.phases.phase("threshold"):
         parts = (
-            [_scores(run, head.classes)]
+            [scores_of(run, TRAIN, head.classes)]
             if fit is None
             else _out_of_fold_scores(task, sources, boundaries, fit, head.classes)
         )
-        probability, label, weight = (torch.cat(each) for each in zip(*parts, strict=True))
-        decided = of_predictions(metric.name, {**o.lossParams, **o.metricParams}, head.classes)
-        mean = decided.value or (lambda each, _label, weight: weight @ each / weight.sum())
-
-        def loss(prediction: torch.Tensor) -> float:
-            return float(decided.sign * mean(decided.by_row(prediction, label, weight), label, weight))
-
-        cuts = best_thresholds(loss, head.decides_by(), probability)
+        cuts = choose_thresholds(head, metric.name, {**o.lossParams, **o.metricParams}, parts)
         params, far = head.threshold_params(cuts), (cuts - head.decides_by()).abs()
         new = prepare(with_params(task, task.model, params), o, sources[0].df)
         network = Network(new.cut.graph, new.cut.live)
@@ -96,15 +89,35 @@ def _out_of_fold_scores(
             with open_run(
                 own, [held], Phases(False), shared=shared, boundaries=cached, allTrain=True, lasting=False
             ) as run:
-                parts.append(_scores(run, number))
+                parts.append(scores_of(run, TRAIN, number))
     finally:
         shared.remove_caches()
     return parts
 
 
+def choose_thresholds(
+    head: Any, metric: str, params: Mapping[str, Any], parts: Sequence[tuple[torch.Tensor, ...]]
+) -> torch.Tensor:
+    """The thresholds (k,), with sum 1, with the best metric on scored rows.
+
+    Args:
+        head: the last stage, at whose thresholds the search begins.
+        metric, params: name of a metric of decisions, and its parameters.
+        parts: results of `scores_of`.
+    """
+    probability, label, weight = (torch.cat(each) for each in zip(*parts, strict=True))
+    decided = of_predictions(metric, params, head.classes)
+    mean = decided.value or (lambda each, _label, weight: weight @ each / weight.sum())
+
+    def loss(prediction: torch.Tensor) -> float:
+        return float(decided.sign * mean(decided.by_row(prediction, label, weight), label, weight))
+
+    return best_thresholds(loss, head.decides_by(), probability)
+
+
 @torch.no_grad()
-def _scores(run: Run, classes: int) -> tuple[torch.Tensor, ...]:
-    """Probabilities (n, classes), labels (n,) and weights (n,) of training rows; a class that the fit has not seen has
+def scores_of(run: Run, split: str, classes: int) -> tuple[torch.Tensor, ...]:
+    """Probabilities (n, classes), labels (n,) and weights (n,) of the rows of a split; a class that the fit has not seen has
     probability 0.
     """
     head: Any = run.network.head
@@ -114,7 +127,7 @@ def _scores(run: Run, classes: int) -> tuple[torch.Tensor, ...]:
             y.clone(),
             w.clone(),
         )
-        for x, y, w, _ in run.data.batches(TRAIN)
+        for x, y, w, _ in run.data.batches(split)
     )
     return tuple(torch.cat(each) for each in zip(*rows, strict=True))
 

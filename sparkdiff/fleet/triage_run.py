@@ -77,7 +77,7 @@ def entries_of(fleet: Any, common: Mapping[str, Any]) -> list[Entry]:
     found = [*_mappings(fleet)]
     if not found:
         raise InputError("the fleet is empty: pass at least one mapping with the keys model and data")
-    tables = dict[str, DataFrame]()  # one DataFrame per path, so that its rows are sampled once
+    tables = dict[tuple[str, str], DataFrame]()  # one DataFrame per path and schema, so that its rows are sampled once
     out = [_entry(number, given, common, tables) for number, given in enumerate(found)]
     names = [entry.name for entry in out]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -102,7 +102,9 @@ def _mappings(fleet: Any) -> Iterator[Mapping[str, Any]]:
         )
 
 
-def _entry(number: int, given: Mapping[str, Any], common: Mapping[str, Any], tables: dict[str, DataFrame]) -> Entry:
+def _entry(
+    number: int, given: Mapping[str, Any], common: Mapping[str, Any], tables: dict[tuple[str, str], DataFrame]
+) -> Entry:
     own = {k: v for k, v in given.items() if v is not None and not (isinstance(v, float) and math.isnan(v))}
     name = str(own.get("name") or (name_of(own["model"]) if "model" in own else f"entry {number}"))
     if missing := [key for key in ("model", "data") if key not in own]:
@@ -112,7 +114,7 @@ def _entry(number: int, given: Mapping[str, Any], common: Mapping[str, Any], tab
         checked = Options.of(options)
         path = model_path(os.fspath(own["model"]), Path.cwd()) if isinstance(own["model"], PATH) else None
         model = own["model"] if path is None else load_model(path)
-        rows = own["data"] if isinstance(own["data"], DataFrame) else _rows(own["data"], tables)
+        rows = own["data"] if isinstance(own["data"], DataFrame) else _rows(own["data"], model, tables)
     except InputError as e:
         raise InputError(f"{name}: {e}") from e
     if not isinstance(model, Transformer):
@@ -128,16 +130,15 @@ def name_of(model: Any) -> str:
     return parts[-2] if len(parts) > 1 and parts[-1] == "model" else parts[-1]
 
 
-def _rows(data: Any, tables: dict[str, DataFrame]) -> DataFrame:
+def _rows(data: Any, model: Any, tables: dict[tuple[str, str], DataFrame]) -> DataFrame:
     if not isinstance(data, PATH):
         raise InputError(
             f"data must be a Spark DataFrame or the path of a file, got {kind_of(data)}; make a DataFrame of a table by "
             "spark.createDataFrame(table)"
         )
     path = os.fspath(data)
-    if path not in tables:
-        tables[path] = load_data(jvm.session(), {"path": path}, Path.cwd(), "triage")
-    return tables[path]
+    rows = load_data(jvm.session(), {"path": path}, Path.cwd(), "triage", model)
+    return tables.setdefault((path, rows.schema.json()), rows)
 
 
 SHARE = 0.8

@@ -155,7 +155,7 @@ def lineage(
         run["id"]: run | {"output": run["output"] or (folders or {}).get(run["id"])}
         for run in rows(folder, ids=on, files=files)
     }
-    writers = {run["data"]: run["id"] for run in reversed(links)}  # the first run that used each cache
+    writers = {run["data"]: run["id"] for run in reversed(links) if run["data"]}  # the first run that used each cache
     steps = list[LineageStep]()
     for run in (found[made[model]["id"]] for model in line if model in made):
         beside = [r for r in found.values() if r["parent"] == run["parent"] is not None and r["id"] != run["id"]]

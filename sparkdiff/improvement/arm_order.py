@@ -18,7 +18,7 @@ FIXED = "fixed"
 FORESTS = (RandomForestClassification, RandomForestRegression)
 LEAST = 300.0
 """Budget in seconds below which no order is learned: measuring facts and learning take a few seconds, more than it saves."""
-QUICK = ("import", "finetune", "search", "refit", "grow", "simplify")
+QUICK = ("import", "finetune", "search", "refit", "threshold", "grow", "simplify")
 """Order for small budgets: descending probability per second of finding the best pipeline."""
 FOREST = ("search", *QUICK)
 """Order for small budgets if the pipeline ends in a random forest, whose trees are mostly too shallow by default."""

@@ -11,12 +11,13 @@ from sparkdiff.options import OptionGroup, convert_all, option, refuse
 
 WHY_REFUSED = {
     "maxSeconds": "its time is `budget`",
-    "tune": "only FineTuner has it",
+    "tune": "only FineTuner has it; the arm threshold of Improver moves thresholds",
 }
 """Options of fine-tuning that an improvement refuses -> the reason."""
 ARMS = {
     "refit": "fits the stages anew on the training rows",
     "finetune": "trains the weights of the stages together",
+    "threshold": "moves the threshold at which the last stage decides, nothing else",
     "simplify": "folds stages that fold exactly; deletes a stage, and refits the others",
     "search": "searches the settings of the stages, and fits them anew",
     "import": "adds boosted trees, fitted from the pipeline's own predictions",

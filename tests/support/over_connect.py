@@ -20,7 +20,7 @@ import torch
 import yaml
 from pyspark import SparkContext
 from pyspark.ml import PipelineModel
-from pyspark.ml.classification import RandomForestClassifier
+from pyspark.ml.classification import LogisticRegression, RandomForestClassifier
 from pyspark.ml.evaluation import RegressionEvaluator
 from pyspark.ml.feature import (
     IDF,
@@ -141,6 +141,7 @@ def main(folder: Path, everything: bool) -> None:
         tuner.write().overwrite().save(f"file://{folder}/tuner")
     again = sparkdiff.FineTunerModel.load(f"file://{folder}/tuned")
     assert predictions(again, df) == facts["predictions"]
+    assert predictions(PipelineModel.load(f"file://{folder}/tuned"), df) == facts["predictions"]  # without sparkdiff
     assert again.summary.metrics == tuned.summary.metrics
     assert sparkdiff.FineTuner.load(f"file://{folder}/tuner").getMaxEpochs() == 6
 
@@ -158,6 +159,13 @@ def main(folder: Path, everything: bool) -> None:
         assert params(other) == params(trees)
         assert sparkdiff.verify(other, numbers, network=grown).ok
         assert not sparkdiff.verify(trees, numbers, network=grown).ok
+
+    decides = LogisticRegression(featuresCol="v", labelCol="holiday", maxIter=2, thresholds=[0.5, 0.5]).fit(numbers)
+    decides.clear(decides.thresholds)
+    assert decides.isSet("thresholds")  # else Spark mended it, and `jvm.clear_param` can go
+    jvm.clear_param(decides, decides.thresholds)
+    below = decides.copy({decides.threshold: 0.0})  # which would contradict them
+    assert {row["prediction"] for row in below.transform(numbers).select("prediction").distinct().collect()} == {1.0}
 
     try:
         sparkdiff.verify(model, df.withColumn("temp", F.lit(None).cast("double")))

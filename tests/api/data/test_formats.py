@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from pyspark.ml import Pipeline
+from pyspark.ml.feature import StringIndexer, Tokenizer
 from pyspark.sql import SparkSession
 
 from sparkdiff import InputError, jvm
@@ -31,6 +33,24 @@ def test_zstandard_is_read_or_named_as_missing(spark: SparkSession, tmp_path: Pa
     else:
         with pytest.raises(InputError, match=r"data\.train cannot be read: rows\.csv\.zst is compressed by Zstandard"):
             load_data(spark, "rows.csv.zst", tmp_path, "train")
+
+
+def test_the_model_tells_the_types_of_a_csv(spark: SparkSession, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("zip,code,Level,day,n\n02134,1,1,2020-01-01,7\n90210,2,2,2020-01-02,8\n")
+    as_read = [("zip", "string"), ("code", "int"), ("Level", "double"), ("day", "string"), ("n", "int")]
+    rows = [("02134", 1, 1.0, "2020-01-01"), ("90210", 2, 2.0, "2020-01-02")]
+    fitted_on = spark.createDataFrame(rows, "zip string, code int, level double, day string")
+    indexer = StringIndexer(inputCols=["zip", "code", "level"], outputCols=["z", "c", "l"], handleInvalid="keep")
+    pipeline = Pipeline(stages=[indexer, Tokenizer(inputCol="day", outputCol="words")])
+    told = list[str]()
+    read = load_data(spark, "rows.csv", tmp_path, "train", pipeline.fit(fitted_on), told.append)
+    assert read.dtypes == as_read
+    assert sorted(row.zip for row in read.collect()) == ["02134", "90210"]
+    changed = "zip string (inferred: int), Level double (inferred: int), day string (inferred: date)"
+    assert told == [f"types of train as the pipeline needs them: {changed}"]
+    assert dict(load_data(spark, "rows.csv", tmp_path, "train", pipeline).dtypes)["zip"] == "int"  # not fitted
+    given = {"path": "rows.csv", "schema": "zip INT, code INT, level INT, day STRING, n INT"}
+    assert load_data(spark, given, tmp_path, "train", pipeline.fit(fitted_on)).dtypes[0] == ("zip", "int")
 
 
 @pytest.mark.parametrize(

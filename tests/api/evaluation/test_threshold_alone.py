@@ -126,6 +126,19 @@ def test_several_classes_have_one_each(df: DataFrame, shared: Path) -> None:
     assert [s["after"] < s["before"] for s in slices] == [True, True]
 
 
+@pytest.mark.slow
+def test_an_arm_of_improve_moves_it(rain: PipelineModel, numeric: PipelineModel, df: DataFrame, shared: Path) -> None:
+    given: dict[str, Any] = {"budget": "100 passes", "arms": ["threshold"], "numFolds": 3, "cacheDir": str(shared)}
+    found = sparkdiff.Improver(rain, **given, **{k: v for k, v in OF_COST.items() if k != "tune"}).fit(df)
+    assert found.summary.decision == "improved", found.summary.reason
+    old, new = rain.stages[1], found.pipelineModel.stages[1]
+    assert 0.05 < new.getThreshold() < 0.35 and new.coefficients.toArray() == pytest.approx(old.coefficients.toArray())
+    assert cost(found.pipelineModel, df, "rain", COSTS) < 0.6 * cost(rain, df, "rain", COSTS)
+    for model, label, why in ((numeric, "riders", "is no classifier"), (rain, "rain", "does not depend on decisions")):
+        with pytest.raises(InputError, match=f"nothing can be tried on .*threshold: .*{why}"):
+            sparkdiff.Improver(model, **given, labelCol=label).fit(df)
+
+
 def test_what_has_no_threshold_is_refused(numeric: PipelineModel, rain: PipelineModel, df: DataFrame) -> None:
     said = r"tune='threshold' moves the threshold at which a classifier with probabilities decides, and \w+ \(Gen"
     with pytest.raises(InputError, match=said):

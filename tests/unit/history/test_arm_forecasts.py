@@ -115,7 +115,7 @@ def test_a_run_that_tells_nothing_is_left_out(changes: dict[str, Any]) -> None:
 
 def test_the_shipped_improvements_are_readable_and_of_all_arms() -> None:
     found = priors()
-    assert len(found) >= 100 and {a for run in found for a in run.arms} == {*ARMS}
+    assert len(found) >= 100 and {a for run in found for a in run.arms} == {*ARMS} - {"threshold"}  # metrics of losses
     assert 0.2 < sum(run.best > 0 for run in found) / len(found) < 0.9
     assert all(math.isfinite(v) for run in found for v in run.facts.values())
     assert not {name for run in found for name in run.facts} & {"metric", "stepGain", "lastEpochGain", "lastEpochZ"}

@@ -197,7 +197,7 @@ def test_wrong_settings_are_named(given: dict[str, object], says: str) -> None:
 
 
 def test_what_the_user_forbids_is_not_tried() -> None:
-    assert ImprovementSettings.of({"keepForm": True}).allowed_arms() == ("refit", "finetune", "search")
+    assert ImprovementSettings.of({"keepForm": True}).allowed_arms() == ("refit", "finetune", "threshold", "search")
     assert ImprovementSettings.of({"arms": ["grow", "refit"]}).allowed_arms() == ("refit", "grow")
 
 
