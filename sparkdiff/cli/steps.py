@@ -99,9 +99,9 @@ def _run(
     if found is not None:
         tracking.mute(True)  # MLflow may have that run
     with phases.phase("load") as say:
-        rows, made, path = load_rows_and_pipeline(config, spark, say)
-        sources = [Source(df, None if s == TRAIN and VALIDATION not in rows else s) for s, df in rows.items()]
-        say(f"data: {', '.join(rows)}")
+        frames, made, path = load_rows_and_pipeline(config, spark, say)
+        sources = [Source(df, None if s == TRAIN and VALIDATION not in frames else s) for s, df in frames.items()]
+        say(f"data: {', '.join(frames)}")
         check_unfitted(made, options.rowsAreNew)  # before anything is fitted
     with files.room("the fitted pipeline", root(options), ROOM_OF_CACHES):
         content = None if isinstance(made, Estimator) else hash_of(made, path, root(options))

@@ -430,7 +430,7 @@ def triage_paths(
 
     def save_tuned(pipeline: Triaged, model: Any) -> None:
         if model is not None and pipeline.name in folders:
-            save(model, folders[pipeline.name], _rows(data_of[pipeline.name], {}))
+            save(model, folders[pipeline.name], _rows(data_of[pipeline.name], model, {}))
 
     return triage(fleet, budget=budget, storeDir=storeDir, share=share, dryRun=dryRun, done=save_tuned, **options)
 

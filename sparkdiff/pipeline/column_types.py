@@ -27,6 +27,7 @@ def types_by_model(model: Any, schema: StructType) -> dict[str, str]:
     """
     casefold, found = casefolding(), dict[str, str]()
     fields = {casefold(field.name): field for field in schema if not isinstance(field.dataType, StringType)}
+    stage: Any
     for _, stage in flatten(model) if isinstance(model, Transformer) else ():
         if isinstance(stage, (StringIndexerModel, RegexTokenizer, Tokenizer)):
             several = stage.hasParam("inputCols") and stage.isSet("inputCols")
