@@ -250,21 +250,28 @@ def test_an_improvement_tells_its_figures_and_what_decided() -> None:
     assert "The race on the rows that explore" in shown and "grow adds stages 9.0 done" in shown
 
 
-def stage_of(uid: str, **more: Any) -> dict[str, Any]:
-    columns = {"inputCols": [f"{uid}_in"], "outputCols": [f"{uid}_out"]}
+def stage_of(name: str, **more: Any) -> dict[str, Any]:
+    columns = {"inputCols": ["x"], "outputCols": [f"out_{name.lower()}"]}
     facts = {"path": [0], "cached": False, "role": "translated", "trainable": True, "numParameters": 3, "reason": ""}
-    return {"uid": uid, "stageClass": uid.title(), **columns, **facts, **more}
+    return {"uid": f"{name}_17", "stageClass": f"{name}Model", **columns, **facts, **more}
 
 
 def test_the_new_pipeline_stands_beside_the_original() -> None:
     given, _ = KINDS["improved"]
-    plan = {"stages": [stage_of("scaler"), stage_of("pca"), stage_of("glr")], "edges": [], "head": None}
-    shipped = [stage_of("scaler"), stage_of("units"), stage_of("sums", inputCols=[*"abcd"]), stage_of("glr")]
+    plan = {"stages": [stage_of("Scaler"), stage_of("PCA"), stage_of("GLR")], "edges": [], "head": None}
+    shipped = [
+        stage_of("Scaler"),
+        stage_of("Units", inputCols=["GLR_17_grown"]),
+        stage_of("Sums", inputCols=[*"abcd"], outputCols=[]),
+        stage_of("Sums", uid="other"),
+        stage_of("GLR"),
+    ]
     text = page({**given, "shippedStages": shipped}, plan=plan)
     shown = " ".join(Words(text).text.split())
-    assert "3 stages become 4; added: Units, Sums; left out: Pca." in shown[: shown.index("How to go back")]
-    assert "Original: 3 stages Scaler scaler_in → scaler_out Pca left out pca_in → pca_out Glr" in shown
-    assert "Units added units_in → units_out Sums added 4 columns → sums_out Glr" in shown
+    first = shown[: shown.index("How to go back")]
+    assert "3 stages become 5; added: 2 × SumsModel, UnitsModel; left out: PCAModel." in first
+    assert "Original: 3 stages ScalerModel x → out_scaler PCAModel left out x → out_pca GLRModel" in shown
+    assert "UnitsModel added grown → out_units SumsModel added 4 columns SumsModel added x" in shown
     same = page({**given, "shippedStages": plan["stages"]}, plan=plan)
     assert "become" not in same and "beside the original" not in same
 
@@ -280,9 +287,9 @@ def test_what_was_not_tested_is_not_called_no_gain() -> None:
 
 
 def test_stages_bear_the_names_of_the_plan() -> None:
-    plan = {"stages": [stage_of("glr", stageClass="GlrModel")], "edges": [], "head": None}
+    plan = {"stages": [stage_of("GLR", uid="glr")], "edges": [], "head": None}
     shown = " ".join(Words(page(summary(finished="2026-11-30T12:53:30Z"), plan=plan)).text.split())
-    assert "GlrModel coefficients 0.4 1" in shown and "scaler std 0.1 0.5" in shown
+    assert "GLRModel coefficients 0.4 1" in shown and "scaler std 0.1 0.5" in shown
     assert "label y; finished 2026-11-30 12:53 UTC" in shown
 
 
