@@ -146,7 +146,7 @@ def changes(histogram: Mapping[str, Any] | None, what: str = "prediction") -> st
     total = sum(counts) + histogram["outside"]
     with _figure("distribution of changes") as (axes, made):
         widths = [b - a for a, b in itertools.pairwise(edges)]
-        axes.bar(edges[:-1], [100 * c / total for c in counts], widths, align="edge", color=AFTER, linewidth=0)
+        axes.bar(edges[:-1], [100 * c / total for c in counts], widths, align="edge", color=AFTER, edgecolor=AFTER)
         axes.axvline(0, color=INK, linewidth=0.8)
         axes.set_xlabel(f"new {what} − original {what}")
         axes.set_ylabel("% of rows")

@@ -118,6 +118,12 @@ def row(name: str, arm: str | None, **more: Any) -> dict[str, Any]:
     }
 
 
+def stage_of(name: str, **more: Any) -> dict[str, Any]:
+    columns = {"inputCols": ["x"], "outputCols": [f"out_{name.lower()}"]}
+    facts = {"path": [0], "cached": False, "role": "translated", "trainable": True, "numParameters": 3, "reason": ""}
+    return {"uid": f"{name}_17", "stageClass": f"{name}Model", **columns, **facts, **more}
+
+
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "tuned": (summary(), {"records": history(3, 20)}),
     "kept": (
@@ -204,6 +210,21 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
+KINDS["rebuilt"] = (
+    {
+        **KINDS["improved"][0],
+        "shippedStages": [
+            stage_of("Scaler"),
+            stage_of("Units", inputCols=["GLR_17_grown"]),
+            stage_of("Sums", inputCols=[*"abcd"], outputCols=[]),
+            stage_of("Sums", uid="other"),
+            stage_of("GLR"),
+        ],
+    },
+    {"plan": {"stages": [stage_of("Scaler"), stage_of("PCA"), stage_of("GLR")], "edges": [], "head": None}},
+)
+
+
 class Words(html.parser.HTMLParser):
     """The text of a page, and the names of its elements."""
 
@@ -250,29 +271,15 @@ def test_an_improvement_tells_its_figures_and_what_decided() -> None:
     assert "The race on the rows that explore" in shown and "grow adds stages 9.0 done" in shown
 
 
-def stage_of(name: str, **more: Any) -> dict[str, Any]:
-    columns = {"inputCols": ["x"], "outputCols": [f"out_{name.lower()}"]}
-    facts = {"path": [0], "cached": False, "role": "translated", "trainable": True, "numParameters": 3, "reason": ""}
-    return {"uid": f"{name}_17", "stageClass": f"{name}Model", **columns, **facts, **more}
-
-
 def test_the_new_pipeline_stands_beside_the_original() -> None:
-    given, _ = KINDS["improved"]
-    plan = {"stages": [stage_of("Scaler"), stage_of("PCA"), stage_of("GLR")], "edges": [], "head": None}
-    shipped = [
-        stage_of("Scaler"),
-        stage_of("Units", inputCols=["GLR_17_grown"]),
-        stage_of("Sums", inputCols=[*"abcd"], outputCols=[]),
-        stage_of("Sums", uid="other"),
-        stage_of("GLR"),
-    ]
-    text = page({**given, "shippedStages": shipped}, plan=plan)
+    given, more = KINDS["rebuilt"]
+    text = page(given, **more)
     shown = " ".join(Words(text).text.split())
     first = shown[: shown.index("How to go back")]
     assert "3 stages become 5; added: 2 × SumsModel, UnitsModel; left out: PCAModel." in first
     assert "Original: 3 stages ScalerModel x → out_scaler PCAModel left out x → out_pca GLRModel" in shown
     assert "UnitsModel added grown → out_units SumsModel added 4 columns SumsModel added x" in shown
-    same = page({**given, "shippedStages": plan["stages"]}, plan=plan)
+    same = page({**given, "shippedStages": more["plan"]["stages"]}, **more)
     assert "become" not in same and "beside the original" not in same
 
 
