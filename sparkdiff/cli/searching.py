@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ def _run(config: Config, lease: Lease, spark: SparkSession, tracking: Tracking) 
             "versions": versions(),
             "fingerprints": {"request": request_of(config)},
             "model": {"path": "model", "hash": hash_of_folder(folder / "model")},
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "command": command_of(config),
             "id": search.job["id"],
         }

@@ -54,6 +54,7 @@ from sparkdiff.jvm import stores
 from sparkdiff.machine import atomic_files, secrets
 from sparkdiff.options import Options
 from sparkdiff.pipeline.nesting import flatten, plain
+from sparkdiff.pipeline.translation import graph_of
 from sparkdiff.pipeline.unfitted_form import UnfittedForm, check_unfitted, with_uids_of
 from sparkdiff.report import FineTuningSummary, Phases, counted, is_progress_shown
 from sparkdiff.report.run_report import LINEAGE, write_report
@@ -432,6 +433,11 @@ def write_run(
             },
             "parent": {**parent, "path": parent.get("path") and secrets.redacted(str(parent["path"]))},
             "model": {"path": "model", "hash": found[0]},
+            "shippedStages": [
+                {"uid": v.uid, "stageClass": v.stageClass, "inputCols": v.inputs, "outputCols": v.outputs}
+                for v in graph_of(outcome.model).vertices
+            ],
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "command": command_of(config),
             "id": id_,
         }

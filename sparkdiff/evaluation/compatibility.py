@@ -33,7 +33,7 @@ BINS = 10
 CHANGES = 30
 """Number of bins of the histogram of changes."""
 TAIL = 0.005
-"""Fraction of the changes that lie beyond each end of the histogram of changes; its first and last bin include them."""
+"""Fraction of the changes that lie beyond each end of the histogram of changes."""
 SHOWN = ("predictionCol", "probabilityCol", "rawPredictionCol")
 MOVED = 0.1
 """The prediction of a regression counts as changed if it moves by more than this fraction of its old value."""
@@ -60,8 +60,8 @@ class Compatibility:
             mean prediction divided by the mean label. None without probabilities, or if the labels' mean is 0.
         bins: per decile of the original's score {"rows", "label", "before", "after"}, the last three weighted means: a
             reliability table; None with more than two classes.
-        changes: {"edges", "counts"}: a histogram of new score - old score over the first rows, at most 65,536; the
-            first and the last bin include the changes beyond. None if no score changes.
+        changes: {"edges", "counts", "outside" (number of larger changes)}: a histogram of new score - old score over the
+            first rows, at most 65,536. None if no score changes.
         others: {metric: {"before", "after"}}: metrics that do not decide, see `SideMetrics`.
     """
 
@@ -72,7 +72,7 @@ class Compatibility:
     correlation: float | None
     calibration: dict[str, Any] | None
     bins: list[dict[str, Any]] | None
-    changes: dict[str, list[float]] | None = None
+    changes: dict[str, Any] | None = None
     others: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
@@ -198,7 +198,7 @@ class _Changes:
         if room := EDGE_ROWS - sum(map(len, self.kept)):
             self.kept.append(change[:room])
 
-    def histogram(self) -> dict[str, list[float]] | None:
+    def histogram(self) -> dict[str, Any] | None:
         values = torch.cat(self.kept) if self.kept else torch.empty(0)
         values = values[values.isfinite()].double()
         if not len(values) or not values.any():
@@ -209,8 +209,9 @@ class _Changes:
         if low == high or not math.isfinite((high - low) / CHANGES):
             return None
         edges = torch.linspace(low, high, CHANGES + 1, dtype=torch.float64)
-        counts = torch.bincount(torch.bucketize(values, edges[1:-1]), minlength=CHANGES)
-        return {"edges": edges.tolist(), "counts": counts.tolist()}
+        inside = values[(values >= low) & (values <= high)]
+        counts = torch.bincount(torch.bucketize(inside, edges[1:-1]), minlength=CHANGES)
+        return {"edges": edges.tolist(), "counts": counts.tolist(), "outside": len(values) - len(inside)}
 
 
 def _edges(network: MarginModel, data: Data, split: str) -> Tensor:

@@ -25,8 +25,8 @@ class ImprovementSummary(FineTuningSummary):
     best finalist. The decision is "improved" or "kept original".
 
     Attributes:
-        arms: an entry for each arm: {"arm", "state", "why", "seconds", "cut" (True if the budget was over before the arm was
-            done)}; `state` is "done", "stopped", "failed", "not tried" or "interrupted".
+        arms: an entry for each arm: {"arm", "does" (a description), "state", "why", "seconds", "cut" (True if the budget was
+            over before the arm was done)}; `state` is "done", "stopped", "failed", "not tried" or "interrupted".
         table: a row for the original and for each tested finalist, the best first: {"arm", "name", "value" (metric on the proving
             rows, from pipelines made without these rows), "test" (metric on the test rows; None without them), "change", "gain"
             and "error" (standard error of the gain; all three as shares of the rival's metric), "rival" (the pipeline with which

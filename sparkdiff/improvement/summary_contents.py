@@ -139,7 +139,10 @@ def metrics_of(
 def _standings(raced: RaceResult) -> list[dict[str, Any]]:
     """Standings of the arms, in the fixed order of `ARMS` rather than in the order in which they were tried."""
     names = list(ARMS)
-    return [dataclasses.asdict(s) for s in sorted(raced.standings, key=lambda s: names.index(s.arm))]
+    return [
+        {**dataclasses.asdict(s), "does": ARMS[s.arm]}
+        for s in sorted(raced.standings, key=lambda s: names.index(s.arm))
+    ]
 
 
 def _history(raced: RaceResult, shown: FinalistResult | None) -> list[dict[str, Any]]:

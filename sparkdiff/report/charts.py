@@ -51,6 +51,8 @@ STYLE: dict[Any, Any] = {
     "legend.fontsize": 9,
 }
 """The style of all charts, as matplotlib's settings."""
+WIDTH = 4.8
+"""Width of all charts in inches: with text of ten points, readable on a phone, and half as wide as the page of a screen."""
 CURVES = 12
 """Largest number of curves; if there are more, only the best are drawn."""
 SLICES = 30
@@ -59,19 +61,24 @@ Records = Sequence[Mapping[str, Any]]
 
 
 @contextmanager
-def _figure(title: str, width: float = 6.4, height: float = 3.2) -> Iterator[tuple["Axes", list[str]]]:
-    """Provide axes in the report's style, and a list to which the finished SVG is appended when the context ends."""
+def _figure(title: str, height: float = 3.2) -> Iterator[tuple["Axes", list[str]]]:
+    """Provide axes in the report's style, and a list to which the finished SVG is appended when the context ends.
+
+    The legend of labelled lines is above the axes, where it hides nothing.
+    """
     with requires_extra("report", "a report with charts"):
         from matplotlib import rc_context
         from matplotlib.figure import Figure
 
     made: list[str] = []
     with rc_context({**STYLE, "svg.hashsalt": title}):
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
         figure.patch.set_alpha(0)
         axes = figure.subplots()
         axes.patch.set_alpha(0)
         yield axes, made
+        if axes.get_legend_handles_labels()[1]:
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1.01), borderaxespad=0)
         text = io.StringIO()
         with warnings.catch_warnings():
             warnings.filterwarnings(
@@ -110,52 +117,38 @@ def curves(records: Records, metric: str, direction: str, *, whose: str = "valid
     order = sorted(lines, key=lambda k: min(sign * v for _, v in lines[k]))
     several = len({k[0] for k in lines}) > 1
     with _figure(f"{metric} by epoch") as (axes, made):
+        fold, _, recipe = order[0]
+        best = min(lines[order[0]], key=lambda p: sign * p[1])
+        name = _short("all rows" if several and fold == 0 else f"fold {fold}" if several else str(recipe))
+        labels = {0: f"{name}: {best[1]:.5g} in epoch {best[0]:g}", 1: "others"}
         for place, key in reversed([*enumerate(order[:CURVES])]):
-            fold, _, recipe = key
-            name = f"fold {fold}" if several else str(recipe)
-            best = place == 0
             axes.plot(
                 *zip(*lines[key], strict=True),
-                color=AFTER if best else FAINT,
-                linewidth=2 if best else 1,
-                label=f"{name} (best)" if best else None,
-                zorder=3 if best else 2,
+                color=FAINT if place else AFTER,
+                linewidth=1 if place else 2,
+                label=labels.get(place),
+                zorder=2 if place else 3,
             )
-        top = min(lines[order[0]], key=lambda p: sign * p[1])
-        axes.plot(*top, "o", color=AFTER, markersize=6, zorder=4)
-        side = "right" if top[0] > lines[order[0]][-1][0] / 2 else "left"
-        axes.annotate(
-            f"epoch {top[0]:g}: {top[1]:.5g}",
-            top,
-            xytext=(6, 8),
-            textcoords="offset points",
-            color=INK,
-            ha=side,
-            zorder=5,
-            bbox={"facecolor": PAPER, "edgecolor": "none", "alpha": 0.8, "pad": 1},
-        )
-        start = [v[0][1] for v in lines.values()]
+        axes.plot(*best, "o", color=AFTER, markersize=6, zorder=4)
         if not several:
-            axes.axhline(start[0], color=BEFORE, linewidth=1.2, linestyle="--", label="original")
-        axes.margins(y=0.15)
+            axes.axhline(lines[order[0]][0][1], color=BEFORE, linewidth=1.2, linestyle="--", label="original")
         axes.locator_params(axis="x", integer=True)
         axes.set_xlabel("epoch")
         axes.set_ylabel(f"{metric}, {whose}")
-        axes.legend(loc="best")
     return made[0]
 
 
-def changes(histogram: Mapping[str, Sequence[float]] | None, what: str = "prediction") -> str:
+def changes(histogram: Mapping[str, Any] | None, what: str = "prediction") -> str:
     """Histogram of the changes of predictions; "" if fewer than three bins have rows, as is usual for clusters."""
     if not histogram or sum(c > 0 for c in histogram["counts"]) < 3:
         return ""
     edges, counts = histogram["edges"], histogram["counts"]
-    total = sum(counts) or 1
-    with _figure("distribution of changes", height=2.6) as (axes, made):
+    total = sum(counts) + histogram["outside"]
+    with _figure("distribution of changes") as (axes, made):
         widths = [b - a for a, b in itertools.pairwise(edges)]
-        axes.bar(edges[:-1], [100 * c / total for c in counts], widths, align="edge", color=AFTER, linewidth=0)
+        axes.bar(edges[:-1], [100 * c / total for c in counts], widths, align="edge", color=AFTER, edgecolor=AFTER)
         axes.axvline(0, color=INK, linewidth=0.8)
-        axes.set_xlabel(f"new {what} - original {what}")
+        axes.set_xlabel(f"new {what} − original {what}")
         axes.set_ylabel("% of rows")
         axes.grid(axis="x", visible=False)
     return made[0]
@@ -170,15 +163,14 @@ def reliability(bins: Sequence[Mapping[str, float]] | None, what: str = "predict
     known = [b for b in bins or [] if all(math.isfinite(b[k]) for k in ("label", "before", "after"))]
     if len(known) < 2:
         return ""
-    with _figure("reliability", width=4.2, height=3.4) as (axes, made):
+    with _figure("reliability") as (axes, made):
         ends = [v for b in known for v in (b["label"], b["before"], b["after"])]
-        axes.plot([min(ends), max(ends)], [min(ends), max(ends)], color=LINE, linewidth=1, linestyle="--")
-        for side, colour, name, mark in (("before", BEFORE, "original", "o--"), ("after", AFTER, "new", "s-")):
+        axes.plot([min(ends), max(ends)], [min(ends), max(ends)], color=INK, linewidth=0.8, linestyle=":")
+        for side, colour, name, mark in (("before", BEFORE, "original", "o-"), ("after", AFTER, "new", "s-")):
             points = sorted((b[side], b["label"]) for b in known)
             axes.plot(*zip(*points, strict=True), mark, color=colour, markersize=5, linewidth=1.2, label=name)
         axes.set_xlabel(f"mean {what}")
         axes.set_ylabel("mean label")
-        axes.legend(loc="best")
     return made[0]
 
 
@@ -214,13 +206,12 @@ def best_so_far(values: Sequence[float | None], metric: str, direction: str) -> 
     if len(points) < 2:
         return ""
     better = max if direction == "larger" else min
-    with _figure("best so far", height=2.8) as (axes, made):
+    with _figure("best so far") as (axes, made):
         axes.plot(*zip(*points, strict=True), "o", color=FAINT, markersize=4, label="trial")
         best = [better(v for _, v in points[: k + 1]) for k in range(len(points))]
         axes.step([i for i, _ in points], best, where="post", color=AFTER, linewidth=2, label="best so far")
         axes.set_xlabel("trial")
         axes.set_ylabel(metric)
-        axes.legend(loc="best")
     return made[0]
 
 
@@ -229,5 +220,5 @@ def slice_name(s: Mapping[str, Any]) -> str:
     return f"{s['column']} = {'null' if s['value'] is None else s['value']}"
 
 
-def _short(text: str, most: int = 36) -> str:
+def _short(text: str, most: int = 30) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"

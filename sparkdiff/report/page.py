@@ -111,7 +111,9 @@ def comparison(runs: Mapping[str, Values]) -> str:
 
 
 def _render_page(name: str, **values: Any) -> str:
-    return render_template(name, {"number": number, "share": share, "p": p_value}, css=template("report.css"), **values)
+    return render_template(
+        name, {"number": number, "share": share, "better": better, "p": p_value}, css=template("report.css"), **values
+    )
 
 
 # Words ----------------------------------------------------------------------------------------------------------------
@@ -135,6 +137,11 @@ def share(value: float | None) -> str:
     return "unbounded" if value is None or math.isinf(value) else signed(value, 2)
 
 
+def better(gain: float) -> str:
+    """A gain as a share without a sign, such as "2.0% worse"."""
+    return f"{abs(gain):.1%} {'better' if gain >= 0 else 'worse'}"
+
+
 def headline(summary: Values) -> str:
     """The gain with its interval and p-value."""
     gain = summary.get("gain")
@@ -156,7 +163,8 @@ def effect_sentences(summary: Values) -> list[str]:
         whose = "Nobody; the best candidate, not accepted: " if kept else ""
         out.append(f"{whose}{round(c['changed'] * c['rows']):,} of {c['rows']:,} held-out {what} ({c['changed']:.1%}).")
         size = "little" if c["psi"] < 0.1 else "moderately" if c["psi"] < 0.25 else "much"
-        out.append(f"The scores' distribution shifts {size} (population stability index {c['psi']:.3f}).")
+        index = f"population stability index {c['psi']:.3f}, little below 0.1, much above 0.25"
+        out.append(f"The scores' distribution shifts {size} ({index}).")
     known = [s for s in summary.get("slices") or [] if s.get("before") and s.get("gain") is not None]
     if known:
         worst = min(known, key=lambda s: s["gain"] / abs(s["before"]))
@@ -189,15 +197,15 @@ def _metrics(summary: Values) -> list[dict[str, Any]]:
     names = {**SIDES, "validation": "out-of-fold rows" if folds else SIDES["validation"]}
     if "fresh" in summary:
         names["test"] = "out-of-fold rows" if folds else "rows that no trial has seen"
+    sign = 1 if summary["metricDirection"] == "larger" else -1
     return [
-        {"name": names.get(side, side), "before": v["before"], "after": v["after"], "change": _change(v)}
+        {
+            **v,
+            "name": names.get(side, side),
+            "gain": None if None in v.values() else share_of(sign * (v["after"] - v["before"]), v["before"]),
+        }
         for side, v in by_side(summary)
     ]
-
-
-def _change(values: Values) -> float | None:
-    before, after = values["before"], values["after"]
-    return None if before is None or after is None else share_of(after - before, before)
 
 
 def _others(summary: Values) -> list[tuple[str, Any, Any]]:
@@ -241,10 +249,10 @@ def _ancestry(lineage: Values | None, summary: Values) -> str:
 def _slices(summary: Values) -> list[dict[str, Any]]:
     rows = [s for s in summary.get("slices") or [] if s["rows"]]
     rows.sort(key=lambda s: math.inf if not s.get("before") or s.get("gain") is None else s["gain"] / abs(s["before"]))
-    return [{**s, "name": charts.slice_name(s), "change": _change(s)} for s in rows]
+    return [{**s, "name": charts.slice_name(s)} for s in rows]
 
 
-def _charts(summary: Values, records: Sequence[Values], trials: Sequence[Values]) -> dict[str, str]:
+def _charts(summary: Values, records: Sequence[Values], trials: Sequence[Values]) -> dict[str, Any]:
     metric, direction = summary["metric"], summary["metricDirection"]
     compared = summary.get("compatibility") or {}
     what = "score" if compared.get("labels") else "prediction"
@@ -256,6 +264,7 @@ def _charts(summary: Values, records: Sequence[Values], trials: Sequence[Values]
     return {
         "curves": curves,
         "changes": charts.changes(compared.get("changes"), what),
+        "outside": (compared.get("changes") or {}).get("outside", 0),
         "reliability": charts.reliability(compared.get("bins"), what),
         "slice_chart": charts.slices(summary.get("slices") or []),
     }

@@ -51,6 +51,8 @@ def test_from_a_file_to_a_folder(job: Path, capsys: pytest.CaptureFixture[str]) 
         assert model.stages[-2].getK() == best["PCA.k"] and model.stages[-1].getRegParam() == best.iloc[-2]
     assert all(type(stage).__module__.startswith("pyspark.ml.") for stage in model.stages)
     assert not [*(job / ".cache").glob("*search*")]  # the study is over
+    report = (job / "out" / "report.html").read_text()
+    assert f"{summary['rows']['train']:,} train" in report and f"finished {summary['finished'][:10]}" in report
     assert main(["search", "--config", "job.yaml"]) == WRONG_INPUT
     assert "exists: choose another folder" in capsys.readouterr().err
     assert main(["search", "--config", "job.yaml", "output.mode=overwrite", "search.space={PCA: {k: [2]}}"]) == DONE

@@ -134,7 +134,7 @@ def test_without_true_labels_nothing_is_accepted(
         assert summary.reason.startswith(f"no evidence: {held} validation rows have a true label")
         assert "no evidence" in str(summary) and summary.p == 1.0 and not summary.history.size
     summary.toHTML(tmp_path / "report.html")
-    assert "no evidence" in (tmp_path / "report.html").read_text()
+    assert "No evidence" in (tmp_path / "report.html").read_text()
 
 
 HEADS: dict[Any, tuple[str, dict[str, Any]]] = {

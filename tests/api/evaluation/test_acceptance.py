@@ -487,7 +487,7 @@ def test_compatibility_of_a_classifier(
     assert c["bins"][-1] == pytest.approx(
         {"rows": top.sum(), "label": y[top].mean(), "before": p[top].mean(), "after": q[top].mean()}
     )
-    assert sum(c["changes"]["counts"]) == len(y)
+    assert sum(c["changes"]["counts"]) + c["changes"]["outside"] == len(y)
     for when, r in (("before", old), ("after", new)):
         own = np.stack([v.toArray() for v in r["probability"]])
         assert c["others"]["accuracy"][when] == pytest.approx((r["prediction"] == y).mean())

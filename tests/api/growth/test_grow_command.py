@@ -85,6 +85,10 @@ def test_from_a_file_to_a_folder_and_back(job: Path, capsys: pytest.CaptureFixtu
     model = PipelineModel.load(f"file://{job}/out/model")
     assert all(type(stage).__module__.startswith("pyspark.ml.") for stage in model.stages)
     assert "Interaction" in {type(stage).__name__ for stage in model.stages}
+    assert [s["uid"] for s in told["shippedStages"]] == [stage.uid for stage in model.stages]
+    report = (job / "out" / "report.html").read_text()
+    assert f"become {len(model.stages)}; added: " in report and "The new pipeline beside the original" in report
+    assert f"finished {told['finished'][:10]}" in report
 
     written = (job / "out" / "summary.json").stat().st_mtime_ns
     again = starting.run(load_config(Path("job.yaml"), []))  # finished: read back

@@ -98,7 +98,8 @@ def test_a_histogram_of_changes() -> None:
     changes.add(torch.as_tensor(values[3000:]))
     found = changes.histogram()
     assert found is not None
-    assert sum(found["counts"]) == 5001  # the one that is not a number is left out
+    assert sum(found["counts"]) + found["outside"] == 5001  # the one that is not a number is left out
+    assert found["outside"] == 50  # of 5,001, half a percent at each end
     assert -4 < found["edges"][0] < -2 and 2 < found["edges"][-1] < 4  # one far value does not flatten the rest
     still = _Changes()
     still.add(torch.zeros(10))

@@ -45,7 +45,7 @@ def summary(**changes: Any) -> dict[str, Any]:
         "correlation": 0.9,
         "calibration": {"measure": "meanPrediction / meanLabel", "before": 0.9, "after": 1.0},
         "bins": [{"rows": 50, "label": float(k), "before": k + 0.5, "after": k + 0.1} for k in range(10)],
-        "changes": {"edges": [float(k) for k in range(-15, 16)], "counts": [*range(30)]},
+        "changes": {"edges": [float(k) for k in range(-15, 16)], "counts": [*range(30)], "outside": 5},
         "others": {"rmse": {"before": 3.0, "after": 2.0}, "poisson": {"before": 1.0, "after": 1.0}},
     }
     made = FineTuningSummary(
@@ -104,7 +104,7 @@ def row(name: str, arm: str | None, **more: Any) -> dict[str, Any]:
         "name": name,
         "value": 1.0,
         "test": None,
-        "change": -0.5,
+        "gain": 0.5,
         "error": None if arm is None else 0.02,
         "interval": None if arm is None else [0.4, 0.6],
         "changed": 0.1,
@@ -116,6 +116,12 @@ def row(name: str, arm: str | None, **more: Any) -> dict[str, Any]:
         "why": "",
         **more,
     }
+
+
+def stage_of(name: str, **more: Any) -> dict[str, Any]:
+    columns = {"inputCols": ["x"], "outputCols": [f"out_{name.lower()}"]}
+    facts = {"path": [0], "cached": False, "role": "translated", "trainable": True, "numParameters": 3, "reason": ""}
+    return {"uid": f"{name}_17", "stageClass": f"{name}Model", **columns, **facts, **more}
 
 
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -165,7 +171,7 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         summary(
             decision="improved",
             table=[row("your pipeline", None), row("+ 16 units", "grow", offers=["best"])],
-            arms=[{"arm": "grow", "state": "done", "why": "", "seconds": 9.0}],
+            arms=[{"arm": "grow", "does": "adds stages", "state": "done", "why": "", "seconds": 9.0}],
             offers={"best": 1},
             proof={"rows": "5 folds", "rival": "your pipeline", "units": 812.4},
             race=[{"name": "+ 16 units", "value": 1.0, "gain": 0.5, "serving": 1.3, "seconds": 2.0}],
@@ -204,6 +210,21 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
+KINDS["rebuilt"] = (
+    {
+        **KINDS["improved"][0],
+        "shippedStages": [
+            stage_of("Scaler"),
+            stage_of("Units", inputCols=["GLR_17_grown"]),
+            stage_of("Sums", inputCols=[*"abcd"], outputCols=[]),
+            stage_of("Sums", uid="other"),
+            stage_of("GLR"),
+        ],
+    },
+    {"plan": {"stages": [stage_of("Scaler"), stage_of("PCA"), stage_of("GLR")], "edges": [], "head": None}},
+)
+
+
 class Words(html.parser.HTMLParser):
     """The text of a page, and the names of its elements."""
 
@@ -234,7 +255,7 @@ def test_each_kind_of_run(kind: str) -> None:
     shown = Words(text)
     assert "script" not in shown.names and "http" not in re.sub(r'xmlns(:xlink)?="[^"]*"', "", text)
     assert len(text) < 2_000_000
-    assert given["reason"] in shown.text
+    assert given["reason"][1:] in shown.text
     for missing in ("None", "nan", "Undefined", "{{"):
         assert missing not in shown.text.replace("None.", ""), missing
     assert ("How to go back" in shown.text) and ("How good" in shown.text)
@@ -242,9 +263,54 @@ def test_each_kind_of_run(kind: str) -> None:
 
 def test_an_improvement_tells_its_figures_and_what_decided() -> None:
     shown = " ".join(Words(page(KINDS["improved"][0])).text.split())
-    assert "+ 16 units 1 – -50.00% 2.0% +40.00% to +60.00%" in shown
+    assert "+ 16 units; serving a row costs 1.3 times the original's." in shown
+    assert "+ 16 units 1 – +50.00% ± 2.0% +40.00% to +60.00% 10.0% 1.3× 9 s best; p < 0.001" in shown
     assert "5 folds, 812.4 rows, groups or blocks decided; compared with your pipeline." in shown
-    assert "The race on the rows that explore" in shown
+    assert "Changed: rows whose label changes, or whose prediction moves by more than a tenth." in shown
+    assert "Serving: time for a row, as a multiple of the original's." in shown
+    assert "The race on the rows that explore" in shown and "grow adds stages 9.0 done" in shown
+
+
+def test_the_new_pipeline_stands_beside_the_original() -> None:
+    given, more = KINDS["rebuilt"]
+    text = page(given, **more)
+    shown = " ".join(Words(text).text.split())
+    first = shown[: shown.index("How to go back")]
+    assert "3 stages become 5; added: 2 × SumsModel, UnitsModel; left out: PCAModel." in first
+    assert "Original: 3 stages ScalerModel x → out_scaler PCAModel left out x → out_pca GLRModel" in shown
+    assert "UnitsModel added grown → out_units SumsModel added 4 columns SumsModel added x" in shown
+    same = page({**given, "shippedStages": more["plan"]["stages"]}, **more)
+    assert "become" not in same and "beside the original" not in same
+
+
+def test_what_was_not_tested_is_not_called_no_gain() -> None:
+    metrics = {"train": {"before": 2.0, "after": 2.0}, "validation": None, "test": None}
+    kept = summary(decision="kept original", gain=0.0, p=1.0, gainInterval=None, compatibility=None, metrics=metrics)
+    shown = " ".join(Words(page(kept)).text.split())
+    assert "Nothing proven" in shown and "No gain" not in shown and "p 1.000" not in shown
+    assert "The best epoch's gain is larger than chance explains." in shown
+    assert "2 poisson on training rows" in shown  # and not 2 → 2
+    assert "Nobody: no prediction changes." in shown
+
+
+def test_stages_bear_the_names_of_the_plan() -> None:
+    plan = {"stages": [stage_of("GLR", uid="glr")], "edges": [], "head": None}
+    shown = " ".join(Words(page(summary(finished="2026-11-30T12:53:30Z"), plan=plan)).text.split())
+    assert "GLRModel coefficients 0.4 1" in shown and "scaler std 0.1 0.5" in shown
+    assert "label y; finished 2026-11-30 12:53 UTC" in shown
+
+
+def test_many_crosses_of_a_part_are_named_once() -> None:
+    name = "a x b, c x d, e x f"
+    tried = {"round": 1, "gain": 0.2, "cost": 1.0, "seconds": 2.0}
+    rounds = [{**tried, "name": name, "why": ""}, {**tried, "name": "a x b", "why": f"{name} has less loss"}]
+    parts = [{"name": name, "dropped": False, "shown": [{"a": "low", "effect": 0.3}]}]
+    costs = {"before": 2.0, "after": 5.0, "limit": None}
+    given = summary(decision="grown", rounds=rounds, parts=parts, servingCost=costs, warnings=["odd", "odd"])
+    shown = " ".join(Words(page(given)).text.split())
+    assert "a x b and 2 more 1 +20.00% 1.00 2.0 joined" in shown and "a x b and 2 more has less loss" in shown
+    assert "Serving a row costs 2.5 times the original's." in shown and "The plan" not in shown
+    assert shown.count(name) == 2 and shown.count("Odd") == 1  # what changed, and what it learned
 
 
 def test_the_first_screen_tells_decision_gain_and_changes() -> None:
@@ -252,10 +318,10 @@ def test_the_first_screen_tells_decision_gain_and_changes() -> None:
     shown = " ".join(Words(page(given, **more)).text.split())
     first = shown[: shown.index("Training")]
     assert (
-        "Fine-tuned 25.0% better poisson on held-out rows, 95% interval +20.00% to unbounded; p < 0.001; smaller is better"
-        in first
+        "Fine-tuned 25.0% better poisson (smaller is better) on held-out rows; 95% interval +20.00% to unbounded; p < 0.001 "
+        "(how often luck alone shows such a gain)" in first
     )
-    assert "2 → 1.5 (-25.00%) poisson on validation rows" in first
+    assert "2 → 1.5 (25.0% better) poisson on validation rows" in first
     assert "125 of 500 held-out predictions move by more than a tenth (25.0%)." in first
     assert "Of 31 slices, region = value 30 loses most: -10.0% (40 rows)." in first
     assert "2 parameters of 2 stages moved; classes, uids, Params and columns are the same." in first
@@ -266,14 +332,43 @@ def test_the_first_screen_tells_decision_gain_and_changes() -> None:
 @pytest.mark.parametrize(("gain", "said"), [(0.0, "No gain"), (0.02, "2.0% better, not accepted")])
 def test_what_was_kept_does_not_read_as_a_gain(gain: float, said: str) -> None:
     shown = " ".join(Words(page(summary(decision="kept original", gain=gain))).text.split())
-    assert f"Original kept {said} poisson on held-out rows" in shown
+    assert f"Original kept {said} poisson (smaller is better) on held-out rows" in shown
 
 
 def test_one_of_a_kind_and_two_bars() -> None:
     one = {"scaler.std": {"largest": 0.5, "rootMeanSquare": 0.1}}
     assert "1 parameter of 1 stage moved;" in Words(page(summary(stages=one))).text
-    assert charts.changes({"edges": [0.0, 1.0, 2.0, 3.0], "counts": [5, 0, 1]}) == ""  # clusters: another one or not
-    assert charts.changes({"edges": [0.0, 1.0, 2.0, 3.0], "counts": [5, 1, 1]}).startswith("<svg")
+    bins = {"edges": [0.0, 1.0, 2.0, 3.0], "outside": 0}
+    assert charts.changes({**bins, "counts": [5, 0, 1]}) == ""  # clusters: another one or not
+    assert charts.changes({**bins, "counts": [5, 1, 1]}).startswith("<svg")
+
+
+def test_a_histogram_tells_how_many_rows_it_leaves_out() -> None:
+    for outside, said in (
+        (5, "; 5 rows with larger changes are not shown."),
+        (1, "; 1 row with larger changes is not"),
+    ):
+        bins = {**summary()["compatibility"]["changes"], "outside": outside}
+        given = summary(compatibility={**summary()["compatibility"], "changes": bins})
+        assert f"on held-out rows{said}" in Words(page(given)).text
+
+
+@pytest.mark.parametrize("chart", ["curves", "reliability", "best so far"])
+def test_a_legend_lies_above_its_chart(chart: str) -> None:
+    """So that it hides no curve; and nothing else is written among the curves."""
+    svg = {
+        "curves": lambda: charts.curves(history(3, 20), "poisson", "smaller"),
+        "reliability": lambda: charts.reliability(summary()["compatibility"]["bins"]),
+        "best so far": lambda: charts.best_so_far([2.0, 1.0, 1.5], "rmse", "smaller"),
+    }[chart]()
+    texts = re.findall(r'<text[^>]*?(?: x="([\d.]+)")? y="([\d.]+)"[^>]*>([^<]*)</text>', svg)
+    heights = {word: float(y) for _, y, word in texts}
+    legend = {"others", "original", "new", "trial", "best so far"} | {w for w in heights if w.startswith("adam")}
+    numbers = [y for word, y in heights.items() if re.fullmatch(r"[−\d.]+", word)]
+    assert legend & heights.keys()
+    assert all(heights[word] < min(numbers) for word in legend & heights.keys())
+    words = {"epoch", "poisson, validation rows", "mean prediction", "mean label", "trial", "rmse"}
+    assert {w for w in heights if not re.fullmatch(r"[−\d.]+", w)} <= legend | words
 
 
 def test_a_search_shows_its_trials_and_the_best_so_far() -> None:
@@ -351,7 +446,7 @@ def test_a_damaged_file_is_left_out_of_the_report(tmp_path: Path, name: str, con
     (folder / name).mkdir() if content is None else (folder / name).write_bytes(content)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        assert "no gain" in report_of(folder) or "tuned" in report_of(folder)
+        assert "Fine-tuned" in report_of(folder)
     named = [w for w in told if f"{folder / name} is damaged, and is left out of the report" in str(w.message)]
     assert named or (name.endswith("csv") and content is not None)  # text is a table with a head
 
