@@ -97,8 +97,8 @@ STYLE = """
 .md-typeset h1 + p { margin-top: 0; }
 .md-typeset thead:not(:has(th:not(:empty))) { display: none; }
 """
-"""Where there is room, names in the first column of a table are not broken. Titles are as dark as text. A table without names of its
-columns shows no empty line for them."""
+"""Where there is room, names in the first column of a table are not broken. Titles are as dark as text. A table
+whose columns have no names shows no empty line for them."""
 
 
 def on_files(files: "Files", config: "MkDocsConfig") -> "Files":
