@@ -331,7 +331,7 @@ def _outputs(trials: Sequence[_Trial], df: DataFrame, tolerance: float) -> None:
                     _compare(trial, given, found, tolerance, seen)
                 seen += len(values[names[0]])
     if not seen:
-        raise InputError("there are no rows to compare")
+        raise InputError("there are no rows to compare: check how the data are read and filtered")
 
 
 def _inputs(stage: Any) -> tuple[str, ...]:

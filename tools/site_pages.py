@@ -83,7 +83,7 @@ TILES = {
 ALONE = "    options: {members: false}\n"
 STYLE = """
 @media (min-width: 45em) {
-  .md-typeset td:first-child code { white-space: nowrap; }
+  .md-typeset td:first-child :is(code, strong) { white-space: nowrap; }
 }
 .output { margin: 0.4em 0 1.4em; overflow-x: auto; font-size: 0.7rem; }
 .md-typeset .output table:not([class]), .md-typeset .output .dataframe { display: table; font-size: inherit; border: 0; }
@@ -92,9 +92,13 @@ STYLE = """
 .output .dataframe td, .output .dataframe th { border: 0; border-bottom: 1px solid var(--md-default-fg-color--lightest); }
 .output pre { margin: 0; white-space: pre-wrap; }
 .output svg { width: 100%; max-width: 900px; min-width: 34rem; height: auto; }
-.md-typeset h1 { color: var(--md-default-fg-color); font-weight: 400; }
+.md-main__inner { margin-top: 0.4rem; }
+.md-typeset h1 { color: var(--md-default-fg-color); font-weight: 400; margin: 0 0 0.6rem; }
+.md-typeset h1 + p { margin-top: 0; }
+.md-typeset thead:not(:has(th:not(:empty))) { display: none; }
 """
-"""Where there is room, names in the first column of a table are not broken. Titles are as dark as text."""
+"""Where there is room, names in the first column of a table are not broken. Titles are as dark as text. A table
+whose columns have no names shows no empty line for them."""
 
 
 def on_files(files: "Files", config: "MkDocsConfig") -> "Files":
@@ -147,7 +151,7 @@ def landing(readme: str) -> str:
     tiles = "\n".join(f"-   [**{name}**](docs/{path})\n\n    {text}\n" for name, (path, text) in TILES.items())
     head, rest = body.split("\n## ", 1)
     return (
-        f'---\nhide: [navigation]\n---\n{head}\n<div class="grid cards" markdown>\n\n{tiles}\n</div>\n\n## {rest}\n'
+        f'---\nhide: [navigation, toc]\n---\n{head}\n<div class="grid cards" markdown>\n\n{tiles}\n</div>\n\n## {rest}\n'
         "Apache License 2.0.\n"
     )
 

@@ -138,7 +138,7 @@ def rehearse(request: Request) -> Rehearsal:
         rows = sum(source.df.count() for source in request.sources)
         first = [spark.createDataFrame(s.df.limit(SAMPLE).collect(), s.df.schema) for s in request.sources]
     if not rows:
-        raise InputError("the data have no rows")
+        raise InputError("the data have no rows: check how they are read and filtered")
     few = [dataclasses.replace(s, df=df) for s, df in zip(request.sources, first, strict=True)]
     sample = dataclasses.replace(request, sources=few, boundaries=None)
     with jvm.count_jobs(spark) as count:

@@ -128,7 +128,7 @@ def predictions(old: Any, new: Any, df: DataFrame, sample: int | None = None) ->
         sampled = df.count() if dropping else found["rows"]
         outputs, _ = compare_outputs(old, new, df)
     if not found["rows"]:
-        raise InputError("there are no rows to compare")
+        raise InputError("there are no rows to compare: check how the data are read and filtered")
     rows, names = found["rows"], {f"d{i}": theirs[c] for i, c in enumerate(both)}
     counts = {name: found[f"{name}_flips"] for name, is_label in zip(names, labels, strict=True) if is_label}
     return PredictionDifference(

@@ -84,8 +84,12 @@ def join_submit() -> None:
         return  # the py4j of a cluster that forbids these calls: its logging stays as it is
 
 
-SPARKS_ADVICE = re.compile(r'\. Consider removing \w+ from dataset or using handleInvalid = "keep" or "skip"\.?')
-"""The advice of a VectorAssembler on null and NaN, which leads to a prediction of NaN where no trees follow."""
+SPARKS_ADVICE = re.compile(
+    r'\. Consider removing \w+ from dataset or using handleInvalid = "keep" or "skip"\.?'
+    r"|(?P<vector>Vector values MUST NOT be NaN or Infinity, but got \S*NaN\S*)(?: SQLSTATE: \w+)?"
+)
+"""The advice of a VectorAssembler on null and NaN, which leads to NaN where no trees follow; and the error of fitting a linear
+stage to such a vector, which has no advice."""
 QUICK = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m"
 """JVM options that turn off the second (optimizing) compiler, which takes more time in a short session than it saves."""
 
@@ -279,7 +283,7 @@ def as_input_error(what: str) -> Iterator[None]:
     try:
         yield
     except SparkError as e:
-        raise InputError(f"{what}: {SPARKS_ADVICE.sub(f': {FILL_GAPS}', cause(e))}") from e
+        raise InputError(f"{what}: " + SPARKS_ADVICE.sub(rf"\g<vector>: {FILL_GAPS}", cause(e))) from e
 
 
 @contextlib.contextmanager

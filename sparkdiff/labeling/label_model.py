@@ -297,7 +297,7 @@ def _classes(votes: Votes, names: Sequence[str], given: int | None) -> int:
             largest one occurs nowhere (class 0 of two may be missing).
     """
     if not len(votes.patterns):
-        raise InputError("the data of fit() have no rows")
+        raise InputError("the data of fit() have no rows: check how they are read and filtered")
     if votes.patterns.max() == ABSTAINS:
         raise InputError(f"no function votes on any row ({', '.join(names)}): they all abstain")
     largest = int(max(votes.patterns.max(), votes.known.max()))

@@ -329,7 +329,9 @@ class Graph:
         """Positions of the stages that each name `<uid, class name or output column>.<parameter>` refers to."""
         for name in unfreeze:
             if meant := {
-                f"{self.vertices[i].stageClass}.{name}" for i, m in self.modules.items() if name in m.on_request()
+                f"{self.vertices[i].stageClass}.{name}"
+                for i, m in self.modules.items()
+                if name in {*dict(m.named_parameters()), *m.on_request()}
             }:
                 raise InputError(
                     f"unfreeze={name!r} names a parameter without its stage. Did you mean "

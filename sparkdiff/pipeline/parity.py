@@ -323,6 +323,6 @@ class Differences:
             InputError: there were no rows.
         """
         if not self.rows:
-            raise InputError("there are no rows to compare")
+            raise InputError("there are no rows to compare: check how the data are read and filtered")
         ok = not self.unexplained and not self.exceeding
         return Parity(self.abs, self.rel, self.disagreements, self.rows, ok)

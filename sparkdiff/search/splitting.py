@@ -151,8 +151,12 @@ def check_rows(parts: Sequence[DividedRows], settings: Settings, evaluators: Seq
         own = {r["label"]: r["count"] for r in counts if (r["part"], r[SPLIT]) == (k, name)}
         where = f"the {name} part{f' of fold {k + 1}' * (settings.folds > 0)}"
         if not own:
-            remedy = "fewer folds" if settings.folds else "more rows, or other shares: validationFraction, testFraction"
-            raise InputError(f"0 rows are in {where}, and at least 1 is needed: use {remedy}")
+            shares = "fewer folds" if settings.folds else "more rows, or other shares: validationFraction, testFraction"
+            raise InputError(
+                f"0 rows are in {where}, and at least 1 is needed: use {shares}"
+                if counts
+                else "the data have no rows: check how they are read and filtered"
+            )
         classes[where], totals[k][name] = {*own}, sum(own.values())
     if column and len(counts) < most:
         _check_classes(column, classes)

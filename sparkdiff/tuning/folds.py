@@ -85,7 +85,7 @@ def split_once(dataset: DataFrame, column: str, seed: int, ratio: float) -> Fold
 
 
 def check_classes(folds: Folds, stages: Sequence[Any], error: Exception) -> None:
-    """Raise InputError if the training rows of a fold have one class only; `error` is the error with which Spark failed.
+    """Raise InputError if the training rows of a fold have fewer than two classes; `error` is the error with which Spark failed.
 
     Args:
         stages: the estimator's stages; a StringIndexer among them may make the label from a column of the rows.
@@ -102,10 +102,12 @@ def check_classes(folds: Folds, stages: Sequence[Any], error: Exception) -> None
     columns = read_by_name(folds.rows)
     for column in (name for name in (made.get(label, label) for label in sorted(labels)) if name in columns):
         for i, (train, _) in enumerate(folds.pairs):
-            if len(found := train.select(col_by_name(column)).distinct().limit(2).collect()) == 1:
+            if len(found := train.select(col_by_name(column)).distinct().limit(2).collect()) < 2:
                 raise InputError(
                     f"fold {i} is trained on rows of one class, {column}={found[0][0]!r}, which Spark fails on "
                     f"({cause(error)}): take fewer folds, or spread the classes over the folds of a foldCol"
+                    if found
+                    else f"fold {i} is trained on no rows: check how the data are read and filtered, or take fewer folds"
                 ) from error
 
 

@@ -1,4 +1,7 @@
-"""Mistakes of first hours: each message names what was found, says why it can't be, and what to do."""
+"""Mistakes of first hours: each message names what was found, says why it can't be, and what to do.
+
+Those on the command line are in tests/unit/test_command_line.py.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,7 +10,8 @@ from typing import Any
 
 import pytest
 from pyspark.ml import Pipeline, PipelineModel
-from pyspark.ml.evaluation import RegressionEvaluator
+from pyspark.ml.classification import LogisticRegression
+from pyspark.ml.evaluation import BinaryClassificationEvaluator, RegressionEvaluator
 from pyspark.ml.feature import OneHotEncoder, VectorAssembler
 from pyspark.ml.regression import LinearRegression
 from pyspark.sql import DataFrame, functions as F
@@ -29,7 +33,31 @@ class Given:
     def tune(self, df: DataFrame | None = None, **options: Any) -> FineTunerModel:
         return tune(self.numeric, self.df if df is None else df, self.cache, **options)
 
-    def search(self, kind: Any, estimator: Any = None, **given: Any) -> Any:
+    @property
+    def gaps(self) -> DataFrame:
+        return self.df.withColumn("wind", F.lit(None).cast("double"))
+
+    @property
+    def none(self) -> DataFrame:
+        return self.df.where("number < 0")
+
+    def keeping(self, *last: Any) -> list[Any]:
+        """An assembler that keeps null, and what follows."""
+        return [VectorAssembler(inputCols=NUMBERS, outputCol="assembled", handleInvalid="keep"), *last]
+
+    def classify(self, df: DataFrame, **given: Any) -> Any:
+        """A grid of one setting of a logistic regression; its fit."""
+        head = LogisticRegression(featuresCol="assembled", labelCol="rain", maxIter=5)
+        grid = sparkdiff.CrossValidator(
+            estimator=Pipeline(stages=self.keeping(head)),
+            evaluator=BinaryClassificationEvaluator(labelCol="rain"),
+            estimatorParamMaps=[{head.regParam: 0.1}],
+            numFolds=2,
+            **given,
+        )
+        return grid.fit(df)
+
+    def search(self, kind: Any, estimator: Any = None, df: DataFrame | None = None, **given: Any) -> Any:
         """A search of two settings of a linear regression by an evaluator with a wrong label; its fit."""
         head = LinearRegression(featuresCol="x", labelCol="riders")
         whole = Pipeline(stages=[VectorAssembler(inputCols=NUMBERS, outputCol="x"), head])
@@ -37,7 +65,9 @@ class Given:
         grid = {"estimatorParamMaps": [{p: v} for p, many in values.items() for v in many]}
         space = {"space": values} if kind is Search else grid
         judge = RegressionEvaluator(labelCol="rider")
-        return kind(estimator=estimator or whole, evaluator=judge, **space | given).fit(self.df)
+        return kind(**{"estimator": estimator or whole, "evaluator": judge} | space | given).fit(
+            self.df if df is None else df
+        )
 
 
 def reads_another_name(outputs: Any, label: Any, weight: Any) -> Any:
@@ -48,6 +78,7 @@ LABEL = ("labelCol='rider' of RegressionEvaluator", "neither a column of the dat
 STAGES = ("list", "expected a fitted PipelineModel or stage", "PipelineModel(stages)")
 PATH = ("str", "expected a fitted PipelineModel or stage", "load it with PipelineModel.load(path)")
 INDEX = ("labelCol='hour' is string", "must be a number", "set labelCol='hour_index', which StringIndexer")
+NO_ROWS = ("the data have no rows", "check how they are read and filtered")
 NO_STAGES = ("Pipeline_", "has no stages, so there is nothing to fit", "Pipeline(stages=[...])")
 IMPUTE = ("VectorAssembler", "while assembling a row", "put an Imputer in front of it", "'keep' is for trees")
 MISTAKES: dict[str, tuple[Callable[[Given], Any], tuple[str, ...]]] = {
@@ -64,16 +95,64 @@ MISTAKES: dict[str, tuple[Callable[[Given], Any], tuple[str, ...]]] = {
         ("0 validation rows", "validationIndicatorCol='held' must be true for some rows and false for others"),
     ),
     "null in front of a linear stage": (
-        lambda g: sparkdiff.verify(g.numeric, g.df.withColumn("wind", F.lit(None).cast("double"))),
+        lambda g: sparkdiff.verify(g.numeric, g.gaps),
         IMPUTE,
+    ),
+    "null that is kept in front of a linear stage": (
+        lambda g: tune(PipelineModel(g.keeping(*g.numeric.stages[1:])), g.gaps, g.cache),
+        ("holds nan (or null)", "so a linear stage gives NaN", "impute it before the pipeline, or drop these rows"),
+    ),
+    "the same before the fit": (
+        lambda g: FineTuner(
+            Pipeline(stages=g.keeping(LinearRegression(featuresCol="assembled", labelCol="riders"))),
+            cacheDir=str(g.cache),
+        ).fit(g.gaps),
+        (
+            "cannot be fitted on the training rows",
+            "MUST NOT be NaN",
+            "put an Imputer in front of it",
+            "'keep' is for trees",
+        ),
     ),
     "a hundred rows": (
         lambda g: g.tune(g.df.where("number < 100")),
         ("rows, 30 are needed", "set numFolds=5, so that all rows decide"),
     ),
     "no rows, and folds": (
-        lambda g: Improver(g.numeric, cacheDir=str(g.cache)).fit(g.df.where("number < 0")),
-        ("the data have no rows", "check how they are read and filtered"),
+        lambda g: Improver(g.numeric, cacheDir=str(g.cache)).fit(g.none),
+        NO_ROWS,
+    ),
+    "no rows": (lambda g: g.tune(g.none), NO_ROWS),
+    "no rows for a search": (
+        lambda g: g.search(Search, df=g.none, evaluator=RegressionEvaluator(labelCol="riders")),
+        NO_ROWS,
+    ),
+    "no rows for a grid": (
+        lambda g: g.classify(g.none),
+        ("fold 0 is trained on no rows", "check how the data are read and filtered"),
+    ),
+    "no rows to compare": (
+        lambda g: sparkdiff.verify(g.numeric, g.none),
+        ("no rows to compare", "check how the data are read and filtered"),
+    ),
+    "a fold of one class": (
+        lambda g: g.classify(
+            g.df.withColumns({"fold": F.expr("int(number % 2)"), "rain": F.expr("if(number % 2 = 0, rain, 0D)")}),
+            foldCol="fold",
+        ),
+        ("fold 0 is trained on rows of one class, rain=0.0", "take fewer folds, or spread the classes over the folds"),
+    ),
+    "a parameter without its stage": (
+        lambda g: sparkdiff.plan(g.numeric, unfreeze=["pc"]),
+        ("unfreeze='pc' names a parameter without its stage", "Did you mean 'PCAModel.pc'?"),
+    ),
+    "a metric's short name": (
+        lambda g: FineTuner(g.numeric, metric="auc"),
+        ("'metric' option can't be 'auc'. Did you mean 'areaUnderROC'? It must be one of",),
+    ),
+    "an option in small letters": (
+        lambda g: FineTuner(g.numeric, learningrate=0.1),
+        ("unknown option 'learningrate'. Did you mean 'learningRate'?",),
     ),
     "a label that the pipeline indexes": (lambda g: FineTuner(g.model, labelCol="hour").fit(g.df), INDEX),
     "the same for an improvement": (

@@ -135,7 +135,12 @@ MISTAKES = [
     ("search m:f --group user", ["no flag --group", "fineTuner.groupCol=... or write search.groupCol=..."]),
     ("finetune --model models/churn", ["no flag --model", "first argument, such as models/churn"]),
     ("verify --model models/churn --data rows.csv", ["no flag --model", "first argument"]),
+    ("finetune models/churn", ["no 'data'", "name the rows by --data"]),
     ("finetune models/churn --output o", ["no 'data'", "--data"]),
+    ("finetune --config model.yaml", ["unknown section 'model'", "Did you mean pipeline?"]),
+    ("improve models/churn --data rows.csv --output o --budget 5", ["budget='5'", "must be a time such as 90s, 30m"]),
+    ("finetune models/churn --output o --data text", ["text"]),
+    ("finetune models/churn --output o --data missing.csv", ["missing.csv"]),
     ("finetune models/churn --data rows.csv", ["no 'output'", "--output"]),
     ("finetune --data rows.csv --output o", ["no 'pipeline'", "first argument"]),
     ("finetune models/churn --format csv --output o", ["--format", "name them by --data"]),
@@ -181,6 +186,7 @@ def test_a_mistake_is_answered_in_one_line(
     for name in ("a.csv", "b.json", "_SUCCESS", ".b.crc"):
         (here / "mixed" / name).touch()
     (here / "text").write_text("no Parquet\n")
+    (here / "model.yaml").write_text("model: models/churn\ndata: rows.csv\noutput: o\n")
     (here / "wrong.orc").write_text("a,b\n")
     before = sorted(here.rglob("*"))
     assert main(shlex.split(command)) == WRONG_INPUT

@@ -254,6 +254,14 @@ def test_the_site_has_every_page_and_every_public_name() -> None:
     assert set(grouped) >= pages.MEMBERS
 
 
+def test_the_front_page_begins_with_install_code_and_one_table() -> None:
+    """In this order, and short enough for the first screen at 1,280 x 800, as one looked at it."""
+    front = site_pages().landing((ROOT / "README.md").read_text()).partition("\n- ")[0]
+    code = re.search(r"```bash\npip install [^\n]*\n```\n\n```python\n(.*?)```\n\n\| \| \|\n", front, re.DOTALL)
+    assert code is not None and sum(bool(line) for line in code[1].splitlines()) <= 10
+    assert front.count("\n|") == 2 + 5 and max(map(len, front.splitlines())) < 250
+
+
 def site_pages() -> Any:
     spec = importlib.util.spec_from_file_location("site_pages", ROOT / "tools" / "site_pages.py")
     assert spec is not None and spec.loader is not None
