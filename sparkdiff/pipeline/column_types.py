@@ -27,11 +27,10 @@ def types_by_model(model: Any, schema: StructType) -> dict[str, str]:
     """
     casefold, found = casefolding(), dict[str, str]()
     fields = {casefold(field.name): field for field in schema if not isinstance(field.dataType, StringType)}
-    stage: Any
     for _, stage in flatten(model) if isinstance(model, Transformer) else ():
         if isinstance(stage, (StringIndexerModel, RegexTokenizer, Tokenizer)):
-            several = stage.hasParam("inputCols") and stage.isSet("inputCols")
-            names = stage.getInputCols() if several else [stage.getInputCol()]
+            several = isinstance(stage, StringIndexerModel) and stage.isSet(stage.inputCols)
+            names = stage.getOrDefault("inputCols") if several else [stage.getInputCol()]
             for name, labels in zip(names, getattr(stage, "labelsArray", repeat(None)), strict=False):
                 field = fields.get(casefold(jvm.unquoted(name)))
                 if field and (needed := _type_of(labels, field.dataType)) != field.dataType.simpleString():
