@@ -224,7 +224,7 @@ def test_the_leaves_can_be_frozen(fitted: Callable[[str], PipelineModel]) -> Non
             "GBTRegressionModel.leaves",
             r"unfreeze='GBTRegressionModel\.leaves' must name a parameter that trains on request",
         ),
-        ("thresholds", "unfreeze='thresholds' is no uid"),
+        ("thresholds", r"without its stage. Did you mean 'GBTRegressionModel\.thresholds'\?"),
         ("StringIndexerModel.labels", "are: none"),
         ("GBTRegresionModel.thresholds", "Did you mean 'GBTRegressionModel'"),
     ],
