@@ -65,9 +65,8 @@ class Given:
         grid = {"estimatorParamMaps": [{p: v} for p, many in values.items() for v in many]}
         space = {"space": values} if kind is Search else grid
         judge = RegressionEvaluator(labelCol="rider")
-        return kind(**{"estimator": estimator or whole, "evaluator": judge} | space | given).fit(
-            self.df if df is None else df
-        )
+        chosen: dict[str, Any] = {"estimator": estimator or whole, "evaluator": judge, **space, **given}
+        return kind(**chosen).fit(self.df if df is None else df)
 
 
 def reads_another_name(outputs: Any, label: Any, weight: Any) -> Any:
@@ -147,11 +146,11 @@ MISTAKES: dict[str, tuple[Callable[[Given], Any], tuple[str, ...]]] = {
         ("unfreeze='pc' names a parameter without its stage", "Did you mean 'PCAModel.pc'?"),
     ),
     "a metric's short name": (
-        lambda g: FineTuner(g.numeric, metric="auc"),
+        lambda g: g.tune(metric="auc"),
         ("'metric' option can't be 'auc'. Did you mean 'areaUnderROC'? It must be one of",),
     ),
     "an option in small letters": (
-        lambda g: FineTuner(g.numeric, learningrate=0.1),
+        lambda g: g.tune(learningrate=0.1),
         ("unknown option 'learningrate'. Did you mean 'learningRate'?",),
     ),
     "a label that the pipeline indexes": (lambda g: FineTuner(g.model, labelCol="hour").fit(g.df), INDEX),
