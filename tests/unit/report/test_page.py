@@ -264,7 +264,7 @@ def test_each_kind_of_run(kind: str) -> None:
 def test_an_improvement_tells_its_figures_and_what_decided() -> None:
     shown = " ".join(Words(page(KINDS["improved"][0])).text.split())
     assert "+ 16 units; serving a row costs 1.3 times the original's." in shown
-    assert "+ 16 units 1 – +50.00% ± 2.0% +40.00% to +60.00% 10.0% 1.3× 9 s best; p < 0.001" in shown
+    assert "+ 16 units 1 +50.00% ± 2.0% +40.00% to +60.00% 10.0% 1.3× 9 s best; p < 0.001" in shown
     assert "5 folds, 812.4 rows, groups or blocks decided; compared with your pipeline." in shown
     assert "Changed: rows whose label changes, or whose prediction moves by more than a tenth." in shown
     assert "Serving: time for a row, as a multiple of the original's." in shown
