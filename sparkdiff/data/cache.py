@@ -26,7 +26,7 @@ from sparkdiff.data import splits
 from sparkdiff.data.fingerprint import SHARDS, Request, fingerprint
 from sparkdiff.data.frames import TransformedRows, check_request, failure_of, rows_after_stages
 from sparkdiff.data.label_stats import label_stats, weight_range
-from sparkdiff.data.layout import OWN, columns_of, holds_true, names_of, shards_in, write_files
+from sparkdiff.data.layout import NO_ROWS, OWN, columns_of, holds_true, names_of, shards_in, write_files
 from sparkdiff.data.splits import SPLITS
 from sparkdiff.data.stream import DamagedCacheError, Manifest, arrow, usage
 from sparkdiff.data.stream.manifest import FORMAT
@@ -375,6 +375,8 @@ def _build(request: Request, key: str, folder: Path, data: Path, columns: list[d
         make_room(folder, stores.size(data), request.options.localCacheLimit)
         stores.fetch(data)
     shards = {s: shards_in(folder, data, s, SHARDS) for s in SPLITS}
+    if not any(map(any, shards.values())) and made.frames[0].isEmpty():
+        raise InputError(NO_ROWS)
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "fingerprint": key,

@@ -273,7 +273,7 @@ def _split_rows(request: Request) -> tuple[list[DataFrame], dict[str, tuple[Any,
     o = request.options
     by = [f"{n}={v!r}" for n in ("validationIndicatorCol", "groupCol", "timeCol", "guardCols") if (v := getattr(o, n))]
     with jvm.as_input_error(f"Spark failed while it split the rows ({', '.join(by) or 'by a hash of all columns'})"):
-        dealt, values = splits.with_slices(splits.with_splits(request.sources, o, request.boundaries), o)
+        dealt, values = splits.with_slices(splits.with_splits(_numbered(request), o, request.boundaries), o)
         if request.keyed:
             # Not the hash used for the split: it skips nulls, and would not see which column of a row is null.
             keys = [row_hashes(s.data)[0] for s in request.sources]
@@ -281,6 +281,25 @@ def _split_rows(request: Request) -> tuple[list[DataFrame], dict[str, tuple[Any,
         for df in dealt:
             df.schema  # noqa: B018  # Spark Connect analyses nothing until then
         return dealt, values
+
+
+_ALL_DIFFERENT: set[str] = set()
+"""Hashes of the facts of sources in which this process has found no equal rows, so that the job that looks for them need not run
+again."""
+
+
+def _numbered(request: Request) -> list[splits.Source]:
+    """The sources, with numbers for equal rows if a hash of the row decides its split or block."""
+    o, found = request.options, list[splits.Source]()
+    for source, facts in zip(request.sources, request.facts or [None] * len(request.sources), strict=True):
+        key = facts and hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+        df = source.df
+        if not source.numbered and not (o.groupCol or o.timeCol or key in _ALL_DIFFERENT):
+            df = splits.number_equal_rows(df, o)
+            if key and df is source.df:
+                _ALL_DIFFERENT.add(key)
+        found.append(dataclasses.replace(source, df=df, numbered=True))
+    return found
 
 
 @contextlib.contextmanager

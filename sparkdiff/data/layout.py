@@ -27,6 +27,7 @@ from sparkdiff.pipeline.graph import Version, null_of
 from sparkdiff.pipeline.schema import fields_by_name, width_in
 from sparkdiff.stages.base import NULL, columns_of as stage_columns
 
+NO_ROWS = "the data have no rows, or a stage before training drops all: check how they are read and filtered"
 SPARSE_WIDTH, SPARSE_FILL = 128, 0.25
 PIECE_BYTES = 1 << 26
 SCALAR: dict[str, Any] = {"kind": "scalar", "width": 1}
@@ -72,7 +73,7 @@ def columns_of(
     request: Request, df: DataFrame, slices: dict[str, tuple[Any, ...]], *, told: bool = False
 ) -> list[dict[str, Any]]:
     """Description of each column of the files (name, kind, width, dtype), the columns of the cut first. If there are
-    vectors or arrays, a small job reads their widths from the first rows.
+    vectors or arrays, a small job reads their widths from the first rows, unless Spark's VectorAssembler tells them.
 
     Args:
         told: whether to trust the width in the metadata of vectors that are too narrow to be stored as sparse; this may
@@ -92,7 +93,7 @@ def columns_of(
             "type": field.dataType.simpleString(),
         }
         if isinstance(field.dataType, (VectorUDT, ArrayType)):
-            width = width_in(field) if told else None
+            width = width_in(field) if told or _is_assembled(request.cut, read, fields) else None
             if width and width < SPARSE_WIDTH:
                 column |= {"kind": "dense", "width": width}
             else:
@@ -124,6 +125,19 @@ def columns_of(
             for i, (c, v) in enumerate(slices.items())
         ),
     ]
+
+
+def _is_assembled(cut: Cut, read: CutColumn, fields: Mapping[str, StructField]) -> bool:
+    """True if Spark's VectorAssembler writes this column from numbers alone: then the width in its metadata is right.
+
+    Args:
+        fields: the fields of the rows, by casefolded name.
+    """
+    writer = cut.graph.vertices[read.version[1]] if read.version[1] >= 0 else None
+    if writer is None or writer.stageClass != "VectorAssembler":
+        return False
+    inputs = [fields.get(name) for name, _ in writer.sources]
+    return all(f is not None and isinstance(f.dataType, (NumericType, BooleanType)) for f in inputs)
 
 
 def names_of(cut: Cut, columns: Sequence[Mapping[str, Any]]) -> dict[Version, str]:
@@ -168,9 +182,7 @@ def _widths(df: DataFrame, vectors: Sequence[tuple[CutColumn, StructField]]) -> 
     if len(vectors) > 1:  # perhaps no row has all of them
         return [_widths(df, [vector])[0] for vector in vectors]
     if df.isEmpty():
-        raise InputError(
-            "the data have no rows, or a stage before training drops all: check how they are read and filtered"
-        )
+        raise InputError(NO_ROWS)
     holds = "null in all rows" if row[0] is None else "only vectors without entries"
     raise InputError(
         f"column {vectors[0][0].name!r} holds {holds}, but training needs vectors with entries: look at the rows, or at the "
