@@ -134,7 +134,7 @@ def _is_assembled(cut: Cut, read: CutColumn, fields: Mapping[str, StructField]) 
         fields: the fields of the rows, by casefolded name.
     """
     writer = cut.graph.vertices[read.version[1]] if read.version[1] >= 0 else None
-    if writer is None or writer.stageClass != "VectorAssembler":
+    if writer is None or writer.custom or writer.stageClass != "VectorAssembler":
         return False
     inputs = [fields.get(name) for name, _ in writer.sources]
     return all(f is not None and isinstance(f.dataType, (NumericType, BooleanType)) for f in inputs)

@@ -264,27 +264,29 @@ def load_data(
     split: str,
     model: Any = None,
     say: Callable[[str], object] = lambda _text: None,
+    inferred: DataFrame | None = None,
 ) -> DataFrame:
     """The DataFrame that one entry of the section `data` describes.
 
     Args:
         model: the pipeline that is to read the rows; if it is fitted, it has priority over types inferred from a CSV file.
-        say: function that is called with a text about columns whose type it has changed.
+        say: function that is called with a text about columns that have another type than inferred.
+        inferred: the DataFrame without a model, if it is already there; reading it again may read all rows of a CSV file.
 
     Raises:
         InputError: the entry is invalid, or Spark cannot read it.
     """
     given = parse_source(split, given, folder)
-    df = _read(spark, given, folder, split)
+    df = _read(spark, given, folder, split) if inferred is None else inferred
     if model is None or isinstance(given, str) or given.get("schema") or str(given.get("format")).lower() != "csv":
         return df
     needed = types_by_model(model, df.schema)
     if not needed:
         return df
-    inferred = dict(df.dtypes)
-    told = ", ".join(f"{name} {kind} (inferred: {inferred[name]})" for name, kind in needed.items())
-    say(f"types of {split} as the pipeline needs them: {told}")
-    schema = ", ".join(f"{jvm.quoted(name)} {needed.get(name, kind)}" for name, kind in inferred.items())
+    types = dict(df.dtypes)
+    told = ", ".join(f"{name} {kind} (inferred: {types[name]})" for name, kind in needed.items())
+    say(f"{split} is read with the types that the pipeline needs: {told}")
+    schema = ", ".join(f"{jvm.quoted(name)} {needed.get(name, kind)}" for name, kind in types.items())
     return _read(spark, {**given, "schema": schema}, folder, split)
 
 

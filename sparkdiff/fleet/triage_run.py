@@ -77,7 +77,7 @@ def entries_of(fleet: Any, common: Mapping[str, Any]) -> list[Entry]:
     found = [*_mappings(fleet)]
     if not found:
         raise InputError("the fleet is empty: pass at least one mapping with the keys model and data")
-    tables = dict[tuple[str, str], DataFrame]()  # one DataFrame per path and schema, so that its rows are sampled once
+    tables = dict[str, DataFrame]()  # one DataFrame per path, so that its rows are sampled once
     out = [_entry(number, given, common, tables) for number, given in enumerate(found)]
     names = [entry.name for entry in out]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -102,9 +102,7 @@ def _mappings(fleet: Any) -> Iterator[Mapping[str, Any]]:
         )
 
 
-def _entry(
-    number: int, given: Mapping[str, Any], common: Mapping[str, Any], tables: dict[tuple[str, str], DataFrame]
-) -> Entry:
+def _entry(number: int, given: Mapping[str, Any], common: Mapping[str, Any], tables: dict[str, DataFrame]) -> Entry:
     own = {k: v for k, v in given.items() if v is not None and not (isinstance(v, float) and math.isnan(v))}
     name = str(own.get("name") or (name_of(own["model"]) if "model" in own else f"entry {number}"))
     if missing := [key for key in ("model", "data") if key not in own]:
@@ -130,15 +128,17 @@ def name_of(model: Any) -> str:
     return parts[-2] if len(parts) > 1 and parts[-1] == "model" else parts[-1]
 
 
-def _rows(data: Any, model: Any, tables: dict[tuple[str, str], DataFrame]) -> DataFrame:
+def _rows(data: Any, model: Any, tables: dict[str, DataFrame]) -> DataFrame:
     if not isinstance(data, PATH):
         raise InputError(
             f"data must be a Spark DataFrame or the path of a file, got {kind_of(data)}; make a DataFrame of a table by "
             "spark.createDataFrame(table)"
         )
     path = os.fspath(data)
-    rows = load_data(jvm.session(), {"path": path}, Path.cwd(), "triage", model)
-    return tables.setdefault((path, rows.schema.json()), rows)
+    source = jvm.session(), {"path": path}, Path.cwd(), "triage"
+    if path not in tables:
+        tables[path] = load_data(*source)
+    return load_data(*source, model, inferred=tables[path])
 
 
 SHARE = 0.8

@@ -10,8 +10,8 @@ from sparkdiff.fine_tuning.thresholds import choose_thresholds, scores_of, with_
 from sparkdiff.improvement.arm_context import ArmContext, measure, refit_on_rows
 from sparkdiff.improvement.budget import Limit
 from sparkdiff.improvement.candidate import Arm, Candidate, CandidateRecipe, Step
-from sparkdiff.improvement.origin import check_same_numbers
 from sparkdiff.objectives.metrics import DECISIONS, DEFAULTS
+from sparkdiff.pipeline.class_numbers import check_same_classes, classes_of
 from sparkdiff.proof.division import inner
 from sparkdiff.stages.predictor import ProbabilisticClassifier
 
@@ -33,7 +33,10 @@ def _make(context: ArmContext, _settings: Mapping[str, Any]) -> Any:
     if context.fit is not None:
         rows = inner([s for s in context.sources if s.split == TRAIN], o)
         within, split = refit_on_rows(context, rows, context.boundaries), VALIDATION
-        check_same_numbers(context, within.model, "a part of the training rows")
+        # Thresholds belong to the numbers of the classes, whatever the metric.
+        label = context.plan.labelCol
+        ours, theirs = (classes_of(model, label) for model in (context.model, within.model))
+        check_same_classes(ours, theirs, label, "a part of the training rows", "the training rows")
     head: Any = context.plan.cut.graph.head.module
     with within.open_run(within.plan) as run:
         scores = scores_of(run, split, head.classes)

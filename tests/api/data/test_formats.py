@@ -47,7 +47,7 @@ def test_the_model_tells_the_types_of_a_csv(spark: SparkSession, tmp_path: Path)
     assert read.dtypes == as_read
     assert sorted(row.zip for row in read.collect()) == ["02134", "90210"]
     changed = "zip string (inferred: int), Level double (inferred: int), day string (inferred: date)"
-    assert told == [f"types of train as the pipeline needs them: {changed}"]
+    assert told == [f"train is read with the types that the pipeline needs: {changed}"]
     assert dict(load_data(spark, "rows.csv", tmp_path, "train", pipeline).dtypes)["zip"] == "int"  # not fitted
     given = {"path": "rows.csv", "schema": "zip INT, code INT, level INT, day STRING, n INT"}
     assert load_data(spark, given, tmp_path, "train", pipeline.fit(fitted_on)).dtypes[0] == ("zip", "int")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression, NaiveBayes
-from pyspark.ml.feature import CountVectorizer, MinMaxScaler, VectorAssembler
+from pyspark.ml.feature import CountVectorizer, MinMaxScaler, StringIndexer, VectorAssembler
 from pyspark.sql import DataFrame, functions as F
 
 import sparkdiff
@@ -137,6 +137,23 @@ def test_an_arm_of_improve_moves_it(rain: PipelineModel, numeric: PipelineModel,
     for model, label, why in ((numeric, "riders", "is no classifier"), (rain, "rain", "does not depend on decisions")):
         with pytest.raises(InputError, match=f"nothing can be tried on .*threshold: .*{why}"):
             sparkdiff.Improver(model, **given, labelCol=label).fit(df)
+
+
+def test_classes_that_a_part_of_the_rows_numbers_otherwise(df: DataFrame, shared: Path) -> None:
+    """A threshold belongs to a class by its number, and both classes are nearly as frequent."""
+    halves = df.withColumn("half", F.when(F.pmod(F.xxhash64(*df.columns), F.lit(2)) == 0, "even").otherwise("odd"))
+    stages = [
+        StringIndexer(inputCol="half", outputCol="number"),
+        VectorAssembler(inputCols=NUMBERS, outputCol="features"),
+        LogisticRegression(labelCol="number", maxIter=2),
+    ]
+    given: dict[str, Any] = {"budget": "100 passes", "arms": ["threshold"], "numFolds": 0, "metric": "accuracy"}
+    failed = []
+    for seed in range(4):
+        improver = sparkdiff.Improver(Pipeline(stages=stages), seed=seed, cacheDir=str(shared), **given)
+        [arm] = improver.fit(halves).summary.arms
+        failed += [arm["why"]] if arm["state"] == "failed" else []
+    assert failed and "of labelCol='number' is" in failed[0] and "in a part of the training rows" in failed[0]
 
 
 def test_what_has_no_threshold_is_refused(numeric: PipelineModel, rain: PipelineModel, df: DataFrame) -> None:
