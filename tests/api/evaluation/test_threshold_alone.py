@@ -7,7 +7,7 @@ import pytest
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression, NaiveBayes
 from pyspark.ml.feature import CountVectorizer, MinMaxScaler, StringIndexer, VectorAssembler
-from pyspark.sql import DataFrame, functions as F
+from pyspark.sql import DataFrame, Window, functions as F
 
 import sparkdiff
 from sparkdiff import FineTuner, InputError
@@ -140,20 +140,21 @@ def test_an_arm_of_improve_moves_it(rain: PipelineModel, numeric: PipelineModel,
 
 
 def test_classes_that_a_part_of_the_rows_numbers_otherwise(df: DataFrame, shared: Path) -> None:
-    """A threshold belongs to a class by its number, and both classes are nearly as frequent."""
-    halves = df.withColumn("half", F.when(F.pmod(F.xxhash64(*df.columns), F.lit(2)) == 0, "even").otherwise("odd"))
+    """A threshold belongs to a class by its number. With this seed, 594 and 593 rows of the classes train, and 458 and 472 of
+    these do where the threshold is chosen.
+    """
+    number = F.row_number().over(Window.orderBy(*df.columns))
+    halves = df.withColumn("half", F.when(number % 2 == 0, "even").otherwise("odd"))
     stages = [
-        StringIndexer(inputCol="half", outputCol="number"),
+        StringIndexer(inputCol="half", outputCol="target"),
         VectorAssembler(inputCols=NUMBERS, outputCol="features"),
-        LogisticRegression(labelCol="number", maxIter=2),
+        LogisticRegression(labelCol="target", maxIter=2),
     ]
-    given: dict[str, Any] = {"budget": "100 passes", "arms": ["threshold"], "numFolds": 0, "metric": "accuracy"}
-    failed = []
-    for seed in range(4):
-        improver = sparkdiff.Improver(Pipeline(stages=stages), seed=seed, cacheDir=str(shared), **given)
-        [arm] = improver.fit(halves).summary.arms
-        failed += [arm["why"]] if arm["state"] == "failed" else []
-    assert failed and "of labelCol='number' is" in failed[0] and "in a part of the training rows" in failed[0]
+    given: dict[str, Any] = {"budget": "50 passes", "arms": ["threshold"], "numFolds": 0, "metric": "accuracy"}
+    improver = sparkdiff.Improver(Pipeline(stages=stages), seed=5, cacheDir=str(shared), **given)
+    [arm] = improver.fit(halves).summary.arms
+    assert arm["state"] == "failed"
+    assert arm["why"].startswith("class 0 of labelCol='target' is 'even' in the training rows, but 'odd' in a part of")
 
 
 def test_what_has_no_threshold_is_refused(numeric: PipelineModel, rain: PipelineModel, df: DataFrame) -> None:
