@@ -262,6 +262,13 @@ def test_the_front_page_begins_with_install_code_and_one_table() -> None:
     assert front.count("\n|") == 2 + 5 and max(map(len, front.splitlines())) < 250
 
 
+def test_readme_has_the_commands_that_everybody_tries() -> None:
+    """Within 900 words, with `make test` as CI calls it."""
+    readme = (ROOT / "README.md").read_text()
+    assert re.findall(r"^make (\w+)", readme, re.MULTILINE) == ["demo", "test"] and len(readme.split()) <= 900
+    assert "make --no-print-directory test " in (ROOT / ".ci" / "run").read_text()
+
+
 def site_pages() -> Any:
     spec = importlib.util.spec_from_file_location("site_pages", ROOT / "tools" / "site_pages.py")
     assert spec is not None and spec.loader is not None
