@@ -174,13 +174,14 @@ def _frames(sample: Request, request: Request, *, told: bool) -> tuple[list[Data
 
 
 def _with_saving(jobs: int, request: Request) -> Range:
-    """Smallest and largest number of jobs: `jobs`, those that save the stages for their digest, and those of a third
-    pass for the quantiles of `timeCol`, which may be needed.
+    """Smallest and largest number of jobs: `jobs`, of which a process that knows the sources spares the look for equal rows; those
+    that save the stages for their digest; and those of a third pass for the quantiles of `timeCol`, which may be needed.
     """
-    stages = deciding_stages(request.cut)
+    o, stages = request.options, deciding_stages(request.cut)
     known = stages and all(is_plain(stage) for stage in stages)
     low, high = saving_jobs(stages) if known else (0.0, 0.0)
-    return jobs + low, jobs + high + 2 * (request.options.timeCol is not None and request.boundaries is None)
+    spared = 0 if o.groupCol or o.timeCol else len(request.sources)
+    return jobs + low - spared, jobs + high + 2 * (o.timeCol is not None and request.boundaries is None)
 
 
 def saving_jobs(stages: Sequence[Any]) -> Range:

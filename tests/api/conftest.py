@@ -92,13 +92,11 @@ def tuned_numeric(df: DataFrame, numeric: PipelineModel, shared: Path) -> FineTu
 @pytest.fixture
 def jobs(spark: SparkSession) -> Callable[[], int]:
     """Spark jobs since it was asked last, of all threads."""
-    scala, last = spark.sparkContext._jsc.sc(), 0
+    scheduler, last = spark.sparkContext._jsc.sc().dagScheduler(), 0
 
     def count() -> int:
         nonlocal last
-        scala.listenerBus().waitUntilEmpty()
-        found = scala.statusStore().jobsList(None)
-        newest = max((found.apply(i).jobId() for i in range(found.size())), default=-1) + 1
+        newest = scheduler.numTotalJobs()
         new, last = newest - last, newest
         return new
 

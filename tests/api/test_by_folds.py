@@ -197,6 +197,7 @@ def test_by_time_each_stretch_is_proven_by_the_rows_before_it(df: DataFrame, fol
     np.testing.assert_allclose(found.originalModel.stages[1].mean, expected.stages[1].mean, rtol=1e-12)
 
 
+@pytest.mark.nightly
 def test_auto_and_rows_that_the_user_names_prove_without_folds(df: DataFrame, folder: Path) -> None:
     found = FineTuner(unfitted(), cacheDir=str(folder), numFolds="auto", validationIndicatorCol="held", **TRAINS).fit(
         df
@@ -217,6 +218,7 @@ def test_auto_and_rows_that_the_user_names_prove_without_folds(df: DataFrame, fo
 NEW = {"numFolds": 2, "rowsAreNew": True, "runId": "new-rows", "guard": 1.0}
 
 
+@pytest.mark.nightly
 def test_each_fold_trains_from_a_fitted_pipelines_refit(df: DataFrame, fitted: PipelineModel, folder: Path) -> None:
     """And what has to be beaten, where the pipeline was fitted on these rows."""
     none = {"guard": 1e-300, "rowsAreNew": False, "numFolds": 2, **STANDS}
@@ -242,6 +244,7 @@ def new_rows(df: DataFrame, fitted: PipelineModel, folder: Path) -> FineTunerMod
     return tune(fitted, df, folder, **NEW)
 
 
+@pytest.mark.nightly
 def test_a_fitted_pipeline_stays_what_it_is_in_all_folds(
     df: DataFrame, fitted: PipelineModel, new_rows: FineTunerModel
 ) -> None:
@@ -298,6 +301,7 @@ def test_the_original_ships_if_training_on_all_rows_fails(
     assert s.folds[0]["after"] < s.folds[0]["before"]  # what was proven is told
 
 
+@pytest.mark.nightly
 def test_what_gets_worse_on_reference_rows_does_not_ship(df: DataFrame, fitted: PipelineModel, folder: Path) -> None:
     shuffled = df.withColumn("riders", F.lit(30.0) / (1 + F.col("riders")))
     found = FineTuner(
@@ -355,6 +359,7 @@ def test_folds_that_cannot_prove_are_named(df: DataFrame) -> None:
 # Refused before anything is trained -----------------------------------------------------------------------------------
 
 
+@pytest.mark.nightly
 def test_labels_whose_classes_differ_by_fold_are_refused(
     df: DataFrame, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

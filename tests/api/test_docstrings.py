@@ -53,7 +53,10 @@ SHOWN = {
     "ParityError": ("SparkdiffError", "sparkdiff.ParityError"),
 }
 """Names that nobody makes by hand -> the name whose example shows one, and what it is called there."""
-SLOW = ("FineTuner", "Grower", "Improver", "Search", "TorchTransformer", "plain", "why")
+MARKS = {
+    **dict.fromkeys(("FineTuner", "Search", "TorchTransformer", "plain", "why"), pytest.mark.slow),
+    **dict.fromkeys(("Grower", "Improver"), pytest.mark.nightly),
+}
 
 
 def example(name: str) -> doctest.DocTest:
@@ -100,9 +103,7 @@ def registry() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in sparkdiff.__all__]
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=MARKS.get(n, ())) for n in sparkdiff.__all__])
 def test_examples(name: str, churn: dict[str, Any], registry: None, tmp_path: Path) -> None:
     if name in SHOWN:
         other, shown = SHOWN[name]

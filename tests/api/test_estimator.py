@@ -48,6 +48,7 @@ def test_params_can_be_set_got_and_explained(numeric: PipelineModel) -> None:
         FineTuner().fit(None)
 
 
+@pytest.mark.nightly
 def test_params_of_one_fit(df: DataFrame, numeric: PipelineModel, shared: Path) -> None:
     tuner = FineTuner(pipeline=numeric, cacheDir=str(shared), **QUICK)
     one = tuner.fit(df, {tuner.maxEpochs: 2, tuner.learningRate: 0.005})
@@ -132,6 +133,7 @@ def test_a_loss_may_be_given_by_its_name(df: DataFrame, numeric: PipelineModel, 
             FineTuner(loss=name)
 
 
+@pytest.mark.nightly
 def test_a_tuner_can_be_saved_and_loaded(df: DataFrame, numeric: PipelineModel, shared: Path, tmp_path: Path) -> None:
     tuner = FineTuner(
         pipeline=numeric,
@@ -306,6 +308,7 @@ def test_plain(df: DataFrame, numeric: PipelineModel, tuned: FineTunerModel) -> 
     assert sparkdiff.plain(untouched) is untouched
 
 
+@pytest.mark.nightly
 def test_a_tuned_model_can_be_tuned_again(df: DataFrame, tuned_numeric: FineTunerModel, shared: Path) -> None:
     first = tuned_numeric
     second = tune(first, df, shared, maxEpochs=2)

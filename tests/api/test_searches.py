@@ -77,6 +77,7 @@ def tuner_of(model: Any, folder: Path, **options: Any) -> FineTuner:
 # Many settings --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", ["files", "memory"])
 def test_the_maps_of_one_fit_share_all_but_the_training(
     spark: SparkSession,
@@ -114,6 +115,7 @@ def test_the_maps_of_one_fit_share_all_but_the_training(
         assert alone.cache == m.summary.cache | {"hit": True}
 
 
+@pytest.mark.nightly
 def test_maps_that_differ_in_their_candidates_train_together(
     df: DataFrame, short: PipelineModel, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -368,6 +370,7 @@ def test_a_train_validation_split(
     assert (served.uid, served.validationMetrics) == (found.uid, found.validationMetrics)
 
 
+@pytest.mark.nightly
 def test_a_stage_of_a_pipeline(
     df: DataFrame, numeric: PipelineModel, tuned_numeric: FineTunerModel, shared: Path
 ) -> None:
@@ -410,6 +413,7 @@ def spark_search(request: pytest.FixtureRequest, df: DataFrame, absolute: Regres
     return TrainValidationSplit(**setting).fit(df)
 
 
+@pytest.mark.nightly
 def test_the_fitted_model_of_a_search_is_tuned_inside(
     df: DataFrame, spark_search: Any, shared: Path, tmp_path: Path
 ) -> None:

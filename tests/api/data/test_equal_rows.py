@@ -71,6 +71,7 @@ DEALS = [
 ]
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("deal", DEALS)
 def test_the_loss_of_held_out_rows_is_that_of_new_rows(
     spark: SparkSession, deal: Callable[[DataFrame], DataFrame]

@@ -109,6 +109,7 @@ def decided(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return calls
 
 
+@pytest.mark.nightly
 def test_the_gain_is_tested_by_group(
     df: DataFrame, numeric: PipelineModel, folder: Path, decided: list[dict[str, Any]]
 ) -> None:

@@ -87,6 +87,7 @@ def test_the_second_run_keeps_rows_that_the_third_reads(rows: DataFrame, folder:
     assert not kept(tmp_path / "plain") and not list(folder.glob(".stages-*"))
 
 
+@pytest.mark.nightly
 def test_damaged_rows_are_rewritten_and_whole_ones_listed(rows: DataFrame, folder: Path) -> None:
     for features, expected in ((16, (0, 0)), (32, (0, 1))):
         assert lengths(cached(edited(rows, features=features), rows, folder, reuseStages=True)) == expected
@@ -149,6 +150,7 @@ def test_stages_that_do_not_tell_their_rows_end_what_is_kept(rows: DataFrame) ->
         assert not keys(edited(rows, first=[before, stage, words]), rows)
 
 
+@pytest.mark.nightly
 def test_a_pattern_as_folder_works_and_a_full_disk_warns(
     rows: DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

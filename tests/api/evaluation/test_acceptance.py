@@ -460,6 +460,7 @@ def psi(old: Any, new: Any) -> float:
     return float(((b - a) * np.log(b / a)).sum())
 
 
+@pytest.mark.nightly
 def test_compatibility_of_a_classifier(
     regional: DataFrame, classifier: PipelineModel, relabelled: FineTunerModel
 ) -> None:

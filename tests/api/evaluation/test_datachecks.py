@@ -240,7 +240,7 @@ HEADS = {
 
 @pytest.mark.parametrize(
     "head",
-    [h if h in ("least squares", "poisson", "softmax") else pytest.param(h, marks=pytest.mark.nightly) for h in HEADS],
+    [h if h in ("least squares", "softmax") else pytest.param(h, marks=pytest.mark.nightly) for h in HEADS],
 )
 def test_an_original_that_saw_validation_rows_is_found_out(df: DataFrame, shared: Path, head: str) -> None:
     data = held(df).cache()

@@ -137,6 +137,7 @@ def test_params_that_differ_are_told_with_where_they_come_from(model: PipelineMo
     assert 'handleInvalid: "error" (default) -> "keep" (set)' in str(found)
 
 
+@pytest.mark.nightly
 def test_stages_that_are_missing_moved_or_others(numeric: PipelineModel, df: DataFrame, tmp_path: Path) -> None:
     s = list(numeric.stages)
     known = str(save(numeric, tmp_path / "numeric"))
@@ -217,6 +218,7 @@ def test_numbers_by_how_far_they_move(model: PipelineModel, df: DataFrame) -> No
     assert (same.changed, same.maxAbsChange) == (0, 0.0)
 
 
+@pytest.mark.nightly
 def test_labels_by_how_many_flip(df: DataFrame) -> None:
     assembler = VectorAssembler(inputCols=NUMBERS, outputCol="features")
     stages = [
@@ -252,6 +254,7 @@ def test_labels_by_how_many_flip(df: DataFrame) -> None:
     assert word.flips == df.where("rain = 1").count()
 
 
+@pytest.mark.nightly
 def test_a_sample_is_the_same_rows_each_time(model: PipelineModel, df: DataFrame) -> None:
     new = changed(model)
     first = predictions(model, new, df, 200)

@@ -34,6 +34,7 @@ def tuned(model: PipelineModel, rows: DataFrame, folder: Path, **options: Any) -
     return FineTuner(model, **given).fit(rows).summary
 
 
+@pytest.mark.nightly
 def test_held_out_rows_without_a_rare_label_prove_nothing(spark: SparkSession, tmp_path: Path) -> None:
     """One label in 200 is larger by 250; none of these is held out, and a model that ignores them is better there on all rows."""
     random = np.random.default_rng(0)
@@ -75,6 +76,7 @@ def test_random_labels_are_not_tested_on_few_units(
         assert "effective rows of class" in found.reason or "groups of class 1, 30 are needed" in found.reason
 
 
+@pytest.mark.nightly
 def test_a_search_does_not_test_by_few_rows_of_a_class(spark: SparkSession) -> None:
     label = (np.arange(1000) % 100 == 0).astype(float)
     rows, _ = table(spark, 1000, 5, label=label)

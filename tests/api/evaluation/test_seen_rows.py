@@ -121,6 +121,7 @@ VERBS: dict[str, Any] = {
 }
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("verb", "head"),
     [
@@ -158,6 +159,7 @@ def test_an_original_of_many_other_rows_stays_the_rival(
     assert "may have seen" not in found.summary.reason
 
 
+@pytest.mark.nightly
 def test_rowsAreNew_says_if_the_rival_is_refitted_per_fold(
     spark: SparkSession, seen: DataFrame, tmp_path: Path
 ) -> None:
@@ -171,6 +173,7 @@ def test_rowsAreNew_says_if_the_rival_is_refitted_per_fold(
         assert any("set rowsAreNew=False" in w for w in found.summary.warnings) == (said is None)
 
 
+@pytest.mark.nightly
 def test_an_original_that_beats_its_refit_needs_new_rows(spark: SparkSession, seen: DataFrame, tmp_path: Path) -> None:
     """It was fitted on many other rows, and may have been fitted on these, too."""
     original = pipeline(LogisticRegression(), COLUMNS).fit(drawn(spark, 7, 20_000))
@@ -206,6 +209,7 @@ def test_an_original_of_the_training_rows_alone_is_the_start(seen: DataFrame, tm
     assert told(apart.fit(seen.selectExpr("*", "x11 >= 0.5 AS held"))) == []
 
 
+@pytest.mark.nightly
 def test_options_of_side_by_side_fits_hold_in_their_refits(seen: DataFrame, tmp_path: Path) -> None:
     assembler = pipeline(None).getStages()[0]
     stages = [assembler, PCA(k=5, inputCol="features", outputCol="pca"), LogisticRegression(featuresCol="pca")]
@@ -217,6 +221,7 @@ def test_options_of_side_by_side_fits_hold_in_their_refits(seen: DataFrame, tmp_
     assert second.summary.metrics == up_to_rounding(alone) != first.summary.metrics
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("verb", "keeps", "options"),
     [
@@ -248,6 +253,7 @@ def test_without_a_refit_the_pipeline_is_kept_with_advice(
     assert summary.parity["before"]["ok"] and "kept original" in str(summary)
 
 
+@pytest.mark.nightly
 def test_changed_labels_are_those_of_the_passed_pipeline(seen: DataFrame, tmp_path: Path) -> None:
     original = pipeline(LogisticRegression(), COLUMNS).fit(seen)
     options = {"validationIndicatorCol": "held", "guard": 1.0, "cacheDir": str(tmp_path), **QUICK}
@@ -318,6 +324,7 @@ def test_own_models_in_unfitted_pipelines_may_know_rows(seen: DataFrame, tmp_pat
         FineTuner(Pipeline(stages=[own, *stages]), cacheDir=str(tmp_path), **QUICK).fit(seen)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("verb", [FineTuner, Search, pytest.param("folds", marks=pytest.mark.nightly)])
 def test_rowsAreNew_has_no_effect_without_fitted_stages(seen: DataFrame, tmp_path: Path, verb: Any) -> None:
     """And its warnings say so; they don't where they make one."""

@@ -82,6 +82,7 @@ def test_it_reaches_the_cost_and_keeps_the_calibration(
     assert loaded.stages[1].getThreshold() == threshold and sparkdiff.verify(loaded, df).ok
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_words_that_only_the_original_knows(df: DataFrame, shared: Path) -> None:
     """The refit, by which a threshold is judged, has other columns than the original, on which it is set."""
@@ -139,6 +140,7 @@ def test_an_arm_of_improve_moves_it(rain: PipelineModel, numeric: PipelineModel,
             sparkdiff.Improver(model, **given, labelCol=label).fit(df)
 
 
+@pytest.mark.nightly
 def test_classes_that_a_part_of_the_rows_numbers_otherwise(df: DataFrame, shared: Path) -> None:
     """A threshold belongs to a class by its number. With this seed, 594 and 593 rows of the classes train, and 458 and 472 of
     these do where the threshold is chosen.

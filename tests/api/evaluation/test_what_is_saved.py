@@ -76,6 +76,7 @@ def test_a_clean_pipeline_is_compared_in_silence(model: PipelineModel, df: DataF
     assert saved == {"rows": 1000 + 5, "columns": columns, "leftOut": []}  # and a row for each label of the indexer
 
 
+@pytest.mark.nightly
 def test_columns_that_differ_each_time_are_named_and_left_out(df: DataFrame, folder: Path) -> None:
     tuned = tune(with_stages(df, SQLTransformer(statement=SQL)), df, folder)
     assert tuned.summary.saved["leftOut"] == ["chance", "now"]
@@ -85,6 +86,7 @@ def test_columns_that_differ_each_time_are_named_and_left_out(df: DataFrame, fol
     assert "chance" not in tuned.summary.saved["differs"]
 
 
+@pytest.mark.nightly
 def test_topics_that_differ_at_each_load_are_left_out(df: DataFrame, folder: Path) -> None:
     """Spark's DistributedLDAModel adds up its topics in another order each time, and no user can mend that."""
     topics = [
@@ -113,6 +115,7 @@ def test_fits_within_a_search_are_not_compared(model: PipelineModel, df: DataFra
     assert [found.summary.saved for found in tuner.fit(df, grid)] == [{}, {}]
 
 
+@pytest.mark.nightly
 def test_fits_of_a_pipeline_within_a_search_are_not_compared(model: PipelineModel, df: DataFrame, folder: Path) -> None:
     """A Pipeline doesn't tell its stages that a CrossValidator fits it."""
     tuner = FineTuner(model, cacheDir=str(folder), **QUICK | {"maxEpochs": 1})
@@ -128,6 +131,7 @@ def test_fits_of_a_pipeline_within_a_search_are_not_compared(model: PipelineMode
     assert found.bestModel.stages[0].summary.saved["rows"] >= 1000
 
 
+@pytest.mark.nightly
 def test_a_search_warns_too(df: DataFrame) -> None:
     head = LinearRegression(featuresCol="components", labelCol="riders")
     pipeline = Pipeline(stages=[shifted(0.5), *unfitted("riders", 3, head).getStages()])
@@ -166,7 +170,9 @@ def pipeline(train):
 """
 
 
-@pytest.mark.parametrize(("command", "job"), [("finetune", JOB), ("search", SEARCH)])
+@pytest.mark.parametrize(
+    ("command", "job"), [("finetune", JOB), pytest.param("search", SEARCH, marks=pytest.mark.nightly)]
+)
 def test_a_job_stops_and_leaves_no_folder(
     command: str, job: str, df: DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

@@ -136,6 +136,7 @@ def test_a_job_that_was_interrupted_goes_on(job: Path, monkeypatch: pytest.Monke
     assert starting.run(config).decision == "grown"
 
 
+@pytest.mark.nightly
 def test_no_time_is_told_and_no_name_keeps_no_checkpoints(job: Path) -> None:
     """By default rows are divided as shows the smallest gains."""
     summary = starting.run(load_config(Path("job.yaml"), ["fineTuner={maxEpochs: 2, recipe: fast, maxSeconds: 0.001}"]))

@@ -196,6 +196,7 @@ def test_dropping_columns_is_refused_where_spark_cannot(
     assert "SQLTransformer" not in str(Grower(poisson).explain(rows))
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(not LAST, reason="Spark 3.5 has no `* EXCEPT`")
 def test_a_last_stage_drops_the_columns_on_request(
     rows: DataFrame, poisson: PipelineModel, shared: Path, tmp_path: Path
@@ -220,6 +221,7 @@ def test_a_last_stage_drops_the_columns_on_request(
     assert not [name for name in scores[0] if "_grown" in name]
 
 
+@pytest.mark.nightly
 def test_several_outputs_and_vectors_without_a_size_grow(
     spark: SparkSession, rows: DataFrame, shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,6 +255,7 @@ def test_it_is_served_without_torch_and_sparkdiff(
     assert not np.allclose(served, before, rtol=0.01)
 
 
+@pytest.mark.nightly
 def test_parts_learn_from_the_rows_that_there_is_room_for(
     rows: DataFrame, poisson: PipelineModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -299,6 +302,7 @@ def test_sparse_rows_take_no_more_than_the_room_that_there_is(rows: DataFrame, s
     assert len(table.train) < table.most
 
 
+@pytest.mark.nightly
 def test_a_grower_and_its_model_can_be_saved(grown: GrowerModel, rows: DataFrame, tmp_path: Path) -> None:
     grown.write().save(f"file://{tmp_path}/model")
     again = GrowerModel.load(f"file://{tmp_path}/model")
@@ -357,6 +361,7 @@ def test_a_last_stage_that_a_search_has_chosen_grows_within_it(
     assert found.transform(rows).select("prediction").distinct().count() > 100
 
 
+@pytest.mark.nightly
 def test_a_row_that_the_pipeline_serves_is_served_when_grown(rows: DataFrame, shared: Path) -> None:
     """FeatureHasher takes null, which no training row has."""
     hasher = FeatureHasher(inputCols=["kind", "season", "x"], categoricalCols=["x"], outputCol="hashed", numFeatures=16)
@@ -371,6 +376,7 @@ def test_a_row_that_the_pipeline_serves_is_served_when_grown(rows: DataFrame, sh
     assert np.isfinite(row.prediction)
 
 
+@pytest.mark.nightly
 def test_what_a_formula_drops_on_its_way_is_not_read(rows: DataFrame, shared: Path) -> None:
     """An RFormula indexes texts in columns of its own, which no later stage sees."""
     formula = RFormula(formula="sales ~ x + y + kind + season", featuresCol="features", labelCol="label")
@@ -382,6 +388,7 @@ def test_what_a_formula_drops_on_its_way_is_not_read(rows: DataFrame, shared: Pa
         check_runs(broken, rows)
 
 
+@pytest.mark.nightly
 def test_entities_that_training_rows_lack_are_warned_of(
     rows: DataFrame, shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

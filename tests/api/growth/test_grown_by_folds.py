@@ -185,6 +185,7 @@ class Stop(Events):
             raise Gone
 
 
+@pytest.mark.nightly
 def test_a_killed_growth_resumes_with_the_same_bits(
     grown: GrowerModel, rows: DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,6 +227,7 @@ def test_where_nothing_is_proven_the_original_itself_is_kept(
     assert summary.metrics["train"]["before"] == summary.metrics["train"]["after"]  # type: ignore[index]
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("numFolds", [2, 0])
 def test_a_refit_that_ships_has_grown_nothing(
     rows: DataFrame, shared: Path, monkeypatch: pytest.MonkeyPatch, numFolds: int
@@ -253,6 +255,7 @@ def test_a_refit_that_ships_has_grown_nothing(
     assert cost["before"] == cost["after"]
 
 
+@pytest.mark.nightly
 def test_where_no_part_joins_on_all_rows_the_reason_says_so(
     rows: DataFrame, shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,6 +271,7 @@ def test_where_no_part_joins_on_all_rows_the_reason_says_so(
     assert summary.reason.endswith("; on the rows that make what ships no part joins, so it is the refit without any")
 
 
+@pytest.mark.nightly
 def test_trees_alone_are_trained_again_with_as_many_trees(
     rows: DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -299,6 +303,7 @@ def test_trees_alone_are_trained_again_with_as_many_trees(
     assert summary.metrics["train"]["after"] == pytest.approx(squared(found, rows, "bent"), rel=1e-6)  # type: ignore[index]
 
 
+@pytest.mark.nightly
 def test_time_that_is_over_bounds_the_rounds_of_the_folds_too(
     rows: DataFrame, shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

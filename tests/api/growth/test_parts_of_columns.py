@@ -158,6 +158,7 @@ CASES = {0: (gaps, crosses, steps, curves, intercepts, slopes), 3: (crosses, ste
 """By the number of classes."""
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("classes", "constructors"),
     [

@@ -35,6 +35,7 @@ def test_tasks_find_what_one_process_finds(
     assert spark.sparkContext.statusTracker().getActiveStageIds() == []
 
 
+@pytest.mark.nightly
 def test_a_task_that_is_killed_begins_again(tmp_path: Path, alone: list[tuple[object, ...]]) -> None:
     said: list[str] = []
     items = changed(1, **{"dies": 3, "with its parent": True, "mark": str(tmp_path / "mark")})
@@ -43,6 +44,7 @@ def test_a_task_that_is_killed_begins_again(tmp_path: Path, alone: list[tuple[ob
     assert [s.partition(" (")[0] for s in said] == ["the Spark tasks that train were lost"]
 
 
+@pytest.mark.nightly
 def test_tasks_that_are_lost_too_often_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_pool, "ATTEMPTS", 2)
     with pytest.raises(ItemError, match=r"the Spark tasks that train were lost 2 times: .*: runId='mine' goes on"):

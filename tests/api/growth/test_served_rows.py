@@ -180,6 +180,7 @@ def test_null_where_training_had_none_is_no_large_value(
         assert not isinstance(part, Shapes) or {k.column.name for k in part.curves} == {"x_known"}
 
 
+@pytest.mark.nightly
 def test_torch_serves_odd_rows_as_spark_does(
     rows: DataFrame, model: PipelineModel, members: list[Member], serving: DataFrame
 ) -> None:

@@ -213,6 +213,7 @@ def test_classes_get_trees_of_half_the_log_odds(rows: DataFrame, explores: Explo
     assert shown["leaf"][0].size == new.getNumTrees
 
 
+@pytest.mark.nightly
 def test_more_trees_are_refused_with_the_reason(
     few: PipelineModel, rows: DataFrame, cache: str, explores: Explores, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -102,6 +102,7 @@ def test_groups_stay_whole(df: DataFrame) -> None:
     assert not {*users[[*halves.explores]]} & {*users[[*halves.proves[0]]]}
 
 
+@pytest.mark.nightly
 def test_by_time_each_stretch_is_proven_by_all_rows_before_it(df: DataFrame) -> None:
     rows = Rows(df.orderBy(F.rand(1)), timeCol="when", numFolds="auto")
     rows.check()
@@ -173,6 +174,7 @@ def test_without_folds_the_later_half_proves(df: DataFrame) -> None:
     assert proven["block"].is_monotonic_increasing and proven["block"].nunique() == 50
 
 
+@pytest.mark.nightly
 def test_reference_rows_have_blocks_of_their_own_times(df: DataFrame) -> None:
     reference = Source(df.where("number < 500"), REFERENCE)
     for options in ({"numFolds": 5}, {"numFolds": 0}, {"validationIndicatorCol": "held"}):

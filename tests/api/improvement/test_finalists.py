@@ -190,6 +190,7 @@ def test_an_unfitted_pipelines_rival_is_its_refit_in_folds(df: DataFrame, traine
     assert not same(trained.pipelineModel, trained.originalModel)
 
 
+@pytest.mark.nightly
 def test_on_seen_rows_a_fitted_pipelines_refit_is_the_rival(
     df: DataFrame, trained: ImproverModel, improve: Callable[..., ImproverModel]
 ) -> None:
@@ -212,6 +213,7 @@ def test_on_seen_rows_a_fitted_pipelines_refit_is_the_rival(
 # One test each ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.nightly
 def test_what_else_was_tried_changes_no_figure_of_a_finalist(
     df: DataFrame, improve: Callable[..., ImproverModel]
 ) -> None:
@@ -232,6 +234,7 @@ def test_what_else_was_tried_changes_no_figure_of_a_finalist(
     assert few.summary.offers != many.summary.offers
 
 
+@pytest.mark.nightly
 def test_what_cannot_be_made_in_a_fold_is_left_out_by_name(
     df: DataFrame, improve: Callable[..., ImproverModel]
 ) -> None:
@@ -262,6 +265,7 @@ def with_one_that_proves(df: DataFrame) -> DataFrame:
 # What may ship ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.nightly
 def test_what_diverges_on_all_rows_is_not_shipped(
     df: DataFrame, improve: Callable[..., ImproverModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -281,6 +285,7 @@ def test_what_diverges_on_all_rows_is_not_shipped(
     assert any(w.startswith(f"{row['name']!r} is not offered: {why}") for w in found.summary.warnings)
 
 
+@pytest.mark.nightly
 def test_what_is_unlike_the_folds_pipelines_does_not_ship(
     df: DataFrame, wrong: PipelineModel, improve: Callable[..., ImproverModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -306,6 +311,7 @@ def small_town(df: DataFrame) -> PipelineModel:
     return assembled(LogisticRegression(labelCol="wet", regParam=0.1)).fit(towns(df).where("town = 'small'"))
 
 
+@pytest.mark.nightly
 def test_slices_and_labels_are_judged_on_the_rows_that_prove(
     df: DataFrame, small_town: PipelineModel, improve: Callable[..., ImproverModel]
 ) -> None:
@@ -333,6 +339,7 @@ def chance(model: Any, rows: DataFrame) -> np.ndarray[Any, Any]:
     return np.stack([v.toArray() for v in shown["probability"]])[np.arange(len(shown)), shown["wet"].astype(int)]
 
 
+@pytest.mark.nightly
 def test_what_ships_may_not_be_worse_on_reference_rows(
     df: DataFrame, small_town: PipelineModel, improve: Callable[..., ImproverModel]
 ) -> None:

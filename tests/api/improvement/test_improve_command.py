@@ -71,6 +71,7 @@ def test_from_a_saved_model_and_a_table_to_offers(
     assert "your pipeline" in capsys.readouterr().out
 
 
+@pytest.mark.nightly
 def test_a_killed_improvement_begins_anew_with_another_budget(spark: SparkSession, folder: Path) -> None:
     unfitted().fit(spark.read.parquet(f"file://{folder}/rows.parquet")).save(f"file://{folder}/rides")
     command = [

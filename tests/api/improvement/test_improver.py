@@ -198,6 +198,7 @@ def test_it_is_saved_and_loaded(improved: ImproverModel, rows: DataFrame, tmp_pa
     assert found.summary.table == improved.summary.table and found.summary.proof == improved.summary.proof
 
 
+@pytest.mark.nightly
 def test_what_is_to_be_kept_is_kept(model: PipelineModel, rows: DataFrame, cache: str) -> None:
     """With keepForm no stage comes or goes; with keepStages the scaler keeps its numbers in every offer."""
     scaler = model.stages[3]
@@ -256,6 +257,7 @@ def figures(found: ImproverModel) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k != "seconds"} for row in found.summary.table]
 
 
+@pytest.mark.nightly
 def test_runs_killed_in_any_phase_resume_with_the_same_bits(
     model: PipelineModel, rows: DataFrame, tmp_path: Path
 ) -> None:
@@ -286,6 +288,7 @@ def test_runs_killed_in_any_phase_resume_with_the_same_bits(
             Improver(model, **{**given, **changed}).fit(rows)
 
 
+@pytest.mark.nightly
 def test_ctrl_c_ends_with_the_best_so_far(model: PipelineModel, rows: DataFrame, cache: str) -> None:
     arms = ["finetune", "simplify", "refit"]
     listeners = [Stop(KeyboardInterrupt()), Impatient()]
@@ -314,6 +317,7 @@ def test_where_nothing_is_better_the_original_itself_comes_back(rows: DataFrame,
     json.dumps([found.summary.table, found.summary.proof], allow_nan=False)
 
 
+@pytest.mark.nightly
 def test_the_label_of_a_row_is_the_same_in_every_arm(rows: DataFrame, cache: str) -> None:
     """A StringIndexer makes the label: a refit on other rows could index it otherwise, so it stays."""
     data = rows.withColumn("word", F.when(F.col("rain") > 0.5, "wet").otherwise("dry"))
@@ -424,6 +428,7 @@ def test_options_that_make_no_sense_are_named(model: PipelineModel) -> None:
         Improver().explain(None)  # type: ignore[arg-type]
 
 
+@pytest.mark.nightly
 def test_the_order_is_learned_from_shipped_and_stored_runs(
     model: PipelineModel, rows: DataFrame, cache: str, tmp_path: Path
 ) -> None:

@@ -43,6 +43,7 @@ def rows(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> DataF
     return spark.read.parquet(f"file://{path}")
 
 
+@pytest.mark.nightly
 def test_no_arm_makes_what_costs_more_to_serve_than_is_allowed(rows: DataFrame, tmp_path: Path) -> None:
     """More components of the PCA are better, and cost more."""
     model = unfitted(components=2).fit(rows)
@@ -53,6 +54,7 @@ def test_no_arm_makes_what_costs_more_to_serve_than_is_allowed(rows: DataFrame, 
     assert all(row["serving"] <= 1.01 for row in (*held.summary.table, *held.summary.race))
 
 
+@pytest.mark.nightly
 def test_plan_and_summary_name_unknown_serving_costs(rows: DataFrame, tmp_path: Path) -> None:
     statement = SQLTransformer(statement="SELECT *, 2 * wind AS gust FROM __THIS__")
     model = PipelineModel([statement, *unfitted().fit(rows).stages])
@@ -129,6 +131,7 @@ def test_rows_that_differ_in_where_a_null_is_are_different_rows(spark: SparkSess
             assert torch.equal(run.network.margin(values_), context.start.recorded.margin(values_))
 
 
+@pytest.mark.nightly
 def test_the_last_row_is_what_sparks_own_trees_reach(
     rows: DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,6 +162,7 @@ def test_the_last_row_is_what_sparks_own_trees_reach(
     assert "GBTRegressor" not in str(without.explain(rows))
 
 
+@pytest.mark.nightly
 def test_what_changes_too_many_labels_is_no_simpler_offer(rows: DataFrame, tmp_path: Path) -> None:
     """Labels that depend on nothing: a refit loses nothing, and decides otherwise on many rows."""
     data = rows.withColumn("label", (F.rand(3) > 0.5).cast("double")).localCheckpoint()
@@ -289,6 +293,7 @@ def test_ctrl_c_ends_what_is_made_ahead_before_it_is_passed_on(spark: SparkSessi
     assert ended.is_set()
 
 
+@pytest.mark.nightly
 def test_a_fine_tuner_in_an_unfitted_pipeline_waits_for_nobody(rows: DataFrame, tmp_path: Path) -> None:
     """Fits take turns: one in another thread would wait for the improvement, which waits for it."""
     inner = FineTuner(pipeline=unfitted(), labelCol="riders", maxEpochs=1, recipe="fast", numFolds=0)

@@ -84,6 +84,7 @@ def with_stages(model: PipelineModel, *changed: Any) -> PipelineModel:
     return PipelineModel([new.get(type(s), s) for s in model.stages if type(s) in new or not isinstance(s, gone)])
 
 
+@pytest.mark.nightly
 def test_joined_trees_and_their_training_read_one_cache(model: PipelineModel, rows: DataFrame, tmp_path: Path) -> None:
     context = contexts(model, rows, tmp_path)
     assert caches(tmp_path) == 1
@@ -103,6 +104,7 @@ def test_joined_trees_and_their_training_read_one_cache(model: PipelineModel, ro
     assert caches(tmp_path) == 1
 
 
+@pytest.mark.nightly
 def test_what_has_other_stages_in_front_has_a_cache_of_its_own(
     model: PipelineModel, rows: DataFrame, tmp_path: Path
 ) -> None:
@@ -127,6 +129,7 @@ def test_torch_has_the_candidates_weights_despite_the_cache(
     assert alike(alone, found) and not alike(context, found)
 
 
+@pytest.mark.nightly
 def test_rows_that_a_stage_drops_and_sql_are_never_shared(rows: DataFrame, tmp_path: Path) -> None:
     skipping = pipeline(invalid="skip").fit(rows.where("kind <> 'rare'"))
     context = contexts(skipping, rows, tmp_path / "skip")
@@ -142,6 +145,7 @@ def test_rows_that_a_stage_drops_and_sql_are_never_shared(rows: DataFrame, tmp_p
     assert context.cache_plan is context.plan and within(context.plan.cut, context.cache_plan.cut) is None
 
 
+@pytest.mark.nightly
 def test_growth_has_its_own_cache_if_input_is_overwritten(rows: DataFrame, tmp_path: Path) -> None:
     imputer = Imputer(inputCols=["one", "three"], outputCols=["one", "three"])
     assembler = VectorAssembler(inputCols=["one", "Two", "three"], outputCol="features")
@@ -169,6 +173,7 @@ def test_a_column_may_be_spelled_otherwise_in_another_pipeline(rows: DataFrame, 
     assert measure(context, PipelineModel(model.stages[1:])).parity is not None
 
 
+@pytest.mark.nightly
 def test_fold_caches_stay_only_if_later_runs_may_read_them(
     model: PipelineModel, rows: DataFrame, tmp_path: Path
 ) -> None:

@@ -175,6 +175,7 @@ def outputs(model: Any, rows: DataFrame) -> Any:
     return model.transform(rows).select(*OUTPUTS).toPandas()
 
 
+@pytest.mark.nightly
 def test_no_arm_touches_what_is_outside_of_the_loss(
     model: PipelineModel, rows: DataFrame, shared: Path, tmp_path: Path
 ) -> None:
@@ -193,6 +194,7 @@ def test_no_arm_touches_what_is_outside_of_the_loss(
             assert all(hash_of(s, None, shared) == hash_of(by_uid[s.uid], None, shared) for s in stays), arm.name
 
 
+@pytest.mark.nightly
 def test_a_candidate_that_changes_other_outputs_is_not_offered(
     model: PipelineModel, rows: DataFrame, shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,6 +219,7 @@ def test_a_candidate_that_changes_other_outputs_is_not_offered(
     assert "but outputs outside the loss would change: " in found.summary.reason
 
 
+@pytest.mark.nightly
 def test_fine_tuning_growth_and_folding_keep_other_outputs(model: PipelineModel, rows: DataFrame, shared: Path) -> None:
     options = {k: v for k, v in QUICK.items() if k != "parallelism"} | {"cacheDir": str(shared), "guard": 1.0}
     tuned = FineTuner(model, **options).fit(rows)
@@ -280,6 +283,7 @@ def test_a_column_of_chance_is_left_out_and_named(
     assert notes == [f"{chance.uid}: column 'chance' can't be compared: it has other values each time"]
 
 
+@pytest.mark.nightly
 def test_a_search_names_outputs_that_differ_from_current(rows: DataFrame) -> None:
     """The label of `current` was turned round, so that the winner ships."""
     first = [*stages()[2:4], LogisticRegression(featuresCol="scaled", labelCol="rain", maxIter=5)]

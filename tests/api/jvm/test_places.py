@@ -19,6 +19,7 @@ QUICK = ["fineTuner.maxEpochs=1", "fineTuner.recipe=fast", "fineTuner.guard=1.0"
 PIPELINE = "from tests.support.small_data import unfitted\n\n\ndef of_riders(train):\n    return unfitted()\n"
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", ["x [1]{y,z} 50%20#ü*?"])
 def test_a_folder_of_any_name_holds_a_job(
     spark: SparkSession, table: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str

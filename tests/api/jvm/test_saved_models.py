@@ -69,6 +69,7 @@ def test_an_encoder_of_spark_2_2_is_named(rows: DataFrame, tmp_path: Path) -> No
         sparkdiff.Scorer(jvm.load_model(tmp_path / "model"))
 
 
+@pytest.mark.nightly
 def test_what_is_no_plain_pipeline_is_left_to_spark(
     numeric: PipelineModel, pipeline: PipelineModel, tmp_path: Path
 ) -> None:

@@ -252,6 +252,7 @@ def test_the_limit_of_local_copies_is_named(df: Any, numeric: PipelineModel, sto
     assert not list((behind / "small").rglob("*.parquet"))
 
 
+@pytest.mark.nightly
 def test_the_limit_removes_no_cache_that_is_being_read(
     df: Any, numeric: PipelineModel, store: tuple[str, Path]
 ) -> None:
@@ -276,6 +277,7 @@ def test_the_limit_removes_no_cache_that_is_being_read(
     assert not first.exists()  # but it is still in the store
 
 
+@pytest.mark.nightly
 def test_what_a_killed_writer_of_a_cache_has_left_is_removed(
     df: Any, numeric: PipelineModel, tmp_path: Path, store: tuple[str, Path]
 ) -> None:

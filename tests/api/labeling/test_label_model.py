@@ -85,6 +85,7 @@ def test_spark_computes_the_posterior(rows: DataFrame) -> None:
     np.testing.assert_allclose([r["probability_0"] for r in table], wanted[:, 0], atol=1e-12)
 
 
+@pytest.mark.nightly
 def test_thirty_classes(spark: SparkSession) -> None:
     k, m = 30, 10
     random = np.random.default_rng(5)

@@ -169,6 +169,7 @@ def test_tuned(held_out: DataFrame, tuned: Callable[[str], Tuned], case: str) ->
     assert moved >= (upstream - {"PCA"} if case == "isotonic" else upstream)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "cases",
     [[c for c in CASES if c not in MARKS], pytest.param([*MARKS], marks=pytest.mark.nightly)],
@@ -203,6 +204,7 @@ def survival(df: DataFrame, **params: Any) -> PipelineModel:
     return pipeline(df, head._set(**params), scaler(), pca(2))
 
 
+@pytest.mark.nightly
 def test_survival_with_censoring(times: DataFrame, shared: Path) -> None:
     model = survival(times)
     plan = sparkdiff.plan(model)
@@ -285,6 +287,7 @@ FRONT: dict[str, tuple[Callable[[], Any], str]] = {
 """A predictor, and the column of its output that the last predictor reads."""
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_gradients_reach_predictors_in_front(df: DataFrame, shared: Path) -> None:
     """All of them at once in front of one regression, which has a reason to change each; a class passes no gradient."""

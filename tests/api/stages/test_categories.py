@@ -80,6 +80,7 @@ def fitted(gappy: DataFrame) -> PipelineModel:
     return Pipeline(stages=stages).fit(gappy.where("id < 500"))
 
 
+@pytest.mark.nightly
 def test_gaps_train_and_come_back_plain(
     gappy: DataFrame, fitted: PipelineModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +187,7 @@ def stepped(steps: DataFrame) -> PipelineModel:
     ).fit(steps.limit(600))
 
 
+@pytest.mark.nightly
 def test_thresholds_train_on_request(steps: DataFrame, stepped: PipelineModel) -> None:
     assert [s.trainable for s in plan(stepped).stages] == [False, False, False, True]
     wishes = ["Binarizer.threshold", "Bucketizer.splits"]
@@ -269,6 +271,7 @@ def wide(visits: DataFrame) -> PipelineModel:
     return PipelineModel([encoder, assembler, linear])
 
 
+@pytest.mark.nightly
 def test_many_categories_cross_as_indices(visits: DataFrame, wide: PipelineModel, tmp_path: Path) -> None:
     assert plan(wide).cacheCols == ("page", "day", "time")
     parity = sparkdiff.verify(wide, visits)
@@ -292,6 +295,7 @@ def _bytes(path: Path, names: list[str]) -> int:
     return sum(c.total_compressed_size for c in chunks if c.path_in_schema in names)
 
 
+@pytest.mark.nightly
 def test_many_categories_train_as_an_embedding(visits: DataFrame, wide: PipelineModel) -> None:
     found = sparkdiff.FineTuner(pipeline=wide, **FAST | {"maxEpochs": 2, "batchSize": 1024, "recipe": "fast"}).fit(
         visits

@@ -125,6 +125,7 @@ def test_an_unseen_reason_to_train_a_scaler(
     assert {name.split(".")[0] for name in found.summary.stages} == {s.uid for s in model.stages}
 
 
+@pytest.mark.nightly
 def test_in_front_of_a_classifier(points: DataFrame, shared: Path) -> None:
     few = points.limit(40).cache()
     mixed = Pipeline(
@@ -181,6 +182,7 @@ def test_a_mixture_with_nan_stays_in_spark() -> None:
     assert clustering.GaussianMixture.refuses(broken) == "the covariance of its cluster 0 holds infinite values or NaN"
 
 
+@pytest.mark.nightly
 def test_a_mixture_that_rounding_decides_stays_in_spark(spark: SparkSession) -> None:
     """Spark's own outputs would be other ones if its features stood in another order; variances of many sizes are no reason."""
     random = np.random.default_rng(0)

@@ -20,6 +20,7 @@ from tests.support.small_data import NUMBERS, half_deviance, pinball, pipeline, 
 # Kinds of predictors --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.nightly
 def test_without_intercept_it_stays_0(df: DataFrame, shared: Path) -> None:
     """Of each kind of model, three of them in front of the fourth."""
     common: dict[str, Any] = {"featuresCol": "x", "fitIntercept": False, "maxIter": 5}
@@ -65,6 +66,7 @@ BOUNDS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", list(BOUNDS))
 def test_bounds_hold_after_training(df: DataFrame, shared: Path, kind: str) -> None:
     head = LogisticRegression(featuresCol="x", maxIter=0, **BOUNDS[kind])
@@ -211,6 +213,7 @@ def test_the_metric_may_differ_from_the_loss(df: DataFrame, shared: Path) -> Non
     assert found.summary.metrics["validation"]["after"] == pytest.approx(((y - predicted) ** 2).mean())
 
 
+@pytest.mark.nightly
 def test_freeze_target_and_rates_of_single_stages(df: DataFrame, shared: Path) -> None:
     head = GeneralizedLinearRegression(featuresCol="x", labelCol="riders", family="poisson", regParam=1.0)
     model = pipeline(df, head, StandardScaler(inputCol="raw", outputCol="x", withMean=True))

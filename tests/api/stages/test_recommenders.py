@@ -81,6 +81,7 @@ def test_pairs_that_all_were_chosen_say_nothing(ratings: DataFrame, recommender:
             tune(recommender, chosen, shared, labelCol="chosen", metric=metric)
 
 
+@pytest.mark.nightly
 def test_on_preferences_by_rank(ratings: DataFrame, shared: Path) -> None:
     """Of implicit feedback: rows are ranked, or weighted by confidence as in Spark's own objective."""
     model = Pipeline(stages=[als(implicitPrefs=True, ratingCol="preference", regParam=0.5)]).fit(ratings)
@@ -100,6 +101,7 @@ def test_on_preferences_by_rank(ratings: DataFrame, shared: Path) -> None:
         tune(model, ratings, shared, loss="auc", labelCol="rating")
 
 
+@pytest.mark.nightly
 def test_as_a_feature(ratings: DataFrame, shared: Path) -> None:
     model = Pipeline(
         stages=[

@@ -88,6 +88,7 @@ def texts(spark: SparkSession) -> DataFrame:
     return spark.createDataFrame(rows, ["text", "label"]).coalesce(2).cache()
 
 
+@pytest.mark.nightly
 def test_words(texts: DataFrame, tmp_path: Path) -> None:
     """Counts stay sparse from the cache to the margin; what idf left out, and what was counted, stays as it was."""
     model = Pipeline(
@@ -111,6 +112,7 @@ def test_words(texts: DataFrame, tmp_path: Path) -> None:
     assert 10 < (a != b).sum() <= 60
 
 
+@pytest.mark.nightly
 def test_stages_without_parameters_pass_gradients_on(df: DataFrame, shared: Path, tmp_path: Path) -> None:
     model = Pipeline(
         stages=[

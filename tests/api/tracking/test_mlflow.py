@@ -49,6 +49,7 @@ def runs(client: Any) -> Any:
     return new
 
 
+@pytest.mark.nightly
 def test_a_result_is_a_run_with_a_registered_challenger(
     client: Any, tuned_numeric: FineTunerModel, df: DataFrame, runs: Any, tmp_path: Path
 ) -> None:
@@ -83,6 +84,7 @@ def test_a_result_is_a_run_with_a_registered_challenger(
     assert one == other
 
 
+@pytest.mark.nightly
 def test_the_run_of_the_original_is_found_by_its_content(
     client: Any, tuned_numeric: FineTunerModel, shared: Path, df: DataFrame, runs: Any
 ) -> None:

@@ -125,6 +125,7 @@ def not_adaptive(spark: SparkSession) -> Iterator[None]:
     spark.conf.unset("spark.sql.adaptive.enabled")
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "kind",
     [
@@ -183,6 +184,7 @@ def test_folds_with_fewer_fits_than_threads_run_at_once(rows: DataFrame) -> None
     assert len(own.fitted) == 2, "the two that ran have ended, no other has begun"
 
 
+@pytest.mark.nightly
 def test_a_prefix_is_fitted_once_per_fold_whatever_follows(
     rows: DataFrame, monkeypatch: pytest.MonkeyPatch, jobs: Callable[[], int], not_adaptive: None
 ) -> None:

@@ -253,6 +253,7 @@ def test_fixed_points_of_generalized_regressions(small: DataFrame) -> None:
                 assert np.linalg.norm(left / np.sqrt((x**2).mean(0))) <= 1e-8
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", ["two", pytest.param("number", marks=pytest.mark.nightly)])
 def test_words(write: Write, kind: str) -> None:
     """Wide sparse rows, which stay sparse."""

@@ -144,6 +144,7 @@ def test_generalized(df: DataFrame, data: Rows, labels: dict[str, Array], label:
     assert own.x @ ours.coefficients.numpy() + float(ours.intercept) == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("label", "setting"),
     [

@@ -163,6 +163,7 @@ def test_each_alternative_reads_the_columns_as_they_were(rows: tuple[DataFrame, 
     assert gates("gap") == pytest.approx(gates("filled"))
 
 
+@pytest.mark.nightly
 def test_a_search_by_slope(spark: SparkSession, tmp_path: Path) -> None:
     """Without trials: a scaler is chosen, each column gets a penalty, fresh rows decide, and Spark has fitted what ships."""
     index, hot, *_ = before()

@@ -210,6 +210,7 @@ def test_several_metrics_and_an_estimator_alone(line: tuple[DataFrame, Search]) 
     assert model.trials["rmse"].min() == model.summary.validation
 
 
+@pytest.mark.nightly
 def test_pruned_trials_are_fitted_to_few_rows(line: tuple[DataFrame, Search]) -> None:
     data, search = line
     model = search.copy({search.pruner: "halving", search.numTrials: 9}).fit(data)
@@ -381,6 +382,7 @@ def test_a_study_knows_what_its_trials_read_beside_the_rows(rows: DataFrame) -> 
     assert request() == before
 
 
+@pytest.mark.nightly
 def test_a_study_of_another_metric_of_ones_own_is_refused(line: tuple[DataFrame, Search], tmp_path: Path) -> None:
     data, head = line[0], LinearRegression(labelCol="riders")
 
@@ -432,6 +434,7 @@ def test_whatever_a_stage_raises_ends_its_trial_only(line: tuple[DataFrame, Sear
     assert model.summary.failed == 1 and "0.2" in model.trials["why"][1]
 
 
+@pytest.mark.nightly
 def test_the_values_per_row_of_a_metric_add_up_to_it(line: tuple[DataFrame, Search]) -> None:
     """Of a metric for each column that a judge reads; tests/api/tuning/test_scores.py has all metrics."""
     data, split = line[0], Settings(validationFraction=0.2, testFraction=0.3)
@@ -507,6 +510,7 @@ def test_each_model_is_judged_on_the_rows_as_they_were(rows: DataFrame) -> None:
     same.unpersist()
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("divides", [{}, {"groupCol": "user"}, {"timeCol": "when"}], ids=["rows", "groups", "times"])
 def test_few_of_many_training_rows_are_looked_at(
     rows: DataFrame, divides: dict[str, str], monkeypatch: pytest.MonkeyPatch

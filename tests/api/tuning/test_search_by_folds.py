@@ -139,6 +139,7 @@ def test_models_of_other_rows_prove_folds_and_all_rows_ship(data: DataFrame, mon
     assert model.bestModel.coefficients == again.coefficients
 
 
+@pytest.mark.nightly
 def test_by_time_models_of_earlier_rows_prove_each_stretch(data: DataFrame) -> None:
     model = weak(timeCol="when", numFolds=5).fit(data)
     found = model.summary
@@ -163,6 +164,7 @@ def test_a_fold_without_rows_is_named(data: DataFrame) -> None:
 # The decision --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("leak", [False, True])
 def test_a_tree_that_learns_noise_ships_only_if_rows_leak(
     data: DataFrame, monkeypatch: pytest.MonkeyPatch, leak: bool
@@ -209,6 +211,7 @@ def test_p_allows_for_four_finalists_and_dependent_folds(data: DataFrame, monkey
     assert told[-1][0]["finalists"] == 1
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("by", [{}, {"timeCol": "when"}], ids=["rows", "times"])
 def test_a_current_model_is_the_rival_in_each_fold(data: DataFrame, by: dict[str, str]) -> None:
     current = LinearRegression(labelCol="y", regParam=2.0).fit(data)
@@ -228,6 +231,7 @@ class Worse(LinearRegression):
         return super()._fit(dataset if dataset.count() < N else dataset.withColumn("y", F.col("y") + 0.4))
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("metric", ["rmse", "r2"])
 def test_winners_worse_on_all_rows_than_folds_do_not_ship(data: DataFrame, metric: Any) -> None:
     head, judge = Worse(labelCol="y", regParam=4.0), RegressionEvaluator(labelCol="y", metricName=metric)
@@ -241,6 +245,7 @@ def test_winners_worse_on_all_rows_than_folds_do_not_ship(data: DataFrame, metri
 # The same again ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.nightly
 def test_a_second_run_and_more_threads_find_the_same_bits(data: DataFrame, spark: SparkSession) -> None:
     head = LinearRegression(labelCol="y", regParam=1.0)
     search = Search(
@@ -259,6 +264,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("phase", ["explore", "prove"])
 def test_a_killed_search_goes_on(data: DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str) -> None:
     head = LinearRegression(labelCol="y", regParam=4.0)
@@ -342,6 +348,7 @@ def test_auto_takes_folds_where_they_can_decide(data: DataFrame) -> None:
     assert found.folds == 0 and "Own gives no value per row" in found.reason and "numFolds" not in found.reason
 
 
+@pytest.mark.nightly
 def test_any_gain_is_accepted_of_a_metric_that_ranks(data: DataFrame) -> None:
     head = LogisticRegression(labelCol="rain", maxIter=1, regParam=9.0)
     judge = BinaryClassificationEvaluator(labelCol="rain", metricName="areaUnderPR")

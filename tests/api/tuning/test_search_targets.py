@@ -123,6 +123,7 @@ NUMBERED = (
 )
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("search", "stage", "says"),
     [
@@ -144,6 +145,7 @@ def test_models_on_other_labels_or_weights_are_not_compared(
         search().fit(data)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(("judge", "folds"), [("f1", 0), ("areaUnderROC", 2)])
 def test_class_numbers_may_differ_if_no_metric_reads_them(data: DataFrame, judge: str, folds: int) -> None:
     evaluator: Any = curve() if judge == "areaUnderROC" else by_class(judge, metricLabel=5.0)  # which f1 does not read
@@ -151,6 +153,7 @@ def test_class_numbers_may_differ_if_no_metric_reads_them(data: DataFrame, judge
     assert found.tested and found.fresh["winner"] == pytest.approx(found.fresh["default"])
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("fault", ["label", "rows"])
 def test_fits_to_all_rows_keep_the_defaults_labels_and_rows(
     data: DataFrame, monkeypatch: pytest.MonkeyPatch, fault: str
@@ -202,6 +205,7 @@ OTHERS = "the rows have other labels or weights than in the pipeline"
 TWICE, FEW = "SELECT *, explode(array(1, 2)) AS part FROM __THIS__", "SELECT features, label FROM __THIS__"
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("statement", "judge", "says", "folds"),
     [

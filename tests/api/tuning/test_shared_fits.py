@@ -207,6 +207,7 @@ def test_what_one_fit_cannot_answer_for_is_fitted_apart(
     assert len(shared_fits.groups(stage, settings_of(stage, maps))) == 2
 
 
+@pytest.mark.nightly
 def test_the_most_boosted_trees_are_fitted_once_per_fold(
     rows: DataFrame, jobs: Callable[[], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
