@@ -174,8 +174,8 @@ def _frames(sample: Request, request: Request, *, told: bool) -> tuple[list[Data
 
 
 def _with_saving(jobs: int, request: Request) -> Range:
-    """Smallest and largest number of jobs: `jobs`, of which a process that knows the sources spares the look for equal rows; those
-    that save the stages for their digest; and those of a third pass for the quantiles of `timeCol`, which may be needed.
+    """Smallest and largest number of jobs: `jobs`, without those that look for equal rows if this process knows the sources;
+    those that save the stages for their digest; and those of a third pass for the quantiles of `timeCol`, which may be needed.
     """
     o, stages = request.options, deciding_stages(request.cut)
     known = stages and all(is_plain(stage) for stage in stages)
