@@ -51,11 +51,11 @@ from sparkdiff.data.loading import load_data, start_session
 from sparkdiff.search.alternatives import outputs, places, with_choices
 from sparkdiff.search.distributions import Choice, Integer, Uniform
 
-OURS = ("tpe", "gp", "random", "annealing", "recursiveRandom", "cmaes")
+OURS = ("tpe", "gp", "random", "recursiveRandom", "cmaes")
 RIVALS = ("optuna", "flaml")
 DEFAULT = "default"
 """No search: the settings as they are."""
-TRIALS = {"random": 60, "annealing": 60, "recursiveRandom": 60, "cmaes": 60}
+TRIALS = {"random": 60, "recursiveRandom": 60, "cmaes": 60}
 """Of a search; of those that are not named here, 30."""
 PRUNERS, BOOSTED = ("hyperband", "halving"), 15
 """What is compared with the grid of boosted trees, and the trials of each: of 18 settings beside the number of trees."""

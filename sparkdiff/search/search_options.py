@@ -13,7 +13,7 @@ class Settings:
 
     # fmt: off
     method: str = option("trials", "trials, or hypergradient: a linear last stage gets a penalty for each column of features, and alternatives are chosen, by the slope of its loss on validation rows", choices=("trials", "hypergradient"))
-    sampler: str = option("tpe", "which settings are tried next: grid, random, annealing, recursiveRandom, gp, tpe, cmaes or nsga2", choices="sparkdiff.search.samplers")
+    sampler: str = option("tpe", "which settings are tried next: grid, random, recursiveRandom, gp, tpe, cmaes or nsga2", choices="sparkdiff.search.samplers")
     pruner: str | None = option(None, "which trials end early: none if unset, or median, halving, hyperband, bohb (Hyperband with TPE)", kind=str, choices="sparkdiff.search.rungs")
     resource: str = option("auto", "what a pruned trial has less of: rows, or a Param of the last stage, such as maxIter; auto takes epochs or trees where the last stage has them, else rows")
     minResource: float | None = option(None, "the resource that a pruned trial starts with at least: a share of the rows, or a number of epochs or trees; if unset, 1/27 of the whole, 1/9 of boosted trees", kind=float, low=0, openLow=True)
