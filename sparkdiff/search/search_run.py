@@ -45,6 +45,8 @@ from sparkdiff.tuning.evaluator_metrics import judge_of
 from sparkdiff.tuning.fits import is_sparks, leaves_of
 from sparkdiff.tuning.param_checks import check_evaluator
 
+BY_NUMBER = ("nsga2",)
+"""Samplers whose trials depend on the total number of trials."""
 ELSEWHERE = ("cacheDir", "checkpointDir", "verbosity")
 """Params of a FineTuner that don't affect results."""
 
@@ -110,7 +112,7 @@ class SearchTask:
             "timeCol",
             "seed",
             *["validationFraction", "testFraction"] * (not s.folds),
-            *["numTrials"] * (s.sampler == "nsga2" or s.pruner is not None),
+            *["numTrials"] * (s.sampler in BY_NUMBER or s.pruner is not None),
             *["parallelism"] * (s.pruner is not None),
         ]
         pruned = {"resources": resources_of(self.space, s.resource, s.minResource)} if s.pruner is not None else {}
