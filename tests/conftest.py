@@ -18,11 +18,11 @@ ROOT = Path(__file__).parents[1]
 
 # For every JVM that tests start: on small data its second compiler, threads that collect garbage and a look at the byte code of
 # Spark's own jars take more than they give. Without a larger code cache a JVM with one compiler has 48 MB, which an hour of
-# tests fills: it then throws compiled methods away, interprets and compiles them again. And plans are short-lived: with more
-# room for what is new, garbage is collected a fifth as often.
+# tests fills: it then throws compiled methods away, interprets and compiles them again. Without its
+# room for classes it collects all garbage each time that they need more.
 QUICK = (
     "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=256m -XX:-UseCodeCacheFlushing -XX:+UseSerialGC"
-    " -XX:NewSize=512m -XX:MetaspaceSize=256m -XX:+UnlockDiagnosticVMOptions -XX:-BytecodeVerificationRemote"
+    " -XX:MetaspaceSize=256m -XX:+UnlockDiagnosticVMOptions -XX:-BytecodeVerificationRemote"
 )
 PLAIN = os.environ.get("SPARKDIFF_PLAIN_SPARK") == "true"
 """Whether tests run in the session that a user gets: no setting of Spark or Java, no class of ours in it. See .ci/run."""

@@ -441,7 +441,9 @@ def _is_override(word: str) -> bool:
     """
     key, equals, _ = word.partition("=")
     return bool(equals) and (
-        "/" not in word or key in SECTIONS or bool(re.fullmatch(r"\w+\.[\w.-]+", key) or places_of(key))
+        "/" not in word
+        or key.partition(".")[0] in SECTIONS
+        or bool(re.fullmatch(r"\w+\.[\w.-]+", key) or places_of(key))
     )
 
 

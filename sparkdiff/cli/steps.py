@@ -100,9 +100,10 @@ def _run(
     if found is not None:
         tracking.mute(True)  # MLflow may have that run
     with phases.phase("load") as say:
-        frames, made, path = load_rows_and_pipeline(config, spark, say)
+        told: list[str] = []
+        frames, made, path = load_rows_and_pipeline(config, spark, told.append)
         sources = [Source(df, None if s == TRAIN and VALIDATION not in frames else s) for s, df in frames.items()]
-        say(f"data: {', '.join(frames)}")
+        say("; ".join([f"data: {', '.join(frames)}", *told]))
         check_unfitted(made, options.rowsAreNew)  # before anything is fitted
     with files.room("the fitted pipeline", root(options), ROOM_OF_CACHES):
         content = None if isinstance(made, Estimator) else hash_of(made, path, root(options))

@@ -217,13 +217,20 @@ def _ending(source: Mapping[str, Any], folder: Path) -> str:
     path = source["path"]
     if table := next((t for t in TABLES if any(_local_path(path, folder).glob(t))), None):
         return table
-    endings = {ending: file.name for file in _files(source, folder) if (ending := _extension(file.name))}
-    if len(endings) > 1:
-        raise InputError(
-            f"{path} contains files of different formats, {' and '.join(sorted(endings.values())[:2])}: name those of one "
-            f"format, such as by {path}/*{max(endings)}"
+    found = dict[tuple[str | None, bool], Path]()  # a file of each way to be read; Spark reads all files in one way
+    for file in _files(source, folder):
+        ending = _extension(file.name)
+        found.setdefault((FORMATS.get(ending), ending == ".tsv"), file)
+    if len(found) > 1:
+        names, endings = (
+            sorted(file.name for file in found.values()),
+            [_extension(file.name) for file in found.values()],
         )
-    return next(iter(endings), "") or _extension(path)
+        raise InputError(
+            f"{path} contains files of different formats, {' and '.join(names[:2])}: name those of one format, such as by "
+            f"{path}/*{max(endings)}"
+        )
+    return next((_extension(file.name) for file in found.values()), "") or _extension(path)
 
 
 def _extension(name: str) -> str:

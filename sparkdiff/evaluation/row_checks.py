@@ -34,8 +34,11 @@ Stats = Mapping[str, Mapping[str, Any]]
 """Statistics of the labels per split, from the manifest of a cache."""
 
 
-def training_labels(stats: Stats, options: Options, *, reference: bool = False) -> LabelStats:
+def training_labels(stats: Stats, options: Options, *, reference: bool = False, divided: bool = True) -> LabelStats:
     """Statistics of the labels of the training rows.
+
+    Args:
+        divided: whether the validation rows are a part of the rows passed, not rows that the user chose.
 
     Raises:
         InputError: there are no training or validation rows, or, with `reference`, too few reference rows.
@@ -55,7 +58,8 @@ def training_labels(stats: Stats, options: Options, *, reference: bool = False) 
                     f"groupCol={o.groupCol!r} has too few values, as no group is split: set one of {MIN_UNITS} or more, or none",
                     o.groupCol,
                 ),
-                ("add rows, or set numFolds=5, so that all rows decide", True),
+                ("add rows, or set numFolds=5, so that all rows decide", divided and o.tune == "weights"),
+                ("add rows", True),
             )
             raise InputError(
                 f"{rows} {split} rows of weight > 0, but at least {least} are needed: {next(way for way, holds in ways if holds)}"

@@ -121,7 +121,7 @@ def open_run(
     with Stream(cache.folder, backend=o.stream, inMemory=held, seed=o.seed, decoded=kept) as stream:
         data = Data(stream, cache.columns(task.cut), rows=rows_at_once(network, stream))
         divided = all(s.split != VALIDATION for s in sources)
-        goal = _goal(task, cache, network, reference=any(s.split == REFERENCE for s in sources))
+        goal = _goal(task, cache, network, reference=any(s.split == REFERENCE for s in sources), divided=divided)
         yield Run(
             task, phases, shared, key, cache, network, computed, data, goal, versions_of(sources), divided, comparedRows
         )
@@ -132,14 +132,15 @@ def in_memory(options: Options, cache: caches.Cache) -> bool:
     return options.cacheInMemory and cache.fits_in_memory(copies(SHARDS, options.processes) + several)
 
 
-def _goal(task: Task, cache: caches.Cache, network: Network, *, reference: bool) -> Goal:
+def _goal(task: Task, cache: caches.Cache, network: Network, *, reference: bool, divided: bool) -> Goal:
     """Resolve the loss and the metric, and check the labels and the options against them.
 
     Args:
         reference: True if there are reference rows, on which the result must not be significantly worse.
+        divided: see `Run`.
     """
     head, stats = network.head, cache.manifest["stats"]
-    label = training_labels(stats, task.options, reference=reference)
+    label = training_labels(stats, task.options, reference=reference, divided=divided)
     check_options(task.options, head)
     objective, metric = objectives(task.options, network, label)
     labels, fractional = all_labels(stats)

@@ -130,7 +130,8 @@ def prepare(model: Any, options: Options, data: SchemaOrRows = None) -> Task:
             f"there are several predictors to train for: {found}. Set predictionCol to the prediction column "
             "of one of them"
         )
-    plan = plan_of(analysis, roles.freeze(options.freeze, options.target))
+    frozen = roles.freeze(options.freeze, options.target)
+    plan = plan_of(analysis, frozen)
     if not any(s.trainable for s in plan.stages):
         reasons = "; ".join(f"{s.uid}: {s.reason}" for s in plan.stages)
         raise InputError(f"nothing to train in {model.uid}: {reasons}")
@@ -140,6 +141,10 @@ def prepare(model: Any, options: Options, data: SchemaOrRows = None) -> Task:
             raise InputError(
                 f"tune='threshold' moves the threshold at which a classifier with probabilities decides, and {head.uid} "
                 f"({graph.head.stageClass}) is none: leave tune out"
+            )
+        if why := frozen.get(graph.head.position):
+            raise InputError(
+                f"tune='threshold' changes {head.uid} alone, and that is {why}: leave it out of freeze, or add it to target"
             )
         plan = plan_of(analysis, dict.fromkeys(roles.trainable, "only the threshold of the last stage moves"))
     assert isinstance(predictor, Predictor)

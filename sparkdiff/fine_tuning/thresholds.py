@@ -6,14 +6,14 @@ pipeline is fitted without it and scores it. A pipeline that was fitted on none 
 takes part.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.nn.functional import pad
 
 from sparkdiff import jvm
 from sparkdiff.data.splits import TRAIN, VALIDATION, Boundaries, Source, number_equal_rows, training_rows
+from sparkdiff.errors import InputError
 from sparkdiff.evaluation.guard import Ledger
 from sparkdiff.evaluation.scores import score
 from sparkdiff.fine_tuning.phases import open_run
@@ -49,11 +49,7 @@ def tune_threshold(
     task, o, metric = run.task, run.task.options, run.goal.metric
     head: Any = run.network.head
     with run.phases.phase("threshold"):
-        parts = (
-            [scores_of(run, TRAIN, head.classes)]
-            if fit is None
-            else _out_of_fold_scores(task, sources, boundaries, fit, head.classes)
-        )
+        parts = [scores_of(run, TRAIN)] if fit is None else _out_of_fold_scores(task, sources, boundaries, fit)
         cuts = choose_thresholds(head, metric.name, {**o.lossParams, **o.metricParams}, parts)
         params, far = head.threshold_params(cuts), (cuts - head.decides_by()).abs()
         new = prepare(with_params(task, task.model, params), o, sources[0].df)
@@ -70,29 +66,41 @@ def tune_threshold(
 
 
 def _out_of_fold_scores(
-    task: Task, sources: Sequence[Source], boundaries: Boundaries | None, fit: Callable[[Source], Any], number: int
+    task: Task, sources: Sequence[Source], boundaries: Boundaries | None, fit: Callable[[Source], Any]
 ) -> list[tuple[torch.Tensor, ...]]:
-    """Scores of the rows of each fold.
-
-    Args:
-        number: number of classes.
-    """
-    o, label, shared, parts = task.options, task.labelCol, FitResults(), list[tuple[torch.Tensor, ...]]()
-    rows = number_equal_rows(training_rows(sources, o, boundaries), o)
-    classes, cached = classes_of(task.model, label), Boundaries()
+    """Scores of the rows of each fold."""
+    o, shared, parts = task.options, FitResults(), list[tuple[torch.Tensor, ...]]()
+    rows, cached = number_equal_rows(training_rows(sources, o, boundaries), o), Boundaries()
     try:
         for k, (train, held) in enumerate(out_of_fold(Source(rows, TRAIN, numbered=True), o), 1):
             own = prepare(fit(train), o, train.data)
-            check_same_classes(
-                classes, classes_of(own.model, label), label, f"those without fold {k}", "the training rows"
-            )
+            check_classes(task, own, f"those without fold {k}")
             with open_run(
                 own, [held], Phases(False), shared=shared, boundaries=cached, allTrain=True, lasting=False
             ) as run:
-                parts.append(scores_of(run, TRAIN, number))
+                parts.append(scores_of(run, TRAIN))
     finally:
         shared.remove_caches()
     return parts
+
+
+def check_classes(task: Task, refit: Task, where: str) -> None:
+    """Check that a refit to a part of the training rows has the same classes, as thresholds belong to their numbers.
+
+    Args:
+        where: name of these rows, for the message.
+
+    Raises:
+        InputError: the refit has other classes, or fewer.
+    """
+    label = task.labelCol
+    check_same_classes(classes_of(task.model, label), classes_of(refit.model, label), label, where, "the training rows")
+    whole, part = (each.cut.graph.head.module.classes for each in (task, refit))  # type: ignore[union-attr]
+    if part != whole:
+        raise InputError(
+            f"a fit to {where} knows {part} of the {whole} classes of labelCol={label!r}: a class has too few rows to choose its "
+            "threshold; add rows of it, or leave the thresholds as they are"
+        )
 
 
 def choose_thresholds(
@@ -116,17 +124,11 @@ def choose_thresholds(
 
 
 @torch.no_grad()
-def scores_of(run: Run, split: str, classes: int) -> tuple[torch.Tensor, ...]:
-    """Probabilities (n, classes), labels (n,) and weights (n,) of the rows of a split; a class that the fit has not seen has
-    probability 0.
-    """
+def scores_of(run: Run, split: str) -> tuple[torch.Tensor, ...]:
+    """Probabilities (n, classes), labels (n,) and weights (n,) of the rows of a split."""
     head: Any = run.network.head
     rows = (
-        (
-            pad(head.raw_and_probability(run.network.margin(run.data.values(x)))[1], (0, classes - head.classes)),
-            y.clone(),
-            w.clone(),
-        )
+        (head.raw_and_probability(run.network.margin(run.data.values(x)))[1], y.clone(), w.clone())
         for x, y, w, _ in run.data.batches(split)
     )
     return tuple(torch.cat(each) for each in zip(*rows, strict=True))
@@ -143,12 +145,23 @@ def best_thresholds(
         probability: (n, k).
     """
     # From a threshold of 0, no step would lead elsewhere.
-    cuts, classes = torch.where(start.min() > 0, start, 1.0), torch.arange(len(start))
-    for k in classes[1:].tolist() * (3 if len(start) > 2 else 1):  # three rounds, as each depends on the others
-        tried = [cuts * torch.where(classes == k, step, 1.0) for step in STEPS]
-        losses = [loss((probability / each).argmax(1).double()) for each in tried]
-        cuts = tried[losses.index(min(losses))]
+    cuts = torch.where(start.min() > 0, start, 1.0)
+    for _ in range(3 if len(start) > 2 else 1):  # rounds, as the thresholds of several classes depend on each other
+        before = cuts.clone()
+        for k in range(1, len(start)):
+            losses = [loss(each) for each in _decisions(probability, cuts, k)]
+            cuts[k] *= STEPS[losses.index(min(losses))]
+        if torch.equal(cuts, before):
+            break
     return cuts / cuts.sum()
+
+
+def _decisions(probability: torch.Tensor, cuts: torch.Tensor, k: int) -> Iterator[torch.Tensor]:
+    """Predicted classes (n,) for each of `STEPS` as factor of the threshold of class k; of equal quotients the first decides."""
+    other, rival = (probability / cuts).index_fill(1, torch.tensor(k), -torch.inf).max(1)
+    for step in STEPS:
+        own = probability[:, k] / (cuts[k] * step)
+        yield torch.where((own > other) | ((own == other) & (rival > k)), k, rival).double()
 
 
 def with_params(task: Task, model: Any, params: Mapping[str, Any]) -> Any:

@@ -15,7 +15,7 @@ ALIKE = 0.9
 """Two gains count as about equal if the smaller one is at least this share of the larger."""
 SETTINGS = ("refit", "search")
 HELD_BACK_BY = {"weights": ("finetune",), "settings": SETTINGS, "form": ("import", "grow")}
-"""Possible cause of a loss -> the arms whose gains reveal this cause."""
+"""Possible cause of a loss -> the arms whose gains reveal this cause. For a metric of decisions, the threshold is another."""
 
 
 def explanation(
@@ -96,13 +96,19 @@ def _enumeration(words: Sequence[str]) -> str:
 
 
 def _where(gains: Mapping[str, float], best: str, metric: str, timed: bool, known: Sequence[str]) -> str:
-    """A sentence that says whether the weights, the settings or the form (the stages) held the pipeline back."""
+    """A sentence that says whether the threshold, the weights, the settings or the form (the stages) held the pipeline back."""
     top = gains[best]
     weights = gains.get("finetune", 0.0)
     settings = max((gains[a] for a in SETTINGS if a in gains), default=0.0)
     form = max((gains[a] for a in CHANGES_FORM if a in gains), default=0.0)
-    found = {"weights": weights, "settings": settings, "form": form}
+    threshold = gains.get("threshold", 0.0)
+    found = {"weights": weights, "settings": settings, "form": form, "threshold": threshold}
     figures = ", ".join(f"{name} {signed(gain)}" for name, gain in found.items() if gain > 0)
+    if threshold >= ALIKE * top:
+        return (
+            "The loss was in the decisions: another threshold gains about all that was found, with all probabilities as they "
+            f"are ({figures} of {metric})."
+        )
     if weights >= ALIKE * top:
         return f"The loss was in the weights: training them together gains about all that was found ({figures} of {metric})."
     if gains.get("refit", 0.0) >= ALIKE * top:

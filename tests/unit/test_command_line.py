@@ -15,7 +15,7 @@ import typer
 
 from sparkdiff.cli import starting
 from sparkdiff.cli.app import PANELS, app, main
-from sparkdiff.cli.config import Config
+from sparkdiff.cli.config import Config, model_and_overrides
 from sparkdiff.cli.job_options import FIELDS
 from sparkdiff.data import loading
 from sparkdiff.data.loading import check_there, source_of
@@ -196,6 +196,12 @@ def test_a_mistake_is_answered_in_one_line(
     assert sorted(here.rglob("*")) == before
 
 
+def test_a_key_of_ones_own_with_a_slash_is_no_model() -> None:
+    words = ["models/churn", "fineTuner.tags.team/a=x", "data.train.where=a/b=1"]
+    assert model_and_overrides(words) == ("models/churn", words[1:])
+    assert model_and_overrides(["models/k=1"]) == ("models/k=1", [])
+
+
 def test_flags_of_a_command_stay_its_own(here: Path, loaded: list[Config]) -> None:
     """The names of some settings are flags, too."""
     assert main(["improve", "models/churn", "--data=rows.csv", "--output", "o", "--budget=60s", "--label", "y"]) == DONE
@@ -234,7 +240,16 @@ def test_the_files_in_a_folder_tell_the_format(here: Path, files: list[str], for
 
 
 def test_files_that_spark_does_not_read_do_not_count(here: Path) -> None:
-    for name in ("rows/b.parquet", "rows/archive/x.csv", "mixed/a.csv", "mixed/b.parquet"):
+    for name in (
+        "rows/b.parquet",
+        "rows/archive/x.csv",
+        "mixed/a.csv",
+        "mixed/b.parquet",
+        "noted/a.csv",
+        "noted/README",
+        "lines/a.json",
+        "lines/b.jsonl.gz",
+    ):
         (here / name).parent.mkdir(parents=True, exist_ok=True)
         (here / name).write_bytes(b"PAR1" if name.endswith("parquet") else b"a")
     only = {"path": "mixed", "options": {"pathGlobFilter": "*.parquet"}}
@@ -243,6 +258,11 @@ def test_files_that_spark_does_not_read_do_not_count(here: Path) -> None:
     assert source_of("rows")["format"] == "parquet"
     with pytest.raises(InputError, match=r"mixed contains files of different formats, a\.csv and b\.parquet"):
         source_of("mixed")
+    with pytest.raises(
+        InputError, match=r"noted contains files of different formats, README and a\.csv: .* by noted/\*\.csv"
+    ):
+        source_of("noted")
+    assert source_of("lines")["format"] == "json"
     with pytest.raises(InputError, match=r"x\.csv is no such file"):
         check_there([], {"train": {"path": "rows/archive", "format": "parquet"}}, here, {})
 

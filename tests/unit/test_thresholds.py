@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.fine_tuning.thresholds import best_thresholds
+from sparkdiff.fine_tuning.thresholds import STEPS, best_thresholds
 from sparkdiff.objectives import losses, metrics
 from sparkdiff.objectives.metric import Metric
 from sparkdiff.objectives.metrics import of_predictions
@@ -58,6 +58,24 @@ def test_several_classes_get_one_each(costs: list[list[float]]) -> None:
 def test_any_metric_of_decisions_decides(name: str) -> None:
     _, before, after = best(name, {"metricLabel": 1.0, "beta": 2.0}, 2)
     assert after <= before
+
+
+def test_each_step_decides_as_spark_does() -> None:
+    """The largest quotient decides, and the first of equal ones; probabilities may be equal, or zero."""
+    random, p = (
+        torch.Generator().manual_seed(2),
+        torch.randint(0, 4, (300, 4), generator=torch.Generator().manual_seed(3)) / 4,
+    )
+    start, seen = torch.tensor([0.25, 0.25, 0.5, 0.125], dtype=torch.float64), list[Tensor]()
+
+    def loss(prediction: Tensor) -> float:
+        seen.append(prediction)
+        return float(torch.rand(1, generator=random))
+
+    best_thresholds(loss, start, p.double())
+    for step, found in zip(STEPS, seen, strict=False):
+        cuts = start * torch.tensor([1.0, step, 1.0, 1.0], dtype=torch.float64)
+        assert torch.equal(found, (p.double() / cuts).argmax(1).double())
 
 
 def test_what_nothing_improves_stays_as_it_is() -> None:

@@ -6,12 +6,11 @@ from typing import Any
 
 from sparkdiff import jvm
 from sparkdiff.data.splits import TRAIN, VALIDATION
-from sparkdiff.fine_tuning.thresholds import choose_thresholds, scores_of, with_params
+from sparkdiff.fine_tuning.thresholds import check_classes, choose_thresholds, scores_of, with_params
 from sparkdiff.improvement.arm_context import ArmContext, measure, refit_on_rows
 from sparkdiff.improvement.budget import Limit
 from sparkdiff.improvement.candidate import Arm, Candidate, CandidateRecipe, Step
 from sparkdiff.objectives.metrics import DECISIONS, DEFAULTS
-from sparkdiff.pipeline.class_numbers import check_same_classes, classes_of
 from sparkdiff.proof.division import inner
 from sparkdiff.stages.predictor import ProbabilisticClassifier
 
@@ -22,6 +21,8 @@ def _refusal(context: ArmContext) -> str:
         return f"{head.uid} is no classifier with probabilities"
     if head.uid in context.keeps:
         return f"{head.uid} is to be kept"
+    if why := context.plan.roles.kept_as_fitted(o.target).get(head.uid):
+        return f"{head.uid}: {why}"
     return "" if (o.metric or DEFAULTS.get(str(o.loss))) in DECISIONS else "the metric does not depend on decisions"
 
 
@@ -33,13 +34,10 @@ def _make(context: ArmContext, _settings: Mapping[str, Any]) -> Any:
     if context.fit is not None:
         rows = inner([s for s in context.sources if s.split == TRAIN], o)
         within, split = refit_on_rows(context, rows, context.boundaries), VALIDATION
-        # Thresholds belong to the numbers of the classes, whatever the metric.
-        label = context.plan.labelCol
-        ours, theirs = (classes_of(model, label) for model in (context.model, within.model))
-        check_same_classes(ours, theirs, label, "a part of the training rows", "the training rows")
+        check_classes(context.plan, within.plan, "a part of the training rows")
     head: Any = context.plan.cut.graph.head.module
     with within.open_run(within.plan) as run:
-        scores = scores_of(run, split, head.classes)
+        scores = scores_of(run, split)
     cuts = choose_thresholds(head, context.metric.name, {**o.lossParams, **o.metricParams}, [scores])
     return with_params(context.plan, context.model, head.threshold_params(cuts))
 

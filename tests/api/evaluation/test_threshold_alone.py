@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression, NaiveBayes
-from pyspark.ml.feature import CountVectorizer, MinMaxScaler, StringIndexer, VectorAssembler
+from pyspark.ml.feature import CountVectorizer, MinMaxScaler, StandardScaler, StringIndexer, VectorAssembler
 from pyspark.sql import DataFrame, Window, functions as F
 
 import sparkdiff
@@ -170,3 +170,36 @@ def test_what_has_no_threshold_is_refused(numeric: PipelineModel, rain: Pipeline
     for kind in (sparkdiff.Improver, sparkdiff.Grower):
         with pytest.raises(InputError, match=f"tune is no option of {kind.__name__}: only FineTuner has it"):
             kind(pipeline=rain, **OF_COST)
+
+
+def test_a_last_stage_that_is_not_to_change_keeps_its_threshold(df: DataFrame, shared: Path) -> None:
+    stages = [
+        VectorAssembler(inputCols=NUMBERS, outputCol="numbers"),
+        StandardScaler(inputCol="numbers", outputCol="features"),
+        LogisticRegression(labelCol="rain", maxIter=2),
+    ]
+    model = Pipeline(stages=stages).fit(df)
+    for kept, why in (
+        ({"freeze": ["LogisticRegressionModel"]}, "frozen on request"),
+        ({"target": ["StandardScalerModel"]}, "not in target"),
+    ):
+        with pytest.raises(InputError, match=f"changes LogisticRegression_\\w+ alone, and that is {why}: leave it out"):
+            FineTuner(pipeline=model, **kept, **OF_COST).fit(df)
+    given: dict[str, Any] = {"budget": "50 passes", "arms": ["threshold"], "cacheDir": str(shared), "labelCol": "rain"}
+    given |= {"rowsAreNew": True}
+    with pytest.raises(InputError, match=r"threshold: LogisticRegression_\w+: not in target"):
+        sparkdiff.Improver(model, target=["StandardScalerModel"], metric="accuracy", **given).fit(df)
+
+
+@pytest.mark.nightly
+def test_a_class_that_a_fold_lacks_is_named(df: DataFrame, shared: Path) -> None:
+    number = F.row_number().over(Window.orderBy(*df.columns))
+    rare = df.withColumn("kind", F.when(number == 7, 2.0).otherwise(F.col("rain").cast("double")))
+    stages = [
+        VectorAssembler(inputCols=NUMBERS, outputCol="features"),
+        LogisticRegression(labelCol="kind", family="multinomial", maxIter=2),
+    ]
+    tuner = FineTuner(Pipeline(stages=stages).fit(rare), tune="threshold", metric="accuracy", cacheDir=str(shared))
+    seeds = [{tuner.seed: seed} for seed in range(5)]  # with one of them the row trains
+    with pytest.raises(InputError, match=r"those without fold \d knows 2 of the 3 classes of labelCol='kind'"):
+        tuner.fit(rare, seeds)

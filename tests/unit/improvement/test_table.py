@@ -138,6 +138,10 @@ def test_nothing_is_said_of_what_was_not_looked_at() -> None:
         timed=False,
         proven="",
     )
+    moved = [ROW, BEST | {"arm": "threshold", "gain": 0.5}, BEST | {"arm": "finetune", "gain": 0.1}]
+    found = bottleneck.explanation(moved, [], metric="poisson", level=0.025, rows=1000, z=5.0, timed=False, proven="")
+    assert found.startswith("The loss was in the decisions: another threshold gains about all that was found")
+    assert "(weights +10.0%, threshold +50.0% of poisson)" in found
     few = {"metric": "poisson", "level": 1e-300, "rows": 1000, "z": 5.0, "timed": False, "proven": ""}
     assert "would show it" in bottleneck.explanation([ROW, BEST | {"gain": 0.5, "accepted": False}], [], **few)
     assert late == f"{gained} The budget was over before import was done: a larger one may show more."
