@@ -11,6 +11,7 @@ import typer
 
 from sparkdiff.cli.flags import AsJson, Command, CommandGroup, Group, Label, Model, Text, Time
 from sparkdiff.errors import FAILED, InputError
+from sparkdiff.machine import paths
 
 Store = Annotated[str, typer.Argument(help="Folder of the store of runs, as the option storeDir names it.")]
 caches_app = typer.Typer(
@@ -33,7 +34,6 @@ def runs(
     systems.
     """
     from sparkdiff.history.run_table import list_runs, local_files
-    from sparkdiff.machine import paths
 
     here, ids, files = paths.local(store), None, local_files
     if here is None or where is not None or compact:
@@ -57,7 +57,6 @@ def why(
     """
     from sparkdiff.history.lineage import hash_of_saved, lineage
     from sparkdiff.history.run_table import folders_of_runs
-    from sparkdiff.machine import paths
 
     where, kept = (None if (path := paths.local(given)) is None else path.absolute() for given in (model, store))
     if where is not None and kept is not None:
@@ -105,7 +104,6 @@ def triage(
     """
     from sparkdiff.data import loading
     from sparkdiff.fleet.budget import core_seconds
-    from sparkdiff.machine import paths
 
     core_seconds(budget)  # before Spark starts
     if len(data) not in (1, len(models)):

@@ -21,7 +21,7 @@ from sparkdiff.cli.flags import (
     schema_of,
 )
 from sparkdiff.errors import FAILED, NOT_STRICT, InputError
-from sparkdiff.options import FIELDS
+from sparkdiff.options import FIELDS, Options
 
 _HELP = {
     name: f"{text[:1].upper()}{text[1:]}. May be repeated."
@@ -184,7 +184,6 @@ def diff(
     [(where, before), (there, after)], rows = load_models_and_rows([old, new], module, "diff", data, format, options)
     from sparkdiff.data.cache import root
     from sparkdiff.evaluation.model_differences import between
-    from sparkdiff.options import Options
 
     found = between(before, after, root(Options()), paths=(where, there))
     if rows is not None:

@@ -10,6 +10,7 @@ import typer
 from sparkdiff.cli.flags import AsJson, Data, Format, Model, ReaderOptions, Text, load_models_and_rows
 from sparkdiff.cli.job_options import list_options
 from sparkdiff.errors import FAILED, InputError
+from sparkdiff.machine import atomic_files, paths
 
 
 def init(
@@ -22,7 +23,6 @@ def init(
 ) -> None:
     """Write a commented YAML file for `sparkdiff finetune`, from the columns of a saved pipeline and of the rows."""
     from sparkdiff.data import loading
-    from sparkdiff.machine import paths
 
     file = Path(output).absolute()
     if file.exists():
@@ -109,10 +109,8 @@ def compare(
 
 
 def _write_file(text: str, path: Path) -> None:
-    from sparkdiff.machine.atomic_files import write_bytes
-
     try:
-        write_bytes(path, text.encode())
+        atomic_files.write_bytes(path, text.encode())
     except OSError as e:
         raise InputError(f"{path} cannot be written: {e.strerror or e}") from e
     print(f"wrote {path}")

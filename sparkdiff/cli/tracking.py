@@ -6,22 +6,19 @@ import contextlib
 import dataclasses
 import importlib
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pyspark.sql import DataFrame
 
-from sparkdiff.machine import paths, secrets
+from sparkdiff.machine import paths
 from sparkdiff.report import Events
-from sparkdiff.report.progress import tell
+from sparkdiff.report.progress import or_warning, tell
 from sparkdiff.tracking import JSONLines, TensorBoard
 from sparkdiff.tracking.mlflow_runs import Callback, is_logged, log
 from sparkdiff.tracking.mlflow_values import mlflow
 
-Made = TypeVar("Made")
 TOLD_ONCE = ("uri", "experiment", "runName")
 """Keys of the section `tracking.mlflow` that are not arguments of `sparkdiff.mlflow.log`."""
 MISSING = "the result is not in MLflow"
@@ -57,7 +54,7 @@ class Tracking:
         """
         for one in self.callbacks():
             if not one.muted:
-                _or_warning(MISSING, partial(self._log, one, load))
+                or_warning(MISSING, self._log, one, load)
 
     def mute(self, muted: bool) -> None:
         """Switch logging to MLflow off (True) or on (False)."""
@@ -72,7 +69,7 @@ class Tracking:
             content: the content hash of its model.
         """
         for one in self.callbacks():
-            one.muted = bool(_or_warning(MISSING, partial(is_logged, one.experiment, job, content)))
+            one.muted = bool(or_warning(MISSING, is_logged, one.experiment, job, content))
 
     def _log(self, one: Callback, load: Callable[[], Any]) -> None:
         options = {k: v for k, v in self.given.get("mlflow", {}).items() if k not in TOLD_ONCE}
@@ -94,7 +91,7 @@ def activate_callbacks(given: Mapping[str, Any] | None) -> Iterator[Tracking]:
             raise
         for one in tracking.callbacks():
             if one.running:  # the server may have failed to end this run of MLflow before
-                _or_warning("the run in MLflow goes on", partial(one.end, "FINISHED"))
+                or_warning("the run in MLflow goes on", one.end, "FINISHED")
 
 
 def _listeners(given: Mapping[str, Any]) -> Iterator[Events]:
@@ -105,7 +102,7 @@ def _listeners(given: Mapping[str, Any]) -> Iterator[Events]:
     }
     for key, make in makers.items():
         if key in given:
-            made = _or_warning(f"tracking.{key} hears nothing", partial(make, given[key]))
+            made = or_warning(f"tracking.{key} hears nothing", make, given[key])
             if made is not None:
                 yield made
 
@@ -132,11 +129,3 @@ def _server(given: Mapping[str, Any]) -> Iterator[None]:
         setattr(fluent, CURRENT, experiment)
         for name, value in known.items():
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
-
-
-def _or_warning(what: str, do: Callable[[], Made]) -> Made | None:
-    try:
-        return do()
-    except Exception as e:
-        warnings.warn(f"{what}: {secrets.redacted(repr(e))}", RuntimeWarning, stacklevel=3)
-        return None

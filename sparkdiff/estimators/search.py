@@ -2,8 +2,9 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 from pyspark.ml import Estimator, Model
 from pyspark.ml.evaluation import Evaluator
 from pyspark.ml.param import Param, Params
@@ -12,12 +13,12 @@ from pyspark.sql import DataFrame
 from typing_extensions import Self, Unpack
 
 from sparkdiff import jvm
-from sparkdiff.errors import InputError, check_dataframe, kind_of
+from sparkdiff.errors import InputError, kind_of
 from sparkdiff.estimators.option_params import CheckedParams, with_params
 from sparkdiff.estimators.option_types import SearchMembers, SearchOptions
 from sparkdiff.evaluation.prediction_differences import check_what_is_saved
 from sparkdiff.history.run_records import keeping
-from sparkdiff.pipeline.column_names import refuse_stream
+from sparkdiff.pipeline.column_names import check_rows
 from sparkdiff.pipeline.nesting import Holder, flatten
 from sparkdiff.report import Events, Phases, SummarizedModel, check_callbacks, is_progress_shown
 from sparkdiff.report.fit_observer import fit_with_observer
@@ -27,9 +28,6 @@ from sparkdiff.search.search_progress import SearchProgress, watch
 from sparkdiff.search.search_run import SearchTask, run_search
 from sparkdiff.search.search_space import SearchSpace
 from sparkdiff.search.search_summary import SearchSummary
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @with_params(OTHERS | FIELDS, setters=True)
@@ -124,17 +122,19 @@ class Search(Estimator, CheckedParams, jvm.Persistent, SearchMembers):  # type: 
 
     @jvm.interruptible()
     def _fit(self, dataset: DataFrame) -> "SearchModel":
-        def check(found: SearchModel) -> None:
-            check_what_is_saved(found.pipelineModel, lambda: dataset, jvm.scratch_folder, found.summary)
-
-        fit = lambda more: self._run_search(dataset, [*self.callbacks, *more])  # noqa: E731
-        # A job compares what it writes.
-        return fit_with_observer(self, fit, dataset, alone=not self.job, check=check)
+        return fit_with_observer(
+            self,
+            lambda more: self._run_search(dataset, [*self.callbacks, *more]),
+            dataset,
+            alone=not self.job,  # a job compares what it writes
+            check=lambda found: check_what_is_saved(
+                found.pipelineModel, lambda: dataset, jvm.scratch_folder, found.summary
+            ),
+        )
 
     def _run_search(self, dataset: DataFrame, callbacks: Sequence[Events]) -> "SearchModel":
         task = self.task()
-        check_dataframe("the dataset of fit()", dataset)
-        refuse_stream(dataset)
+        check_rows("the dataset of fit()", dataset)
         if not jvm.in_process(dataset.sparkSession):
             raise InputError("Search does not run over Spark Connect: it needs a session in this process")
         phases, s = Phases(is_progress_shown(task.settings.verbosity), callbacks), task.settings
@@ -263,10 +263,8 @@ class SearchModel(SummarizedModel, Holder, Model, jvm.Persistent):  # type: igno
         return self.pipelineModel
 
     @property
-    def trials(self) -> "pd.DataFrame":
+    def trials(self) -> pd.DataFrame:
         """A row per trial: number, state, metrics, seconds, and its decisions, by name."""
-        import pandas as pd
-
         return pd.DataFrame(self.records)
 
     @property

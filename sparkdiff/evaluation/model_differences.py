@@ -141,10 +141,7 @@ def _stage_pairs(before: list[LeafStage], after: list[LeafStage]) -> list[tuple[
     partner: dict[int, int] = {}
 
     def pair(key: Any) -> None:
-        free = {}
-        for j in reversed(range(len(after))):
-            if j not in partner.values():
-                free[key(after[j])] = j
+        free = {key(after[j]): j for j in reversed(range(len(after))) if j not in partner.values()}
         for i, leaf in enumerate(before):
             if i not in partner and key(leaf) in free:
                 partner[i] = free.pop(key(leaf))

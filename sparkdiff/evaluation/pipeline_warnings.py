@@ -12,6 +12,7 @@ from sparkdiff import jvm
 from sparkdiff.pipeline.cut import Cut
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.pipeline.roles import Roles
+from sparkdiff.report import enumeration
 from sparkdiff.stages.base import REGISTRY, StageModule, class_name, columns_of
 from sparkdiff.stages.forest import Trees
 
@@ -28,8 +29,8 @@ def dropped_late(cut: Cut) -> list[str]:
     if not names:
         return []
     return [
-        f"rows that {_and(names)} may drop behind the predictor count in training, metrics and decision all the same: drop "
-        "them in front of the predictor, or from the data"
+        f"rows that {enumeration(names)} may drop behind the predictor count in training, metrics and decision all the same: "
+        "drop them in front of the predictor, or from the data"
     ]
 
 
@@ -47,7 +48,7 @@ def changes_outside(roles: Roles, trained: Sequence[int], accepted: bool) -> lis
     readers = [vertices[j].uid for j in roles.outside.readers_of(trained)]
     return [
         f"columns outside the loss also {'change' if accepted else 'would have changed'}: "
-        f"{', '.join(columns)}; {_and(readers)} read{'s' * (len(readers) == 1)} the output of {_and(makers)}"
+        f"{', '.join(columns)}; {enumeration(readers)} read{'s' * (len(readers) == 1)} the output of {enumeration(makers)}"
     ]
 
 
@@ -65,7 +66,3 @@ def unreadable_by_older_spark(model: Any) -> list[str]:
         f"saved by Spark {version}, {', '.join(names)} cannot be loaded by Spark 3.5 and 4.0: save with the "
         "Spark version that will use the model"
     ]
-
-
-def _and(names: Sequence[str]) -> str:
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))

@@ -2,13 +2,12 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from sparkdiff.history.run_forecasts import Forecast
 from sparkdiff.report import DisplayableFields, Section, SectionTable, StrongLine, duration, signed
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 TUNED, KEPT, STOPPED, SKIPPED, REFUSED, FAILED = "tuned", "kept original", "stopped", "skipped", "refused", "failed"
 
@@ -64,10 +63,8 @@ class Triage(DisplayableFields):
         told = dataclasses.asdict(dataclasses.replace(self, models={}))
         return {name: value for name, value in told.items() if name != "models"}
 
-    def toPandas(self) -> "pd.DataFrame":
+    def toPandas(self) -> pd.DataFrame:
         """The results as a pandas DataFrame with a row per pipeline."""
-        import pandas as pd
-
         rows = []
         for p in self.pipelines:
             forecast = {} if p.forecast is None else dataclasses.asdict(p.forecast)

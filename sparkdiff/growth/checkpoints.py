@@ -70,13 +70,11 @@ class RoundFiles:
         return {int(name[1]) for name in names if name and self._unpickle(name[0]) is not None}
 
     def read_result(self, position: int) -> ItemResult:
-        found: ItemResult = pickle.loads((self.path / f"found-{position}.pickle").read_bytes())
-        return found
+        return pickle.loads((self.path / f"found-{position}.pickle").read_bytes())
 
     def course(self, position: int) -> ItemTraining | None:
         """State of an item's training from its checkpoint; None if there is no undamaged checkpoint."""
-        course: ItemTraining | None = self._unpickle(f"course-{position}.pickle")
-        return course
+        return self._unpickle(f"course-{position}.pickle")
 
     def _unpickle(self, name: str) -> Any:
         return files.read_undamaged(self.path / name, lambda: pickle.loads((self.path / name).read_bytes()))

@@ -7,7 +7,7 @@ from typing import Any
 
 from sparkdiff.improvement.improvement_options import CHANGES_FORM
 from sparkdiff.proof.decision import FINALISTS
-from sparkdiff.report import share_of, signed
+from sparkdiff.report import enumeration, share_of, signed
 
 NOTHING = 0.005
 """Gain, as a share of the metric, below which the explanation treats a gain as none."""
@@ -73,7 +73,7 @@ def _nothing(arms: Sequence[Mapping[str, Any]], proven: str) -> str:
         parts.append(f"The gain of {proven!r} shows on the rows that prove.")
     elif known:
         parts.append(
-            f"As far as this shows, {_enumeration(known)} {'is' if known == ['form'] else 'are'} as good as these columns allow."
+            f"As far as this shows, {enumeration(known)} {'is' if known == ['form'] else 'are'} as good as these columns allow."
         )
     if cut := _cut_arms_sentence(arms):
         parts.append(cut)
@@ -88,11 +88,7 @@ def _cut_arms_sentence(arms: Sequence[Mapping[str, Any]]) -> str:
     if not cut:
         return ""
     verb = "was" if len(cut) == 1 else "were"
-    return f"The budget was over before {_enumeration(cut)} {verb} done: a larger one may show more."
-
-
-def _enumeration(words: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+    return f"The budget was over before {enumeration(cut)} {verb} done: a larger one may show more."
 
 
 def _where(gains: Mapping[str, float], best: str, metric: str, timed: bool, known: Sequence[str]) -> str:

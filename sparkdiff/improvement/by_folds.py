@@ -8,8 +8,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pyspark.sql import DataFrame
-
 from sparkdiff.data.splits import TRAIN, Source
 from sparkdiff.evaluation.acceptance import Judgement, divergence
 from sparkdiff.evaluation.guard import candidate_count, diverged_candidates
@@ -29,32 +27,23 @@ from sparkdiff.improvement.candidate import share
 from sparkdiff.improvement.exploration_and_proof import ImprovementKind, ImprovementOutcome, explore_and_prove
 from sparkdiff.improvement.improvement_options import ImprovementSettings
 from sparkdiff.improvement.origin import Fits, Origin
+from sparkdiff.improvement.parallel_tasks import StoppableListener
 from sparkdiff.improvement.proving import REFIT, Decision, FinalistResult, gain_of
 from sparkdiff.improvement.summary_contents import ExplorationResult, left_out, metrics_of, reason_of, shown_of
 from sparkdiff.options import Options
-from sparkdiff.pipeline.plan import Plan
 from sparkdiff.proof.division import Division
-from sparkdiff.report import Events, FineTuningSummary, Phases, Progress, RunPlan, tell
+from sparkdiff.report import FineTuningSummary, Phases, Progress
 from sparkdiff.store.run_folder import folder_name
 
 
-class FoldListener(Events):
+class FoldListener(StoppableListener):
     """Listener that passes events on to other listeners.
 
     To rows of a history without a fold (those of the exploring arm) it adds "fold": 1; it removes the arm and the round.
     """
 
-    def __init__(self, listeners: Sequence[Events]):
-        self.listeners = listeners
-
-    def on_phase(self, name: str, seconds: float | None, detail: str) -> None:
-        tell(self.listeners, "on_phase", name, seconds, detail)
-
     def on_epoch(self, row: Mapping[str, Any]) -> None:
-        tell(self.listeners, "on_epoch", {"fold": 1, **{k: v for k, v in row.items() if k not in ("arm", "round")}})
-
-    def on_decision(self, record: Any) -> None:
-        tell(self.listeners, "on_decision", record)
+        self._tell("on_epoch", {"fold": 1, **{k: v for k, v in row.items() if k not in ("arm", "round")}})
 
 
 def of_one_arm(phases: Phases) -> Phases:
@@ -82,11 +71,10 @@ def fine_tune_by_folds(
     if options.runId is not None:
         folder_name(options.runId)  # before anything is fitted
 
-    def describe(model: Any, data: DataFrame) -> Plan:
-        return prepare(model, options, data).plan
-
     arm = with_recipe(options.recipe, options.maxSeconds)
-    verb = ImprovementKind([arm], Budget.unlimited(), describe, summary_of)
+    verb = ImprovementKind(
+        [arm], Budget.unlimited(), lambda model, data: prepare(model, options, data).plan, summary_of
+    )
     settings = ImprovementSettings(arms=("finetune",), baseline=False, parallelism=1)
     return explore_and_prove(given, options, settings, sources, of_one_arm(phases), verb, replace=replace, fits=fits)
 
@@ -207,9 +195,6 @@ def grow_pipeline(
     settings, missing = trees.without_trees(settings)
     learned: dict[int | None, Mapping[str, Any]] = {}
 
-    def plan(model: Any, data: DataFrame) -> RunPlan:
-        return describe_growth(model, options, settings, data)
-
     def summarize(
         context: ArmContext,
         explores: ArmContext,
@@ -246,7 +231,12 @@ def grow_pipeline(
             values["timings"] = {k: round(v, 3) for k, v in phases.timings.items()}
         return GrowthSummary(**values)
 
-    verb = ImprovementKind([with_settings(settings, options.maxSeconds, learned)], Budget.unlimited(), plan, summarize)
+    verb = ImprovementKind(
+        [with_settings(settings, options.maxSeconds, learned)],
+        Budget.unlimited(),
+        lambda model, data: describe_growth(model, options, settings, data),
+        summarize,
+    )
     own = _GrowthByFolds(
         arms=("grow",),
         baseline=False,

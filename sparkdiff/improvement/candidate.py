@@ -40,11 +40,7 @@ class CandidateRecipe:
     @property
     def key(self) -> str:
         """A short hash of the fields, which is the same after a round trip through JSON."""
-        return identity(json.loads(json.dumps(self.asdict())))[:16]
-
-    def asdict(self) -> dict[str, Any]:
-        """The fields as JSON values."""
-        return dataclasses.asdict(self)
+        return identity(json.loads(json.dumps(dataclasses.asdict(self))))[:16]
 
     @staticmethod
     def of(told: Mapping[str, Any]) -> "CandidateRecipe":

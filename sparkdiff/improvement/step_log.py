@@ -101,7 +101,7 @@ class StepLog:
                 found = c.found
                 parity = None if found.parity is None else dataclasses.asdict(found.parity)
                 shown = {name: getattr(c, name) for name in ("name", "changes", "exact", "value", "seconds")}
-                told["candidates"].append(shown | {"making": c.making.asdict(), "parity": parity})
+                told["candidates"].append(shown | {"making": dataclasses.asdict(c.making), "parity": parity})
                 c.model.write().save(jvm.stores.address(temporary / f"model-{i}"))
                 jvm.stores.take(temporary / f"model-{i}")
                 files.save_mappable(temporary / f"figures-{i}.pt", _figures(found))

@@ -63,5 +63,4 @@ def _metadata(folder: Path) -> dict[str, Any]:
         OSError, ValueError: the metadata are not one text file on this machine.
     """
     (file,) = (folder / "metadata").glob("part-*")
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return found
+    return json.loads(file.read_text(encoding="utf-8"))

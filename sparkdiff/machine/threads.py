@@ -46,5 +46,4 @@ class SharedResults:
         with making:  # no two threads compute the same result
             if key not in self.found:
                 self.found[key] = make()
-            found: T = self.found[key]
-            return found
+            return self.found[key]

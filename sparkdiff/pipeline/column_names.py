@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pyspark.sql import Column, DataFrame, functions as F
 
 from sparkdiff import jvm
-from sparkdiff.errors import InputError
+from sparkdiff.errors import InputError, check_dataframe
 
 
 def casefolding() -> Callable[[str], str]:
@@ -38,6 +38,12 @@ def unused_prefix(prefix: str, names: Iterable[str]) -> str:
 def col_by_name(name: str, *, in_struct: bool = False) -> Column:
     """The column of this name, which may contain dots and backticks; or the field of a struct, `struct.field`."""
     return F.col(name if in_struct else jvm.quoted(name))
+
+
+def check_rows(name: str, df: DataFrame) -> None:
+    """Raise InputError if `df` is not a Spark DataFrame, or is a stream."""
+    check_dataframe(name, df)
+    refuse_stream(df)
 
 
 def refuse_stream(df: DataFrame) -> None:

@@ -290,10 +290,8 @@ class Graph:
         """Name of the column, spelled as in the stage that writes it, or that reads it first."""
         name, producer = version
         written = self.vertices[producer].outputs if producer >= 0 else ()
-        for c in (*written, *(c for v in self.vertices for c in (*v.inputs, *v.lossInputs, *v.prepared))):
-            if self.casefold(c) == name:
-                return c
-        return name
+        read = (c for v in self.vertices for c in (*v.inputs, *v.lossInputs, *v.prepared))
+        return next((c for c in (*written, *read) if self.casefold(c) == name), name)
 
     def in_struct(self, version: Version) -> bool:
         """True if it is the field of a struct, `struct.field`; a column with such a name is read in backticks."""

@@ -14,8 +14,8 @@ from pyspark.sql import DataFrame, functions as F
 from torch import Tensor
 
 from sparkdiff import jvm
-from sparkdiff.errors import InputError, check_dataframe, check_type
-from sparkdiff.pipeline.column_names import col_by_name, refuse_stream, unused_prefix
+from sparkdiff.errors import InputError, check_type
+from sparkdiff.pipeline.column_names import check_rows, col_by_name, unused_prefix
 from sparkdiff.pipeline.column_tensors import read_plain, write_plain
 from sparkdiff.pipeline.graph import Graph, Version, in_front_of, null_of
 from sparkdiff.pipeline.label_texts import label_notes
@@ -100,8 +100,7 @@ def verify(model: Any, df: DataFrame, network: Network | None = None) -> Parity:
         >>> found.ok
         True
     """
-    check_dataframe("the rows of verify()", df)
-    refuse_stream(df)
+    check_rows("the rows of verify()", df)
     if network is not None:
         check_type("network", network, Network, "the result of translate(model)")
     network = seeing(network, model, df) if network is not None else translate(model, schema=df)

@@ -38,10 +38,7 @@ def write_back(model: Any, network: Network) -> Any:
         raise InputError(
             f"the network was translated from another pipeline than {model.uid}: create one with translate(model)"
         )
-    new = {}
-    for path, stage in leaves:
-        if of[path] in network.positions:
-            new[path] = write_back_stage(stage, network.module(of[path]))
+    new = {p: write_back_stage(s, network.module(of[p])) for p, s in leaves if of[p] in network.positions}
     return with_leaves(model, new)
 
 

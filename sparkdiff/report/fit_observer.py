@@ -2,13 +2,11 @@
 
 import contextvars
 import traceback
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
-from sparkdiff.machine import secrets
 from sparkdiff.machine.autologging import pause_autologging
-from sparkdiff.report.progress import Events, tell
+from sparkdiff.report.progress import Events, or_warning, tell
 
 
 class Observer(Protocol):
@@ -22,6 +20,7 @@ class Observer(Protocol):
 
 
 Found = TypeVar("Found")
+NOT_LOGGED = "the fit could not be logged, and goes on"
 observer: Observer | None = None
 _inside = contextvars.ContextVar("_inside", default=False)
 """True while this thread works for a fit. Threads that a fit starts for other fits get a copy of its context variables."""
@@ -56,7 +55,7 @@ def fit_with_observer(
     who = observer if alone else None
     token = _inside.set(True)
     try:
-        made = None if who is None else _quietly(who.on_fit_begin, estimator)
+        made = None if who is None else or_warning(NOT_LOGGED, who.on_fit_begin, estimator)
         listeners = [] if made is None else [made]
         with pause_autologging():
             try:
@@ -69,7 +68,7 @@ def fit_with_observer(
             if dataset is not None:
                 found.dataset = dataset  # before the observer is called, which takes the signature from these rows
             if who is not None and made is not None:
-                _quietly(who.on_fit_end, made, found)
+                or_warning(NOT_LOGGED, who.on_fit_end, made, found)
             return found  # type: ignore[no-any-return]
     finally:
         _inside.reset(token)
@@ -82,12 +81,3 @@ def _is_a_trial() -> bool:
     """
     places = ((frame.f_globals.get("__name__"), frame.f_code.co_name) for frame, _ in traceback.walk_stack(None))
     return ("pyspark.ml.tuning", "singleTask") in places
-
-
-def _quietly(event: Callable[..., Any], *what: Any) -> Any:
-    try:
-        return event(*what)
-    except Exception as e:
-        why = secrets.redacted(repr(e))
-        warnings.warn(f"the fit could not be logged, and goes on: {why}", RuntimeWarning, stacklevel=4)
-        return None

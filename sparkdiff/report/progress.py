@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from sparkdiff.errors import check_type
 from sparkdiff.machine import memory, secrets, threads
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 
+Found = TypeVar("Found")
 NOTHING = 1e-12
 """Divisor of a relative change if the metric is zero."""
 
@@ -32,6 +33,11 @@ def share_of(change: float, metric: float) -> float:
 def signed(share: float, digits: int = 1) -> str:
     """A share as text in percent with its sign; what rounds to zero is positive, because "-0.0%" means nothing."""
     return f"{share if round(share, digits + 2) else 0.0:+.{digits}%}"
+
+
+def enumeration(names: Sequence[str]) -> str:
+    """Names as text: "a", "a and b", "a, b and c"."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:
@@ -294,11 +300,18 @@ def check_callbacks(given: Any) -> None:
 def tell(listeners: Sequence[Events], method: str, *what: Any) -> None:
     """Call a method of each listener with `what`; dicts are copied for each listener. An exception becomes a warning."""
     for listener in listeners:
-        try:
-            getattr(listener, method)(*({**w} if isinstance(w, dict) else w for w in what))
-        except Exception as e:
-            who, why = f"{type(listener).__name__}.{method}", secrets.redacted(repr(e))
-            warnings.warn(f"the callback {who} failed, and the run goes on: {why}", RuntimeWarning, stacklevel=2)
+        copies = ({**w} if isinstance(w, dict) else w for w in what)
+        name = f"{type(listener).__name__}.{method}"
+        or_warning(f"the callback {name} failed, and the run goes on", getattr(listener, method), *copies)
+
+
+def or_warning(failed: str, do: Callable[..., Found], *what: Any) -> Found | None:
+    """Call a function and return its result; an exception becomes a warning that begins with `failed`, and the result None."""
+    try:
+        return do(*what)
+    except Exception as e:
+        warnings.warn(f"{failed}: {secrets.redacted(repr(e))}", RuntimeWarning, stacklevel=3)
+        return None
 
 
 class Progress(Events):

@@ -103,8 +103,7 @@ class Binarizer(ThresholdStage):
     @property
     def thresholds_of(self) -> Tensor:
         """Threshold of each column, (c,)."""
-        own: Tensor = getattr(self, self.name)
-        return own.expand(self.columns)
+        return getattr(self, self.name).expand(self.columns)
 
     def forward(
         self, *columns: Rows, nulls: Nulls | None = None
@@ -130,8 +129,7 @@ class Binarizer(ThresholdStage):
         found = above.to(x.dtype)
         if not threshold.requires_grad:
             return found
-        applied: Tensor = StepFunction.apply(found, x.detach(), threshold[None], tau[None])
-        return applied
+        return StepFunction.apply(found, x.detach(), threshold[None], tau[None])
 
     def critical_values(self) -> tuple[tuple[float, ...], ...]:
         return tuple((t, math.nextafter(t, math.inf), math.nan) for t in self.thresholds_of.tolist())
@@ -256,8 +254,7 @@ class Bucketizer(ThresholdStage):
         found = torch.where(null, torch.nan, torch.where(empty, float(len(splits) - 1), found))
         if not splits.requires_grad:
             return found
-        applied: Tensor = StepFunction.apply(found, x.detach(), splits[1:-1], tau)
-        return applied
+        return StepFunction.apply(found, x.detach(), splits[1:-1], tau)
 
     def critical_values(self) -> tuple[tuple[float, ...], ...]:
         out = []

@@ -182,8 +182,7 @@ def _read(path: Path) -> dict[str, Any]:
     head, _, content = path.read_bytes().partition(b"\n")
     if head + b"\n" != _head(hashlib.sha256(content)):
         raise ValueError("its content differs from what was written (sha256 differs)")
-    state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    return state
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
 def not_writable(path: Path, error: OSError) -> InputError:

@@ -21,9 +21,9 @@ from pyspark.ml.util import MLWriter
 from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
-from sparkdiff.errors import InputError, check_dataframe, kind_of
+from sparkdiff.errors import InputError, kind_of
 from sparkdiff.machine.autologging import pause_autologging
-from sparkdiff.pipeline.column_names import refuse_stream
+from sparkdiff.pipeline.column_names import check_rows
 from sparkdiff.report import DisplayableFields, Section, StrongLine
 from sparkdiff.tuning import folds, linear_last_stages, shared_fits
 from sparkdiff.tuning.evaluator_metrics import judge_of
@@ -279,8 +279,7 @@ class _Search(Params):
             InputError: a Param is missing or its value is invalid. The message names the Param.
         """
         name = type(self).__name__
-        check_dataframe("dataset", dataset)
-        refuse_stream(dataset)
+        check_rows("dataset", dataset)
         for param in ("estimator", "estimatorParamMaps", "evaluator"):
             if not self.isDefined(param) or self.getOrDefault(param) is None:
                 raise InputError(f"{name} has no {param}: set it with {name}({param}=...)")
@@ -308,9 +307,7 @@ class _Search(Params):
 
     def write(self) -> MLWriter:
         """Writer that saves this object as one of pyspark's class."""
-        plain: Any = jvm.with_uid(self.PLAIN(), self)
-        writer: MLWriter = plain.write()
-        return writer
+        return jvm.with_uid(self.PLAIN(), self).write()
 
     @classmethod
     def read(cls) -> Any:

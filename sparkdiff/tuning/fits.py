@@ -97,9 +97,8 @@ class GridTask:
 
     def ways_to_fits(self) -> Iterator[trie.Fit]:
         """The nodes of the trie whose next stage is an Estimator."""
-        for place in (self.root, *self.root.below()):
-            if place.after and self.estimates(place.after[0].position):
-                yield place
+        places = (self.root, *self.root.below())
+        return (place for place in places if place.after and self.estimates(place.after[0].position))
 
     @property
     def sparks_fits(self) -> int:

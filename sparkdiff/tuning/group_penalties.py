@@ -19,8 +19,8 @@ from pyspark.ml.linalg import Vectors
 from pyspark.sql import DataFrame, functions as F
 
 from sparkdiff import jvm
-from sparkdiff.errors import InputError, check_dataframe
-from sparkdiff.pipeline.column_names import refuse_stream
+from sparkdiff.errors import InputError
+from sparkdiff.pipeline.column_names import check_rows
 from sparkdiff.tuning import cached_rows, linear_last_stages, solvers
 from sparkdiff.tuning.column_groups import Groups, groups_of
 from sparkdiff.tuning.fits import leaves_of
@@ -77,10 +77,8 @@ def group_penalties(
     Raises:
         InputError: the last stage has no such penalties, or the rows can't be used. The message says why.
     """
-    check_dataframe("train", train)
-    check_dataframe("validation", validation)
-    refuse_stream(train)
-    refuse_stream(validation)
+    check_rows("train", train)
+    check_rows("validation", validation)
     *before, last = leaves_of(estimator, lambda _pipeline: False)
     asked = linear_estimator(last)
     if not singles or min(singles) <= 0:

@@ -33,5 +33,4 @@ def propose(kinds: Sequence[str], table: Table, criterion: Criterion, seed: int)
 
 def trainer(item: Item, table: Table) -> Trainer:
     """Trainer of an item, before its first epoch."""
-    made: Trainer = KINDS[item.kind].trainer(item, table)
-    return made
+    return KINDS[item.kind].trainer(item, table)

@@ -131,7 +131,7 @@ def test_what_loses_or_costs_too_much_is_not_proven() -> None:
 )
 def test_a_finalist_keeps_its_name_after_an_interruption(making: CandidateRecipe) -> None:
     """What is kept of its folds is found by this name."""
-    again = CandidateRecipe.of(json.loads(json.dumps(making.asdict())))
+    again = CandidateRecipe.of(json.loads(json.dumps(dataclasses.asdict(making))))
     names = [Finalist("best", Candidate("x", "x", figures(1.0), m)).name for m in (making, again)]
     assert names[0] == names[1] != Finalist("best", Candidate("x", "x", figures(1.0), CandidateRecipe("finetune"))).name
     assert again.recipe == making.recipe
