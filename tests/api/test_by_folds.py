@@ -179,6 +179,7 @@ def test_a_rerun_by_name_reads_caches_and_explores_nothing(df: DataFrame, found:
     assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
 
 
+@pytest.mark.nightly
 def test_by_time_each_stretch_is_proven_by_the_rows_before_it(df: DataFrame, folder: Path) -> None:
     options = {"numFolds": 5, "timeCol": "when"}
     found = FineTuner(unfitted(), cacheDir=str(folder), **TRAINS, **options).fit(df)

@@ -213,6 +213,7 @@ def test_a_wrong_map_is_refused_before_the_first_fit(
 # Searches -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.nightly
 def test_a_cross_validator_builds_one_cache_per_fold(
     df: DataFrame,
     short: PipelineModel,

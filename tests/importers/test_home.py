@@ -113,6 +113,7 @@ FOREIGN: dict[str, tuple[str, Any]] = {
 LIKE_A_FOREST = {"DecisionTreeRegressionModel", "DecisionTreeClassificationModel", "RandomForestRegressionModel"}
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=pytest.mark.nightly if n in LIKE_A_FOREST else ()) for n in FOREIGN]
 )

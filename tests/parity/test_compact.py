@@ -416,6 +416,7 @@ def drawn(random: Random) -> tuple[list[Any], list[str] | None]:
     return stages, random.choice([None, ["one"], ["two", random.choice(vectors[1:])]])
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("seed", [*range(3), *(pytest.param(n, marks=pytest.mark.nightly) for n in range(3, 40))])
 def test_random_pipelines(train: DataFrame, odd: DataFrame, seed: int) -> None:
     random, folded = Random(seed), 0

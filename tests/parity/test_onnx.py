@@ -141,7 +141,9 @@ numpy.testing.assert_allclose(session.run(["prediction"], rows | flags)[0], expe
 
 
 @pytest.mark.parametrize("invalid", ["error", "keep", "skip"])
-@pytest.mark.parametrize("terms", ["a + kind", "a + kind + kind:a", ". - a - 1"])
+@pytest.mark.parametrize(
+    "terms", ["a + kind + kind:a", *(pytest.param(t, marks=pytest.mark.nightly) for t in ("a + kind", ". - a - 1"))]
+)
 def test_a_formula_reads_its_texts_by_their_names(df: DataFrame, tmp_path: Path, invalid: str, terms: str) -> None:
     """Fitted twice, as its own columns are called otherwise each time; with texts that it does not know, and null."""
     rows = [(float(i % 7), "xyzw"[i % 4], "éb"[i % 2], ["no", "yes"][i * i % 5 % 2]) for i in range(80)]

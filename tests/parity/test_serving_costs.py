@@ -45,6 +45,7 @@ def test_every_class_has_a_figure_or_a_reason(tool: Any) -> None:
     assert cost_table.COSTS.keys() <= names | {"TargetEncoderModel"}  # Spark 3.5 has none
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_every_fitted_stage_tells_its_entries(tool: Any, rows: DataFrame) -> None:
     for name in tool.stages():

@@ -174,6 +174,7 @@ def coded(spark: SparkSession, n: int = 3000) -> DataFrame:
     return made.select("c", "d", (F.col("u") < 0.1 + F.col("c") / 10).cast("double").alias("label")).cache()
 
 
+@pytest.mark.nightly
 def test_the_metric_of_few_distinct_rows_is_true(spark: SparkSession, folder: Path) -> None:
     rows = coded(spark)
     encoder = OneHotEncoder(inputCols=["c", "d"], outputCols=["co", "do"])

@@ -118,6 +118,7 @@ def test_roots_tell_the_number_of_rows_whatever_their_weights(name: str, rows: D
     assert count_of(type(model).load(f"file://{tmp_path}/model")) == found
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", LINEAR)
 def test_equations_of_linear_stages_hold_only_on_own_rows(
     name: str, rows: DataFrame, frames: dict[str, pd.DataFrame]

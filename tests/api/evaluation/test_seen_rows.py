@@ -79,6 +79,7 @@ def seen(spark: SparkSession) -> DataFrame:
     return drawn(spark, 0, 800).cache()
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("head", "seed"),
     [

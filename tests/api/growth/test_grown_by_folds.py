@@ -115,6 +115,7 @@ def grown(rows: DataFrame, made: Made, told: Told, tmp_path_factory: pytest.Temp
         return Grower(unfitted("sales"), cacheDir=cache, callbacks=[told], **FOLDS, **QUICK).fit(rows)
 
 
+@pytest.mark.nightly
 def test_figures_are_what_spark_measures_on_other_folds(grown: GrowerModel, rows: DataFrame, made: Made) -> None:
     summary = grown.summary
     assert summary.decision == "grown", str(summary)

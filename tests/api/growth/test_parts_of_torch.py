@@ -125,6 +125,7 @@ def embedding_of(column: int, size: int, table: Table, criterion: Criterion) -> 
     )
 
 
+@pytest.mark.nightly
 @EACH_WAY
 def test_embeddings(spark: SparkSession, tmp_path: Path, route: str, kind: str) -> None:
     """Of a column with values that no training row has, and with some that are no values."""

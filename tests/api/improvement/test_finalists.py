@@ -174,6 +174,7 @@ def trained(df: DataFrame, improve: Callable[..., ImproverModel]) -> ImproverMod
     return improve(projected(), df, "finetune", rowsAreNew=None, **TRAINS)
 
 
+@pytest.mark.nightly
 def test_an_unfitted_pipelines_rival_is_its_refit_in_folds(df: DataFrame, trained: ImproverModel) -> None:
     [fold] = divided(df).proves
     train, proves = (s.df for s in fold)

@@ -187,6 +187,7 @@ def test_a_tree_that_learns_noise_ships_only_if_rows_leak(
     assert leak or found.fresh["winner"] > 1.05 * found.fresh["default"]
 
 
+@pytest.mark.nightly
 def test_p_allows_for_four_finalists_and_dependent_folds(data: DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
     told, decide = list[Any](), search_run.decide
 
@@ -360,6 +361,7 @@ def test_any_gain_is_accepted_of_a_metric_that_ranks(data: DataFrame) -> None:
     assert found.folds == 3 and found.tested and found.fresh["winner"] > 0.8
 
 
+@pytest.mark.nightly
 def test_class_numbers_of_a_metric_must_agree_in_all_folds(data: DataFrame) -> None:
     """Two words that are as frequent: a StringIndexer numbers them by chance."""
     rows = data.limit(400).withColumn("word", F.when(F.col("id") % 2 > 0, "a").otherwise("b")).cache()
