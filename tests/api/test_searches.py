@@ -511,7 +511,7 @@ def test_all_of_it_can_be_loaded_in_a_new_session(
         [sys.executable, "-m", "tests.support.describe_saved", tmp_path, files(df)[0]],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
     )
     assert done.returncode == 0, done.stderr

@@ -120,7 +120,7 @@ def test_a_cell_that_fails_is_told(tmp_path: Path) -> None:
         [sys.executable, str(tmp_path / "tools" / "notebooks.py")],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=400,
         check=False,
     )
     assert done.returncode == 1 and "ZeroDivisionError" in done.stderr

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 def ran(*command: object, cwd: Path, expect: int = 0) -> subprocess.CompletedProcess[str]:
     variables = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    done = subprocess.run(list(map(str, command)), cwd=cwd, env=variables, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(list(map(str, command)), cwd=cwd, env=variables, capture_output=True, text=True, timeout=900)
     assert done.returncode == expect, done.stdout + done.stderr
     return done
 

@@ -137,7 +137,7 @@ expected, session = rows.pop("prediction"), onnxruntime.InferenceSession("model.
 flags = {i.name: numpy.zeros(len(expected), bool) for i in session.get_inputs() if i.type == "tensor(bool)"}
 numpy.testing.assert_allclose(session.run(["prediction"], rows | flags)[0], expected, rtol=1e-12)
 """
-    subprocess.run([python, "-E", "-c", code], check=True, cwd=tmp_path, timeout=120)
+    subprocess.run([python, "-E", "-c", code], check=True, cwd=tmp_path, timeout=400)
 
 
 @pytest.mark.parametrize("invalid", ["error", "keep", "skip"])

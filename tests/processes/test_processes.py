@@ -288,7 +288,7 @@ def test_torchrun_starts_a_prepared_attempt(fit: Fit, tmp_path: Path, monkeypatc
         str(here / "start.py"),
     ]
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     two = files.load(kept["folder"].state)
     assert alone is not None

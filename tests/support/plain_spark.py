@@ -39,7 +39,7 @@ def predictions(models: Sequence[Path], rows: Path) -> list[list[float]]:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         cwd=rows.parent,
     )
     assert done.returncode == 0, done.stderr

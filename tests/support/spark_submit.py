@@ -55,7 +55,7 @@ def submit(
         events = {"enabled": "true", "dir": log.as_uri(), "compress": "false", "rolling.enabled": "false"}
         command += [part for key, value in events.items() for part in ("--conf", f"spark.eventLog.{key}={value}")]
     command += [str(script), *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, cwd=ROOT)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200, cwd=ROOT)
     assert expect is None or done.returncode == expect, done.stdout + done.stderr
     return done
 

@@ -37,7 +37,7 @@ def run(folder: Path, script: str, *parts: str, **environment: str) -> tuple[int
         env=given | environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
     )
     notes = folder / "notes"
     return done.returncode, done.stdout + done.stderr, notes.read_text().splitlines() if notes.exists() else []

@@ -253,7 +253,7 @@ def test_no_module_bears_a_public_name() -> None:
 
 
 def in_a_new_process(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent, timeout=400)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -43,7 +43,7 @@ def start(checkout: Path) -> subprocess.Popen[str]:
 
 def test_two_calls_at_once_install_one_after_the_other(checkout: Path) -> None:
     calls = [start(checkout) for _ in range(3)]
-    said = [call.communicate(timeout=120)[1] for call in calls]
+    said = [call.communicate(timeout=400)[1] for call in calls]
     assert [call.returncode for call in calls] == [0, 0, 0], said
     assert (checkout / "notes").read_text().split() == ["begin", "end"]  # the others found it done
     assert sum("waiting for it" in text for text in said) >= 1
@@ -54,8 +54,8 @@ def test_a_killed_call_leaves_no_lock(checkout: Path) -> None:
     while not (checkout / "notes").exists():
         assert first.poll() is None
     first.kill()
-    first.communicate(timeout=60)
+    first.communicate(timeout=200)
     second = start(checkout)
-    said = second.communicate(timeout=120)[1]
+    said = second.communicate(timeout=400)[1]
     assert second.returncode == 0, said
     assert (checkout / "notes").read_text().split()[-1] == "end"

@@ -113,7 +113,7 @@ def test_why_from_a_shell_by_relative_paths_and_without_spark(kept: tuple[Path, 
         "JAVA_HOME": str(tmp_path / "no java"),
         "PYTHONPATH": str(Path(sparkdiff.__file__).parents[1]),
     }
-    done = subprocess.run(command, cwd=tmp_path, env=nowhere, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=tmp_path, env=nowhere, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("made by finetune") == 3
     picture = (tmp_path / "churn.svg").read_text()

@@ -232,7 +232,7 @@ def test_java_21_indexes_numbers_as_the_scorers_say(spark: SparkSession, tmp_pat
         env={**os.environ, "JAVA_HOME": str(home), "PYSPARK_PYTHON": sys.executable},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         cwd=Path(__file__).parents[3],
         check=False,
     )

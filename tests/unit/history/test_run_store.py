@@ -202,7 +202,7 @@ def test_runs_and_why_import_neither_spark_nor_torch(tmp_path: Path) -> None:
             env={**os.environ, "PYTHONPATH": str(Path(run_store.__file__).parents[2])},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=400,
         )
         assert done.returncode == DONE, done.stderr
         return done.stdout

@@ -529,7 +529,7 @@ def test_a_browser_finds_no_fault(tmp_path: Path, width: int) -> None:
             ],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=400,
         )
         assert "CONSOLE" not in ran.stderr, (kind, ran.stderr[-500:])
         assert "<title>fits</title>" in ran.stdout, kind

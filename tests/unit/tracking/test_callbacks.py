@@ -259,7 +259,7 @@ def test_without_the_packages_the_error_names_the_extra() -> None:
         "    try: needs()\n"
         "    except sparkdiff.InputError as e: print(e)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count('pip install "sparkdiff[mlflow]"') == 3
     assert done.stdout.count('pip install "sparkdiff[tensorboard]"') == 1

@@ -138,7 +138,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Studies whose processes killed themselves after 11 trials."""
     folder = tmp_path_factory.mktemp("killed")
     code = CHILD.format(path=sys.path, names=KILLED, folder=str(folder))
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=400)
     return folder
 
 
