@@ -277,6 +277,7 @@ def much_worse(context: Any, *rest: Any) -> Any:
 train_again = proving.train_again
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("replacement", "why"),
     [

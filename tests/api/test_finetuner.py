@@ -220,6 +220,7 @@ def test_a_finite_divergence_is_told_from_nothing_to_gain(df: DataFrame, shared:
     assert "lower learningRate" in s.reason and "nothing to gain" not in str(s)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("folds", [0, 2])
 def test_options_without_effect_are_told(df: DataFrame, model: PipelineModel, shared: Path, folds: int) -> None:
     given: dict[str, Any] = {

@@ -341,6 +341,7 @@ OTHERS = [pytest.param(metric, marks=pytest.mark.nightly) for metric in ("accura
 """Means over rows, which the other tests' metrics are too."""
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("metric", ["f1", "r2", *OTHERS])
 def test_slices_by_sparks_evaluators_with_weights(weighed: dict[str, Any], metric: str) -> None:
     model, held, each = weighed["kind" if metric in ("f1", "accuracy") else "riders"]

@@ -238,6 +238,7 @@ HEADS = {
 }
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "head",
     [h if h in ("least squares", "softmax") else pytest.param(h, marks=pytest.mark.nightly) for h in HEADS],

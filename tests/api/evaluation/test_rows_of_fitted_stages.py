@@ -105,6 +105,7 @@ def count_of(model: Any) -> RowCount | None:
     )
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", TREES)
 def test_roots_tell_the_number_of_rows_whatever_their_weights(name: str, rows: DataFrame, tmp_path: Path) -> None:
     kind, settings = TREES[name]

@@ -141,6 +141,7 @@ def test_what_seen_rows_prove_is_no_worse_on_new_rows(
     assert worse_by(found, new) < 3
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "verb",
     [

@@ -127,6 +127,7 @@ def test_several_classes_have_one_each(df: DataFrame, shared: Path) -> None:
     assert [s["after"] < s["before"] for s in slices] == [True, True]
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_an_arm_of_improve_moves_it(rain: PipelineModel, numeric: PipelineModel, df: DataFrame, shared: Path) -> None:
     given: dict[str, Any] = {"budget": "100 passes", "arms": ["threshold"], "numFolds": 3, "cacheDir": str(shared)}

@@ -170,6 +170,7 @@ def pipeline(train):
 """
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("command", "job"), [("finetune", JOB), pytest.param("search", SEARCH, marks=pytest.mark.nightly)]
 )

@@ -128,6 +128,7 @@ def grown(rows: DataFrame, poisson: PipelineModel, tmp_path_factory: pytest.Temp
     return Grower(poisson, parts=("crosses", "shapes"), cacheDir=cache, **limited, **QUICK).fit(rows)
 
 
+@pytest.mark.nightly
 def test_a_planted_cross_is_named_first_and_gained(grown: GrowerModel, poisson: PipelineModel) -> None:
     summary = grown.summary
     assert summary.decision == "grown"

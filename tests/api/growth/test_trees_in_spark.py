@@ -66,6 +66,7 @@ def rows_of(spark: SparkSession, part: trees.TreesPart, table: Table) -> tuple[D
     return frame, Split(values[:, :2], values, zero, zero + 1, zero.long(), margin)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("library", "kind", "route"),
     [

@@ -48,6 +48,7 @@ def kept(
     return where, numeric, models
 
 
+@pytest.mark.nightly
 def test_a_row_tells_what_the_summary_tells(kept: tuple[Path, Any, Any], df: DataFrame) -> None:
     first, second, third, last = run_table.rows(kept[0])
     assert [r["kept"] for r in (first, second, third, last)] == [False, False, False, True]

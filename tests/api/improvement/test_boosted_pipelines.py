@@ -121,6 +121,7 @@ def explores(rows: DataFrame, cache: str) -> Explores:
     return explored
 
 
+@pytest.mark.nightly
 def test_the_last_stage_gets_more_trees_and_nothing_else(
     improved: ImproverModel, few: PipelineModel, rows: DataFrame, tmp_path: Path
 ) -> None:

@@ -371,6 +371,7 @@ def test_statements_that_make_no_label_keep_no_stage(rows: DataFrame) -> None:
     assert [v.stageClass for v in made] == ["SQLTransformer", "MinMaxScalerModel", "VectorAssembler"]
 
 
+@pytest.mark.nightly
 def test_arms_fit_the_label_and_the_weight_that_judge(rows: DataFrame, cache: str) -> None:
     data = (
         rows.withColumn("target", 3 * F.col("wind") + 0.1 * F.col("noise")).withColumn("heavy", F.lit(2.0)).drop("rain")

@@ -151,6 +151,7 @@ def held_out(df: DataFrame) -> DataFrame:
     return sides(df)["validation"].coalesce(1).cache()
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("case", [pytest.param(c, marks=MARKS.get(c, ())) for c in CASES])
 def test_tuned(held_out: DataFrame, tuned: Callable[[str], Tuned], case: str) -> None:
     before, _, column, loss, name = CASES[case]

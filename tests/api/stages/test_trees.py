@@ -100,6 +100,7 @@ def tuned(df: DataFrame, fitted: Callable[[str], PipelineModel], shared: Path) -
     return of
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", HEADS)
 def test_every_class_trains_and_comes_back_plain(
     fitted: Callable[[str], PipelineModel], tuned: Callable[[str], FineTunerModel], name: str

@@ -513,6 +513,7 @@ def test_what_is_wrong_is_named_before_anything_runs(rows: DataFrame, jobs: Call
             search.fit(rows)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("label", ["rain", "word"])
 def test_a_fold_that_is_trained_on_one_class_is_named(rows: DataFrame, label: str) -> None:
     """All rows of the other class are held out of it; also where the pipeline makes the label of a text."""

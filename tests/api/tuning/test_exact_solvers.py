@@ -80,6 +80,7 @@ def check(
     assert value == pytest.approx(ours.objective, rel=1e-9)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("label", "setting"),
     [

@@ -64,6 +64,7 @@ def same(one: Any, other: Any) -> None:
 # The rows ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("by", [{}, {"groupCol": "user"}, {"timeCol": "when"}], ids=["rows", "groups", "times"])
 @pytest.mark.parametrize("folds", [0, 5])
 def test_no_row_is_in_two_parts(data: DataFrame, by: dict[str, str], folds: int) -> None:

@@ -174,6 +174,7 @@ class Own(f.PCA):
     """What a subclass fits is not known."""
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(("kind", "given", "maps", "fits"), CASES, ids=lambda v: getattr(v, "__name__", ""))
 def test_models_are_those_of_sparks_own_fits(
     rows: DataFrame, kind: Any, given: dict[str, Any], maps: Maps, fits: int
