@@ -20,7 +20,7 @@ PACKAGES = {
 }
 CI = {
     "petastorm": "all tests",
-    "modern": "parity, FineTuner, Connect; nightly all that another Spark can change",
+    "modern": "parity, Connect; nightly all that another Spark can change",
     "spark35": "parity; nightly the laws of each stage too",
 }
 HEAD = """# Tested versions
