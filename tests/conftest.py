@@ -18,8 +18,8 @@ ROOT = Path(__file__).parents[1]
 
 # For every JVM that tests start: on small data its second compiler, threads that collect garbage and a look at the byte code of
 # Spark's own jars take more than they give. Without a larger code cache a JVM with one compiler has 48 MB, which an hour of
-# tests fills: it then throws compiled methods away, interprets and compiles them again. Without its
-# room for classes it collects all garbage each time that they need more.
+# tests fills: it then throws compiled methods away, interprets and compiles them again. With less
+# room for classes, Java collects all garbage each time it needs more of it.
 QUICK = (
     "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=256m -XX:-UseCodeCacheFlushing -XX:+UseSerialGC"
     " -XX:MetaspaceSize=256m -XX:+UnlockDiagnosticVMOptions -XX:-BytecodeVerificationRemote"
@@ -192,7 +192,7 @@ def spark(prompt: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ob
         # Tests ask what a stage has read; thousands of stages later Spark would have forgotten it.
         .config("spark.ui.retainedStages", "100000")
         .config("spark.ui.retainedJobs", "100000")
-        # For pages that nobody looks at Spark notes each task as it goes, and sorts all queries at each query beyond these.
+        # Nobody looks at Spark's pages: no notes of running tasks, and few queries, which Spark sorts at each new one.
         .config("spark.ui.liveUpdate.period", "1h")
         .config("spark.sql.ui.retainedExecutions", "20")
         # Dozens of stages in a job on few rows: compiling them takes longer than running them. tests/jobs have Spark's defaults.

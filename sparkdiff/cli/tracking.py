@@ -14,7 +14,7 @@ from pyspark.sql import DataFrame
 
 from sparkdiff.machine import paths
 from sparkdiff.report import Events
-from sparkdiff.report.progress import or_warning, tell
+from sparkdiff.report.progress import call_or_warn, tell
 from sparkdiff.tracking import JSONLines, TensorBoard
 from sparkdiff.tracking.mlflow_runs import Callback, is_logged, log
 from sparkdiff.tracking.mlflow_values import mlflow
@@ -54,7 +54,7 @@ class Tracking:
         """
         for one in self.callbacks():
             if not one.muted:
-                or_warning(MISSING, self._log, one, load)
+                call_or_warn(MISSING, self._log, one, load)
 
     def mute(self, muted: bool) -> None:
         """Switch logging to MLflow off (True) or on (False)."""
@@ -69,7 +69,7 @@ class Tracking:
             content: the content hash of its model.
         """
         for one in self.callbacks():
-            one.muted = bool(or_warning(MISSING, is_logged, one.experiment, job, content))
+            one.muted = bool(call_or_warn(MISSING, is_logged, one.experiment, job, content))
 
     def _log(self, one: Callback, load: Callable[[], Any]) -> None:
         options = {k: v for k, v in self.given.get("mlflow", {}).items() if k not in TOLD_ONCE}
@@ -91,7 +91,7 @@ def activate_callbacks(given: Mapping[str, Any] | None) -> Iterator[Tracking]:
             raise
         for one in tracking.callbacks():
             if one.running:  # the server may have failed to end this run of MLflow before
-                or_warning("the run in MLflow goes on", one.end, "FINISHED")
+                call_or_warn("the run in MLflow goes on", one.end, "FINISHED")
 
 
 def _listeners(given: Mapping[str, Any]) -> Iterator[Events]:
@@ -102,7 +102,7 @@ def _listeners(given: Mapping[str, Any]) -> Iterator[Events]:
     }
     for key, make in makers.items():
         if key in given:
-            made = or_warning(f"tracking.{key} hears nothing", make, given[key])
+            made = call_or_warn(f"tracking.{key} hears nothing", make, given[key])
             if made is not None:
                 yield made
 

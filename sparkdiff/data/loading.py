@@ -217,20 +217,15 @@ def _ending(source: Mapping[str, Any], folder: Path) -> str:
     path = source["path"]
     if table := next((t for t in TABLES if any(_local_path(path, folder).glob(t))), None):
         return table
-    found = dict[tuple[str | None, bool], Path]()  # a file of each way to be read; Spark reads all files in one way
-    for file in _files(source, folder):
-        ending = _extension(file.name)
-        found.setdefault((FORMATS.get(ending), ending == ".tsv"), file)
-    if len(found) > 1:
-        names, endings = (
-            sorted(file.name for file in found.values()),
-            [_extension(file.name) for file in found.values()],
-        )
+    endings = {_extension(file.name): file.name for file in _files(source, folder)}
+    # Spark reads all files of a folder in one way, also those whose names tell none.
+    ways = {(FORMATS.get(ending), ending == ".tsv"): name for ending, name in endings.items()}
+    if len(ways) > 1:
         raise InputError(
-            f"{path} contains files of different formats, {' and '.join(names[:2])}: name those of one format, such as by "
-            f"{path}/*{max(endings)}"
+            f"{path} contains files of different formats, {' and '.join(sorted(ways.values())[:2])}: name those of one "
+            f"format, such as by {path}/*{max(endings)}"
         )
-    return next((_extension(file.name) for file in found.values()), "") or _extension(path)
+    return next(iter(endings), "") or _extension(path)
 
 
 def _extension(name: str) -> str:

@@ -142,7 +142,7 @@ def prepare(model: Any, options: Options, data: SchemaOrRows = None) -> Task:
                 f"tune='threshold' moves the threshold at which a classifier with probabilities decides, and {head.uid} "
                 f"({graph.head.stageClass}) is none: leave tune out"
             )
-        if why := frozen.get(graph.head.position):
+        if why := frozen.get(graph.head.position) or roles.kept_as_fitted(options.target).get(head.uid):
             raise InputError(
                 f"tune='threshold' changes {head.uid} alone, and that is {why}: leave it out of freeze, or add it to target"
             )

@@ -8,6 +8,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pyspark.sql import DataFrame
+
 from sparkdiff.data.splits import TRAIN, Source
 from sparkdiff.evaluation.acceptance import Judgement, divergence
 from sparkdiff.evaluation.guard import candidate_count, diverged_candidates
@@ -31,8 +33,9 @@ from sparkdiff.improvement.parallel_tasks import StoppableListener
 from sparkdiff.improvement.proving import REFIT, Decision, FinalistResult, gain_of
 from sparkdiff.improvement.summary_contents import ExplorationResult, left_out, metrics_of, reason_of, shown_of
 from sparkdiff.options import Options
+from sparkdiff.pipeline.plan import Plan
 from sparkdiff.proof.division import Division
-from sparkdiff.report import FineTuningSummary, Phases, Progress
+from sparkdiff.report import FineTuningSummary, Phases, Progress, RunPlan
 from sparkdiff.store.run_folder import folder_name
 
 
@@ -71,10 +74,11 @@ def fine_tune_by_folds(
     if options.runId is not None:
         folder_name(options.runId)  # before anything is fitted
 
+    def describe(model: Any, data: DataFrame) -> Plan:
+        return prepare(model, options, data).plan
+
     arm = with_recipe(options.recipe, options.maxSeconds)
-    verb = ImprovementKind(
-        [arm], Budget.unlimited(), lambda model, data: prepare(model, options, data).plan, summary_of
-    )
+    verb = ImprovementKind([arm], Budget.unlimited(), describe, summary_of)
     settings = ImprovementSettings(arms=("finetune",), baseline=False, parallelism=1)
     return explore_and_prove(given, options, settings, sources, of_one_arm(phases), verb, replace=replace, fits=fits)
 
@@ -195,6 +199,9 @@ def grow_pipeline(
     settings, missing = trees.without_trees(settings)
     learned: dict[int | None, Mapping[str, Any]] = {}
 
+    def plan(model: Any, data: DataFrame) -> RunPlan:
+        return describe_growth(model, options, settings, data)
+
     def summarize(
         context: ArmContext,
         explores: ArmContext,
@@ -231,12 +238,7 @@ def grow_pipeline(
             values["timings"] = {k: round(v, 3) for k, v in phases.timings.items()}
         return GrowthSummary(**values)
 
-    verb = ImprovementKind(
-        [with_settings(settings, options.maxSeconds, learned)],
-        Budget.unlimited(),
-        lambda model, data: describe_growth(model, options, settings, data),
-        summarize,
-    )
+    verb = ImprovementKind([with_settings(settings, options.maxSeconds, learned)], Budget.unlimited(), plan, summarize)
     own = _GrowthByFolds(
         arms=("grow",),
         baseline=False,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from sparkdiff.machine.autologging import pause_autologging
-from sparkdiff.report.progress import Events, or_warning, tell
+from sparkdiff.report.progress import Events, call_or_warn, tell
 
 
 class Observer(Protocol):
@@ -55,7 +55,7 @@ def fit_with_observer(
     who = observer if alone else None
     token = _inside.set(True)
     try:
-        made = None if who is None else or_warning(NOT_LOGGED, who.on_fit_begin, estimator)
+        made = None if who is None else call_or_warn(NOT_LOGGED, who.on_fit_begin, estimator)
         listeners = [] if made is None else [made]
         with pause_autologging():
             try:
@@ -68,7 +68,7 @@ def fit_with_observer(
             if dataset is not None:
                 found.dataset = dataset  # before the observer is called, which takes the signature from these rows
             if who is not None and made is not None:
-                or_warning(NOT_LOGGED, who.on_fit_end, made, found)
+                call_or_warn(NOT_LOGGED, who.on_fit_end, made, found)
             return found  # type: ignore[no-any-return]
     finally:
         _inside.reset(token)

@@ -302,10 +302,10 @@ def tell(listeners: Sequence[Events], method: str, *what: Any) -> None:
     for listener in listeners:
         copies = ({**w} if isinstance(w, dict) else w for w in what)
         name = f"{type(listener).__name__}.{method}"
-        or_warning(f"the callback {name} failed, and the run goes on", getattr(listener, method), *copies)
+        call_or_warn(f"the callback {name} failed, and the run goes on", getattr(listener, method), *copies)
 
 
-def or_warning(failed: str, do: Callable[..., Found], *what: Any) -> Found | None:
+def call_or_warn(failed: str, do: Callable[..., Found], *what: Any) -> Found | None:
     """Call a function and return its result; an exception becomes a warning that begins with `failed`, and the result None."""
     try:
         return do(*what)

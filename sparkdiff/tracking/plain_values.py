@@ -31,7 +31,8 @@ class CurvePoint(NamedTuple):
 
 def plain(summary: Any) -> dict[str, Any]:
     """A summary as JSON-ready values without secrets."""
-    return secrets.hidden(summary.asdict() if hasattr(summary, "asdict") else summary.toDict())
+    found: dict[str, Any] = secrets.hidden(summary.asdict() if hasattr(summary, "asdict") else summary.toDict())
+    return found
 
 
 def params(summary: Any) -> dict[str, str]:
@@ -39,7 +40,7 @@ def params(summary: Any) -> dict[str, str]:
     winner's.
     """
     if hasattr(summary, "options"):
-        given, known = summary.options, GrowthSettings().asdict() | ImprovementSettings().asdict() | Options().asdict()
+        given, known = summary.options, _defaults()
         asked = {k: v for k, v in given.items() if k not in known or v != known[k]}
     else:
         own = {name: getattr(summary, name) for name in ("sampler", "pruner", "folds", "trials")}
@@ -63,6 +64,10 @@ def text(value: Any) -> str:
     """A value as text of bounded length."""
     found = value if isinstance(value, str) else json.dumps(value, default=str)
     return found if len(found) <= LONGEST else found[: LONGEST - 3] + "..."
+
+
+def _defaults() -> dict[str, Any]:
+    return GrowthSettings().asdict() | ImprovementSettings().asdict() | Options().asdict()
 
 
 def metrics(summary: Any) -> dict[str, float]:

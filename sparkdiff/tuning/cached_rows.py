@@ -198,9 +198,10 @@ def cannot_read(schema: StructType, reads: InputColumns, outputs: Sequence[str] 
         return f"{taken[0]} is there already, so Spark decides what to do with it"
     if not isinstance(fields.get(reads.features), VectorUDT):
         return f"{reads.features} is no column of vectors, so Spark decides what to do with it"
-    others = (name for name in (reads.label, reads.weight, reads.offset) if name)
-    wrong = (name for name in others if not isinstance(fields.get(name), NumericType))
-    return next((f"{name} is no column of numbers, so Spark decides what to do with it" for name in wrong), "")
+    for name in (reads.label, reads.weight, reads.offset):
+        if name and not isinstance(fields.get(name), NumericType):
+            return f"{name} is no column of numbers, so Spark decides what to do with it"
+    return ""
 
 
 # Metadata -------------------------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ def test_jobs_and_bytes_match_the_run_without_any_writing(
     write: Write, table: pa.Table, folder: Path, jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    df = write(table)  # a file that no other test has read: no equal rows are looked for twice in one
+    df = write(table)  # a new file: rows that this process has read before need one job less
     tuner = FineTuner(unfitted().fit(df), cacheDir=str(folder), maxEpochs=3, verbosity=0, rowsAreNew=True)
     before = files(tmp_path)
     cost = tuner.cost(df)

@@ -43,13 +43,11 @@ def reads_of(graph: Graph) -> dict[int, tuple[ReadColumn, ...]]:
 
 def unchangeable_stages(model: Any, graph: Graph) -> dict[int, str]:
     """The stages of a pipeline that cannot change, with the reason."""
-    formulas = [(path, holder.uid) for path, holder in holders(model) if type(holder) is RFormulaModel]
-    out = {
-        vertex.position: f"it is a part of {uid}, which cannot change"
-        for path, uid in formulas
-        for vertex in graph.vertices
-        if vertex.path[: len(path)] == path
-    }
+    out: dict[int, str] = {}
+    for path, holder in holders(model):
+        for vertex in graph.vertices:
+            if type(holder) is RFormulaModel and vertex.path[: len(path)] == path:
+                out[vertex.position] = f"it is a part of {holder.uid}, which cannot change"
     selections = (v for v in graph.vertices if jvm.selection_of(v.stage) is not None)
     return out | {v.position: "it drops columns or puts them last" for v in selections}
 
