@@ -202,6 +202,7 @@ def spark(prompt: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ob
         .config("spark.sql.adaptive.enabled", os.environ.get("SPARKDIFF_ADAPTIVE", "false"))
         # For a page that nobody looks at Spark describes every plan, in two ways.
         .config("spark.sql.ui.explainMode", "simple")
+        .config("spark.python.daemon.module", "tests.support.python_daemon")
         # PySpark 4 tells Java of every column where in Python it was made: a third of all calls.
         .config("spark.python.sql.dataFrameDebugging.enabled", "false")
         .getOrCreate()

@@ -86,7 +86,7 @@ KNOWN: dict[str, tuple[str, ...]] = {
         "are decided when data are seen",  # behind a VectorIndexer of vectors of which the schema doesn't tell the width
         "it changes columns that it does not name",
     ),
-    "ONNX": ("no stage of this pipeline is translated", "which link='probit' needs", "MultilayerPerceptron"),
+    "ONNX": ("no stage of this pipeline is translated", "no operator Erf", "MultilayerPerceptron"),
     "TorchTransformer": (
         "no stage of this pipeline is translated",
         "behind it writes a column that it reads or writes",
