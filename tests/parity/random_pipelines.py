@@ -53,8 +53,10 @@ from tests.support.drawn_pipelines import (
     Stage,
     drawn,
     edges_in,
+    language_of,
     needed_items,
     row_code,
+    speaking,
     switches,
     type_code,
 )
@@ -85,6 +87,7 @@ KNOWN: dict[str, tuple[str, ...]] = {
         "rounding decides the density",
         "are decided when data are seen",  # behind a VectorIndexer of vectors of which the schema doesn't tell the width
         "it changes columns that it does not name",
+        "by the rules of the JVM's language",
     ),
     "ONNX": ("no stage of this pipeline is translated", "no operator Erf", "MultilayerPerceptron"),
     "TorchTransformer": (
@@ -713,7 +716,10 @@ def code_of(case: Case, found: Difference, written: Sequence[str]) -> str:
         "",
         "",
     ]
-    lines += ['spark = SparkSession.builder.master("local[2]").getOrCreate()', "schema = StructType()"]
+    lines += ['spark = SparkSession.builder.master("local[2]").getOrCreate()']
+    if case.language != "en":
+        lines += ["locale = spark._jvm.java.util.Locale", f"locale.setDefault(locale.forLanguageTag({case.language!r}))"]
+    lines += ["schema = StructType()"]
     lines += [f"schema = schema.add({name!r}, {type_code(kind)})" for name, kind in case.types.items()]
     for name, rows in (("train", case.train), ("rows", case.rows)):
         lines += [f"{name} = spark.createDataFrame([", *row_code(rows, case.types), "], schema).coalesce(1)"]
@@ -784,7 +790,8 @@ def run(spark: SparkSession, seeds: range, out: Callable[[str], None] = say) -> 
     known, done, start = switches(), Run(), time.monotonic()
     items = needed_items(known)
     for seed in seeds:
-        pipeline(spark, seed, known, done, out)
+        with speaking(spark, language_of(seed)):
+            pipeline(spark, seed, known, done, out)
         if not done.pipelines % 5:
             out(f"--- {done.pipelines} pipelines, {time.monotonic() - start:.0f} s")
     out(summary(done, time.monotonic() - start))

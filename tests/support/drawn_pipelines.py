@@ -7,6 +7,7 @@ each takes its part; the rest is chance.
 import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from math import inf, nan
@@ -159,12 +160,17 @@ class Stage:
 
 @dataclass(frozen=True)
 class Case:
-    """A pipeline, the table that it is fitted on, and the rows that it is asked about; both have the same columns."""
+    """A pipeline, the table that it is fitted on, and the rows that it is asked about; both have the same columns.
+
+    Attributes:
+        language: that of the JVM in which it is fitted and asked.
+    """
 
     stages: tuple[Stage, ...]
     train: list[dict[str, Any]]
     rows: list[dict[str, Any]]
     types: dict[str, str]
+    language: str = "en"
 
     def read(self) -> list[str]:
         """The columns of the data that stages name."""
@@ -813,6 +819,23 @@ class Made:
     missing: list[Item]
 
 
+def language_of(seed: int) -> str:
+    """The JVM's language for the pipeline of a number: one in five is Turkish, which has lower cases of its own."""
+    return "tr" if np.random.default_rng([22, seed]).random() < 1 / 5 else "en"
+
+
+@contextmanager
+def speaking(spark: SparkSession, language: str) -> Iterator[None]:
+    """The JVM has this language for so long."""
+    locale = spark._jvm.java.util.Locale  # type: ignore[union-attr]
+    before = locale.getDefault()
+    locale.setDefault(locale.forLanguageTag(language))
+    try:
+        yield
+    finally:
+        locale.setDefault(before)
+
+
 def drawn(spark: SparkSession, seed: int, known: dict[type, dict[str, tuple[Any, ...]]], errors: Any) -> Made:
     """The pipeline of a number, fitted; one in six on rows that hold odd values, unless a stage that it must have can't be.
 
@@ -836,7 +859,7 @@ def _drawn(
         for name in d.some(list(SOURCES), 1, 4):
             row[name] = odd_value(d, name, row[name], forms.get(name, ""))
     types = {"id": "bigint", **SOURCES, **LABELS}
-    case = Case((), train, [], types)
+    case = Case((), train, [], types, language_of(seed))
     d.columns = {name: KINDS.get(name, kind) for name, kind in SOURCES.items()}
     d.frame = case.frame(spark, train)
     must = needed_of(seed, needed_items(known))
