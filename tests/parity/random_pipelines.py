@@ -718,7 +718,10 @@ def code_of(case: Case, found: Difference, written: Sequence[str]) -> str:
     ]
     lines += ['spark = SparkSession.builder.master("local[2]").getOrCreate()']
     if case.language != "en":
-        lines += ["locale = spark._jvm.java.util.Locale", f"locale.setDefault(locale.forLanguageTag({case.language!r}))"]
+        lines += [
+            "locale = spark._jvm.java.util.Locale",
+            f"locale.setDefault(locale.forLanguageTag({case.language!r}))",
+        ]
     lines += ["schema = StructType()"]
     lines += [f"schema = schema.add({name!r}, {type_code(kind)})" for name, kind in case.types.items()]
     for name, rows in (("train", case.train), ("rows", case.rows)):
