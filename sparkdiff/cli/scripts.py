@@ -128,6 +128,7 @@ def _all_on_stderr() -> Iterator[None]:
 def _result(found: Any, where: str) -> dict[str, Any]:
     """The part of a finished job's summary that a calling program needs; summary.json has the rest."""
     told = found.asdict() if hasattr(found, "asdict") else found.toDict()
+    where = redacted(where)
     names = (
         "decision",
         "reason",

@@ -78,7 +78,7 @@ class Cache:
         return str(self.manifest["fingerprint"])
 
     def columns(self, cut: Cut) -> dict[Version, str]:
-        """Name of the cached column for each column version of the cut, and for its null flags."""
+        """Names of the cached columns, by column version of the cut; of their null flags, too."""
         return names_of(cut, self.manifest["columns"])
 
     def manifest_entries(self, cut: Cut) -> dict[Version, Mapping[str, Any]]:

@@ -9,7 +9,7 @@ To add a check:
    already: the spread and the support of each column, sampled rows, and sparse indices.
 2. Write a method of `_RowStatistics` that returns sentences: what was found, in which column, how often, and what to do.
 3. Call it in `check`; a method that reads `spreads` is called before `spreads.clear()`.
-4. Test it in `tests/api/diagnostics/test_datachecks.py` on data with the fault and on clean data: `test_false_alarms_over_seeds`
+4. Test it in `tests/api/evaluation/test_datachecks.py` on data with the fault and on clean data: `test_false_alarms_over_seeds`
    counts false alarms.
 """
 

@@ -1,5 +1,5 @@
-"""The procedure of a fine-tuning run: plan, cache, verify, train, guard, write back, verify; also if the labels are
-class probabilities.
+"""The procedure of a fine-tuning run: refit if needed, cache, verify, check, train, judge, write back; also if the labels
+are class probabilities.
 
 The guard is a statistical test: the tuned pipeline is accepted only if it is better on held-out rows, the rows that
 decide. Held-out rows on which a pipeline was fitted are not new to it, nor to anything that starts from its weights:
@@ -117,7 +117,7 @@ class StartingPoint:
         reason, warnings = self.refused or summary.reason, [*self.warnings, *summary.warnings]
         if self.seen:
             start = (
-                "started from its refit on the training rows, which is what ships must beat"
+                "started from its refit on the training rows, which the result must beat"
                 if summary.options["tune"] == "weights"
                 else "tested the threshold on its refit on the training rows, to which these figures belong"
             )

@@ -1,6 +1,6 @@
 """The phases of a fine-tuning run, one function each: cache, verify, check, train, judge, write back.
 
-`judge` applies the guard, the statistical test on held-out rows that decides whether the trained pipeline is accepted.
+`judge_by_rows` applies the guard, the statistical test on held-out rows that decides whether the trained pipeline is accepted.
 """
 
 import contextlib
@@ -123,7 +123,18 @@ def open_run(
         divided = all(s.split != VALIDATION for s in sources)
         goal = _goal(task, cache, network, reference=any(s.split == REFERENCE for s in sources), divided=divided)
         yield Run(
-            task, phases, shared, key, cache, network, computed, data, goal, versions_of(sources), divided, comparedRows
+            task=task,
+            phases=phases,
+            shared=shared,
+            key=key,
+            cache=cache,
+            network=network,
+            computed=computed,
+            data=data,
+            goal=goal,
+            versions=versions_of(sources),
+            divided=divided,
+            comparedRows=comparedRows,
         )
 
 
@@ -148,11 +159,11 @@ def _goal(task: Task, cache: caches.Cache, network: Network, *, reference: bool,
         if task.labelCol is not None and head.labelled:
             check_label(bound, head, labels, task.labelCol, fractional)
     return Goal(
-        label,
-        labels if task.labelCol else None,
-        objective,
-        metric,
-        check_varies(stats, task.options, head, task.labelCol),
+        label=label,
+        labels=labels if task.labelCol else None,
+        objective=objective,
+        metric=metric,
+        warnings=check_varies(stats, task.options, head, task.labelCol),
     )
 
 
@@ -282,17 +293,17 @@ def _train_candidates(
     wishes = _slope_signs(run) if "monotone" in o.penalties else None
     penalty = None if wishes is None else wishes.penalty(start.stats, goal.label)
     assignment = Assignment(
-        network,
-        cache.folder,
-        data.stream.backend,
-        in_memory(o, cache),
-        data.columns,
-        goal.label,
-        original.scores[VALIDATION],
-        start,
-        o,
-        goal.metric.name,
-        penalty,
+        network=network,
+        cache=cache.folder,
+        backend=data.stream.backend,
+        inMemory=in_memory(o, cache),
+        columns=data.columns,
+        label=goal.label,
+        original=original.scores[VALIDATION],
+        start=start,
+        options=o,
+        metric=goal.metric.name,
+        monotone=penalty,
         epochs=epochs,
     )
     with (
@@ -305,39 +316,38 @@ def _train_candidates(
         several = choice.ProcessNumber.read(folder.path) if o.numProcesses == choice.AUTO else None
     unsaved = training.unsaved or folder.send_failure
     training.release()
-    _complete(training, run, original)
+    _fill_in_first_losses(training, run, original)
     fitted = TrainingResult(
-        training.result(network),
-        training.best.metric,
-        start.frozen,
-        lost,
-        unsaved,
-        training.cut,
-        wishes,
-        folder,
-        note.trainedOn,
-        training.fallbacks,
-        single,
-        start.recipes,
-        several,
+        found=training.result(network),
+        best=training.best.metric,
+        frozen=start.frozen,
+        lost=lost,
+        unsaved=unsaved,
+        cut=training.cut,
+        wishes=wishes,
+        folder=folder,
+        device=note.trainedOn,
+        fallbacks=training.fallbacks,
+        single=single,
+        recipes=start.recipes,
+        processes=several,
     )
     return fitted, start, training
 
 
-def _complete(training: Training, run: Run, original: PipelineScores) -> None:
-    """Set the training loss at epoch 0 of candidates that never gained to the original's, for comparison with later
-    epochs.
+def _fill_in_first_losses(training: Training, run: Run, original: PipelineScores) -> None:
+    """Take the original's training loss as the loss at epoch 0 of candidates that never gained.
 
-    Without it, divergence of such a candidate could not be recognised.
+    It is compared with the losses of later epochs; without it, divergence of such a candidate could not be recognised.
     """
-    lost = {number for number, standing in enumerate(training.standings) if standing.column < 0}
+    never_gained = {number for number, standing in enumerate(training.standings) if standing.column < 0}
     objective = run.goal.objective
-    if lost and objective.rows is not None:
+    if never_gained and objective.rows is not None:
         loss = original.scores[TRAIN].mean
         if run.goal.metric.rows is not objective.rows:
             loss = score(run.network, run.data, TRAIN, Metric(objective.name, rows=objective.rows)).mean
         for row in training.history:
-            if not row["epoch"] and row["candidate"] in lost:
+            if not row["epoch"] and row["candidate"] in never_gained:
                 row["trainLoss"] = loss
 
 

@@ -124,7 +124,7 @@ def _columns(stage: Any, names: Iterable[str], end: int) -> list[str]:
         end: for a Pipeline, the position of the stage whose columns are returned.
     """
     if isinstance(stage, Pipeline):
-        inner = stage.getStages()
+        inner = _inner(stage)
         return _columns(inner[end], names, end) if inner else []
     if isinstance(stage, Alternatives):
         return _columns(next(s for s in stage.getStages() if s is not None), names, end)
@@ -203,7 +203,7 @@ def _stage_with_choices(stage: Any, choices: Mapping[str, int], names: dict[str,
     if stage is None:
         return None, names
     if isinstance(stage, Alternatives):
-        inner = stage.getStages()
+        inner = _inner(stage)
         one = inner[choices.get(stage.uid, 0)]
         if one is None:
             empty = _instead_of([s for s in inner if s is not None])

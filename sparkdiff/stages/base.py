@@ -8,10 +8,10 @@ scores of the classes.
 To add a stage:
 
 1. Copy the most similar class of this room. Register the new one under Spark's full class name, and remove that name from
-   `referenced.py` if it is there.
+   `referenced_stages.py` if it is there.
 2. Name the weights as the stage's saved data does, in the order of the Scala constructor. Write the reading and `forward`;
    write `to_spark` only if the method of the base class does not fit. Read in `jvm/` what pyspark does not show, as
-   `jvm/clustering.py` does.
+   `jvm/mllib.py` does.
 3. Do not approximate a setting that cannot be computed exactly: list it in `refusals`. The stage then stays in Spark and
    gives the reason.
 4. Training may run `forward` on a GPU and in float32. Its tensors therefore have the device and dtype of its rows

@@ -11,7 +11,11 @@ from sparkdiff import jvm
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.pipeline.nesting import inside
 from sparkdiff.stages.base import columns_of
+from sparkdiff.stages.referenced_stages import OUTPUTS
 from sparkdiff.tuning.fits import GridTask, is_sparks
+
+READ = ("labelCol", "predictionCol", "rawPredictionCol")
+"""Params of evaluators that name columns which every metric reads."""
 
 
 def check_values(task: GridTask) -> None:
@@ -48,7 +52,7 @@ def check_value(where: str, stage: Any, param: Param[Any], value: Any) -> None:
 
 def check_evaluator(evaluator: Any, estimator: Any, columns: Collection[str]) -> None:
     """Check, with Spark's own validation, that the Params of an evaluator, such as its metric, have valid values; and
-    that its label is a column of the rows, or that a Param of a stage, such as an output column or a statement, names it.
+    that the rows have each column that it reads, or a Param of a stage names it, such as an output column or a statement.
 
     Args:
         estimator: the estimator, in a list with what a search may set in it.
@@ -68,9 +72,11 @@ def check_evaluator(evaluator: Any, estimator: Any, columns: Collection[str]) ->
         str(estimator),
         *(str(stage.getOrDefault(p)) for stage in held for p in stage.params if stage.isDefined(p)),
     ]
-    for label in columns_of(evaluator, ("labelCol",)) if all(map(is_sparks, held)) else ():
-        if not any(re.search(rf"(?<!\w){re.escape(label)}(?!\w)", text, re.IGNORECASE) for text in texts):
-            raise InputError(
-                f"labelCol={label!r} of {type(evaluator).__name__} is neither a column of the data nor one that a stage writes. "
-                f"{did_you_mean(label, columns)}"
-            )
+    written = [column for stage in held for column in columns_of(stage, OUTPUTS)]
+    for name in READ if all(map(is_sparks, held)) else ():
+        for column in columns_of(evaluator, (name,)):
+            if not any(re.search(rf"(?<!\w){re.escape(column)}(?!\w)", text, re.IGNORECASE) for text in texts):
+                raise InputError(
+                    f"{name}={column!r} of {type(evaluator).__name__} is neither a column of the data nor one that a stage "
+                    f"writes. {did_you_mean(column, [*columns, *written])}"
+                )

@@ -58,7 +58,7 @@ class Given:
         return grid.fit(df)
 
     def search(self, kind: Any, estimator: Any = None, df: DataFrame | None = None, **given: Any) -> Any:
-        """A search of two settings of a linear regression by an evaluator with a wrong label; its fit."""
+        """A search of two settings of a linear regression, by an evaluator with a wrong label unless one is given; its fit."""
         head = LinearRegression(featuresCol="x", labelCol="riders")
         whole = Pipeline(stages=[VectorAssembler(inputCols=NUMBERS, outputCol="x"), head])
         values = {head.regParam: [0.1, 1.0]}
@@ -177,6 +177,16 @@ MISTAKES: dict[str, tuple[Callable[[Given], Any], tuple[str, ...]]] = {
         LABEL,
     ),
     "a wrong label of a search's evaluator": (lambda g: g.search(Search), LABEL),
+    "a wrong prediction of a grid's evaluator": (
+        lambda g: g.search(
+            sparkdiff.CrossValidator, evaluator=RegressionEvaluator(predictionCol="predicted", labelCol="riders")
+        ),
+        ("predictionCol='predicted' of RegressionEvaluator", "Did you mean 'prediction'"),
+    ),
+    "an evaluator of another kind of head": (
+        lambda g: g.search(Search, evaluator=BinaryClassificationEvaluator(labelCol="riders")),
+        ("rawPredictionCol='rawPrediction' of BinaryClassificationEvaluator", "neither a column", "'prediction'"),
+    ),
     "a negative weight": (
         lambda g: g.tune(g.df.withColumn("weight", F.expr("if(number = 7, -1D, 1D)")), weightCol="weight"),
         ("weightCol='weight' holds -1.0 in 1 or more rows", "must be >= 0", "check its sign, or clip it at 0"),
@@ -190,6 +200,10 @@ MISTAKES: dict[str, tuple[Callable[[Given], Any], tuple[str, ...]]] = {
         NO_STAGES,
     ),
     "a pipeline without stages": (lambda g: FineTuner(Pipeline()).fit(g.df), NO_STAGES),
+    "a pipeline without stages among alternatives": (
+        lambda g: sparkdiff.alternatives(g.numeric.stages[0], Pipeline()),
+        ("write different columns", "Pipeline writes columns that no Param names"),
+    ),
     "an encoder of Spark 2.2": (
         lambda g: sparkdiff.plan(PipelineModel([OneHotEncoder(inputCol="a", outputCol="b")])),
         ("OneHotEncoder", "isn't fitted", "one that Spark 2.2 or older has saved needed no fit", "fit it anew"),

@@ -199,6 +199,20 @@ def test_every_file_option_and_name_exists(page: Path) -> None:
                     assert given <= OPTIONS | GROWTH | {"pipeline", "referenceData", "callbacks", None}, given
 
 
+def test_every_file_that_the_code_names_exists() -> None:
+    here = {
+        path.name for folder in ("sparkdiff", "tests", "tools", "benchmarks") for path in (ROOT / folder).rglob("*.py")
+    }
+    written = {"start.py"}  # by `training.distributed.shipping`
+    missing = []
+    for source in (ROOT / "sparkdiff").rglob("*.py"):
+        for name in re.findall(r"`([\w/]+\.(?:py|md|sh|yaml))`", source.read_text()):
+            beside = [folder / name for folder in (ROOT, ROOT / "sparkdiff", source.parent)]
+            found = any(path.exists() for path in beside) or ("/" not in name and name in here | written)
+            missing += [] if found else [f"{source.relative_to(ROOT)}: {name}"]
+    assert not missing
+
+
 def test_each_block_can_be_run_or_says_why_not() -> None:
     """What has no mark needs no more than this machine, a model and its rows. `text` is what a command prints."""
     for block in blocks():

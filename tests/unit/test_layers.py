@@ -77,7 +77,7 @@ NO_TORCH = (
 
 
 def module_of(path: Path) -> str:
-    """`stages.linear` for sparkdiff/stages/linear.py, `stream` for sparkdiff/data/stream/__init__.py, "" for the package."""
+    """`stages.linear` for sparkdiff/stages/linear.py, `data.stream` for sparkdiff/data/stream/__init__.py, "" for the package."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 

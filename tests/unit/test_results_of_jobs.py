@@ -2,11 +2,12 @@
 
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from sparkdiff.cli.config import load_config
-from sparkdiff.cli.scripts import _results
+from sparkdiff.cli.scripts import _result, _results
 
 GIVEN = ["pipeline=models/churn", "data.train.path=my rows.csv", "fineTuner.labelCol=y", "output.path=runs/fair"]
 
@@ -44,3 +45,14 @@ def test_after_a_kept_original_an_improvement_is_next(folder: Path) -> None:
     more = ["fineTuner.runId=mine", "data.train.options.password=hidden", "improver.budget=90s", *of_finetune]
     for one in more:
         assert _results(load_config(None, [*GIVEN, one]), kept=True)[-1] == "next: sparkdiff plan runs/fair"
+
+
+def test_the_json_of_a_job_shows_no_login() -> None:
+    found = SimpleNamespace(asdict=lambda: {"decision": "tuned", "gain": 0.1})
+    assert _result(found, "s3a://me:hidden@bucket/fair") == {
+        "output": "s3a://...@bucket/fair",
+        "model": "s3a://...@bucket/fair/model",
+        "accepted": True,
+        "decision": "tuned",
+        "gain": 0.1,
+    }

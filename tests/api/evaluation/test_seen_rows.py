@@ -200,7 +200,7 @@ def test_a_refit_no_worse_than_the_original_is_the_start(
     original = pipeline(LogisticRegression()).fit(drawn(spark, 8, 800, slope=-0.8))
     found = FineTuner(original, cacheDir=str(tmp_path), guard=1.0, **QUICK).fit(seen)
     [warning] = told(found)
-    assert "which is what ships must beat" in warning
+    assert "which the result must beat" in warning
     refit = FineTuner(pipeline(LogisticRegression()), cacheDir=str(tmp_path), guard=1.0, **QUICK).fit(seen)
     assert found.summary.metrics == up_to_rounding(refit)
 
