@@ -387,7 +387,8 @@ def check_there(models: Sequence[str], data: Mapping[str, Any], folder: Path, co
         where = paths.data_path(source["path"], folder)
         if paths.local(where) is not None and not paths.is_there(where):
             raise InputError(f"data.{split} cannot be read: there is no {where}")
-        form, files = str(source.get("format")).lower(), _files(source, folder)
+        form = str(source.get("format") or conf.get("spark.sql.sources.default", "parquet")).lower()
+        files = _files(source, folder)
         files = [file for file in files if FORMATS.get(_extension(file.name)) == form] or files
         for file in files[:1] if form in BEGINNINGS else ():
             with contextlib.suppress(OSError), file.open("rb") as opened:  # Spark will report the error

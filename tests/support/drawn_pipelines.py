@@ -819,9 +819,12 @@ class Made:
     missing: list[Item]
 
 
-def language_of(seed: int) -> str:
-    """The JVM's language for the pipeline of a number: one in five is Turkish, which has lower cases of its own."""
-    return "tr" if np.random.default_rng([22, seed]).random() < 1 / 5 else "en"
+def language_of(seed: int, known: dict[type, dict[str, tuple[Any, ...]]]) -> str:
+    """The JVM's language for the pipeline of a number: Turkish, which has lower cases of its own, for one in ten, and for those
+    that must have a stage that lowers text.
+    """
+    lowers = any(item[0] in (f.Tokenizer, f.RegexTokenizer) for item in needed_of(seed, needed_items(known)))
+    return "tr" if lowers or np.random.default_rng([22, seed]).random() < 1 / 10 else "en"
 
 
 @contextmanager
@@ -859,7 +862,7 @@ def _drawn(
         for name in d.some(list(SOURCES), 1, 4):
             row[name] = odd_value(d, name, row[name], forms.get(name, ""))
     types = {"id": "bigint", **SOURCES, **LABELS}
-    case = Case((), train, [], types, language_of(seed))
+    case = Case((), train, [], types, language_of(seed, known))
     d.columns = {name: KINDS.get(name, kind) for name, kind in SOURCES.items()}
     d.frame = case.frame(spark, train)
     must = needed_of(seed, needed_items(known))

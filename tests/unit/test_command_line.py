@@ -161,6 +161,7 @@ MISTAKES = [
     ),
     ("verify models/churn --data rows.csv --format cvs", ["data.verify.format='cvs'", "Did you mean 'csv'?"]),
     ("finetune models/churn --output o --data wrong.orc", ["as orc", "wrong.orc is no such file", "format"]),
+    ("finetune models/churn --output o --data text", ["as parquet", "text is no such file", "set its format"]),
     (
         "verify models/churn --data mixed",
         ["mixed contains files", "a.csv and b.json", "mixed/*.json", "name those of one format"],
