@@ -40,7 +40,7 @@ from sparkdiff.data.splits import (
 from sparkdiff.data.stream import usage
 from sparkdiff.errors import InputError
 from sparkdiff.estimators.fine_tuner import open_run_store
-from sparkdiff.evaluation.prediction_differences import check_saved
+from sparkdiff.evaluation.prediction_differences import check_saved, not_compared
 from sparkdiff.fine_tuning.fine_tuning_run import fine_tune, starting_point
 from sparkdiff.fine_tuning.task import Outcome, prepare
 from sparkdiff.growth.growth_summary import GrowthSummary
@@ -415,12 +415,14 @@ def write_run(
         outcome.model.write().save(stores.address(folder / "model"))
         stores.fetch(folder / "model")
         found[:] = [hash_of_folder(folder / "model")]
-        outcome.summary.saved.update(check_saved(outcome.model, folder / "model", rows))
+        outcome.summary.saved.update(compared := check_saved(outcome.model, folder / "model", rows))
+        outcome.summary.warnings.extend(not_compared(compared))
         offers = outcome.offers if isinstance(outcome, ImprovementOutcome) else {}
         for name, model in offers.items():
             if model is not outcome.model:
                 model.write().save(stores.address(folder / OFFERS / name))
-                check_saved(model, folder / OFFERS / name, rows)
+                doubts = not_compared(check_saved(model, folder / OFFERS / name, rows))
+                outcome.summary.warnings.extend(f"offer {name}: {doubt}" for doubt in doubts)
         (folder / "plan.json").write_text(outcome.plan.toJSON() + "\n")
         pd.DataFrame(outcome.summary.records).to_csv(folder / "history.csv", index=False)
         timings = {**phases.timings, "save": time.perf_counter() - start}

@@ -3,12 +3,13 @@
 Spark counts the differences between predictions in one pass.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
 import reprlib
 import warnings
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -212,10 +213,11 @@ def compare_outputs(
     """
     key = unused_prefix("__sparkdiff_key", df.columns)
     rows = df.limit(FIRST).withColumn(key, F.monotonically_increasing_id())
-    try:
-        return _compare(old, new, _with_edges(old, rows, key), key, only)
-    except Exception:  # a stage rejects a value at which another one jumps
-        return _compare(old, new, rows, key, only)
+    for missing in (True, False):
+        # A stage may reject a value at which another one jumps, most often a missing one.
+        with contextlib.suppress(Exception):
+            return _compare(old, new, _with_edges(old, rows, key, missing=missing), key, only)
+    return _compare(old, new, rows, key, only)
 
 
 def _compare(
@@ -234,9 +236,12 @@ def _compare(
     return found, {"rows": len(first[1]), "columns": len(columns) - len(out), "leftOut": out}
 
 
-def _with_edges(model: Any, rows: DataFrame, key: str) -> DataFrame:
+def _with_edges(model: Any, rows: DataFrame, key: str, *, missing: bool) -> DataFrame:
     """The rows, and copies of the first row; in each copy, one raw column has a value at which the output of a stage
     that reads the column jumps.
+
+    Args:
+        missing: whether null and NaN are among these values.
     """
     graph, edges = translated_graph(model, rows), list[tuple[str, Any]]()
     for name in read_by_name(rows):
@@ -248,6 +253,7 @@ def _with_edges(model: Any, rows: DataFrame, key: str) -> DataFrame:
         if isinstance(rows.schema[name].dataType, (DoubleType, FloatType)):  # a Bucketizer's bounds are no integers
             critical = [v.module.critical_values()[place : place + 1] for v, place in readers if v.module is not None]
             edges += [(name, str(value)) for values in critical for own in values for value in own]
+    edges = [(name, value) for name, value in edges if missing or value not in (None, "nan")]
     kinds = {name: rows.schema[name].dataType for name, _ in edges}
     texts = json.dumps([{"column": name, "text": text} for name, text in edges[:FIRST]])
     entries, edge = F.from_json(F.lit(texts), "array<struct<column:string,text:string>>"), F.col(f"{key}_edge")
@@ -345,6 +351,15 @@ def check_saved(model: Any, folder: Path, rows: Callable[[], DataFrame] | None) 
     )
 
 
+def not_compared(result: Mapping[str, Any]) -> list[str]:
+    """The warning that a saved pipeline could be loaded, but not compared; nothing if it was compared.
+
+    Args:
+        result: what `check_saved` returned.
+    """
+    return [f"the saved pipeline was loaded, but not compared: {result['why']}"] if "why" in result else []
+
+
 def _columns_of_chance(loaded: Any, folder: Path, df: DataFrame) -> set[str]:
     """Columns of Spark's own stages that differ between two loads of the same saved pipeline; `TABLE` if the table
     differs.
@@ -370,7 +385,9 @@ def check_what_is_saved(
     try:
         with jvm.temporary(".saved-", folder()) as path:
             model.write().save(jvm.stores.address(path / "model"))
-            summary.saved.update(check_saved(model, path / "model", rows))
+            compared = check_saved(model, path / "model", rows)
+        summary.saved.update(compared)
+        summary.warnings.extend(not_compared(compared))
     except ParityError as e:
         summary.saved.update(rows=0, columns=0, leftOut=[], differs=str(e))
         summary.warnings.append(str(e))

@@ -6,6 +6,7 @@ import collections
 from collections.abc import Sequence
 from typing import Any
 
+from pyspark.ml.feature import StringIndexerModel
 from pyspark.sql import DataFrame, functions as F
 from pyspark.sql.types import StructType
 
@@ -23,7 +24,7 @@ def label_notes(graph: Graph, data: DataFrame | StructType, counted: bool = Fals
         counted: whether to add the number of rows of a DataFrame with the numbers of such labels; runs a job if there
             are any.
     """
-    indexers = [vertex for vertex in graph.vertices if vertex.stageClass == "StringIndexerModel"]
+    indexers = [vertex for vertex in graph.vertices if isinstance(vertex.stage, StringIndexerModel)]
     known = known_fields(graph, {source for vertex in indexers for source in vertex.sources}, data) if indexers else {}
     kinds = {source: kind for source, field in known.items() if (kind := field.dataType.simpleString()) in PRECISIONS}
     version = jvm.origin().get("javaVersion") if kinds else None

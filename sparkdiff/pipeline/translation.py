@@ -216,15 +216,21 @@ def _in_spark(bare: Vertex) -> Vertex:
         removes = tuple(c for c in selection.columns if c not in selection.last)
         return dataclasses.replace(bare, why="it drops columns or puts them last, and computes none", removes=removes)
     known = UNTRANSLATED.get(class_name(stage)) or UntranslatedFacts(foreign(stage) or "no translation to torch")
-    outputs = columns_of(stage, OUTPUTS) if (declares_all := is_plain(stage) or _only_computes(stage)) else ()
+    plain, computes = is_plain(stage), _only_computes(stage)
+    if plain:
+        inputs, outputs = columns_of(stage, INPUTS), columns_of(stage, OUTPUTS)
+    elif computes:
+        inputs, outputs = columns_of(stage, ("inputCol",)), columns_of(stage, ("outputCol",))
+    else:
+        inputs, outputs = _declared_columns(stage, INPUTS), ()
     return dataclasses.replace(
         bare,
         why=known.reason,
-        spelled=columns_of(stage, INPUTS),
+        spelled=inputs,
         outputs=outputs,
         opaque=not outputs,
-        custom=not is_plain(stage) or not outputs,
-        declares_all=declares_all,
+        custom=not plain or not outputs,
+        declares_all=plain or computes,
         drops_rows=not outputs or _skips(stage),
         passed_over=known.passed_over,
         own_attributes=known.own_attributes,
@@ -344,8 +350,7 @@ def _with_declared_outputs(
         known: the stage as its plan for an empty DataFrame describes it; None if that plan does not show its effects.
     """
     stage = vertex.stage
-    found = [stage.getOrDefault(name) for name in OUTPUTS if stage.hasParam(name) and stage.isSet(name)]
-    declared = tuple(c for one in found for c in ([one] if isinstance(one, str) else one))
+    declared = _declared_columns(stage, OUTPUTS)
     own = {*map(casefold, declared)}
     others = [[f for f in df.schema.fields if casefold(f.name) not in own] for df in (before, after)]
     if is_plain(stage) or not own or others[0] != others[1] or (known and not own >= {*map(casefold, known.outputs)}):
@@ -404,10 +409,19 @@ def _names_in(statement: str, names: Iterable[str]) -> set[str]:
     return {name for name in names if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", statement)}
 
 
+def _declared_columns(stage: Any, names: Sequence[str]) -> tuple[str, ...]:
+    """The columns that a stage names in those of these Params that were set; a default may be that of a mixin, which the
+    stage need not heed.
+    """
+    return columns_of(stage, tuple(name for name in names if stage.hasParam(name) and stage.isSet(name)))
+
+
 def _only_computes(stage: Any) -> bool:
-    """True if a stage is a UnaryTransformer with that class's own transform: one column in, one out, all rows kept."""
-    own = (getattr(type(stage), name, None) for name in ("transform", "_transform"))
-    return isinstance(stage, UnaryTransformer) and [*own] == [UnaryTransformer.transform, UnaryTransformer._transform]
+    """True if a stage is a UnaryTransformer with that class's own transform: `inputCol` in, `outputCol` out, all rows kept."""
+    used = ("transform", "_transform", "getInputCol", "getOutputCol")
+    return isinstance(stage, UnaryTransformer) and all(
+        getattr(type(stage), name) is getattr(UnaryTransformer, name) and name not in vars(stage) for name in used
+    )
 
 
 def _custom_reason(stage: Any, does: str) -> str:

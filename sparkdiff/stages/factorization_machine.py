@@ -40,10 +40,10 @@ class FactorizationMachine(Predictor):
         # The difference of two large squares depends on each rounding, so this follows Spark's order, factor by factor.
         for factor in self.factors.T:
             if isinstance(x, SparseRows):
-                entries, none = x.values * factor[x.indices], x.values.new_zeros(len(x))
+                entries, none = _products(x.values, factor[x.indices]), x.values.new_zeros(len(x))
                 total, squares = (none.index_add(0, x.rows(), part) for part in (entries, entries * entries))
             else:
-                entries = x * factor
+                entries = _products(x, factor)
                 total, squares = sum_in_order(entries), sum_in_order(entries * entries)
             out = out + 0.5 * (total * total - squares)
         return out
@@ -61,6 +61,11 @@ class FactorizationMachine(Predictor):
             "intercept": torch.tensor(unit, dtype=torch.float64),
             "factors": one[:, None] * scale,
         }
+
+
+def _products(x: Tensor, factor: Tensor) -> Tensor:
+    """x * factor, but 0 where x is 0: Spark skips these entries, although a factor may not be finite."""
+    return x * factor if bool(factor.isfinite().all()) else torch.where(x == 0, 0.0, x * factor)
 
 
 @register("pyspark.ml.regression.FMRegressionModel")

@@ -89,8 +89,7 @@ class AFTSurvivalRegression(LinearMargin):
 
     def columns(self, margin: Tensor) -> tuple[Tensor, ...]:
         time = torch.exp(margin[:, 0])
-        # In Spark's order of operations: it divides the exponent by the shape k = 1 / scale.
-        exponents = torch.log(-torch.log(1 - self.quantiles.to(margin))) / (1 / torch.exp(margin[:, 1:2]))
+        exponents = torch.log(-torch.log1p(-self.quantiles.to(margin))) * torch.exp(margin[:, 1:2])
         return self.only_shown(time, time[:, None] * torch.exp(exponents))
 
     def mean(self, margin: Tensor) -> Tensor:

@@ -223,7 +223,9 @@ def test_without_constructors(features: Features, counted: DataFrame, curves: An
 
 
 def survival(random: np.random.Generator) -> Any:
-    quantiles = random.choice([0.001, 0.1, 0.5, 0.63, 0.99, 0.999999], random.integers(1, 4), replace=False)
+    quantiles = random.choice(
+        [1e-17, 1e-9, 0.001, 0.1, 0.5, 0.63, 0.99, 0.999999], random.integers(1, 4), replace=False
+    )
     shown = {"quantilesCol": "quantiles"} if random.random() < 0.7 else {}
     fit = bool(random.random() < 0.7)
     estimator = AFTSurvivalRegression(

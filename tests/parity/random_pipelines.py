@@ -571,7 +571,9 @@ def by_torch(truth: Truth) -> Iterator[Difference]:
             answers = transformer.transform(truth.rows([i])).drop(*truth.labels()).collect()
         except SparkError:
             continue
-        if answers:  # none where a stage drops the row and the one that would refuse it runs last (docs/torch_transformer.md)
+        if (
+            answers
+        ):  # none where a stage drops the row and the one that would refuse it runs last (docs/torch_transformer.md)
             yield Difference("TorchTransformer", "", "answers a row that Spark refuses", f"row {i}", (i,))
 
 

@@ -729,11 +729,15 @@ def test_what_cannot_be_served_is_refused_by_name(usual: PipelineModel, df: Data
         Scorer(PipelineModel([sql, *usual.stages]))
     with pytest.raises(InputError, match="drops rows"):
         Scorer(Bucketizer(splits=[0.0, 1.0, 2.0], inputCol="a", outputCol="o", handleInvalid="skip"))
-    for pattern in (r"\bx", "(?i)a", "a++", r"\p{L}+", "[a&&b]", r"(a)\1"):
+    for pattern in (r"\bx", "(?i)a", "a++", r"\p{L}+", "[a&&b]", r"(a)\1", "a{b}", "x{,3}"):
         with pytest.raises(InputError, match="Python's regular expressions have no equal"):
             Scorer(RegexTokenizer(inputCol="x", outputCol="o", pattern=pattern))
     with pytest.raises(InputError, match="locale 'tr'"):
         Scorer(StopWordsRemover(inputCol="x", outputCol="o", locale="tr"))
+    words = df.sparkSession.createDataFrame([(["IN", "in", "\u0130N", "\u0131n"],)], ["x"])
+    for locale in ("tr_TR", "az_AZ", "lt_LT"):  # as a whole no language that lowers text in its own way
+        stops = StopWordsRemover(inputCol="x", outputCol="o", locale=locale, stopWords=["IN"])
+        assert Scorer(stops).predict(words.first().asDict())["o"] == stops.transform(words).first()["o"]
     with pytest.raises(InputError, match=r"no stage writes column 'predction'\. Did you mean 'prediction'"):
         Scorer(usual, outputCols=["predction"])
 

@@ -562,7 +562,7 @@ def generalized(d: Draw, want: dict[str, Any]) -> Drawn:
 
 
 def survival(d: Draw, want: dict[str, Any], column: str) -> dict[str, Any]:
-    more = {"quantilesCol": d.new("quantiles"), "quantileProbabilities": [0.2, 0.7]} if d.chance(0.5) else {}
+    more = {"quantilesCol": d.new("quantiles"), "quantileProbabilities": [1e-12, 0.2, 0.7]} if d.chance(0.5) else {}
     return {"censorCol": "censor", "maxIter": 2, **more}
 
 

@@ -144,8 +144,7 @@ def support_vectors(g: GraphWriter, m: LinearSVC, xs: Sequence[Value], _nulls: N
 @writes(AFTSurvivalRegression)
 def survival(_g: GraphWriter, m: AFTSurvivalRegression, xs: Sequence[Value], _nulls: Nulls) -> tuple[Value, ...]:
     time = linear(xs[0], m.coefficients, m.intercept).exp()
-    scale = torch.log(m.scale.detach())
-    exponents = torch.log(-torch.log(1 - m.quantiles)) / (1 / torch.exp(scale))  # by Spark's order of operations
+    exponents = torch.log(-torch.log1p(-m.quantiles)) * torch.exp(torch.log(m.scale.detach()))
     return output_columns(m, time, time * torch.exp(exponents))
 
 
@@ -252,7 +251,7 @@ def same_as(x: Value, bounds: torch.Tensor) -> Value:
 # Products and combinations -----------------------------------------------------------------------------------------------
 
 
-def fm_margin(_g: GraphWriter, m: Any, x: Value) -> Value:
+def fm_margin(g: GraphWriter, m: Any, x: Value) -> Value:
     """Margin of a factorization machine, factor by factor in Spark's order of operations.
 
     The order matters because the margin is a small difference of large squares.
@@ -260,7 +259,9 @@ def fm_margin(_g: GraphWriter, m: Any, x: Value) -> Value:
     out = x.matmul(m.linear.detach()[:, None]) + m.intercept
     last = x.width - 1
     for factor in m.factors.detach().T if x.width else ():
-        entries = x * factor
+        products = x * factor
+        # Spark skips entries of 0, although a factor may not be finite.
+        entries = products if bool(factor.isfinite().all()) else g.where(x.equals(0.0), 0.0, products)
         total, squares = entries.running_sum().column(last), (entries * entries).running_sum().column(last)
         out = out + (total * total - squares) * 0.5
     return out

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from pyspark.ml.feature import StringIndexerModel
 from pyspark.ml.wrapper import JavaWrapper
 from pyspark.sql import DataFrame
 from pyspark.sql.types import StructType
@@ -18,7 +19,7 @@ from sparkdiff.jvm.number_text import java_release
 from sparkdiff.pipeline.graph import Graph, Version, Vertex
 from sparkdiff.pipeline.nesting import Path, flatten, with_leaves
 from sparkdiff.pipeline.null_vectors import note_readers
-from sparkdiff.pipeline.schema import SchemaOrRows, fields_by_name, known_fields
+from sparkdiff.pipeline.schema import SchemaOrRows, fields_by_name, is_plain, known_fields
 from sparkdiff.pipeline.translation import graph_of, with_modules
 from sparkdiff.serving.scorer.java_text import NotServedError
 from sparkdiff.serving.scorer.request_values import InputColumn
@@ -78,7 +79,8 @@ NOT_SERVED = {
 
 
 def refusal_error(vertex: Vertex, why: str) -> InputError:
-    way, why = WAYS.get(vertex.stageClass, OTHER_WAY), NOT_SERVED.get(vertex.stageClass, why)
+    name = vertex.stageClass if is_plain(vertex.stage) else ""  # a user's class may have the name of one of Spark's
+    way, why = WAYS.get(name, OTHER_WAY), NOT_SERVED.get(name, why)
     return InputError(f"{vertex.uid} ({vertex.stageClass}) cannot be computed without Spark: {why}; {way}")
 
 
@@ -251,7 +253,7 @@ class _Compiler:
         unknown.
         """
         writer = self.graph.vertices[version[1]] if version[1] >= 0 else None
-        if writer is not None and writer.stageClass == "StringIndexerModel":
+        if writer is not None and isinstance(writer.stage, StringIndexerModel):
             at = list(map(self.graph.casefold, writer.outputs)).index(version[0])
             unknown = ["__unknown"] if writer.stage.getHandleInvalid() == "keep" else []
             return [*writer.stage.labelsArray[at], *unknown]

@@ -243,6 +243,8 @@ class _Pattern:
     def plain(self, c: str) -> str:
         if c == "(" and self.starts("?") and not self.starts(("?:", "?=", "?!", "?<=", "?<!")):  # type: ignore[arg-type]
             raise self.refuse(repr(self.java[self.at - 1 : self.at + 3]))
+        if c == "{" and not re.match(r"\d+(,\d*)?\}", self.java[self.at :]):
+            raise self.refuse("a brace that is no quantifier")
         if c in "*+?}" and self.starts("+"):
             raise self.refuse(f"the possessive {c}+")
         return re.escape(c) if c in "#&~" else c

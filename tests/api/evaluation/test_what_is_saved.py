@@ -9,7 +9,7 @@ import pytest
 from pyspark.ml import Pipeline, PipelineModel, Transformer
 from pyspark.ml.clustering import LDA
 from pyspark.ml.evaluation import RegressionEvaluator
-from pyspark.ml.feature import MinMaxScaler, SQLTransformer, VectorAssembler
+from pyspark.ml.feature import Binarizer, MinMaxScaler, SQLTransformer, StringIndexer, VectorAssembler
 from pyspark.ml.param.shared import HasInputCol, HasOutputCol
 from pyspark.ml.regression import LinearRegression
 from pyspark.ml.tuning import ParamGridBuilder, TrainValidationSplit
@@ -19,7 +19,7 @@ from pyspark.sql import DataFrame, functions as F
 from sparkdiff import FineTuner, Search
 from sparkdiff.cli.app import main
 from sparkdiff.errors import DONE, FAILED
-from sparkdiff.evaluation.prediction_differences import compare_outputs
+from sparkdiff.evaluation.prediction_differences import check_saved, compare_outputs, not_compared
 from tests.support.small_data import QUICK, tune, unfitted
 
 
@@ -262,3 +262,38 @@ def test_columns_types_and_metadata_are_compared(df: DataFrame) -> None:
     told = [shifted(shift, Described) for shift in (0.0, 1.0)]
     assert compare_outputs(told[0], told[0], df)[0] == {}
     assert compare_outputs(*told, df)[0] == {"wind": "has metadata {'shift': 1.0}, not {'shift': 0.0}"}
+
+
+def test_a_refused_edge_does_not_hide_the_others(df: DataFrame) -> None:
+    """The assembler refuses NaN, at which the Binarizer jumps; a label that the first 1,000 rows lack counts nevertheless."""
+    labels = StringIndexer(inputCol="kind", outputCol="index").fit(
+        df.select(F.lit("usual").alias("kind")).unionAll(df.select(F.lit("rare").alias("kind")))
+    )
+    stages = [
+        labels,
+        Binarizer(inputCol="temp", outputCol="warm"),
+        VectorAssembler(inputCols=["temp", "warm"], outputCol="both"),
+    ]
+    usual = df.withColumn("kind", F.lit("usual"))
+    one, other = (
+        PipelineModel([*stages, SQLTransformer(statement=f"SELECT *, {value} AS out FROM __THIS__")])
+        for value in ("1", "if(kind = 'rare', 2, 1)")
+    )
+    found, compared = compare_outputs(one, other, usual)
+    assert found["out"] == "has other values in 1 of 1,004 rows"
+    assert compared["rows"] == 1004  # two labels, and two values at the threshold of the Binarizer
+
+
+def test_a_saved_pipeline_that_cannot_be_compared_is_named(df: DataFrame, folder: Path) -> None:
+    model = PipelineModel([Binarizer(inputCol="temp", outputCol="warm", threshold=0.5)])
+    model.write().save(f"file://{folder}/binary")
+    result = check_saved(
+        model, folder / "binary", lambda: df.withColumn("temp", F.expr("CAST(raise_error('broken') AS DOUBLE)"))
+    )
+    assert result["rows"] == 0
+    [told] = not_compared(result)
+    assert (
+        told.startswith("the saved pipeline was loaded, but not compared: the pipeline in memory fails: ")
+        and "broken" in told
+    )
+    assert not_compared(check_saved(model, folder / "binary", lambda: df)) == []

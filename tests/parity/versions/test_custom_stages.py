@@ -8,9 +8,10 @@ import pytest
 from pyspark.ml import Pipeline, PipelineModel, Transformer
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.feature import SQLTransformer, StandardScaler, VectorAssembler
-from pyspark.ml.param.shared import HasInputCol, HasOutputCol
+from pyspark.ml.param.shared import HasFeaturesCol, HasInputCol, HasOutputCol, HasPredictionCol
 from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable
 from pyspark.sql import DataFrame, SparkSession, functions as F
+from pyspark.sql.types import StructType
 
 import sparkdiff
 from sparkdiff import FineTuner, InputError, Plan, TorchTransformer, plan, verify
@@ -83,6 +84,20 @@ class Overrides(Squared):
         return super()._transform(dataset).withColumn("x", F.lit(0.0))
 
 
+class InPlace(Squared):
+    """A UnaryTransformer that writes the column that it reads."""
+
+    def getOutputCol(self) -> str:
+        return self.getInputCol()
+
+    def transformSchema(self, schema: StructType) -> StructType:
+        return schema
+
+
+class Mixed(Squared, HasFeaturesCol, HasPredictionCol):
+    """A UnaryTransformer with mixins whose columns it neither reads nor writes."""
+
+
 IN_OUT = {"inputCol": "y", "outputCol": "z"}
 
 
@@ -110,6 +125,7 @@ REWRITES: dict[str, Callable[[], tuple[list[Any], str]]] = {
     "clips": lambda: ([*scaled(), own(Clips), again()], "again"),
     "declares one and changes two": lambda: ([*scaled(), own(DoublesAndClips, **IN_OUT), again()], "again"),
     "overrides": lambda: ([*scaled(), own(Overrides, **IN_OUT), again()], "again"),
+    "in place": lambda: ([*scaled(), own(InPlace, inputCol="x"), again()], "again"),
     "drops rows": lambda: ([*scaled(), own(DropsByRdd)], "scaled"),
     "by a union": lambda: ([*scaled(), own(DoublesByUnion, **IN_OUT)], "scaled"),
     "selects": lambda: ([*scaled(), own(Selects)], "numbers"),
@@ -205,6 +221,20 @@ def test_stages_in_front_of_an_honest_one_train(stage: Callable[[], Any], rows: 
     assert all(parity["ok"] for parity in tuned.summary.parity.values())
     assert verify(tuned.pipelineModel, rows).ok
     assert sparkdiff.TorchTransformer(model, device="cpu").transform(rows).columns == model.transform(rows).columns
+
+
+def test_defaults_of_mixins_declare_nothing(rows: DataFrame) -> None:
+    head = LogisticRegression(featuresCol="numbers", maxIter=5)
+    model = Pipeline(stages=[own(Mixed, **IN_OUT), *scaled()[:1], head]).fit(rows)
+    behind = PipelineModel([*model.stages[1:], own(Mixed, **IN_OUT)])
+    for one in (model, behind):
+        for schema in (rows, rows.schema, None):
+            assert of(plan(one, schema=schema), "own").inputCols == ("y",)
+            assert of(plan(one, schema=schema), "own").outputCols == ("z",)
+        assert verify(one, rows).ok
+        assert sparkdiff.compact(one, schema=rows.schema).transform(rows).columns == one.transform(rows).columns
+        found = sparkdiff.Scorer(one, schema=rows.schema, outputCols=["prediction"]).predict({"x": 1.0, "y": -2.0})
+        assert found["prediction"] == 0.0
 
 
 def test_the_plan_names_what_is_assumed(rows: DataFrame) -> None:

@@ -13,11 +13,11 @@ from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression, OneVsRest
 from pyspark.ml.feature import OneHotEncoder, StandardScaler, VectorAssembler, VectorSizeHint
 from pyspark.ml.linalg import SparseMatrix, SparseVector, Vectors
-from pyspark.ml.regression import DecisionTreeRegressor, LinearRegression
+from pyspark.ml.regression import DecisionTreeRegressor, FMRegressor, LinearRegression
 from pyspark.sql import DataFrame, SparkSession, functions as F
 
 import sparkdiff
-from sparkdiff import InputError
+from sparkdiff import InputError, jvm
 from sparkdiff.growth.assembly import with_output_coefficients
 from sparkdiff.growth.part import Output
 from sparkdiff.jvm.coefficients import stored_of
@@ -211,3 +211,22 @@ def test_a_null_vector_is_refused_by_those_who_need_it_only(rows: DataFrame) -> 
     passing = PipelineModel(model.stages[:-1])
     assert sparkdiff.verify(passing, data.limit(3).select("a", "i").union(one).coalesce(1)).ok
     assert sparkdiff.verify(passing, one).ok
+
+
+def test_factors_that_are_not_finite_are_not_multiplied_by_zero(spark: SparkSession, tmp_path: Path) -> None:
+    """As of a diverged fit: Spark skips entries of 0, stored or not."""
+    weights = {"intercept": 0.5, "linear": np.array([0.0, 1.0]), "factors": np.array([[np.inf, np.nan], [2.0, 1.0]])}
+    model = jvm.model_with_weights(FMRegressor(factorSize=2), weights)
+    vectors = [Vectors.dense([0.0, 3.0]), Vectors.sparse(2, [1], [3.0]), Vectors.sparse(2, [0, 1], [0.0, 3.0])]
+    df = spark.createDataFrame([(v,) for v in vectors], ["features"]).coalesce(1)
+    expected = [3.5] * 3
+    assert [row.prediction for row in model.transform(df).collect()] == expected
+    by_torch = sparkdiff.TorchTransformer(model, device="cpu").transform(df)
+    assert [row.prediction for row in by_torch.collect()] == expected
+    assert [
+        found["prediction"] for found in sparkdiff.Scorer(model).predict([{"features": v} for v in vectors])
+    ] == expected
+    sparkdiff.export(model, tmp_path / "fm.onnx", schema=df)
+    session = onnxruntime.InferenceSession(tmp_path / "fm.onnx")
+    [found] = session.run(None, {"features": np.array([v.toArray() for v in vectors])})
+    assert found.tolist() == expected

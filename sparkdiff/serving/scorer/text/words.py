@@ -128,8 +128,8 @@ class StopWordsRemover(TextStage):
     @classmethod
     def of(cls, stage: Any, facts: TextInputs) -> list[StagePart]:
         exact = stage.getCaseSensitive()
-        language = stage.getLocale().replace("-", "_").partition("_")[0].lower()
-        if not exact and language in LANGUAGES:
+        # Spark makes the whole text a language: "tr_TR" is none that lowers text in its own way.
+        if not exact and stage.getLocale().lower() in LANGUAGES:
             raise java.NotServedError(
                 f"its locale {stage.getLocale()!r} lowers text by rules that Python does not have"
             )
