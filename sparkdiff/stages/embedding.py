@@ -12,12 +12,13 @@ from sparkdiff.jvm import word2vec as vocabularies
 from sparkdiff.stages.affine import AffineForm, MatrixProduct, Parameters
 from sparkdiff.stages.base import FeatureStats, LabelStats, parameter, register
 from sparkdiff.stages.prepared_stage import PreparedStage
-from sparkdiff.tensors.rows import Rows, SparseRows
+from sparkdiff.tensors.rows import NEVER, Rows, SparseRows, known_any, sparse_where
 
 
 @register("pyspark.ml.feature.Word2VecModel")
 class Word2Vec(PreparedStage, MatrixProduct):
-    """The mean of the words' vectors; unknown words count as 0, a row without words is 0. The vectors are float32.
+    """The mean of the words' vectors; unknown words count as 0. A row without words is a sparse vector without entries. The
+    words' vectors are float32.
 
     Strings cannot enter torch, so Spark first computes, for each row, the share of each known word among all words of
     the row, and the number of words.
@@ -49,8 +50,10 @@ class Word2Vec(PreparedStage, MatrixProduct):
         [column], (shares, length) = cls.inputs(stage), cls.prepared_columns(stage)
         return vocabularies.counting(vocabularies.vocabulary(stage)[0], column, shares, length)
 
-    def forward(self, x: Rows, length: Tensor) -> Tensor:  # (n, v), (n,) -> (n, d)
-        return x.matmul(self.vectors)
+    def forward(self, x: Rows, length: Tensor) -> Rows:  # (n, v), (n,) -> (n, d)
+        out: Tensor = x.matmul(self.vectors)
+        told = self.exact_beyond < NEVER and known_any(length == 0)
+        return sparse_where(out, (length > 0)[:, None].expand_as(out)) if told else out
 
     def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
         vectors = p["vectors"]

@@ -32,7 +32,7 @@ import pytest
 from pyspark.ml import PipelineModel
 from pyspark.ml.linalg import SparseVector, Vector
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql.types import IntegerType, StructType
+from pyspark.sql.types import IntegerType, LongType, StructType
 
 import sparkdiff
 from sparkdiff import InputError, Scorer, TorchTransformer
@@ -466,10 +466,12 @@ def by_onnx(truth: Truth) -> Iterator[Difference]:
         if not file.described.sparkStages:
             out = onnx_parity.run(file.session, arrays(inputs, [truth.case.rows[i] for i in truth.kept]))
             whole = {
-                name for name in out if name in truth.columns.names and truth.columns[name].dataType == IntegerType()
+                name
+                for name in out
+                if name in truth.columns.names and truth.columns[name].dataType in (IntegerType(), LongType())
             }
             found = {
-                i: {name: int(values[k]) if name in whole else values[k] for name, values in out.items()}
+                i: {n: int(v[k]) if n in whole and not np.isnan(v[k]) else v[k] for n, v in out.items()}
                 for k, i in enumerate(truth.kept)
             }
             for i, spark in truth.kept.items():  # a number that is null is NaN in a file

@@ -1,5 +1,6 @@
 """Translated stages that transform features, as nodes of an ONNX graph, written in the terms of their torch modules."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from functools import reduce
@@ -23,6 +24,7 @@ from sparkdiff.stages.scaling import MaxAbsScaler, MinMaxScaler, RobustScaler, S
 from sparkdiff.stages.selecting import Selector, VectorSizeHint, VectorSlicer
 from sparkdiff.stages.target_encoding import TargetEncoder
 from sparkdiff.stages.weighing import IDF, ElementwiseProduct, Normalizer
+from sparkdiff.tensors.rows import NEVER
 
 Nulls = Sequence[Value | None]
 """Flags of the null rows per input, (n, 1) bool; None if no row is null, or if the module treats null as NaN."""
@@ -170,7 +172,10 @@ def dct(g: GraphWriter, m: DCT, xs: Sequence[Value], _nulls: Nulls) -> tuple[Val
 
 @writes(Word2Vec)
 def mean_vector(_g: GraphWriter, m: Word2Vec, xs: Sequence[Value], _nulls: Nulls) -> tuple[Value, ...]:
-    return (xs[0].matmul(m.vectors),)
+    shares, length = xs
+    out = shares.matmul(m.vectors)
+    stored = (length > 0.0) & (out.equals(out) | out.isnan()) if m.exact_beyond < NEVER else None
+    return (dataclasses.replace(out, stored=stored),)
 
 
 # Categories and bins ----------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 import torch
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression, OneVsRest
-from pyspark.ml.feature import OneHotEncoder, StandardScaler, VectorAssembler, VectorSizeHint
+from pyspark.ml.feature import OneHotEncoder, StandardScaler, VectorAssembler, VectorIndexer, VectorSizeHint, Word2Vec
 from pyspark.ml.linalg import SparseMatrix, SparseVector, Vectors
 from pyspark.ml.regression import DecisionTreeRegressor, FMRegressor, LinearRegression
 from pyspark.sql import DataFrame, SparkSession, functions as F
@@ -230,3 +230,23 @@ def test_factors_that_are_not_finite_are_not_multiplied_by_zero(spark: SparkSess
     session = onnxruntime.InferenceSession(tmp_path / "fm.onnx")
     [found] = session.run(None, {"features": np.array([v.toArray() for v in vectors])})
     assert found.tolist() == expected
+
+
+def test_a_row_without_words_stores_nothing(spark: SparkSession) -> None:
+    """Spark leaves what is not stored alone, where a zero would be a value that the VectorIndexer doesn't know."""
+    rows = [(["a"],), (["b"],), (["c"],), (["b"],)]  # one word each, so that no sum rounds
+    train = spark.createDataFrame(rows, "words array<string>").coalesce(1)
+    stages = [
+        Word2Vec(inputCol="words", outputCol="means", minCount=0, vectorSize=3, maxIter=1, seed=1),
+        VectorIndexer(inputCol="means", outputCol="indexed", maxCategories=4),
+    ]
+    model = Pipeline(stages=stages).fit(train)
+    asked = spark.createDataFrame([([],), *rows], "words array<string>").coalesce(1)
+    expected = [row.indexed.toArray().tolist() for row in model.transform(asked).collect()]
+    by_torch = sparkdiff.TorchTransformer(model, device="cpu").transform(asked)
+    assert [row.indexed.toArray().tolist() for row in by_torch.collect()] == expected
+    scorer = sparkdiff.Scorer(model, schema=asked.schema)
+    assert [scorer.predict({"words": row.words})["indexed"].tolist() for row in asked.collect()] == expected
+    assert sparkdiff.verify(model, asked).ok
+    with pytest.raises(InputError, match="is not one of its categories"):  # dense zeros, of words that it doesn't know
+        scorer.predict({"words": ["z"]})
