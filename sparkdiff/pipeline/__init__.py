@@ -2,7 +2,7 @@
 
 `graph` holds the graph, made by `translation`; `roles` decides what trains in it, and `cut` the point up to which Spark
 runs the stages before training. `unfitted_form` finds the estimators that a fitted pipeline came from, and fits them anew;
-`tree_origin` tests whether Spark grew a stage's trees, and `class_numbers` finds the number of each class. `plan` is
+`class_numbers` finds the number of each class. `plan` is
 the plan, `network` the torch module, and `write_back` turns it into MLlib stages again. `nesting` flattens pipelines
 within pipelines, `schema` and `column_names` know the columns before a row is read, `column_tensors` turns Spark's columns into
 tensors and back, and `parity` compares the outputs of Spark and torch. `label_texts` finds labels of numbers that the

@@ -24,8 +24,15 @@ from pyspark.sql import DataFrame, SparkSession
 import sparkdiff
 from sparkdiff import InputError
 from sparkdiff.jvm import trees
-from sparkdiff.pipeline.tree_origin import is_trees, why_not_grown
-from sparkdiff.pipeline.unfitted_form import WITHOUT_EFFECT, estimator_class, refit, unfitted_form, untold
+from sparkdiff.pipeline.unfitted_form import (
+    WITHOUT_EFFECT,
+    estimator_class,
+    is_trees,
+    refit,
+    unfitted_form,
+    untold,
+    why_not_grown,
+)
 from tests.support.readable_uids import named
 
 AS_FITTED = {"ALSModel", "BucketedRandomProjectionLSHModel", "MinHashLSHModel"}
