@@ -10,8 +10,7 @@ from weakref import ref
 import pytest
 
 import sparkdiff.data.stream as streams
-from sparkdiff.data.stream import Stream
-from sparkdiff.data.stream.read_ahead import ahead
+from sparkdiff.data.stream import Stream, ahead
 from tests.support.cache_on_disk import Cache
 
 LONG = 60  # seconds; what is waited for comes at once
