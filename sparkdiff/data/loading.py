@@ -428,7 +428,7 @@ def types_by_model(model: Any, schema: StructType) -> dict[str, str]:
     """Spark's names of the types of columns that the pipeline needs in another type than that of the schema, because Spark would
     make other texts of the values than a StringIndexer has as labels, or because a tokenizer takes texts only.
 
-    Empty for an unfitted pipeline, which has no labels.
+    The file alone doesn't tell that a zip code is a text. Empty for an unfitted pipeline, which has no labels.
     """
     casefold, found = casefolding(), dict[str, str]()
     fields = {casefold(field.name): field for field in schema if not isinstance(field.dataType, StringType)}

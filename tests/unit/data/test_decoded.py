@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from sparkdiff.data.stream import Stream, decoded_rows, scratch
+from sparkdiff.data.stream import Stream, decoded_rows
 from sparkdiff.data.stream.files import Files
 from sparkdiff.tensors.rows import SparseRows
 from tests.support.cache_on_disk import Cache
@@ -105,7 +105,7 @@ def test_a_file_system_that_cannot_pass_over_its_cache(
     for refused in ("open", "preadv"):
         read.clear()
         with monkeypatch.context() as m, Stream(folder, backend="arrow", inMemory=False) as stream:
-            m.setattr(scratch.os, refused, refusing(getattr(os, refused)))
+            m.setattr(decoded_rows.os, refused, refusing(getattr(os, refused)))
             assert same(epochs(stream, range(3)), expected)
             assert not stream.decoded.direct
             assert len(read) == len(set(read)) > 0
@@ -118,7 +118,7 @@ def test_a_kernel_without_the_advice_on_forks(tmp_path: Path, read: list[str], m
         def madvise(self, *args: Any) -> None:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
-    monkeypatch.setattr(scratch.mmap, "mmap", Plain)
+    monkeypatch.setattr(decoded_rows.mmap, "mmap", Plain)
     with Stream(Cache(tmp_path / "cache").folder, backend="arrow", inMemory=False) as stream:
         epochs(stream, range(3))
         assert len(read) == len(set(read)) > 0
@@ -143,7 +143,7 @@ def test_batches_keep_their_rows_when_memory_is_used_again(tmp_path: Path) -> No
         expected = epochs(stream, range(3), 2000)
     made, before = list[mmap.mmap](), mmap.mmap
     with Stream(folder, backend="arrow", inMemory=False) as stream, pytest.MonkeyPatch.context() as m:
-        m.setattr(scratch.mmap, "mmap", lambda *a: made.append(before(*a)) or made[-1])
+        m.setattr(decoded_rows.mmap, "mmap", lambda *a: made.append(before(*a)) or made[-1])
         batches = [b for n in range(3) for b in stream.batches("train", batchSize=2000, epoch=n)]
         assert same([x for b in batches for x in b.values() if isinstance(x, torch.Tensor)], expected)
         assert len(stream.decoded._buffers._free) == 8
