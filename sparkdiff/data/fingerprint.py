@@ -20,8 +20,7 @@ from sparkdiff import jvm
 from sparkdiff.data import splits
 from sparkdiff.data.row_hashes import row_hashes
 from sparkdiff.data.stream.manifest import FORMAT
-from sparkdiff.jvm.query_plans import plan_facts, table_versions
-from sparkdiff.jvm.query_settings import settings
+from sparkdiff.jvm.query_plans import plan_facts, settings, table_versions
 from sparkdiff.options import Options
 from sparkdiff.pipeline.cut import Cut
 from sparkdiff.pipeline.schema import is_plain

@@ -18,8 +18,7 @@ from sparkdiff.data.fingerprint import content, source_facts
 from sparkdiff.data.splits import TEST, TRAIN, Source
 from sparkdiff.errors import InputError, WriteError
 from sparkdiff.evaluation.prediction_differences import find_output_changes
-from sparkdiff.jvm.query_plans import tables_read
-from sparkdiff.jvm.query_settings import settings as settings_of
+from sparkdiff.jvm.query_plans import settings as settings_of, tables_read
 from sparkdiff.machine import memory, paths
 from sparkdiff.pipeline.nesting import flatten, inside, plain
 from sparkdiff.pipeline.unfitted_form import check_unfitted

@@ -8,8 +8,16 @@ from typing import Any
 import pytest
 from py4j.protocol import Py4JError
 
-from sparkdiff.jvm.query_plans import END, canonical_plan, file_facts, files_of, local_facts, version_entry
-from sparkdiff.jvm.query_settings import NO_EFFECT, counts
+from sparkdiff.jvm.query_plans import (
+    END,
+    NO_EFFECT,
+    canonical_plan,
+    counts,
+    file_facts,
+    files_of,
+    local_facts,
+    version_entry,
+)
 
 CATALYST = "org.apache.spark.sql.catalyst.expressions."
 
