@@ -13,7 +13,7 @@ from sparkdiff.jvm.folders import (
     temporary,
 )
 from sparkdiff.jvm.job_counter import count_jobs
-from sparkdiff.jvm.persistence import Load, Persistent, Reader, Writer, clear_param
+from sparkdiff.jvm.persistence import Load, Persistent, Reader, Writer, clear_param, load_model
 from sparkdiff.jvm.rebuilding import (
     default_output,
     defaults,
@@ -28,7 +28,6 @@ from sparkdiff.jvm.rebuilding import (
     with_params,
     with_uid,
 )
-from sparkdiff.jvm.saved_models import load_model
 from sparkdiff.jvm.selections import Selection, can_except, quoted, selecting, selection_of, unquoted
 from sparkdiff.jvm.sessions import (
     QUICK,

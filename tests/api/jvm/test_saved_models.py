@@ -12,7 +12,7 @@ from pyspark.sql import DataFrame, functions as F
 
 import sparkdiff
 from sparkdiff import InputError, jvm
-from sparkdiff.jvm import saved_models
+from sparkdiff.jvm import persistence
 from sparkdiff.pipeline.nesting import flatten
 
 
@@ -45,7 +45,7 @@ def told(model: Any) -> list[Any]:
 def test_it_is_what_spark_loads(pipeline: PipelineModel, rows: DataFrame, tmp_path: Path) -> None:
     where = tmp_path / "x [1]{y,z} 50%20#"
     pipeline.write().save(f"file://{where}")
-    stages = saved_models._stages(where)
+    stages = persistence._stages(where)
     assert stages is not None
     assert len(stages[1]) == 12
     mine, sparks = jvm.load_model(where), PipelineModel.load(jvm.model_at(where))
