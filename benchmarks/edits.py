@@ -35,7 +35,7 @@ from pyspark.sql import DataFrame, SparkSession
 from sparse import real, session
 
 import sparkdiff
-from sparkdiff.jvm.job_counter import count_jobs
+from sparkdiff.jvm.sessions import count_jobs
 
 WAYS = ("scratch", "caches", "reuse")
 

@@ -12,7 +12,6 @@ from sparkdiff.jvm.folders import (
     shared_folder,
     temporary,
 )
-from sparkdiff.jvm.job_counter import count_jobs
 from sparkdiff.jvm.persistence import Load, Persistent, Reader, Writer, clear_param, load_model
 from sparkdiff.jvm.rebuilding import (
     default_output,
@@ -41,6 +40,7 @@ from sparkdiff.jvm.sessions import (
     check_alive,
     check_java,
     clone_session,
+    count_jobs,
     first_sentences,
     has_constructors,
     in_process,

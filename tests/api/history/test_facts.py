@@ -15,7 +15,7 @@ from sparkdiff.data import rehearsal
 from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.history import pipeline_facts
 from sparkdiff.history.pipeline_facts import Facts, SampleError, Samples, measure_facts, training_facts
-from sparkdiff.jvm.job_counter import count_jobs
+from sparkdiff.jvm.sessions import count_jobs
 from sparkdiff.options import Options
 from tests.support.small_data import QUICK, pipeline
 
