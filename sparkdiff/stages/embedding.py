@@ -8,7 +8,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from sparkdiff.jvm import word2vec as vocabularies
+from sparkdiff.jvm import embeddings
 from sparkdiff.stages.affine import AffineForm, MatrixProduct, Parameters
 from sparkdiff.stages.base import FeatureStats, LabelStats, parameter, register
 from sparkdiff.stages.prepared_stage import PreparedStage
@@ -38,7 +38,7 @@ class Word2Vec(PreparedStage, MatrixProduct):
 
     @classmethod
     def from_spark(cls, stage: Any) -> "Word2Vec":
-        words, vectors = vocabularies.vocabulary(stage)
+        words, vectors = embeddings.vocabulary(stage)
         return cls(words, torch.from_numpy(vectors).double())
 
     @classmethod
@@ -48,7 +48,7 @@ class Word2Vec(PreparedStage, MatrixProduct):
     @classmethod
     def preparation(cls, stage: Any) -> list[Any]:
         [column], (shares, length) = cls.inputs(stage), cls.prepared_columns(stage)
-        return vocabularies.counting(vocabularies.vocabulary(stage)[0], column, shares, length)
+        return embeddings.counting(embeddings.vocabulary(stage)[0], column, shares, length)
 
     def forward(self, x: Rows, length: Tensor) -> Rows:  # (n, v), (n,) -> (n, d)
         out: Tensor = x.matmul(self.vectors)
@@ -91,4 +91,4 @@ class Word2Vec(PreparedStage, MatrixProduct):
         return {"vectors": size if size > 0 else torch.ones_like(size)}
 
     def to_spark(self, stage: Any) -> Any:
-        return vocabularies.word2vec(stage, self.words, self.weight("vectors").astype(np.float32))
+        return embeddings.word2vec(stage, self.words, self.weight("vectors").astype(np.float32))

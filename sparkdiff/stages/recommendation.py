@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.jvm import als
+from sparkdiff.jvm import embeddings
 from sparkdiff.stages.base import SUPPORT, FeatureStats, LabelStats, columns_of, parameter, register
 from sparkdiff.stages.predictor import LeastSquares
 from sparkdiff.tensors.rows import known_any
@@ -54,7 +54,7 @@ class ALS(LeastSquares):
     users: Tensor
     items: Tensor
 
-    def __init__(self, users: als.Table, items: als.Table, uid: str, names: tuple[str, ...]):
+    def __init__(self, users: embeddings.Table, items: embeddings.Table, uid: str, names: tuple[str, ...]):
         super().__init__()
         self.uid, self.names, self.rank = uid, names, users[1].shape[1]
         self.register_buffer("users", torch.from_numpy(users[0].copy()))  # (u,) int64, ascending
@@ -74,7 +74,7 @@ class ALS(LeastSquares):
 
     @classmethod
     def from_spark(cls, stage: Any) -> "ALS":
-        return cls(*als.tables(stage), stage.uid, cls.inputs(stage))
+        return cls(*embeddings.factor_tables(stage), stage.uid, cls.inputs(stage))
 
     def margin(self, user: Tensor, item: Tensor) -> Tensor:  # type: ignore[override]  # (n,), (n,) -> (n,)
         found = self.places(user, item)
@@ -125,4 +125,4 @@ class ALS(LeastSquares):
 
     def to_spark(self, stage: Any) -> Any:
         users, items = (self.weight(name).astype("float32") for name in ("userFactors", "itemFactors"))
-        return als.als(stage, (self.users.numpy(), users), (self.items.numpy(), items))
+        return embeddings.als(stage, (self.users.numpy(), users), (self.items.numpy(), items))

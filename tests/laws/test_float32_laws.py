@@ -11,7 +11,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 import sparkdiff
 from sparkdiff import jvm
-from sparkdiff.jvm import als as factors, sessions, word2vec as words
+from sparkdiff.jvm import embeddings, sessions
 from sparkdiff.pipeline.translation import graph_of
 from sparkdiff.stages.constraints import Float32Values
 from sparkdiff.stages.recommendation import FloatProduct
@@ -73,13 +73,13 @@ def test_both_routes_write_the_same(bases: tuple[Any, Any]) -> None:
     users, items = (np.array(USERS), random.normal(size=(5, 3)).astype("f4")), (np.array(ITEMS), np.ones((3, 3), "f4"))
     for with_constructors in (True, False):
         with patch.object(sessions, "has_constructors", lambda: with_constructors):  # noqa: B023
-            new = words.word2vec(bases[1], sorted(WORDS), vectors)
-            known, found = words.vocabulary(new)
+            new = embeddings.word2vec(bases[1], sorted(WORDS), vectors)
+            known, found = embeddings.vocabulary(new)
             assert known == tuple(sorted(WORDS))
             assert np.array_equal(found, vectors)
-            model = factors.als(bases[0], users, items)
+            model = embeddings.als(bases[0], users, items)
             assert isinstance(model, ALSModel)
-            for (ids, table), (wished, values) in zip(factors.tables(model), (users, items), strict=True):
+            for (ids, table), (wished, values) in zip(embeddings.factor_tables(model), (users, items), strict=True):
                 assert np.array_equal(ids, wished)
                 assert np.array_equal(table, values)
                 assert table.dtype == np.float32

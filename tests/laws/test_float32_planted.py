@@ -10,7 +10,7 @@ import torch
 from pyspark.sql import DataFrame, SparkSession
 from torch import Tensor
 
-from sparkdiff.jvm import als as factors
+from sparkdiff.jvm import embeddings
 from sparkdiff.stages.base import StageModule
 from sparkdiff.stages.constraints import Float32Values
 from sparkdiff.stages.embedding import Word2Vec
@@ -39,12 +39,12 @@ def in_double(self: Any, user: Tensor, item: Tensor) -> Tensor:
 
 def tables_swapped(self: Any, stage: Any) -> Any:
     users, items = (self.weight(n).astype("float32") for n in ("userFactors", "itemFactors"))
-    return factors.als(stage, (self.items.numpy(), items), (self.users.numpy(), users))
+    return embeddings.als(stage, (self.items.numpy(), items), (self.users.numpy(), users))
 
 
 def unordered(self: Any, stage: Any) -> Any:
     users, items = (self.weight(n).astype("float32") for n in ("userFactors", "itemFactors"))
-    return factors.als(stage, (self.users.numpy(), users[::-1]), (self.items.numpy(), items))
+    return embeddings.als(stage, (self.users.numpy(), users[::-1]), (self.items.numpy(), items))
 
 
 def known_words_only(self: Any, x: Rows, length: Tensor) -> Tensor:

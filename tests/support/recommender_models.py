@@ -7,7 +7,7 @@ from pyspark.ml.feature import Word2Vec
 from pyspark.ml.recommendation import ALS
 from pyspark.sql import DataFrame, SparkSession
 
-from sparkdiff.jvm import als as factors, word2vec as words
+from sparkdiff.jvm import embeddings
 
 USERS, ITEMS = (-(2**31), -7, 0, 3, 2**31 - 1), (0, 2, 5)
 WORDS = ("a", "b", "naïve", "two words", "'quoted'\n")
@@ -27,18 +27,18 @@ def fitted(spark: SparkSession) -> tuple[Any, Any]:
 def als(base: Any, random: np.random.Generator, size: float = 1.0) -> Any:
     """Factors of any size; those of the first user hold what float32 can just hold, and what it can't add up."""
 
-    def table(ids: tuple[int, ...]) -> factors.Table:
+    def table(ids: tuple[int, ...]) -> embeddings.Table:
         return np.array(ids), (size * random.normal(size=(len(ids), 3))).astype(np.float32)
 
     users, items = table(USERS), table(ITEMS)
     users[1][0], users[1][1] = (1e-40, 0.0, -0.0), (2e37, 2e37, -2e37)
-    return factors.als(base, users, items)
+    return embeddings.als(base, users, items)
 
 
 def word2vec(base: Any, random: np.random.Generator, size: float = 1.0) -> Any:
     vectors = (size * random.normal(size=(len(WORDS), 3))).astype(np.float32)
     vectors[0] = (1e-40, 0.0, 2e37)
-    return words.word2vec(base, sorted(WORDS), vectors)
+    return embeddings.word2vec(base, sorted(WORDS), vectors)
 
 
 def pairs(spark: SparkSession) -> DataFrame:

@@ -14,7 +14,7 @@ from pyspark.ml.regression import LinearRegression
 from pyspark.sql import DataFrame, SparkSession, functions as F
 
 import sparkdiff
-from sparkdiff.jvm import als as factors, word2vec
+from sparkdiff.jvm import embeddings
 from tests.support.small_data import sides, tune
 
 USERS, ITEMS, RANK = 60, 40, 3
@@ -60,13 +60,13 @@ def test_on_ratings(ratings: DataFrame, recommender: PipelineModel, shared: Path
     assert found.summary.parity["after"]["maxAbsDiff"] == {"prediction": 0.0}
     new, old = found.pipelineModel.stages[0], recommender.stages[0]
     assert (type(new), new.uid, new.rank) == (type(old), old.uid, old.rank)
-    for (ids, one), (known, other) in zip(factors.tables(new), factors.tables(old), strict=True):
+    for (ids, one), (known, other) in zip(embeddings.factor_tables(new), embeddings.factor_tables(old), strict=True):
         assert np.array_equal(ids, known)
         assert one.dtype == np.float32
         assert not np.array_equal(one, other)
     found.pipelineModel.write().save(f"file://{tmp_path}/model")
     again = PipelineModel.load(f"file://{tmp_path}/model").stages[0]
-    for (ids, one), (known, other) in zip(factors.tables(again), factors.tables(new), strict=True):
+    for (ids, one), (known, other) in zip(embeddings.factor_tables(again), embeddings.factor_tables(new), strict=True):
         assert np.array_equal(ids, known) and np.array_equal(one, other)
     assert {row["id"] for row in new.recommendForAllUsers(1).selectExpr("user as id").collect()} <= set(range(USERS))
 
@@ -134,8 +134,8 @@ def test_few_rows_don_t_move_a_user(ratings: DataFrame, recommender: PipelineMod
     rare = ratings.where("user <> 3 OR item < 6")
     found = tune(recommender, rare, shared, labelCol="rating", learningRate=0.03, maxEpochs=3, guard=1.0)
     assert any("userFactors" in w and "fewer than 5 training rows" in w for w in found.summary.warnings)
-    ids, new = factors.tables(found.pipelineModel.stages[0])[0]
-    old = factors.tables(recommender.stages[0])[0][1]
+    ids, new = embeddings.factor_tables(found.pipelineModel.stages[0])[0]
+    old = embeddings.factor_tables(recommender.stages[0])[0][1]
     still = [int(i) for i, a, b in zip(ids, new, old, strict=True) if np.array_equal(a, b)]
     assert still == [3]
 
@@ -190,8 +190,8 @@ def test_words_in_front_of_a_classifier(said: DataFrame, shared: Path) -> None:
     found = tune(model, said, shared, learningRate=0.03, maxEpochs=8)
     assert found.summary.decision == "tuned", found.summary.reason
     new, old = found.pipelineModel.stages[1], model.stages[1]
-    assert not np.array_equal(word2vec.vocabulary(new)[1], word2vec.vocabulary(old)[1])
-    assert word2vec.vocabulary(new)[0] == word2vec.vocabulary(old)[0]
+    assert not np.array_equal(embeddings.vocabulary(new)[1], embeddings.vocabulary(old)[1])
+    assert embeddings.vocabulary(new)[0] == embeddings.vocabulary(old)[0]
     assert found.summary.parity["after"]["ok"]
     assert found.summary.parity["after"]["rows"] > len(
         said.head(1000)

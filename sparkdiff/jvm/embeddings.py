@@ -1,8 +1,8 @@
-"""The words and vectors of a Word2VecModel, the model rebuilt with new vectors, and plain stages that count its
-words.
+"""Tables of vectors: those of a Word2VecModel, one vector per word, and those of an ALSModel, one per user and item. They are
+read, the models are rebuilt with new ones, and plain stages count the words of a Word2VecModel.
 
 If constructors can be called, a vocabulary is sent as one string and its vectors as bytes, without a job and without
-a call per word. Otherwise it is sent as a DataFrame with Arrow.
+a call per word. Otherwise it is sent as a DataFrame with Arrow. Factors are read with Arrow, in one job per table.
 """
 
 import weakref
@@ -13,13 +13,13 @@ import numpy as np
 from pyspark.ml.feature import CountVectorizerModel, Interaction, SQLTransformer
 from pyspark.ml.functions import vector_to_array
 from pyspark.ml.wrapper import JavaParams
-from pyspark.sql import functions as F
+from pyspark.sql import DataFrame, functions as F
 
 from sparkdiff.jvm import selections, sessions
 from sparkdiff.jvm.folders import model_at
 from sparkdiff.jvm.java_objects import packages
 from sparkdiff.jvm.rebuilding import made_of, rebuild_with
-from sparkdiff.jvm.stage_files import save_temporarily
+from sparkdiff.jvm.stage_files import save_temporarily, save_until_exit
 
 Vocabulary = tuple[tuple[str, ...], np.ndarray]
 """Words, sorted, and their vectors (v, d) float32."""
@@ -27,16 +27,16 @@ BETWEEN = "\0"
 """A separator that no word contains."""
 MLLIB = "org.apache.spark.mllib.feature.Word2VecModel"
 LITERAL = 16  # java.util.regex.Pattern.LITERAL
-_read: weakref.WeakKeyDictionary[Any, Vocabulary] = weakref.WeakKeyDictionary()
+_vocabularies: weakref.WeakKeyDictionary[Any, Vocabulary] = weakref.WeakKeyDictionary()
 
 
 def vocabulary(stage: Any) -> Vocabulary:
     """Words of a Word2VecModel and their vectors. A fitted model never changes, so they are read only once."""
-    if stage not in _read:
+    if stage not in _vocabularies:
         words, vectors = _by_bytes(stage) if sessions.has_constructors() else _by_arrow(stage)
         order = sorted(range(len(words)), key=words.__getitem__)
-        _read[stage] = tuple(words[k] for k in order), vectors[order]
-    return _read[stage]
+        _vocabularies[stage] = tuple(words[k] for k in order), vectors[order]
+    return _vocabularies[stage]
 
 
 def word2vec(stage: Any, words: Sequence[str], vectors: np.ndarray) -> Any:
@@ -125,3 +125,48 @@ def _by_arrow(stage: Any) -> tuple[list[str], np.ndarray]:
     with sessions.by_arrow():
         found = stage.getVectors().select("word", vector_to_array(F.col("vector"), "float32").alias("v")).toPandas()
     return found["word"].tolist(), np.stack(found["v"]).astype(np.float32)
+
+
+Table = tuple[np.ndarray, np.ndarray]
+"""Ids (n,) int64, ascending, and factors (n, rank) float32."""
+_factors: weakref.WeakKeyDictionary[Any, tuple[Table, Table]] = weakref.WeakKeyDictionary()
+
+
+def factor_tables(stage: Any) -> tuple[Table, Table]:
+    """Factor tables of users and of items. The tables of a fitted model never change, so each is read only once."""
+    if stage not in _factors:
+        _factors[stage] = _factor_table(stage.userFactors, stage.rank), _factor_table(stage.itemFactors, stage.rank)
+    return _factors[stage]
+
+
+def als(stage: Any, users: Table, items: Table) -> Any:
+    """An ALSModel like `stage` with these factor tables."""
+
+    def construct(old: Any) -> Any:
+        return made_of(old, stage.rank, _factor_frame(users)._jdf, _factor_frame(items)._jdf)
+
+    def rewrite(old: Any) -> Any:
+        where = save_until_exit(old)
+        for name, table in (("userFactors", users), ("itemFactors", items)):
+            _factor_frame(table).coalesce(1).write.mode("overwrite").parquet(f"{where}/{name}")
+        return type(old).load(model_at(where))
+
+    return rebuild_with(stage, construct, rewrite)
+
+
+def _factor_table(df: DataFrame, rank: int) -> Table:
+    with sessions.by_arrow():
+        found = df.select("id", "features").toPandas()
+    ids = found["id"].to_numpy(np.int64)
+    factors = np.concatenate([np.empty(0, np.float32), *found["features"]]).astype(np.float32).reshape(len(ids), rank)
+    order = ids.argsort()
+    return ids[order], factors[order]
+
+
+def _factor_frame(table: Table) -> DataFrame:
+    ids, factors = table
+    import pandas as pd
+
+    with sessions.by_arrow():
+        rows = pd.DataFrame({"id": ids.astype(np.int32), "features": list(factors)})
+        return sessions.session().createDataFrame(rows, "id int, features array<float>")
