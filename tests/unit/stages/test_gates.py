@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.input_statistics import distinct_values, leaf_counts
-from sparkdiff.stages import gates
+from sparkdiff.stages import forest
 from sparkdiff.stages.base import FeatureStats, LabelStats
 from sparkdiff.stages.forest import Trees
 from sparkdiff.stages.trees import (
@@ -114,7 +114,7 @@ def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
         return torch.autograd.grad((trees.total(x) * weight).sum(), [x, trees.thresholds, trees.leaves])
 
     whole = gradients()
-    monkeypatch.setattr(gates, "ENTRIES", 7 * 3 * len(trees.nodes))
+    monkeypatch.setattr(forest, "ENTRIES", 7 * 3 * len(trees.nodes))
     assert trees._gates is not None and trees._gates.rows_at_once(3) == 7
     for a, b in zip(gradients(), whole, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
@@ -175,7 +175,7 @@ def test_thresholds_settle_between_values_they_separate() -> None:
     std = torch.tensor([2.0, 0.0, 1.0, 1.0], dtype=F64)
     old_tau = trees.tau.clone()
     trees.observe(stats(std, torch.full((WIDTH,), 99), torch.empty(0)), values)
-    expected_tau = torch.where(std[trees.feature] > 0, gates.SHARPNESS * std[trees.feature], old_tau)
+    expected_tau = torch.where(std[trees.feature] > 0, forest.SHARPNESS * std[trees.feature], old_tau)
     torch.testing.assert_close(trees.tau, expected_tau)
     before = trees.thresholds.detach().clone()
     assert trees.settles()
