@@ -11,8 +11,8 @@ from sparkdiff.serving.scorer import schedule as schedules
 from sparkdiff.serving.scorer.few_rows import OneHotStep, steps
 from sparkdiff.serving.scorer.request_values import InputColumn
 from sparkdiff.serving.scorer.requests import table_of
-from sparkdiff.serving.scorer.result_columns import result_objects
 from sparkdiff.serving.scorer.schedule import InputPlaces, OutputColumn, Schedule, TorchStep
+from sparkdiff.serving.scorer.scorer import result_objects
 from sparkdiff.stages.indexing import OneHotEncoder
 from sparkdiff.tensors.rows import SPARSE_FROM
 

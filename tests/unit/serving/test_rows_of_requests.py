@@ -25,8 +25,8 @@ from sparkdiff.serving.scorer.requests import (
     table_of_arrow,
     table_of_pandas,
 )
-from sparkdiff.serving.scorer.result_columns import concatenation, result_arrow
 from sparkdiff.serving.scorer.schedule import InputPlaces, Schedule
+from sparkdiff.serving.scorer.scorer import concatenation, result_arrow
 from sparkdiff.serving.scorer.text.counts import HashingTF
 from sparkdiff.tensors.rows import dense
 
