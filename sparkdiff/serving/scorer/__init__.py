@@ -1,7 +1,6 @@
 """Scoring without Spark.
 
 `compiling` finds the steps that the wanted columns need, `schedule` runs them, `few_rows` has faster steps for few rows,
-`requests` turns outside rows into columns (`request_values` has their types), `result_columns` converts columns back, `text` has
-the stages that read or write text, `java_text` Java's text functions, and `scorer_files` writes and reads a scorer without
-pickle.
+`requests` turns outside rows into columns, `scorer` has the Scorer and turns columns back into rows, `text` has the stages that
+read or write text, `java_text` Java's text functions, and `scorer_files` writes and reads a scorer without pickle.
 """

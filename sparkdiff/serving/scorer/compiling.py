@@ -22,7 +22,7 @@ from sparkdiff.pipeline.null_vectors import note_readers
 from sparkdiff.pipeline.schema import SchemaOrRows, fields_by_name, is_plain, known_fields
 from sparkdiff.pipeline.translation import graph_of, with_modules
 from sparkdiff.serving.scorer.java_text import NotServedError
-from sparkdiff.serving.scorer.request_values import InputColumn
+from sparkdiff.serving.scorer.requests import InputColumn
 from sparkdiff.serving.scorer.schedule import (
     NOWHERE,
     InputPlaces,

@@ -12,13 +12,16 @@ import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.serving.scorer.request_values import WHOLE, InputColumn, as_type, short_repr
 from sparkdiff.serving.scorer.requests import (
+    WHOLE,
     DictRows,
+    InputColumn,
     RequestTable,
+    as_type,
     is_twofold,
     numbers,
     objects,
+    short_repr,
     spelling_of,
     value_of,
 )

@@ -9,8 +9,7 @@ import torch
 from sparkdiff.errors import InputError
 from sparkdiff.serving.scorer import schedule as schedules
 from sparkdiff.serving.scorer.few_rows import OneHotStep, steps
-from sparkdiff.serving.scorer.request_values import InputColumn
-from sparkdiff.serving.scorer.requests import table_of
+from sparkdiff.serving.scorer.requests import InputColumn, table_of
 from sparkdiff.serving.scorer.schedule import InputPlaces, OutputColumn, Schedule, TorchStep
 from sparkdiff.serving.scorer.scorer import result_objects
 from sparkdiff.stages.indexing import OneHotEncoder

@@ -17,7 +17,7 @@ import pytest
 import sparkdiff
 from sparkdiff import InputError, Scorer
 from sparkdiff.jvm.nodes import Nodes
-from sparkdiff.serving.scorer.request_values import InputColumn
+from sparkdiff.serving.scorer.requests import InputColumn
 from sparkdiff.serving.scorer.schedule import NOWHERE, InputPlaces, OutputColumn, Schedule, TextStep, TorchStep
 from sparkdiff.serving.scorer.text.indices import StringIndexer
 from sparkdiff.stages.assembling import VectorAssembler

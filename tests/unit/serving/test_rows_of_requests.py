@@ -14,10 +14,11 @@ import torch
 from sparkdiff.errors import InputError
 from sparkdiff.serving.scorer import java_text as java
 from sparkdiff.serving.scorer.java_text import NotServedError
-from sparkdiff.serving.scorer.request_values import WHOLE, InputColumn
 from sparkdiff.serving.scorer.requests import (
+    WHOLE,
     ArrowColumn,
     Column,
+    InputColumn,
     ListColumn,
     numbers,
     objects,
