@@ -1,4 +1,4 @@
-"""Translated predictors as nodes of an ONNX graph, written in the terms of their torch modules; trees are in `onnx_trees`."""
+"""Translated predictors as nodes of an ONNX graph, written in the terms of their torch modules; those of trees are in `trees`."""
 
 import copy
 import math
