@@ -8,9 +8,9 @@ pipelines, and applies the guard; `units` counts the independent units (rows, gr
 `out_of_fold` estimates how far folds depend on each other, and `acceptance.judge` decides whether the tuned network
 replaces the original. `slices` and `compatibility` report changes that the mean doesn't show; `unseen_errors` tests
 whether one more wrong prediction would undo a gain, `seen_rows` whether a pipeline was fitted on these rows.
-`cached_parity` compares with Spark, `single_precision` float32 with float64.
+`cached_parity` compares with Spark, and float32 with float64.
 
-Reasons to doubt a result: `row_warnings.check` returns warnings about the data (with `duplicates`, `outliers` and `separation`),
+Reasons to doubt a result: `row_warnings.check` returns warnings about the data (from the figures of `row_evidence`),
 `pipeline_warnings` has warnings about the tuned pipeline; `model_differences.between` compares two models, and
 `prediction_differences.predictions` their predictions. `model_saving` writes a model that was checked so.
 """

@@ -1,5 +1,6 @@
 """Parity on cached rows: the outputs of Spark's stages compared with those of the network, on some rows of the cache
-and on rows built at critical values (those at which a stage's output jumps).
+and on rows built at critical values (those at which a stage's output jumps); and the network in float32 compared with
+the network in float64.
 """
 
 import contextlib
@@ -30,9 +31,10 @@ from sparkdiff.pipeline.column_tensors import into_structs, schema_of, write_col
 from sparkdiff.pipeline.graph import Version, null_of
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.pipeline.network import Network
-from sparkdiff.pipeline.parity import Parity, compare, outputs_of, run_in_spark
+from sparkdiff.pipeline.parity import Parity, compare, differences, outputs_of, run_in_spark
 from sparkdiff.stages.prepared_stage import PreparedStage
 from sparkdiff.store.files import move_into_place, room
+from sparkdiff.tensors.device import copy_to, place
 from sparkdiff.tensors.rows import Rows, SparseRows, below, dense, rows_at
 
 PARITY_ROWS, FEWER_ROWS = 10_000, 1_000
@@ -295,3 +297,65 @@ def _accepts(network: Network, rows: dict[Version, Rows]) -> bool:
     except InputError:
         return False
     return True
+
+
+MARGIN = "margin"
+MOST_ROUNDING = 1e-3
+"""Largest relative difference of the margin for which a network may train in float32."""
+
+
+@torch.no_grad()
+def check_single_precision(network: Network, data: Data) -> Parity:
+    """Compare the head's margin in float32 with that in float64 on the validation rows.
+
+    Raises:
+        InputError: they differ by more than `MOST_ROUNDING` (the message names the column that loses most). Or a stage can't
+            compute in float32.
+    """
+    there = place("cpu", "float32")
+    single = copy_to(network.without_spark(), there.device, there.dtype)
+    absolute = relative = 0.0
+    rows, culprit = 0, ""
+    for batch, _, weight, _ in data.batches(VALIDATION):
+        values = data.values(batch)
+        exact = network.margin(dict(values))
+        try:
+            rounded = single.margin({v: there.rows(x) for v, x in values.items()}).to(exact.dtype)
+        except RuntimeError as e:  # a stage of the user's may name a dtype
+            raise InputError(
+                f"the network can't compute with precision='float32' ({str(e).splitlines()[0]}): set precision='float64'"
+            ) from e
+        counts = weight > 0
+        by, share = (x[counts] for x in differences(rounded, exact))
+        rows += len(by)
+        if not len(by):
+            continue
+        absolute = max(absolute, float(by.max()))
+        if float(share.max()) > max(relative, MOST_ROUNDING):
+            culprit = _culprit({network.graph.name(v): values[v] for v in data.columns})
+        relative = max(relative, float(share.max()))
+    if relative > MOST_ROUNDING:
+        raise InputError(
+            f"precision='float32' moves the outputs of {network.graph.head.uid} by {relative:.1e} of their size on validation "
+            f"rows, more than {MOST_ROUNDING:g}{culprit}: scale the columns before the pipeline, or set precision='float64'"
+        )
+    return Parity({MARGIN: absolute}, {MARGIN: relative}, 0, rows, True)
+
+
+def _culprit(columns: dict[str, Rows]) -> str:
+    """The column whose values rounding changes most, relative to its standard deviation, as a part of a sentence; empty
+    if there is none.
+    """
+    worst, said = 0.0, ""
+    for name, column in columns.items():
+        x = column.values[:, None] if isinstance(column, SparseRows) else column.reshape(len(column), -1)
+        if not x.is_floating_point() or not len(x):
+            continue
+        lost = torch.where(x.isfinite(), (x - x.to(torch.float32)).abs(), 0.0).amax(0)
+        spread = torch.where(x.isfinite(), x, x.nanmean(0)).std(0, correction=0)
+        share = torch.where(spread > 0, lost / spread, 0.0)
+        if share.numel() and float(share.max()) > worst:
+            worst, j = float(share.max()), int(share.argmax())
+            entry = f"entry {j} of column" if isinstance(column, torch.Tensor) and column.ndim == 2 else "column"
+            said = f" (rounding moves {entry} {name!r} by up to {worst:.2g} standard deviations)"
+    return said

@@ -22,11 +22,9 @@ import torch
 from torch import Tensor
 
 from sparkdiff.data.stream import Batch
-from sparkdiff.evaluation.duplicates import RowHashes
 from sparkdiff.evaluation.feature_names import FeatureNames, entering
 from sparkdiff.evaluation.guard import Verdict, total_gain
-from sparkdiff.evaluation.outliers import FARTHEST, Spread, farness
-from sparkdiff.evaluation.separation import drift, leaks_class, leaks_number
+from sparkdiff.evaluation.row_evidence import FARTHEST, RowHashes, Spread, drift, farness, leaks_class, leaks_number
 from sparkdiff.evaluation.split_batches import Data, scalar
 from sparkdiff.machine import memory
 from sparkdiff.options import Options

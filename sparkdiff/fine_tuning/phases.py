@@ -14,7 +14,7 @@ from sparkdiff.data import cache as caches
 from sparkdiff.data.fingerprint import SHARDS, Request, versions_of
 from sparkdiff.data.splits import REFERENCE, TRAIN, VALIDATION, Boundaries, Source
 from sparkdiff.data.stream import Stream, copies
-from sparkdiff.evaluation import cached_parity, paired_rows, row_warnings as datachecks, single_precision
+from sparkdiff.evaluation import cached_parity, paired_rows, row_warnings as datachecks
 from sparkdiff.evaluation.acceptance import check_options, judge, unit_of, ways_to_decide
 from sparkdiff.evaluation.feature_names import FeatureNames
 from sparkdiff.evaluation.guard import MIN_UNITS, why_untested
@@ -287,7 +287,7 @@ def _train_candidates(
 ) -> tuple[TrainingResult, Start, Training]:
     """Train the candidates of all `settings`, by default those of the task's options; arguments as of `train`."""
     o, cache, network, data, goal = run.task.options, run.cache, run.network, run.data, run.goal
-    single = single_precision.check(network, data) if o.precision == "float32" else None
+    single = cached_parity.check_single_precision(network, data) if o.precision == "float32" else None
     start = start_of(network, data, goal.label, o, cache.rows(VALIDATION), recipes, settings)
     memory.trim()
     wishes = _slope_signs(run) if "monotone" in o.penalties else None

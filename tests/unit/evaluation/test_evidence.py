@@ -8,11 +8,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparkdiff.evaluation.duplicates import RowHashes
 from sparkdiff.evaluation.guard import Verdict
-from sparkdiff.evaluation.outliers import Spread, farness
+from sparkdiff.evaluation.row_evidence import (
+    RowHashes,
+    Spread,
+    auc,
+    auc_with_variance,
+    drift,
+    farness,
+    leaks_class,
+    leaks_number,
+    midranks,
+)
 from sparkdiff.evaluation.row_warnings import too_few_rows
-from sparkdiff.evaluation.separation import auc, auc_with_variance, drift, leaks_class, leaks_number, midranks
 from sparkdiff.tensors.rows import Rows, SparseRows
 
 Form = Callable[[Tensor], Rows]
@@ -276,7 +284,7 @@ def test_a_table_loaded_twice_is_seen(values: int) -> None:
 
 
 def test_of_many_rows_a_sample_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sparkdiff.evaluation.duplicates.MOST_HASHES", 512)
+    monkeypatch.setattr("sparkdiff.evaluation.row_evidence.MOST_HASHES", 512)
     x = normal(0, 20_000, 3)
     seen = hashed(x[:16_000], torch.cat([x[16_000:], x[:4_000]]))
     assert sum(len(h) for h in seen.hashes["train"]) < 512

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.evaluation import single_precision
+from sparkdiff.evaluation import cached_parity
 from sparkdiff.fine_tuning.task import check_place
 from sparkdiff.options import Options
 from sparkdiff.stages.scaling import StandardScaler
@@ -28,7 +28,7 @@ def data(*batches: Any, weight: Tensor | None = None) -> Any:
 
 def test_a_small_difference_is_measured_and_names_no_column() -> None:
     x = normal(50, 6, seed=3)
-    found = single_precision.check(network((logistic(6), ["x"], "p")), data(x[:30], x[30:]))
+    found = cached_parity.check_single_precision(network((logistic(6), ["x"], "p")), data(x[:30], x[30:]))
     assert (found.rows, found.ok, found.labelDisagreements) == (50, True, 0)
     assert 0 < found.maxRelDiff["margin"] < 1e-5
     assert found.maxAbsDiff.keys() == {"margin"}
@@ -43,16 +43,16 @@ def test_a_column_far_from_zero_is_named() -> None:
         InputError,
         match=r"moves the outputs of stage1 by .* \(rounding moves entry 2 of column 'x' by up to 2.2 standard",
     ):
-        single_precision.check(net, data(x))
+        cached_parity.check_single_precision(net, data(x))
     nothing = torch.zeros(50, dtype=F64)
-    assert single_precision.check(net, data(x, weight=nothing)).rows == 0  # rows of weight 0 are ignored
+    assert cached_parity.check_single_precision(net, data(x, weight=nothing)).rows == 0  # rows of weight 0 are ignored
 
 
 def test_sparse_rows_and_numbers_beyond_float32() -> None:
     offsets = torch.tensor([0, 1, 2])
     rows = SparseRows(torch.tensor([1, 4]), torch.tensor([0.1, 1e60], dtype=F64), offsets, 6)
     with pytest.raises(InputError, match=r"column 'x'.*set precision='float64'"):
-        single_precision.check(network((logistic(6), ["x"], "p")), data(rows))
+        cached_parity.check_single_precision(network((logistic(6), ["x"], "p")), data(rows))
 
 
 class Doubles(StandardScaler):
@@ -64,7 +64,7 @@ def test_a_stage_that_names_its_dtype() -> None:
     scaler = Doubles(torch.ones(6, dtype=F64), torch.zeros(6, dtype=F64), True, True)
     net = network((scaler, ["x"], "s"), (logistic(6), ["s"], "p"))
     with pytest.raises(InputError, match=r"can't compute with precision='float32' \(.*\): set precision='float64'$"):
-        single_precision.check(net, data(normal(5, 6, seed=3)))
+        cached_parity.check_single_precision(net, data(normal(5, 6, seed=3)))
 
 
 def test_trees_are_refused_in_float32() -> None:

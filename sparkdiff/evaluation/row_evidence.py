@@ -1,11 +1,12 @@
-"""Measures of separation: of the classes by one feature (a leak), and of training and validation rows by all features
-(drift).
+"""Evidence for warnings about rows: of separation, i.e. of the classes by one feature (a leak), and of training and validation
+rows by all features (drift); of values far from all others of their column, such as a number that stands for a missing
+value; and of validation rows that also occur in training, if there are more than chance explains.
 
 A slot is one entry of a vector column, or a scalar column.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,11 +16,104 @@ from sparkdiff.objectives.lbfgs import LBFGS
 from sparkdiff.stages.linear import product
 from sparkdiff.tensors.rows import Rows, SparseRows, matrix, rows_at, width
 
+FAR, NEXT = 30.0, 5.0  # an isolated outlier: multiples of the others' root mean square, and of the next value
+FARTHEST = 1000.0  # an outlier whatever its neighbours are: a multiple of the others' root mean square
+
+
+class Spread:
+    """The value farthest from the usual value, and the spread of the other values, for each slot of a column on one
+    split.
+
+    A slot is an entry of a vector column, or a scalar column.
+
+    The mean square distance of the other values excludes every occurrence of the farthest value, so that a sentinel
+    value does not enlarge the spread with which it is compared.
+
+    Args:
+        usual: (w,) the usual value of each slot, such as its median.
+    """
+
+    def __init__(self, usual: Tensor) -> None:
+        self.usual = usual  # (w,)
+        self.far, self.next, self.square = (torch.zeros_like(usual) for _ in range(3))
+        self.count, self.others = (torch.zeros(len(usual), dtype=torch.int32) for _ in range(2))
+        self.above = torch.zeros(
+            len(usual), dtype=torch.bool
+        )  # whether the farthest value is larger than the usual one
+
+    def add(self, x: Rows) -> None:
+        """Add a batch (n, w). Non-finite values count as the usual value, because where they matter, the loss rejects
+        them.
+        """
+        at: Tensor | slice = slice(None)  # slots with values to add
+        if isinstance(x, SparseRows):
+            at, x = x.compact()
+            usual, w, i = self.usual[at], x.width, x.indices
+            away = (x.values - usual[i]).abs().nan_to_num(0.0, 0.0)
+            zeros = torch.zeros(w, dtype=away.dtype)
+            far = zeros.scatter_reduce(0, i, away, "amax")
+            top = away == far[i]
+            rest = torch.where(top, 0.0, away)
+            count = torch.bincount(i[top], minlength=w)
+            above = torch.zeros(w, dtype=torch.bool).index_put((i[top],), x.values[top] > usual[i[top]])
+            following = zeros.scatter_reduce(0, i, rest, "amax")
+            square, others = zeros.index_add(0, i, rest.square()), torch.bincount(i[rest > 0], minlength=w)
+        else:
+            away = (x - self.usual).abs().nan_to_num(0.0, 0.0)
+            far, row = away.max(0)
+            top = away == far
+            rest = away.masked_fill(top, 0.0)
+            count, above = top.sum(0), x.gather(0, row[None])[0] > self.usual
+            following, square, others = rest.amax(0), rest.square().sum(0), (rest > 0).sum(0)
+        before, counted, count, others = self.far[at], self.count[at], count.int(), others.int()
+        equal, farther = far == before, far > before
+        beaten = torch.where(farther, before, far).masked_fill(equal, 0.0)
+        number = torch.where(farther, counted, count).masked_fill(beaten == 0, 0)
+        self.square[at] += square + number * beaten.square()
+        self.others[at] += others + number
+        self.next[at] = torch.maximum(torch.maximum(self.next[at], following), beaten)
+        self.count[at] = torch.where(equal, counted + count, torch.where(farther, count, counted))
+        self.above[at] = torch.where(farther, above, self.above[at])
+        self.far[at] = torch.maximum(before, far)
+
+    def farthest(self, slot: int) -> float:
+        """The farthest value of a slot."""
+        return float(self.usual[slot] + (self.far[slot] if self.above[slot] else -self.far[slot]))
+
+    def support(self) -> Tensor:
+        """Number of rows that differ from the usual value, (w,)."""
+        return self.others + torch.where(self.far > 0, self.count, 0)
+
+
+def farness(split: str, spreads: Mapping[str, Spread]) -> Tensor:
+    """Ratio of two distances from the usual value: of a split's farthest value, and of the other values, (w,); 0 if not
+    extreme.
+
+    The distance of the other values is the root mean square over the other training rows that differ from the usual
+    value. If there are fewer than five such rows (rare levels, constant columns), that distance is taken to be at least
+    1 and at least the absolute usual value.
+    """
+    own, base = spreads[split], spreads.get("train", spreads[split])
+    # If the training rows' farthest value is nearer than this split's, it is one of the other values, too.
+    nearer = (base.far < own.far) & (base.far > 0)
+    square = base.square + torch.where(nearer, base.count * base.far.square(), 0.0)
+    others = base.others + torch.where(nearer, base.count, 0)
+    scale = (square / others.clamp_min(1)).sqrt()
+    scale = torch.where(others >= 5, scale, torch.maximum(scale, own.usual.abs().clamp_min(1.0)))
+    following = torch.zeros_like(scale)
+    for s in spreads.values():
+        following = torch.maximum(
+            following, torch.where(s.far < own.far, s.far, torch.where(s.next < own.far, s.next, 0.0))
+        )
+    z = own.far / scale
+    return torch.where((z > FARTHEST) | ((z > FAR) & (own.far > NEXT * following)), z, 0.0)
+
+
 LEAST = 30
 """Smallest number of rows of a class, of the rest, or of rows that differ from a feature's median, for a finding."""
 STEPS = 30  # of L-BFGS
 RIDGE = 1e-2
-FARTHEST = 5.0  # standard deviations at which a standardised feature is clipped, so that outliers don't dominate it
+CLIPPED_AT = 5.0  # standard deviations at which a standardised feature is clipped, so that outliers don't dominate it
 
 
 def midranks(x: Tensor) -> Tensor:
@@ -178,7 +272,7 @@ def auc_with_variance(margin: Tensor, positive: Tensor, cluster: Tensor) -> tupl
 
 
 def _standardised(x: Rows) -> Rows:
-    """Columns minus their mean, divided by their standard deviation, and clipped at FARTHEST; sparse columns are not
+    """Columns minus their mean, divided by their standard deviation, and clipped at CLIPPED_AT; sparse columns are not
     centered, and are divided by the root mean square of their stored values.
     """
     if isinstance(x, SparseRows):
@@ -186,10 +280,10 @@ def _standardised(x: Rows) -> Rows:
         square = torch.zeros(x.width, dtype=x.values.dtype).index_add_(0, x.indices, x.values.square())
         scale = (square / stored.clamp_min(1)).sqrt()
         values = x.values / torch.where(scale > 0, scale, 1.0)[x.indices]
-        return x.with_values(values.nan_to_num(0.0).clamp(-FARTHEST, FARTHEST))
+        return x.with_values(values.nan_to_num(0.0).clamp(-CLIPPED_AT, CLIPPED_AT))
     x = matrix(x)
     center, spread = x.mean(0), x.std(0)
-    return ((x - center) / torch.where(spread > 0, spread, 1.0)).nan_to_num(0.0).clamp(-FARTHEST, FARTHEST)
+    return ((x - center) / torch.where(spread > 0, spread, 1.0)).nan_to_num(0.0).clamp(-CLIPPED_AT, CLIPPED_AT)
 
 
 def _mean(x: Rows, rows: Tensor) -> Tensor:
@@ -225,3 +319,101 @@ def _fit(columns: Sequence[Rows], held: Tensor) -> list[Tensor]:
 
     optimizer.step(loss)
     return [w.detach() for w in weights]
+
+
+MOST_HASHES = 1 << 22  # kept at most; from more rows, a sample chosen by hash
+OVERLAP_ERRORS = 4.0  # standard errors above chance
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Number and share of the validation rows that occur in training, and a text that compares them with chance."""
+
+    rows: int
+    share: float
+    chance: str
+
+
+class RowHashes:
+    """64-bit hashes of rows, from the label and the columns that the network reads; for many rows, a sample of the
+    hashes.
+    """
+
+    def __init__(self, rows: int):
+        self.mask = (1 << max(0, math.ceil(math.log2(max(rows, 1) / MOST_HASHES)))) - 1 if rows > MOST_HASHES else 0
+        self.hashes: dict[str, list[Tensor]] = {"train": [], "validation": []}
+
+    def add(self, split: str, columns: Sequence[Rows], y: Tensor) -> None:
+        """Add rows: their columns, always in the same order, and their labels (n,)."""
+        total = _mixed(_bits(y))
+        for number, column in enumerate(columns):
+            total = _mixed(total + _row_hash(column, number + 1))
+        self.hashes[split].append(total[total & self.mask == 0])
+
+    def overlap(self) -> Overlap | None:
+        """The overlap, if more validation rows have a duplicate in training than chance explains; else None.
+
+        By chance, a validation row has a duplicate in training as often as a training row has a duplicate among the
+        other training rows (Good 1953; variance: Esty 1983). A second test detects a table that was loaded twice, in
+        which too many values occur exactly twice. For independent draws, however few distinct values there are, the
+        expected numbers f_m of values that occur m times obey f_m^2 <= (m + 1) / m * f_(m-1) * f_(m+1), because the
+        counts are a mixture of Poisson counts (Cauchy-Schwarz).
+        """
+        if not all(self.hashes.values()):
+            return None
+        train, held = (torch.cat(hashes) for hashes in self.hashes.values())
+        n, m = len(train), len(held)
+        if not n or not m:
+            return None
+        values, counts = train.unique(return_counts=True)
+        both = int(torch.isin(held, values).sum())
+        single, double = int((counts == 1).sum()), int((counts == 2).sum())
+        expected = m * (1 - single / n)
+        variance = expected * single / n + 1 + m * m * (single * (1 - single / n) + 2 * double) / n**2
+        surplus = both > expected + OVERLAP_ERRORS * math.sqrt(variance)
+        if not surplus and not (both >= max(5, m / 100) and unnatural(torch.cat([train, held]))):
+            return None
+        times = self.mask + 1
+        chance = (
+            f"chance would explain {round(expected * times):,}"
+            if surplus
+            else "more rows occur twice than chance explains"
+        )
+        return Overlap(both * times, both / m, chance)
+
+
+def unnatural(hashes: Tensor) -> bool:
+    """True if values repeat in proportions that independent draws do not show; see `RowHashes.overlap`."""
+    _, counts = hashes.unique(return_counts=True)
+    f = [0, *(int((counts == k).sum()) for k in range(1, 6))]
+
+    def high(count: int) -> float:  # upper bound of the expected count, given the observed one
+        return count + 3 * math.sqrt(count) + 5
+
+    return any(
+        f[k] - 3 * math.sqrt(f[k]) > math.sqrt((k + 1) / k * high(f[k - 1]) * high(f[k + 1])) for k in range(2, 5)
+    )
+
+
+def _bits(x: Tensor) -> Tensor:
+    x = torch.where(x.isnan(), torch.nan, x) + 0.0  # one NaN, and no -0.0
+    return x.contiguous().view(torch.int64)
+
+
+def _mixed(h: Tensor) -> Tensor:
+    """A bijection that scatters 64-bit integers (the finaliser of MurmurHash3, with arithmetic shifts)."""
+    h = (h ^ (h >> 33)) * -49064778989728563
+    h = (h ^ (h >> 33)) * -4265267296055464877
+    return h ^ (h >> 33)
+
+
+def _row_hash(x: Rows, salt: int) -> Tensor:
+    """A hash of each row of a column, (n,) int64; stored zeros of a sparse row equal zeros that are not stored."""
+    if isinstance(x, SparseRows):
+        stored = x.values != 0
+        at = _mixed(x.indices[stored] + (salt << 32))
+        entries = _mixed(_bits(x.values[stored]) + at)
+        return torch.zeros(len(x), dtype=torch.int64).index_add_(0, x.rows()[stored], entries)
+    columns = matrix(x).to(torch.float64)  # flags are booleans
+    at = _mixed(torch.arange(columns.shape[1]) + (salt << 32))
+    return _mixed(_bits(columns) + at).sum(1)
