@@ -31,12 +31,11 @@ from torch import Tensor
 from sparkdiff.data.blocks import MAX_BLOCKS, TIME_BLOCKS
 from sparkdiff.evaluation import guard
 from sparkdiff.evaluation.guard import Ledger
-from sparkdiff.evaluation.out_of_fold import FoldSums, dependence
 from sparkdiff.evaluation.paired_rows import PairedRows, decide_by_rows, pair
 from sparkdiff.evaluation.units import Kind
 from sparkdiff.objectives.metric import Metric
 from sparkdiff.proof import decision
-from sparkdiff.proof.decision import FINALISTS, FoldComparison
+from sparkdiff.proof.decision import FINALISTS, FoldComparison, FoldSums, dependence
 
 F64 = torch.float64
 LEVEL = 0.025

@@ -5,10 +5,9 @@ keeps margins by row, so that pipelines that read different columns can be compa
 rows, `input_statistics` and `feature_names` give facts about the inputs. `guard` holds the gains of all candidates on
 held-out rows, and tests whether a gain is more than chance; `paired_rows` has these rows with the losses of both
 pipelines, and applies the guard; `units` counts the independent units (rows, groups or blocks of time) among them.
-`out_of_fold` estimates how far folds depend on each other, and `acceptance.judge` decides whether the tuned network
-replaces the original. `slices` and `compatibility` report changes that the mean doesn't show; `unseen_errors` tests
-whether one more wrong prediction would undo a gain, `seen_rows` whether a pipeline was fitted on these rows.
-`cached_parity` compares with Spark, and float32 with float64.
+`acceptance.judge` decides whether the tuned network replaces the original. `slices` and `compatibility` report changes
+that the mean doesn't show; `unseen_errors` tests whether one more wrong prediction would undo a gain, `seen_rows`
+whether a pipeline was fitted on these rows. `cached_parity` compares with Spark, and float32 with float64.
 
 Reasons to doubt a result: `row_warnings.check` returns warnings about the data (from the figures of `row_evidence`),
 `pipeline_warnings` has warnings about the tuned pipeline; `model_differences.between` compares two models, and

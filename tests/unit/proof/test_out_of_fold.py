@@ -6,9 +6,10 @@ import math
 import pytest
 import torch
 
-from sparkdiff.evaluation import guard, out_of_fold, slices
-from sparkdiff.evaluation.out_of_fold import FoldSums
+from sparkdiff.evaluation import guard, slices
 from sparkdiff.evaluation.slices import SliceSums
+from sparkdiff.proof import decision
+from sparkdiff.proof.decision import FoldSums
 
 FOLDS, ROWS = 5, 300
 
@@ -36,7 +37,7 @@ def steps_along_chance(seed: int, columns: int = 30, shift: float = 0.0) -> list
 
 def decide(folds: list[FoldSums]) -> guard.Verdict:
     gains, weights = (torch.stack([getattr(f, name) for f in folds]).sum(0) for name in ("gains", "weights"))
-    return guard.decide(gains[None], weights, original=5 * weights, dependence=out_of_fold.dependence(folds))
+    return guard.decide(gains[None], weights, original=5 * weights, dependence=decision.dependence(folds))
 
 
 def test_despite_shared_rows_false_gains_keep_to_the_level() -> None:
@@ -59,15 +60,15 @@ def test_rows_count_fully_if_folds_agree_and_half_if_not() -> None:
     fold = torch.arange(ROWS) % FOLDS
     own = [(fold == k).double() for k in range(FOLDS)]
     same = [FoldSums(common * w, w, common * (1 - w)) for w in own]
-    assert out_of_fold.dependence(same) == 1.0
+    assert decision.dependence(same) == 1.0
     apart = [dataclasses.replace(f, elsewhere=(-1) ** k * 9 * f.elsewhere) for k, f in enumerate(same)]
-    assert out_of_fold.dependence(apart) == out_of_fold.MOST
+    assert decision.dependence(apart) == decision.MOST
     unknown = [dataclasses.replace(f, elsewhere=None) for f in same]
-    assert out_of_fold.dependence(unknown) == out_of_fold.dependence(same[:2]) == out_of_fold.MOST
+    assert decision.dependence(unknown) == decision.dependence(same[:2]) == decision.MOST
     shared_blocks = [dataclasses.replace(f, weights=torch.ones(ROWS, dtype=torch.float64)) for f in same]
-    assert out_of_fold.dependence(shared_blocks) == out_of_fold.MOST
+    assert decision.dependence(shared_blocks) == decision.MOST
     nothing = [dataclasses.replace(f, gains=0 * f.gains, elsewhere=0 * common) for f in same]
-    assert out_of_fold.dependence(nothing) == out_of_fold.MOST
+    assert decision.dependence(nothing) == decision.MOST
     assert not decide(nothing).accepted and decide(nothing).best == -1
 
 
