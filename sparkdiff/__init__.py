@@ -10,8 +10,7 @@ if TYPE_CHECKING:
     from sparkdiff.estimators.improver import Improver, ImproverModel
     from sparkdiff.estimators.search import Search, SearchModel
     from sparkdiff.fine_tuning.costs import Cost
-    from sparkdiff.fleet.triage_results import Triage
-    from sparkdiff.fleet.triage_run import triage
+    from sparkdiff.fleet.triage_run import Triage, triage
     from sparkdiff.growth.growth_summary import GrowthSummary
     from sparkdiff.history.lineage import Lineage
     from sparkdiff.history.run_store import runs, why
@@ -44,8 +43,7 @@ _HOME = {
         "fine_tuning.costs": ["Cost"],
         "errors": ["InputError", "ParityError", "SparkdiffError"],
         "estimators.fine_tuner": ["FineTuner", "FineTunerModel"],
-        "fleet.triage_run": ["triage"],
-        "fleet.triage_results": ["Triage", "Triaged"],
+        "fleet.triage_run": ["Triage", "Triaged", "triage"],
         "estimators.grower": ["Grower", "GrowerModel"],
         "growth.growth_summary": ["GrowthSummary"],
         "history.lineage": ["Lineage"],

@@ -16,13 +16,18 @@ from sparkdiff.cli.app import main
 from sparkdiff.errors import InputError
 from sparkdiff.fleet import triage_run
 from sparkdiff.fleet.budget import core_seconds
-from sparkdiff.fleet.triage_results import FAILED, KEPT, REFUSED, SKIPPED, Triage, Triaged
 from sparkdiff.fleet.triage_run import (
     EARLY,
+    FAILED,
+    KEPT,
+    REFUSED,
+    SKIPPED,
     AssessedEntry,
     EarlyStop,
     EarlyStopListener,
     Entry,
+    Triage,
+    Triaged,
     _run,
     _why_little,
     _why_not,
