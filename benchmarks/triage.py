@@ -25,7 +25,7 @@ from common import exit_code, markdown, parse, parser, read_lines, surroundings,
 
 from sparkdiff.fleet.triage_run import SHARE
 from sparkdiff.history import run_table
-from sparkdiff.history.model_history import history
+from sparkdiff.history.pipeline_facts import earlier_run_facts
 from sparkdiff.history.run_forecasts import EARLY, MOST, PRIORS, Forecast, Forecaster, PastRun, priors
 
 WANTED, SAVED = 0.95, 0.5
@@ -103,7 +103,7 @@ def before(line: Mapping[str, Any], byName: Mapping[tuple[str, str], Any]) -> li
 
 def _run(line: Mapping[str, Any], row: Mapping[str, Any], before: Sequence[Mapping[str, Any]]) -> Run:
     metric, options = line["facts"]["metric"], json.loads(row["options"])
-    facts = line["facts"] | history(before, row["parent"], metric, row["metric"], options)
+    facts = line["facts"] | earlier_run_facts(before, row["parent"], metric, row["metric"], options)
     known = PastRun(facts, line["tuned"], line["gain"] if line["tuned"] else 0.0, line["coreSeconds"])
     return Run(
         line["set"], line["kind"], line["step"], line["planted"], known, line["factsSeconds"], stops_after(line, row)

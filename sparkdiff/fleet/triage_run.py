@@ -23,8 +23,16 @@ from sparkdiff.evaluation.model_saving import new_folder, save
 from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.fleet.budget import core_seconds
 from sparkdiff.history import run_store
-from sparkdiff.history.model_history import COLUMNS, history
-from sparkdiff.history.pipeline_facts import FACTS, Facts, SampleError, Samples, finite, measure_facts
+from sparkdiff.history.pipeline_facts import (
+    FACTS,
+    HISTORY_COLUMNS,
+    Facts,
+    SampleError,
+    Samples,
+    earlier_run_facts,
+    finite,
+    measure_facts,
+)
 from sparkdiff.history.run_forecasts import EARLY, Forecast, Forecaster, of_store, priors
 from sparkdiff.machine import cpu, paths
 from sparkdiff.options import Options
@@ -337,7 +345,7 @@ def triage(
     if not isinstance(share, (int, float)) or not 0 < share <= 1:
         raise InputError(f"share={share!r} must be above 0 and at most 1: the part of the expected gain to run for")
     began = cpu.seconds()
-    runs = run_store.rows_so_far(storeDir, COLUMNS)
+    runs = run_store.rows_so_far(storeDir, HISTORY_COLUMNS)
     own = of_store(runs)
     entries, forecaster = entries_of(fleet, options), Forecaster([*priors(), *own])
     judged = _assess_entries(entries, runs, forecaster, limit, began)
@@ -406,7 +414,7 @@ def _assess_entry(
             )
         facts, metric = measure_facts(prepare(plain(entry.model), entry.options, entry.rows), entry.rows, samples)
         if runs:
-            facts |= history(runs, entry.content(), facts["metric"], metric, entry.options.asdict())
+            facts |= earlier_run_facts(runs, entry.content(), facts["metric"], metric, entry.options.asdict())
         facts = finite(facts)
         return AssessedEntry(entry, facts, forecaster(facts), cpu.seconds() - began)
     except Exception as e:  # one pipeline may not end the others

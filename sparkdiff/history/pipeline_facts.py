@@ -1,6 +1,7 @@
-"""Cheap facts about a pipeline and its rows, measured before a fine-tuning.
+"""Cheap facts about a pipeline and its rows, measured before a fine-tuning, and facts about its earlier run from a store of
+runs.
 
-They describe the pipeline's plan and, on a sample of up to 2,000 rows, the loss, the gradient, the curvature along the
+The first describe the pipeline's plan and, on a sample of up to 2,000 rows, the loss, the gradient, the curvature along the
 gradient, and the gains on held-out rows after one step along the gradient, and after the first and the last of three
 epochs of training one candidate.
 
@@ -13,7 +14,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -30,6 +31,7 @@ from sparkdiff.evaluation.row_checks import training_labels
 from sparkdiff.evaluation.scores import Score, score
 from sparkdiff.evaluation.split_batches import Data, rows_at_once, scalar
 from sparkdiff.fine_tuning.task import Task
+from sparkdiff.history.run_table import json_object
 from sparkdiff.objectives.metric import Metric
 from sparkdiff.objectives.objective import Objective
 from sparkdiff.pipeline.network import Network
@@ -371,3 +373,55 @@ def gain_and_z(gains: Tensor, original: Score) -> tuple[float, float]:
 def finite(facts: Mapping[str, Any]) -> Facts:
     """Those of the facts that are finite numbers."""
     return {k: float(v) for k, v in facts.items() if v is not None and math.isfinite(v)}
+
+
+HISTORY_COLUMNS = (
+    "verb",
+    "model",
+    "parent",
+    "kept",
+    "gain",
+    "metric",
+    "metricDirection",
+    "after",
+    "coreSeconds",
+    "tags",
+    "finished",
+    "options",
+)
+"""Columns of a store of runs that triage reads."""
+
+
+def earlier_run_facts(
+    runs: Sequence[Mapping[str, Any]], content: str | None, metric: float, name: str, options: Mapping[str, Any]
+) -> Facts:
+    """Facts about the last run that returned a model with this content; empty if there is no such run. Searches don't count.
+
+    The facts are `known` (1), `lastTuned` (1 if the last run tuned the model, 0 if it kept its original), `lastGain` (the
+    gain of the last run) and `drift` (the difference between the metric now and at the end of the last run, as a share of
+    the latter; positive if the metric is worse now). `drift` is left out if the last run measured another metric, or the
+    same metric with other parameters.
+
+    Args:
+        runs: runs of the store, the oldest first.
+        content: hash of the content of the model; None if unknown.
+        metric, name: value and name of the metric of the model on new rows.
+        options: the options with which the metric was measured.
+    """
+    made = [run for run in runs if content is not None and run["model"] == content and run["verb"] != "search"]
+    if not made:
+        return {}
+    last = made[-1]
+    tuned = not last["kept"]
+    out = {"known": 1.0, "lastTuned": float(tuned), "lastGain": float(last["gain"] or 0.0) if tuned else 0.0}
+    same = last["metric"] == name and _params(json_object(last["options"])) == _params(options)
+    if last["after"] and same:
+        worse = (metric - last["after"]) / abs(last["after"])
+        out["drift"] = worse if last["metricDirection"] == "smaller" else -worse
+    return out
+
+
+def _params(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those parameters in the options that may affect the metric."""
+    given = [options.get(name) for name in ("lossParams", "metricParams")]
+    return {k: v for params in given if isinstance(params, Mapping) for k, v in params.items()}

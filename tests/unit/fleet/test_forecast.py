@@ -36,8 +36,7 @@ from sparkdiff.fleet.triage_run import (
     names_of,
     triage,
 )
-from sparkdiff.history.model_history import history
-from sparkdiff.history.pipeline_facts import FACTS, Samples
+from sparkdiff.history.pipeline_facts import FACTS, Samples, earlier_run_facts
 from sparkdiff.history.run_forecasts import NAMES, Forecast, Forecaster, PastRun, features, of_store, priors
 from sparkdiff.options import Options
 from sparkdiff.pipeline.nesting import Holder
@@ -120,21 +119,25 @@ def test_a_tag_that_holds_no_facts_is_passed_over(text: str) -> None:
 def test_history_tells_the_last_run_and_the_drift_since() -> None:
     made = {"model": "m", "verb": "finetune", "kept": False, "gain": 0.1, "after": 2.0}
     made |= {"metricDirection": "smaller", "metric": "rmse", "options": None}
-    assert history([made], "m", 2.5, "rmse", {}) == {
+    assert earlier_run_facts([made], "m", 2.5, "rmse", {}) == {
         "known": 1.0,
         "lastTuned": 1.0,
         "lastGain": 0.1,
         "drift": pytest.approx(0.25),
     }
     kept = {**made, "kept": True, "after": 0.8, "metricDirection": "larger"}
-    found = history([made, kept], "m", 0.6, "rmse", {})
+    found = earlier_run_facts([made, kept], "m", 0.6, "rmse", {})
     assert found["lastTuned"] == 0.0 and found["drift"] == pytest.approx(0.25)
-    assert history([made], "another", 2.5, "rmse", {}) == {} == history([made], None, 2.5, "rmse", {})
-    assert "drift" not in history([made], "m", 2.5, "mae", {}), "another metric"
-    assert history([{**made, "verb": "search"}], "m", 2.5, "rmse", {}) == {}
+    assert (
+        earlier_run_facts([made], "another", 2.5, "rmse", {}) == {} == earlier_run_facts([made], None, 2.5, "rmse", {})
+    )
+    assert "drift" not in earlier_run_facts([made], "m", 2.5, "mae", {}), "another metric"
+    assert earlier_run_facts([{**made, "verb": "search"}], "m", 2.5, "rmse", {}) == {}
     half = {**made, "options": json.dumps({"lossParams": {"quantile": 0.9}, "metricParams": {"quantile": 0.5}})}
-    assert "drift" in history([half], "m", 2.5, "rmse", {"lossParams": {"quantile": 0.5}, "metricParams": {}})
-    assert "drift" not in history([half], "m", 2.5, "rmse", {"metricParams": {"quantile": 0.95}}), "other parameters"
+    assert "drift" in earlier_run_facts([half], "m", 2.5, "rmse", {"lossParams": {"quantile": 0.5}, "metricParams": {}})
+    assert "drift" not in earlier_run_facts([half], "m", 2.5, "rmse", {"metricParams": {"quantile": 0.95}}), (
+        "other parameters"
+    )
 
 
 @pytest.mark.parametrize(
