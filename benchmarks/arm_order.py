@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from common import exit_code, markdown, parse, parser, read_lines, surroundings, write
 
-from sparkdiff.history.arm_forecasts import ENOUGH, PRIORS, ArmForecaster, ArmResult, PastImprovement
 from sparkdiff.history.run_forecasts import MOST
+from sparkdiff.improvement.arm_order import ENOUGH, PRIORS, ArmForecaster, ArmResult, PastImprovement
 from sparkdiff.improvement.improvement_options import ARMS
 
 WANTED = 0.5

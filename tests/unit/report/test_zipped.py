@@ -15,9 +15,10 @@ def test_a_report_and_forecasts_from_a_zip(tmp_path: Path) -> None:
             if path.is_file() and path.suffix != ".pyc":
                 archive.write(path, path.relative_to(ROOT))
     code = (
-        "import sparkdiff.report.page as page; from sparkdiff.history import arm_forecasts, run_forecasts; "
+        "import sparkdiff.report.page as page; from sparkdiff.history import run_forecasts; "
+        "from sparkdiff.improvement import arm_order; "
         "assert '.zip' in page.__file__; print(page.template('compare.html.j2')[:15]); "
-        "print(len(arm_forecasts.PRIORS.read_text()) > 0 < len(run_forecasts.PRIORS.read_text()))"
+        "print(len(arm_order.PRIORS.read_text()) > 0 < len(run_forecasts.PRIORS.read_text()))"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "sparkdiff.zip")}
     done = subprocess.run(

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from sparkdiff.history.arm_forecasts import ArmForecaster, ArmResult, PastImprovement, of_store, priors
-from sparkdiff.improvement.arm_order import ArmOrder
+from sparkdiff.improvement.arm_order import ArmForecaster, ArmOrder, ArmResult, PastImprovement, of_store, priors
 from sparkdiff.improvement.improvement_options import ARMS
 from sparkdiff.improvement.step_log import StepLog
 
