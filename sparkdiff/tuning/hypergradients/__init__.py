@@ -5,8 +5,7 @@
 """
 
 from sparkdiff.tuning.hypergradients.gates import ChosenAlternatives, choose_alternatives
-from sparkdiff.tuning.hypergradients.implicit import Point, point
-from sparkdiff.tuning.hypergradients.penalties import TunedPenalties, tune_penalties
+from sparkdiff.tuning.hypergradients.penalties import Point, TunedPenalties, point, tune_penalties
 from sparkdiff.tuning.hypergradients.weights import LinearModel, linear_model
 
 __all__ = [

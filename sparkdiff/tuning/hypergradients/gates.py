@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.tensors.backward import dot
-from sparkdiff.tuning.hypergradients.implicit import Point
-from sparkdiff.tuning.hypergradients.penalties import best_single, towards
+from sparkdiff.tuning.hypergradients.penalties import Point, best_single, towards
 from sparkdiff.tuning.hypergradients.weights import LinearModel
 
 STEPS, RATE = 30, 0.2

@@ -10,7 +10,7 @@ import torch
 
 from sparkdiff.tuning.hypergradients import LinearModel, choose_alternatives, linear_model, point, tune_penalties
 from sparkdiff.tuning.hypergradients.gates import improve_positions
-from sparkdiff.tuning.hypergradients.implicit import lu_factors, lu_solve
+from sparkdiff.tuning.hypergradients.penalties import lu_factors, lu_solve
 from sparkdiff.tuning.solvers import Setting
 from tests.support.linear_rows import Rows, rows
 
