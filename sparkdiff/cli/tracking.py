@@ -16,8 +16,7 @@ from sparkdiff.machine import paths
 from sparkdiff.report import Events
 from sparkdiff.report.progress import call_or_warn, tell
 from sparkdiff.tracking import JSONLines, TensorBoard
-from sparkdiff.tracking.mlflow_runs import Callback, is_logged, log
-from sparkdiff.tracking.mlflow_values import mlflow
+from sparkdiff.tracking.mlflow_runs import Callback, is_logged, log, mlflow
 
 TOLD_ONCE = ("uri", "experiment", "runName")
 """Keys of the section `tracking.mlflow` that are not arguments of `sparkdiff.mlflow.log`."""

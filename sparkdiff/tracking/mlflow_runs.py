@@ -4,11 +4,13 @@ MLflow is imported only when something is to be logged.
 """
 
 import contextlib
+import hashlib
 import importlib
+import json
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +19,18 @@ from pyspark.ml.linalg import VectorUDT
 from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
-from sparkdiff.errors import InputError, check_dataframe, kind_of
+from sparkdiff.errors import InputError, check_dataframe, kind_of, requires_extra
 from sparkdiff.history.model_registry import ALIAS, check_version
+from sparkdiff.machine.secrets import hidden
 from sparkdiff.pipeline.column_names import col_by_name
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.pipeline.plan import plan as plan_of
 from sparkdiff.pipeline.translation import translated_graph
 from sparkdiff.report import Events
 from sparkdiff.report.fit_observer import Observer, observe
+from sparkdiff.report.page import page
 from sparkdiff.store.model_digests import hash_of
-from sparkdiff.tracking.mlflow_values import (
-    TOLD,
-    digest_of,
-    log_figures,
-    log_pages,
-    log_params,
-    log_values,
-    metrics_of,
-    mlflow,
-    tags_of,
-)
-from sparkdiff.tracking.plain_values import CurvePoint, points, text
+from sparkdiff.tracking.plain_values import CurvePoint, metrics, params, plain, points, text
 
 ARTIFACT = "model"
 """Folder of the model among the artifacts of a run."""
@@ -421,3 +414,88 @@ def _inputs(model: Any, rows: DataFrame) -> list[str]:
         name for v in graph.vertices for name, writer in {*v.sources} - graph.passes_over(v, read) if writer == -1
     }
     return [column for column in rows.columns if graph.casefold(column) in needed]
+
+
+# The values of a result -----------------------------------------------------------------------------------------------
+
+TOGETHER = {"metrics": 1000, "params": 100, "tags": 100}
+"""Largest number of values of each kind that MLflow's server takes in one request."""
+TOLD = "sparkdiff.summary"
+"""Tag of a run with the digest of the summary whose curves and figures it has, so that they are not logged again."""
+
+
+def mlflow() -> Any:
+    """The package mlflow, imported.
+
+    Raises:
+        InputError: MLflow is not installed.
+    """
+    with requires_extra("mlflow", "MLflow"):
+        importlib.import_module("mlflow.spark")
+        return importlib.import_module("mlflow")
+
+
+def log_values(client: Any, run_id: str, **values: Sequence[Any]) -> None:
+    """Log metrics, params or tags, by keyword, in requests of at most the size that the server takes."""
+    for kind, entities in values.items():
+        for i in range(0, len(entities), TOGETHER[kind]):
+            client.log_batch(run_id, **{kind: entities[i : i + TOGETHER[kind]]})
+
+
+def metrics_of(entities: Any, found: Iterable[CurvePoint]) -> list[Any]:
+    now = round(time.time() * 1000)
+    return [entities.Metric(p.name, p.value, now, p.step) for p in found]
+
+
+def tags_of(entities: Any, values: Mapping[str, Any]) -> list[Any]:
+    return [entities.RunTag(f"sparkdiff.{name}", text(value)) for name, value in values.items() if value is not None]
+
+
+def digest_of(summary: Any) -> str:
+    return hashlib.sha256(json.dumps(plain(summary), sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def log_params(client: Any, run_id: str, asked: Mapping[str, str]) -> None:
+    """Log params. A param that the run already has with another value, for example from MLflow's own logging of `fit`, is
+    logged under its name with the prefix `sparkdiff.`.
+    """
+    entities, known = importlib.import_module("mlflow.entities"), client.get_run(run_id).data.params
+    renamed = {k if known.get(k, v) == v else f"sparkdiff.{k}": v for k, v in asked.items()}
+    log_values(client, run_id, params=[entities.Param(k, v) for k, v in renamed.items()])
+
+
+def log_figures(client: Any, run_id: str, summary: Any) -> None:
+    """Log a run's settings, the figures of its decision, and its dataset."""
+    entities, told = importlib.import_module("mlflow.entities"), plain(summary)
+    tags = {name: told[name] for name in ("decision", "reason")}
+    tags |= {f"version.{name}": version for name, version in told.get("versions", {}).items()}
+    log_params(client, run_id, params(summary))
+    measured = metrics_of(entities, (CurvePoint(k, v, 0) for k, v in metrics(summary).items()))
+    log_values(client, run_id, metrics=measured, tags=tags_of(entities, tags))
+    _log_dataset(client, run_id, told)
+    client.set_tag(run_id, TOLD, digest_of(summary))
+
+
+def log_pages(client: Any, run_id: str, summary: Any, plan: Any = None) -> None:
+    """Log files: summary.json, the report and, if known, the plan."""
+    told, history = plain(summary), summary.records
+    client.log_text(run_id, json.dumps(told, indent=2), "summary.json")
+    drawn = None if plan is None else json.loads(plan.toJSON())
+    client.log_text(
+        run_id, page(told, history, plan=drawn, trials=hidden(history if "fresh" in told else [])), "report.html"
+    )
+    if plan is not None:
+        client.log_text(run_id, str(plan), "plan.txt")
+        client.log_text(run_id, plan.draw()._repr_svg_(), "plan.svg")
+
+
+def _log_dataset(client: Any, run_id: str, told: Mapping[str, Any]) -> None:
+    """Log the rows as a dataset of the run, identified by the fingerprint of their cache."""
+    known = told.get("cache") or {}
+    if not known.get("fingerprint"):
+        return
+    entities = importlib.import_module("mlflow.entities")
+    source = json.dumps({"fingerprint": known["fingerprint"], "versions": known.get("versions", [])})
+    rows = entities.Dataset("rows", known["fingerprint"][:36], "sparkdiff", source)
+    client.log_inputs(run_id, [entities.DatasetInput(rows)])
+    client.set_tag(run_id, "sparkdiff.fingerprint", known["fingerprint"])
