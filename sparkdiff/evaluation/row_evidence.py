@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparkdiff.objectives.lbfgs import LBFGS
 from sparkdiff.stages.linear import product
+from sparkdiff.tensors.light_torch import LBFGS
 from sparkdiff.tensors.rows import Rows, SparseRows, matrix, rows_at, width
 
 FAR, NEXT = 30.0, 5.0  # an isolated outlier: multiples of the others' root mean square, and of the next value

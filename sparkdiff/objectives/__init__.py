@@ -2,6 +2,5 @@
 them by name.
 
 `objective` and `metric` define the types of losses and metrics, and `objective` adds penalties; `label_checks` checks
-that labels fit the loss and the metric. `loss_params` checks parameters; `formulas` has the formulas; `lbfgs` is
-torch's optimizer without its slow import.
+that labels fit the loss and the metric. `loss_params` checks parameters, and `formulas` has the formulas.
 """

@@ -5,7 +5,7 @@ valid Spark stage.
 import torch
 from torch import Tensor
 
-from sparkdiff.tensors.backward import dot
+from sparkdiff.tensors.light_torch import dot
 from sparkdiff.tensors.rows import running_sum
 
 

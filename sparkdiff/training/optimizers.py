@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparkdiff.objectives.lbfgs import LBFGS
+from sparkdiff.tensors.light_torch import LBFGS
 from sparkdiff.training.parameters import NaturalUnits
 from sparkdiff.training.recipes import Recipe, by_newton
 from sparkdiff.training.updates import DenseUpdates

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network, fixed_versions, routed_versions
-from sparkdiff.tensors.backward import dot
+from sparkdiff.tensors.light_torch import dot
 from sparkdiff.tensors.rows import Rows, SparseRows
 from sparkdiff.tensors.team import Team
 from sparkdiff.training.active_columns import ActiveColumns

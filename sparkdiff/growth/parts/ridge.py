@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sparkdiff.growth.criterion import LEAST, Criterion
 from sparkdiff.growth.row_tensors import Split
-from sparkdiff.tensors.backward import dot
+from sparkdiff.tensors.light_torch import dot
 
 STEPS = 10
 """Largest number of Newton steps."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparkdiff.tensors.backward import dot
+from sparkdiff.tensors.light_torch import dot
 from sparkdiff.tuning.hypergradients.penalties import Point, best_single, towards
 from sparkdiff.tuning.hypergradients.weights import LinearModel
 
