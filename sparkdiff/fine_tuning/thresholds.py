@@ -19,7 +19,7 @@ from sparkdiff.evaluation.scores import score
 from sparkdiff.fine_tuning.phases import open_run
 from sparkdiff.fine_tuning.task import FitResults, PipelineScores, Run, Task, TrainingResult, prepare
 from sparkdiff.objectives.metrics import of_predictions
-from sparkdiff.pipeline.class_numbers import check_same_classes, classes_of
+from sparkdiff.pipeline.indexer_labels import check_same_classes, classes_of
 from sparkdiff.pipeline.nesting import flatten, with_leaves
 from sparkdiff.pipeline.network import Network
 from sparkdiff.proof.division import out_of_fold

@@ -26,8 +26,8 @@ from sparkdiff.fine_tuning.fine_tuning_run import OTHER_ROWS, refittable
 from sparkdiff.fine_tuning.task import FitResults, Task, prepare
 from sparkdiff.improvement.arm_context import ArmContext, Fit, measure
 from sparkdiff.options import Options
-from sparkdiff.pipeline.class_numbers import check_same_classes, classes_of
 from sparkdiff.pipeline.column_names import casefolding
+from sparkdiff.pipeline.indexer_labels import check_same_classes, classes_of
 from sparkdiff.pipeline.nesting import inside, last_stage, plain
 from sparkdiff.pipeline.unfitted_form import check_unfitted, with_uids_of
 from sparkdiff.proof import division

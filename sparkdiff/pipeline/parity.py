@@ -18,7 +18,7 @@ from sparkdiff.errors import InputError, check_type
 from sparkdiff.pipeline.column_names import check_rows, col_by_name, unused_prefix
 from sparkdiff.pipeline.column_tensors import read_plain, write_plain
 from sparkdiff.pipeline.graph import Graph, Version, in_front_of, null_of
-from sparkdiff.pipeline.label_texts import label_notes
+from sparkdiff.pipeline.indexer_labels import label_notes
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.pipeline.network import Network, seeing, translate
 from sparkdiff.pipeline.schema import check_columns

@@ -11,7 +11,7 @@ from sparkdiff.errors import check_dataframe
 from sparkdiff.options import Options
 from sparkdiff.pipeline.cut import Analysis, analyse
 from sparkdiff.pipeline.graph import Graph, Version
-from sparkdiff.pipeline.label_texts import label_notes
+from sparkdiff.pipeline.indexer_labels import label_notes
 from sparkdiff.pipeline.schema import SchemaOrRows, check_columns
 from sparkdiff.report import Drawing, Section, SectionTable, StrongLine, counted, plan_picture
 from sparkdiff.report.sections import DisplayableStages

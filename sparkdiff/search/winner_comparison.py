@@ -20,9 +20,9 @@ from sparkdiff.evaluation import guard
 from sparkdiff.evaluation.paired_rows import PairedRows, pair
 from sparkdiff.evaluation.row_margins import difference_text
 from sparkdiff.evaluation.units import Kind
-from sparkdiff.pipeline.class_numbers import check_same_classes, classes_of
 from sparkdiff.pipeline.column_names import col_by_name
 from sparkdiff.pipeline.column_tensors import fetch_columns
+from sparkdiff.pipeline.indexer_labels import check_same_classes, classes_of
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.pipeline.translation import graph_of
 from sparkdiff.proof.decision import FoldComparison, decide_gain, largest_loss

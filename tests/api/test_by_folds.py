@@ -23,7 +23,7 @@ from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.improvement import exploration_and_proof, proving
 from sparkdiff.improvement.origin import by_number
 from sparkdiff.options import Options
-from sparkdiff.pipeline.class_numbers import check_same_classes, classes_of
+from sparkdiff.pipeline.indexer_labels import check_same_classes, classes_of
 from sparkdiff.proof.division import divide
 from sparkdiff.training.recipes import Recipe
 from tests.support.small_data import NUMBERS, QUICK, half_deviance, predictions, tune, weights
