@@ -27,6 +27,7 @@ from sparkdiff.growth.part_inputs import LINEAR, cut_for, upstream_columns
 from sparkdiff.growth.serving_cost import SAME
 from sparkdiff.improvement.improvement_options import ImprovementSettings
 from sparkdiff.improvement.parallel_tasks import StoppableListener
+from sparkdiff.machine import cpu
 from sparkdiff.objectives.metric import Metric
 from sparkdiff.objectives.objective import class_weights
 from sparkdiff.options import Options
@@ -38,7 +39,6 @@ from sparkdiff.report import Phases
 from sparkdiff.stages.trees import GBTClassification, GBTRegression
 from sparkdiff.store.run_folder import TRAININGS
 from sparkdiff.tensors.device import gpus
-from sparkdiff.tuning.solvers.threads import idle_cores
 
 BOOSTED = (GBTRegression, GBTClassification)
 """Last stages to which boosted trees can be added."""
@@ -148,7 +148,7 @@ class ArmContext:
         """Number of arms that run at the same time; 1 if `in_threads` is False."""
         if not self.in_threads:
             return 1
-        return self.settings.parallelism or max(idle_cores() // CORES, 1)
+        return self.settings.parallelism or max(cpu.idle_cores() // CORES, 1)
 
     @functools.cached_property
     def folds_side_by_side(self) -> int:

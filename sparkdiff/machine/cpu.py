@@ -1,5 +1,6 @@
-"""Processor seconds of this process and of the processes that it started, including the JVM."""
+"""Processor seconds of this process and of the processes that it started, including the JVM; and the idle cores."""
 
+import math
 import os
 import threading
 from collections import defaultdict
@@ -21,6 +22,12 @@ class _Process(NamedTuple):
 _lock = threading.Lock()
 _last: dict[int, _Process] = {}
 _lost = 0.0
+
+
+def idle_cores() -> int:
+    """Number of cores that were idle in the last minute, at least 1."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    return max(math.ceil((os.cpu_count() or 1) - load), 1)
 
 
 def seconds() -> float:

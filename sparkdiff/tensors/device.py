@@ -1,4 +1,4 @@
-"""Devices and dtypes of training; the only module that names devices and moves tensors between them."""
+"""Devices, dtypes and threads of training; the only module that names devices and moves tensors between them."""
 
 import contextlib
 import io
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sparkdiff.errors import InputError
+from sparkdiff.machine import cpu
 from sparkdiff.tensors.rows import Rows, SparseRows
 
 T = TypeVar("T")
@@ -23,6 +24,9 @@ ALONE = threading.RLock()
 """A lock for a thread that records a CUDA graph or releases memory: no memory may be released while a graph is
 recorded.
 """
+WORTH = 1e8
+"""Number of multiplications in a pass from which several threads pay off; a single thread needn't wait for others,
+which other programs may delay."""
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 """Dtypes of rows in training; weights, sums and losses are always float64."""
 
@@ -41,6 +45,15 @@ def torch_threads(number: int) -> Iterator[None]:
     finally:
         if torch.get_num_threads() != before:
             torch.set_num_threads(before)
+
+
+def threads_for(multiplications: float) -> contextlib.AbstractContextManager[None]:
+    """Limit threads to the number of idle cores for a pass of this size, and to one for a small pass.
+
+    Threads wait for each other in each operation: if other programs use the cores, too, two threads take several times
+    as long as one.
+    """
+    return torch_threads(1 if multiplications < WORTH else min(torch.get_num_threads(), cpu.idle_cores()))
 
 
 @dataclass(frozen=True)

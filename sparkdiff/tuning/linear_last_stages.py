@@ -23,6 +23,7 @@ from sparkdiff.pipeline.column_names import col_by_name
 from sparkdiff.pipeline.schema import width_in
 from sparkdiff.stages import linear as heads
 from sparkdiff.stages.base import columns_of
+from sparkdiff.tensors.device import threads_for
 from sparkdiff.tensors.rows import product, rows_at
 from sparkdiff.tuning import cached_rows, solvers, trie
 from sparkdiff.tuning.cached_rows import CachedRows, InputColumns, Parts, RowsStore
@@ -230,7 +231,7 @@ def _solve_group(
     found: dict[Setting, list[Solution]] = {}
     size = cache.stored * len(settings) * folds * max(seen.classes - 1, 1)
     if settings:
-        with solvers.threads_for(size):
+        with threads_for(size):
             found = _solutions(kind, settings, cache, folds, seen.classes)
     solved: dict[tuple[trie.Fit, int], Solution] = {}
     for fit, one in group.items():
@@ -239,7 +240,7 @@ def _solve_group(
             if solution.converged and (cuts is None or len(cuts) == seen.classes):
                 solved[fit, fold] = solution
     estimators = {fit: one.estimator for fit, one in group.items()}
-    with solvers.threads_for(size):
+    with threads_for(size):
         metrics = compute_metrics(solved, estimators, cache, folds, judge, kind) if judge else {}
     return {key: Result(solution, metrics.get(key, math.nan)) for key, solution in solved.items()}
 

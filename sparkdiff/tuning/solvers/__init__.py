@@ -8,7 +8,6 @@ from sparkdiff.tuning.solvers.least_squares import solve_linear
 from sparkdiff.tuning.solvers.limits import WIDEST, is_wide, why_left_to_spark
 from sparkdiff.tuning.solvers.problem import Chunk, Chunks, RowFacts, Setting, Solution
 from sparkdiff.tuning.solvers.reweighting import solve_generalized
-from sparkdiff.tuning.solvers.threads import threads_for
 from sparkdiff.tuning.solvers.wide import solve_wide
 from sparkdiff.tuning.solvers.wide_rows import RowsInMemory, gather
 
@@ -26,6 +25,5 @@ __all__ = [
     "solve_linear",
     "solve_logistic",
     "solve_wide",
-    "threads_for",
     "why_left_to_spark",
 ]

@@ -1,12 +1,11 @@
-"""Threads of a solver: no more than cores are idle, and torch's own number again afterwards."""
+"""Threads of a pass over rows: no more than cores are idle, and torch's own number again afterwards."""
 
 import os
 
 import pytest
 import torch
 
-from sparkdiff.tuning.solvers import threads_for
-from sparkdiff.tuning.solvers.threads import WORTH
+from sparkdiff.tensors.device import WORTH, threads_for
 
 
 @pytest.mark.parametrize(
