@@ -18,9 +18,8 @@ from sparkdiff.pipeline.parity import SINGLE, TOLERANCE, differences
 from sparkdiff.pipeline.translation import field_of
 from sparkdiff.pipeline.write_back import write_back_stage
 from sparkdiff.stages.base import NULL, REGISTRY, StageModule, class_name, columns_of
-from sparkdiff.stages.input_fields import FieldReader, StaysInSparkError
+from sparkdiff.stages.inputs import FieldReader, PreparedStage, StaysInSparkError
 from sparkdiff.stages.predictor import Predictor
-from sparkdiff.stages.prepared_stage import PreparedStage
 from sparkdiff.tensors.rows import Nulls, Rows, dense
 
 ROWS_AT_ONCE = 4096

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from sparkdiff.serving.scorer.compiling import NOT_SERVED
 from sparkdiff.serving.scorer.text import SERVED
 from sparkdiff.stages import base
-from sparkdiff.stages.input_fields import FieldReader
+from sparkdiff.stages.inputs import FieldReader
 
 PAGE = Path(__file__).parents[1] / "docs" / "serving.md"
 BEGIN, END = "<!-- written by tools/serving_table.py -->\n", "<!-- end -->\n"

@@ -32,7 +32,7 @@ from sparkdiff.pipeline.graph import Version, null_of
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.pipeline.network import Network
 from sparkdiff.pipeline.parity import Parity, compare, differences, outputs_of, run_in_spark
-from sparkdiff.stages.prepared_stage import PreparedStage
+from sparkdiff.stages.inputs import PreparedStage
 from sparkdiff.store.files import move_into_place, room
 from sparkdiff.tensors.device import copy_to, place
 from sparkdiff.tensors.rows import Rows, SparseRows, below, dense, rows_at

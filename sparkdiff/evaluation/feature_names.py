@@ -10,7 +10,7 @@ from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
 from sparkdiff.stages.assembling import VectorAssembler
 from sparkdiff.stages.indexing import OneHotEncoder
-from sparkdiff.stages.input_fields import slots_of
+from sparkdiff.stages.inputs import slots_of
 from sparkdiff.tensors.rows import Rows, SparseRows, width
 
 

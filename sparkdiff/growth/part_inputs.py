@@ -20,7 +20,7 @@ from sparkdiff.machine import memory
 from sparkdiff.pipeline.cut import Cut, CutColumn
 from sparkdiff.pipeline.graph import Graph, Version, Vertex
 from sparkdiff.pipeline.schema import known_fields
-from sparkdiff.stages.input_fields import values_of
+from sparkdiff.stages.inputs import values_of
 from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegression, LogisticRegression
 from sparkdiff.store import files
 from sparkdiff.tensors.rows import Rows, below, rows_at

@@ -15,9 +15,9 @@ from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.jvm.transform_changes import with_lost_columns
 from sparkdiff.pipeline.column_names import casefolding
 from sparkdiff.stages.base import NULL, StageModule, columns_of
+from sparkdiff.stages.inputs import PreparedStage
 from sparkdiff.stages.linear import GeneralizedLinearRegression
 from sparkdiff.stages.predictor import Predictor
-from sparkdiff.stages.prepared_stage import PreparedStage
 
 Version = tuple[str, int]
 """A version of a column: its casefolded name, and the position of the stage that wrote it or -1 if it comes from the

@@ -17,7 +17,7 @@ from sparkdiff.pipeline.null_vectors import note_readers
 from sparkdiff.pipeline.schema import SchemaOrRows
 from sparkdiff.stages.base import StageModule
 from sparkdiff.stages.forest import Trees
-from sparkdiff.stages.input_fields import FieldReader
+from sparkdiff.stages.inputs import FieldReader
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.tensors.rows import Rows, SparseRows, shape, width
 

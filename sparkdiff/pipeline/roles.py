@@ -10,8 +10,8 @@ from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import Graph, Version
 from sparkdiff.pipeline.translation import not_on_request
 from sparkdiff.stages.base import columns_of
+from sparkdiff.stages.inputs import PreparedStage
 from sparkdiff.stages.predictor import Predictor
-from sparkdiff.stages.prepared_stage import PreparedStage
 
 
 def with_head(graph: Graph, predictionCol: str | None = None) -> Graph:

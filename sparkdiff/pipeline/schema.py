@@ -13,7 +13,7 @@ from sparkdiff import jvm
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.pipeline.column_names import col_by_name
 from sparkdiff.pipeline.graph import Graph, Version, Vertex
-from sparkdiff.stages.input_fields import UNKNOWN_SLOT
+from sparkdiff.stages.inputs import UNKNOWN_SLOT
 
 SchemaOrRows = StructType | DataFrame | None
 """The schema of the data, the data themselves (Spark then reads the width of vectors), or nothing."""

@@ -30,9 +30,8 @@ from sparkdiff.stages.base import (
     class_name,
     columns_of,
 )
-from sparkdiff.stages.input_fields import UNDECIDED, Field, FieldReader, StaysInSparkError
+from sparkdiff.stages.inputs import UNDECIDED, Field, FieldReader, PreparedStage, StaysInSparkError
 from sparkdiff.stages.predictor import Predictor
-from sparkdiff.stages.prepared_stage import PreparedStage
 from sparkdiff.stages.referenced_stages import INPUTS, OUTPUTS
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from sparkdiff.jvm import embeddings
 from sparkdiff.stages.affine import AffineForm, MatrixProduct, Parameters
 from sparkdiff.stages.base import FeatureStats, LabelStats, parameter, register
-from sparkdiff.stages.prepared_stage import PreparedStage
+from sparkdiff.stages.inputs import PreparedStage
 from sparkdiff.tensors.rows import NEVER, Rows, SparseRows, known_any, sparse_where
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparkdiff.jvm import encoders as spark
 from sparkdiff.stages.base import SUPPORT, FeatureStats, LabelStats, deviation, parameter, register, tensor
-from sparkdiff.stages.input_fields import Field, FieldReader, StaysInSparkError
+from sparkdiff.stages.inputs import Field, FieldReader, StaysInSparkError
 from sparkdiff.tensors.rows import Nulls
 
 WHOLE = ("tinyint", "smallint", "int", "bigint")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.stages.base import register
-from sparkdiff.stages.input_fields import UNDECIDED, Field, FieldReader, StaysInSparkError, values_of
+from sparkdiff.stages.inputs import UNDECIDED, Field, FieldReader, StaysInSparkError, values_of
 from sparkdiff.tensors.rows import (
     ORDINARY,
     SPARSE_FROM,

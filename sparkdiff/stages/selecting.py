@@ -9,7 +9,7 @@ from torch import Tensor
 from sparkdiff.errors import InputError
 from sparkdiff.stages.affine import Affine, AffineForm, Identity, Parameters, with_buffers
 from sparkdiff.stages.base import register
-from sparkdiff.stages.input_fields import UNDECIDED, UNKNOWN_SLOT, Field, FieldReader, StaysInSparkError, slots_of
+from sparkdiff.stages.inputs import UNDECIDED, UNKNOWN_SLOT, Field, FieldReader, StaysInSparkError, slots_of
 from sparkdiff.tensors.rows import NEVER, Rows, SparseRows, on_gpu, width, without_zeros
 
 

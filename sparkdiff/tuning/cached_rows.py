@@ -19,7 +19,7 @@ from torch import Tensor
 from sparkdiff.errors import InputError
 from sparkdiff.pipeline.column_names import col_by_name
 from sparkdiff.pipeline.column_tensors import read_plain, write_plain
-from sparkdiff.stages.input_fields import values_of
+from sparkdiff.stages.inputs import values_of
 from sparkdiff.tensors.rows import Rows, SparseRows, dense, extremes, rows_at, width
 from sparkdiff.tuning.evaluator_metrics import Judge
 from sparkdiff.tuning.solvers import Chunk, RowsInMemory, Setting, gather

@@ -7,7 +7,7 @@ import pytest
 from pyspark.sql import SparkSession
 
 from sparkdiff.stages.base import REGISTRY, StageModule
-from sparkdiff.stages.input_fields import FieldReader
+from sparkdiff.stages.inputs import FieldReader
 
 KINDS = {name: kind for name, kind in REGISTRY.items() if name.startswith("pyspark.ml.")}
 

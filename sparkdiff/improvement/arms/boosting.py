@@ -37,7 +37,7 @@ from sparkdiff.jvm.nodes import Array, Nodes
 from sparkdiff.pipeline.nesting import with_leaves
 from sparkdiff.pipeline.schema import known_fields
 from sparkdiff.report import counted, share_of
-from sparkdiff.stages.input_fields import slots_of, values_of
+from sparkdiff.stages.inputs import slots_of, values_of
 from sparkdiff.store.run_folder import name_beside
 from sparkdiff.tensors.rows import dense, width
 

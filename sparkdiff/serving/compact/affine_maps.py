@@ -9,7 +9,7 @@ import torch
 
 from sparkdiff.stages.affine import Affine, Factors
 from sparkdiff.stages.base import REGISTRY, class_name
-from sparkdiff.stages.input_fields import Field, FieldReader, StaysInSparkError
+from sparkdiff.stages.inputs import Field, FieldReader, StaysInSparkError
 from sparkdiff.stages.projection import DCT, PCA
 from sparkdiff.stages.scaling import MaxAbsScaler, MinMaxScaler, Standardizer
 from sparkdiff.stages.selecting import Selection

@@ -21,7 +21,7 @@ from sparkdiff.pipeline.translation import field_of
 from sparkdiff.serving.compact.absorbers import Absorber, absorber_of
 from sparkdiff.serving.compact.affine_maps import Map, RefusedError, map_of
 from sparkdiff.stages.base import class_name, columns_of
-from sparkdiff.stages.input_fields import Field
+from sparkdiff.stages.inputs import Field
 
 Found = TypeVar("Found")
 SCALARS = ("StringIndexerModel", "Bucketizer", "ImputerModel", "TargetEncoderModel")

@@ -42,7 +42,7 @@ from sparkdiff.stages.clustering import Clusters
 from sparkdiff.stages.embedding import Word2Vec
 from sparkdiff.stages.forest import Trees
 from sparkdiff.stages.imputing import Imputer
-from sparkdiff.stages.prepared_stage import PreparedStage
+from sparkdiff.stages.inputs import PreparedStage
 from sparkdiff.stages.recommendation import ALS
 
 WAYS = {

@@ -1,9 +1,11 @@
-"""Stages whose computation depends on facts about their input columns that are known before a row is read."""
+"""Bases of the stages that need more of their inputs than values: facts that are known before a row is read (FieldReader), or
+plain stages that Spark runs first, because torch cannot hold the inputs themselves (PreparedStage)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from sparkdiff.stages.base import StageModule
+from sparkdiff.tensors.rows import Rows
 
 
 class StaysInSparkError(Exception):
@@ -65,3 +67,26 @@ def slots_of(attributes: Mapping[str, Any]) -> dict[int, tuple[str, Mapping[str,
     """Index -> (kind: "numeric", "binary" or "nominal"; attribute) of each entry that a vector's `ml_attr` metadata has."""
     kinds = (attributes.get("attrs") or {}).items()
     return {int(a["idx"]): (kind, a) for kind, each in kinds for a in each if "idx" in a}
+
+
+class PreparedStage(StageModule):
+    """A stage before which Spark runs plain stages that make its inputs; for example, a stage that reads words needs
+    their counts.
+    """
+
+    preparation_note: ClassVar[str]
+    """Description of Spark's preparation, which the plan shows."""
+
+    @classmethod
+    def prepared_columns(cls, stage: Any) -> tuple[str, ...]:
+        """Columns that `preparation` makes and `forward` takes in place of `inputs`."""
+        raise NotImplementedError
+
+    @classmethod
+    def preparation(cls, stage: Any) -> list[Any]:
+        """Plain stages that Spark runs before the fitted one."""
+        raise NotImplementedError
+
+    def original_inputs(self, *columns: Rows) -> tuple[Any, ...]:
+        """The inverse of `preparation`: inputs of Spark's stage, as Arrow arrays, that give these prepared columns."""
+        raise NotImplementedError
