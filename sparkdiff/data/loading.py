@@ -25,7 +25,7 @@ from pyspark.sql.utils import is_remote
 from sparkdiff import jvm
 from sparkdiff.data.splits import SPLITS
 from sparkdiff.errors import InputError, check_keys, did_you_mean
-from sparkdiff.jvm.number_text import texts_of
+from sparkdiff.jvm.java_texts import texts_of
 from sparkdiff.jvm.stores import URL
 from sparkdiff.machine import paths, threads
 from sparkdiff.pipeline.column_names import casefolding

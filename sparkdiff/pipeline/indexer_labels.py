@@ -14,7 +14,7 @@ from pyspark.sql.types import StructType
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
-from sparkdiff.jvm.number_text import PRECISIONS, java_release, texts_of
+from sparkdiff.jvm.java_texts import PRECISIONS, java_release, texts_of
 from sparkdiff.pipeline.column_names import casefolding, col_by_name
 from sparkdiff.pipeline.graph import Graph, Version
 from sparkdiff.pipeline.nesting import flatten

@@ -15,7 +15,7 @@ from pyspark.sql.types import StructType
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, check_dataframe, did_you_mean
 from sparkdiff.jvm.java_objects import schema_after
-from sparkdiff.jvm.number_text import java_release
+from sparkdiff.jvm.java_texts import java_release
 from sparkdiff.pipeline.graph import Graph, Version, Vertex
 from sparkdiff.pipeline.nesting import Path, flatten, with_leaves
 from sparkdiff.pipeline.null_vectors import note_readers

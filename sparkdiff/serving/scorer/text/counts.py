@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparkdiff.jvm import text_properties as spark
-from sparkdiff.jvm.number_text import number_text
+from sparkdiff.jvm import java_texts
 from sparkdiff.serving.scorer import java_text as java
 from sparkdiff.serving.scorer.text.base import (
     BadValueError,
@@ -86,7 +85,7 @@ class HashingTF(Hashing):
 
     @classmethod
     def of(cls, stage: Any, facts: TextInputs) -> list[StagePart]:
-        return whole(cls(stage.getNumFeatures(), stage.getBinary(), spark.hashes_as_spark_2(stage)))
+        return whole(cls(stage.getNumFeatures(), stage.getBinary(), java_texts.hashes_as_spark_2(stage)))
 
     def run(self, column: list[Any]) -> Outputs:  # type: ignore[override]
         rows = []
@@ -236,7 +235,7 @@ def java_text(v: Any, release: int) -> str:
     if isinstance(v, (bool, np.bool_)):
         return "true" if v else "false"
     if isinstance(v, (np.float32, float)):
-        return number_text(v, release)
+        return java_texts.number_text(v, release)
     if isinstance(v, (str, int, np.integer, Decimal)):
         return str(v)
     raise BadValueError(v, "which is neither text nor a number")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparkdiff.jvm.number_text import texts_of
+from sparkdiff.jvm.java_texts import texts_of
 from sparkdiff.serving.scorer.java_text import NotServedError
 from sparkdiff.serving.scorer.text.base import (
     SKIPS,

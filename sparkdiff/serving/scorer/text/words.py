@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sparkdiff.jvm import text_properties as spark
+from sparkdiff.jvm import java_texts
 from sparkdiff.serving.scorer import java_text as java
 from sparkdiff.serving.scorer.text.base import BadValueError, Outputs, StagePart, TextInputs, TextStage, serves, whole
 
@@ -37,14 +37,14 @@ OF_THE_JVM = "lower case in a JVM whose language is az, lt or tr"
 
 
 def lower_case() -> Mapping[str, str]:
-    """Result of `jvm.text_properties.lower_case`, for a stage that lowers text by the rules of the JVM's language.
+    """Result of `jvm.java_texts.lower_case`, for a stage that lowers text by the rules of the JVM's language.
 
     Raises:
         NotServedError: the JVM's language has its own rules for lower case (see LANGUAGES).
     """
-    if (language := spark.language()) in LANGUAGES:
+    if (language := java_texts.language()) in LANGUAGES:
         raise java.NotServedError(f"it lowers text by the rules of the JVM's language, {language!r}")
-    return spark.lower_case()
+    return java_texts.lower_case()
 
 
 @serves("Tokenizer")
@@ -133,7 +133,7 @@ class StopWordsRemover(TextStage):
             raise java.NotServedError(
                 f"its locale {stage.getLocale()!r} lowers text by rules that Python does not have"
             )
-        one = cls(tuple(stage.getStopWords()), not exact, {} if exact else spark.lower_case())
+        one = cls(tuple(stage.getStopWords()), not exact, {} if exact else java_texts.lower_case())
         return [StagePart(one, (i,), (i,)) for i in range(len(facts.inputs))]
 
     @functools.cached_property
