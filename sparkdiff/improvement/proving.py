@@ -35,11 +35,11 @@ from sparkdiff.improvement.arm_context import (
 )
 from sparkdiff.improvement.arms import ARMS
 from sparkdiff.improvement.arms.fine_tuning import train_again
+from sparkdiff.improvement.arms.simplifying import fold_stages
 from sparkdiff.improvement.candidate import Arm, Candidate, CandidateRecipe, Step, candidates_of, share
 from sparkdiff.improvement.improvement_options import CHANGES_FORM
 from sparkdiff.improvement.origin import check_same_numbers
 from sparkdiff.improvement.parallel_tasks import STEP
-from sparkdiff.improvement.stage_folding import fold_stages
 from sparkdiff.improvement.step_log import StepLog
 from sparkdiff.proof import decision
 from sparkdiff.proof.decision import FINALISTS, FoldComparison

@@ -12,6 +12,7 @@ from sparkdiff.growth import cost_table
 from sparkdiff.improvement import bottleneck
 from sparkdiff.improvement.arm_context import ArmContext, Measurement, is_cost_allowed
 from sparkdiff.improvement.arm_order import ArmOrder
+from sparkdiff.improvement.arms.simplifying import fold_stages
 from sparkdiff.improvement.baseline import Baseline
 from sparkdiff.improvement.budget import Account, Budget
 from sparkdiff.improvement.candidate import candidates_of, share
@@ -31,7 +32,6 @@ from sparkdiff.improvement.proving import (
     gain_of,
 )
 from sparkdiff.improvement.race import RaceResult
-from sparkdiff.improvement.stage_folding import fold_stages
 from sparkdiff.options import Options, without_effect
 from sparkdiff.proof.division import Division
 from sparkdiff.report import share_of

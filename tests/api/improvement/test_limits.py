@@ -24,10 +24,10 @@ from sparkdiff.fine_tuning.task import FitResults
 from sparkdiff.improvement import baseline, parallel_tasks
 from sparkdiff.improvement.arm_context import ArmContext, measure, measure_original
 from sparkdiff.improvement.arms import fine_tuning, refitting, searching, simplifying
+from sparkdiff.improvement.arms.simplifying import fold_stages
 from sparkdiff.improvement.budget import Limit
 from sparkdiff.improvement.candidate import Candidate, CandidateRecipe, Step
 from sparkdiff.improvement.improvement_options import ImprovementSettings
-from sparkdiff.improvement.stage_folding import fold_stages
 from sparkdiff.improvement.step_log import StepLog
 from sparkdiff.options import Options
 from sparkdiff.proof.division import divide
