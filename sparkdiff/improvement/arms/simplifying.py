@@ -2,7 +2,7 @@
 
 Its first step makes one pipeline for each stage that can be deleted: without this stage, and with the other stages
 refitted to the training rows. The second step trains all weights of the best of these pipelines. Stages that can be
-merged without a change of the outputs are removed at the end, from the pipeline that ships (`folding`).
+merged without a change of the outputs are removed at the end, from the pipeline that ships (`fold_stages`).
 """
 
 import time
@@ -85,19 +85,19 @@ ARM = Arm("simplify", 2, 0.5, _refusal, _run, _make, fits=2.0)
 
 
 def fold_stages(context: ArmContext, model: Any) -> Any | None:
-    """The pipeline with fewer stages and the same outputs; None if `folding` returns None, or if the result would not be
+    """The pipeline with fewer stages and the same outputs; None if no stage can be removed, or if the result would not be
     cheaper to serve.
 
     Stages that must not change (`ArmContext.stay`) are kept, and so are the columns that they write.
     """
-    plan = folding(context, model)
+    plan = _folding(context, model)
     if plan is None:
         return None
     made = compact(as_pipeline(model), list(plan.keepCols), schema=context.sources[0].df.schema)
     return made if cost_table.of_model(made) < cost_table.of_model(model) * (1 - SAME) else None
 
 
-def folding(context: ArmContext, model: Any) -> CompactPlan | None:
+def _folding(context: ArmContext, model: Any) -> CompactPlan | None:
     """Plan of the folding; None if no stage can be removed, if a stage that must not change would change, or if the options
     exclude the arm "simplify".
     """
@@ -109,8 +109,3 @@ def folding(context: ArmContext, model: Any) -> CompactPlan | None:
     if any(s.uid in context.stay and s.action != "same" for s in plan.stages):
         return None
     return plan if any(s.action == "gone" for s in plan.stages) else None
-
-
-def gone(plan: CompactPlan) -> tuple[str, ...]:
-    """Uids of the stages that the plan removes."""
-    return tuple(s.uid for s in plan.stages if s.action == "gone")
