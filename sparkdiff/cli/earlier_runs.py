@@ -103,7 +103,7 @@ def triage(
     Exits with code 1 if one of them failed.
     """
     from sparkdiff.data import loading
-    from sparkdiff.fleet.budget import core_seconds
+    from sparkdiff.improvement.budget import core_seconds
 
     core_seconds(budget)  # before Spark starts
     if len(data) not in (1, len(models)):

@@ -21,7 +21,6 @@ from sparkdiff.errors import InputError, ParityError, SparkdiffError, kind_of
 from sparkdiff.estimators.fine_tuner import FineTuner
 from sparkdiff.evaluation.model_saving import new_folder, save
 from sparkdiff.fine_tuning.task import prepare
-from sparkdiff.fleet.budget import core_seconds
 from sparkdiff.history import run_store
 from sparkdiff.history.pipeline_facts import (
     FACTS,
@@ -34,6 +33,7 @@ from sparkdiff.history.pipeline_facts import (
     measure_facts,
 )
 from sparkdiff.history.run_forecasts import EARLY, Forecast, Forecaster, of_store, priors
+from sparkdiff.improvement.budget import core_seconds
 from sparkdiff.machine import cpu, paths
 from sparkdiff.options import Options
 from sparkdiff.pipeline.nesting import Holder, plain

@@ -1,4 +1,6 @@
-"""Budget of an improvement (a time, or passes over the training rows), and the account of what is spent and left."""
+"""Budget of an improvement (a time, or passes over the training rows), and the account of what is spent and left; and the
+budget of triage (processor time).
+"""
 
 import contextlib
 import dataclasses
@@ -233,3 +235,20 @@ class Account:
         """
         self.spent[name] = self.spent.get(name, 0.0) + seconds
         self._begun -= max(until - self.now(), 0.0)
+
+
+CORE_FORM = re.compile(
+    r"\s*(\d+(?:\.\d+)?)\s*(?:core[-\s]\s*)?(s(?:ec(?:ond)?s?)?|m(?:in(?:ute)?s?)?|h(?:ours?)?)\s*", re.IGNORECASE
+)
+
+
+def core_seconds(text: str) -> float:
+    """The number of core-seconds that a text such as "4 core-hours", "30 core-minutes" or "90s" means.
+
+    Raises:
+        InputError: the text has another form, or its amount is 0.
+    """
+    found = CORE_FORM.fullmatch(text) if isinstance(text, str) else None
+    if not found or not float(found[1]):
+        raise InputError(f"budget={text!r} must be processor time such as '4 core-hours', '30 core-minutes' or '90s'")
+    return float(found[1]) * UNITS[found[2][0].lower()]

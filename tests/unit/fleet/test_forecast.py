@@ -15,7 +15,6 @@ from pyspark.sql import DataFrame
 from sparkdiff.cli.app import main
 from sparkdiff.errors import InputError
 from sparkdiff.fleet import triage_run
-from sparkdiff.fleet.budget import core_seconds
 from sparkdiff.fleet.triage_run import (
     EARLY,
     FAILED,
@@ -38,6 +37,7 @@ from sparkdiff.fleet.triage_run import (
 )
 from sparkdiff.history.pipeline_facts import FACTS, Samples, earlier_run_facts
 from sparkdiff.history.run_forecasts import NAMES, Forecast, Forecaster, PastRun, features, of_store, priors
+from sparkdiff.improvement.budget import core_seconds
 from sparkdiff.options import Options
 from sparkdiff.pipeline.nesting import Holder
 
