@@ -18,7 +18,7 @@ from sparkdiff.errors import InputError
 from sparkdiff.fine_tuning.phases import run_folder
 from sparkdiff.fine_tuning.task import FitResults, Outcome
 from sparkdiff.growth import cost_table
-from sparkdiff.growth.option_checks import check_entities
+from sparkdiff.growth.growth_steps import check_entities
 from sparkdiff.improvement import baseline, proving, race
 from sparkdiff.improvement.arm_context import ArmContext, measure_original
 from sparkdiff.improvement.arm_order import order_of

@@ -21,7 +21,7 @@ from sparkdiff.fine_tuning.phases import run_folder
 from sparkdiff.growth import cost_table, item_runner
 from sparkdiff.growth.clock import Clock
 from sparkdiff.growth.criterion import Criterion
-from sparkdiff.growth.option_checks import check_options
+from sparkdiff.growth.growth_steps import check_options
 from sparkdiff.growth.part import Item, ItemResult
 from sparkdiff.growth.part_inputs import cut_for, room_of, specification_of, table_of
 from sparkdiff.growth.parts import trees

@@ -19,12 +19,12 @@ from sparkdiff.growth.growth_options import GrowthSettings
 from sparkdiff.growth.growth_steps import (
     GrowthStart,
     assemble,
+    check_options,
     check_without_parts,
     grow_again,
     grow_rounds,
     prepare_growth,
 )
-from sparkdiff.growth.option_checks import check_options
 from sparkdiff.growth.part_inputs import linear_head
 from sparkdiff.growth.parts import trees
 from sparkdiff.growth.round_reports import GrowthReport, of_a_sample, rows_without_entity, why_none

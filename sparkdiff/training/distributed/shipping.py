@@ -13,8 +13,8 @@ from sparkdiff.errors import InputError
 from sparkdiff.machine import package
 from sparkdiff.store import files
 
-STAY = tuple(f"sparkdiff/{room}" for room in ("improvement", "job", "serving", "tuning"))
-"""Rooms that a training process does not need: they import the training, not the other way round."""
+STAY = tuple(f"sparkdiff/{room}" for room in ("cli", "improvement", "serving", "tuning"))
+"""Rooms that a training process never imports, the largest ones."""
 
 
 def equip(here: Path, assignment: Any, loss: Any, module: str) -> None:
