@@ -230,6 +230,20 @@ def test_no_torch_where_spark_works_alone() -> None:
     assert importers("torch", (m for m in MODULES if below(m, NO_TORCH))) == []
 
 
+def test_a_started_process_needs_no_room_that_it_is_not_sent() -> None:
+    from sparkdiff.training.distributed.shipping import STAY
+
+    needed, waiting = set[str](), ["training.distributed.worker", "growth.worker"]
+    while waiting:
+        module = waiting.pop()
+        if module not in needed:
+            needed.add(module)
+            waiting += own_imports(MODULES[module])
+            waiting += filter(None, [module.rpartition(".")[0]])  # the room, which is imported first
+    assert all((PACKAGE.parent / room).is_dir() for room in STAY)
+    assert not {f"sparkdiff/{package(module)}" for module in needed} & {*STAY}
+
+
 def test_only_one_place_knows_the_jvm() -> None:
     words = ("_jvm", "_java_obj", "py4j", "_jdf", "_jsc", "_jsparkSession")
     texts = {m: path.read_text(encoding="utf-8") for m, path in MODULES.items() if package(m) != "jvm"}

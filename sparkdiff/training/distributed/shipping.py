@@ -13,8 +13,8 @@ from sparkdiff.errors import InputError
 from sparkdiff.machine import package
 from sparkdiff.store import files
 
-STAY = tuple(f"sparkdiff/{room}" for room in ("cli", "improvement", "serving", "tuning"))
-"""Rooms that a training process never imports, the largest ones."""
+STAY = tuple(f"sparkdiff/{room}" for room in ("cli", "improvement", "search", "serving", "tuning"))
+"""Large rooms that a training process never imports."""
 
 
 def equip(here: Path, assignment: Any, loss: Any, module: str) -> None:
