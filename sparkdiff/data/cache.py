@@ -27,7 +27,6 @@ from sparkdiff.data.fingerprint import SHARDS, Request, fingerprint
 from sparkdiff.data.frames import TransformedRows, check_request, failure_of, rows_after_stages
 from sparkdiff.data.label_stats import label_stats, weight_range
 from sparkdiff.data.layout import NO_ROWS, OWN, columns_of, holds_true, names_of, shards_in, write_files
-from sparkdiff.data.splits import SPLITS
 from sparkdiff.data.stream import DamagedCacheError, Manifest, arrow, usage
 from sparkdiff.data.stream.manifest import FORMAT
 from sparkdiff.errors import FullDiskError, InputError
@@ -89,7 +88,7 @@ class Cache:
     @property
     def splits(self) -> list[str]:
         """The splits that have rows."""
-        return [s for s in SPLITS if self.rows(s)]
+        return [s for s in splits.SPLITS if self.rows(s)]
 
     @property
     def is_there(self) -> bool:
@@ -117,7 +116,7 @@ class Cache:
 
     def fits_in_memory(self, copies: float = 1) -> bool:
         """True if that many copies of all rows as tensors need less than half of the total memory (`memory.total`)."""
-        return copies * sum(map(self.size, SPLITS)) < memory.total() // 2
+        return copies * sum(map(self.size, splits.SPLITS)) < memory.total() // 2
 
 
 def root(options: Options) -> Path:
@@ -374,7 +373,7 @@ def _build(request: Request, key: str, folder: Path, data: Path, columns: list[d
     if stores.url_of(data) is not None:
         make_room(folder, stores.size(data), request.options.localCacheLimit)
         stores.fetch(data)
-    shards = {s: shards_in(folder, data, s, SHARDS) for s in SPLITS}
+    shards = {s: shards_in(folder, data, s, SHARDS) for s in splits.SPLITS}
     if not any(map(any, shards.values())) and made.frames[0].isEmpty():
         raise InputError(NO_ROWS)
     manifest: dict[str, Any] = {
@@ -384,9 +383,9 @@ def _build(request: Request, key: str, folder: Path, data: Path, columns: list[d
         "splits": shards,
         "columns": [c for c in columns if c.get("dtype") != "bool" or holds_true(folder, shards, c["name"])],
     }
-    ranges = {s: weight_range(folder, shards[s], request) for s in SPLITS}
+    ranges = {s: weight_range(folder, shards[s], request) for s in splits.SPLITS}
     manifest["weights"] = {s: exponent for s, (exponent, _) in ranges.items() if exponent is not None}
-    manifest["stats"] = {s: label_stats(folder, shards[s], request, ranges[s][1]) for s in SPLITS}
+    manifest["stats"] = {s: label_stats(folder, shards[s], request, ranges[s][1]) for s in splits.SPLITS}
     if request.allTrain:
         for content in (manifest["splits"], manifest["weights"], manifest["stats"]):
             if splits.TRAIN in content:

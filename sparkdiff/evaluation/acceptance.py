@@ -10,7 +10,6 @@ from typing import Any
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation import compatibility, guard, paired_rows, slices
 from sparkdiff.evaluation.compatibility import Compatibility
-from sparkdiff.evaluation.guard import Ledger, candidate_count, diverged_candidates
 from sparkdiff.evaluation.row_margins import MarginModel, RecordedMargins, with_row_hashes
 from sparkdiff.evaluation.slices import Change
 from sparkdiff.evaluation.split_batches import Data
@@ -89,7 +88,7 @@ def judge(
     data: Data,
     metric: Metric,
     networks: tuple[Network, MarginModel],
-    ledger: Ledger,
+    ledger: guard.Ledger,
     *,
     reference: bool,
     given: RecordedMargins | None = None,
@@ -146,7 +145,7 @@ def guard_level(options: Options) -> float:
 
 def divergence(history: Sequence[Mapping[str, Any]], options: Options) -> str:
     """Number of diverged candidates, their epochs, and the remedy, as text; empty if none diverged."""
-    lost, total = diverged_candidates(history), candidate_count(history)
+    lost, total = guard.diverged_candidates(history), guard.candidate_count(history)
     if not lost:
         return ""
     first, last = min(row["epoch"] for row in lost), max(row["epoch"] for row in lost)
@@ -245,7 +244,7 @@ def nothing_gained(options: Options, metric: Metric, history: Sequence[Mapping[s
     """The reason for keeping the original if no epoch gained on the validation rows, as text."""
     better = f"had a {metric.direction} {metric.name} on the validation rows"
     lost = divergence(history, options)
-    if len(diverged_candidates(history)) == candidate_count(history) > 0:
+    if len(guard.diverged_candidates(history)) == guard.candidate_count(history) > 0:
         return f"{lost}; no epoch before {better}, so the possible gain is unknown"
     if lost:
         return f"no epoch of any other candidate {better}, and {lost}"

@@ -7,7 +7,6 @@ from typing import Any
 from sparkdiff.data.splits import REFERENCE, SPLITS, VALIDATION
 from sparkdiff.evaluation import guard
 from sparkdiff.evaluation.acceptance import Judgement, divergence, reason
-from sparkdiff.evaluation.guard import candidate_count, diverged_candidates
 from sparkdiff.evaluation.pipeline_warnings import changes_outside, unreadable_by_older_spark
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.fine_tuning.phases import in_memory
@@ -138,8 +137,8 @@ def training_fields(fitted: TrainingResult, compared: Mapping[str, Parity | None
     moved = found.moved.items() if changed else ()
     return {
         "records": found.history,
-        "candidates": candidate_count(found.history),
-        "diverged": len(diverged_candidates(found.history)),
+        "candidates": guard.candidate_count(found.history),
+        "diverged": len(guard.diverged_candidates(found.history)),
         "parity": {k: dataclasses.asdict(p) for k, p in compared.items() if p is not None},
         "stages": {k: {"largest": a, "rootMeanSquare": b} for k, (a, b) in moved},
         "device": fitted.device,

@@ -39,7 +39,6 @@ from sparkdiff.improvement.arms.simplifying import fold_stages
 from sparkdiff.improvement.candidate import Arm, Candidate, CandidateRecipe, Step, candidates_of, share
 from sparkdiff.improvement.improvement_options import CHANGES_FORM
 from sparkdiff.improvement.origin import check_same_numbers
-from sparkdiff.improvement.parallel_tasks import STEP
 from sparkdiff.improvement.step_log import StepLog
 from sparkdiff.proof import decision
 from sparkdiff.proof.decision import FINALISTS, FoldComparison
@@ -246,7 +245,7 @@ class Proof:
             failed = any(isinstance(found.get((finalist.name, before)), str) for before in range(k))
             if k >= finalist.folds or failed:
                 continue
-            STEP.set({"arm": finalist.candidate.arm, "round": finalist.role})
+            parallel_tasks.STEP.set({"arm": finalist.candidate.arm, "round": finalist.role})
             make = functools.partial(self._try, k, finalist, rival)
             try:
                 found[finalist.name, k] = self.log.read_or_make(f"{finalist.name}-fold{k + 2}", make)
@@ -289,7 +288,7 @@ class Proof:
 
     def _make_early(self, finalist: Finalist, found: Mapping[tuple[str, int], FoldComparison | str]) -> str:
         """Make a finalist from all rows before it is accepted, unless it has already failed in a fold."""
-        STEP.set({"arm": finalist.candidate.arm, "round": finalist.role})
+        parallel_tasks.STEP.set({"arm": finalist.candidate.arm, "round": finalist.role})
         if not any(name == finalist.name and isinstance(fold, str) for (name, _), fold in [*found.items()]):
             with contextlib.suppress(Exception):  # if accepted, it is made again and raises its error
                 self.make_from_all_rows(finalist)
@@ -482,7 +481,7 @@ def _ship(proof: Proof, proven: FinalistResult) -> FinalPipeline:
     stages may change.
     """
     context, judgement, finalist = proof.context, proven.judgement, proven.finalist
-    STEP.set({"arm": finalist.candidate.arm, "round": finalist.role})
+    parallel_tasks.STEP.set({"arm": finalist.candidate.arm, "round": finalist.role})
     try:
         if finalist.name in proof.made:
             found = measure(proof.whole(), proof.made[finalist.name])

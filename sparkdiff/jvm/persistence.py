@@ -15,7 +15,6 @@ from pyspark.ml.util import DefaultParamsReader, DefaultParamsWriter, MLReadable
 
 from sparkdiff.errors import InputError
 from sparkdiff.jvm import folders, sessions, stores
-from sparkdiff.jvm.sessions import in_process, ml_context
 from sparkdiff.machine import paths
 
 _Own = TypeVar("_Own", bound="Persistent")
@@ -54,7 +53,7 @@ class Writer(DefaultParamsWriter):
 
     @property
     def sc(self) -> Any:
-        return ml_context(self.sparkSession)
+        return sessions.ml_context(self.sparkSession)
 
     def saveImpl(self, path: str) -> None:
         values, stages = self.instance.saved_parts()
@@ -64,7 +63,7 @@ class Writer(DefaultParamsWriter):
             stage.write().save(paths.inside(path, name))
 
     def _handleOverwrite(self, path: str) -> None:
-        if in_process(self.sparkSession):
+        if sessions.in_process(self.sparkSession):
             super()._handleOverwrite(path)  # type: ignore[misc]
         else:
             PipelineModel([]).write().handleOverwrite(path, True)  # type: ignore[attr-defined]
@@ -90,7 +89,7 @@ class Reader(MLReader[Any]):
 
     @property
     def sc(self) -> Any:
-        return ml_context(self.sparkSession)
+        return sessions.ml_context(self.sparkSession)
 
     def load(self, path: str) -> Any:
         meta, wanted = DefaultParamsReader.loadMetadata(path, self.sc), f"{self.cls.__module__}.{self.cls.__name__}"

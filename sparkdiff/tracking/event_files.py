@@ -10,7 +10,6 @@ from typing import Any
 
 from sparkdiff.errors import requires_extra
 from sparkdiff.machine import secrets
-from sparkdiff.machine.secrets import hidden
 from sparkdiff.report import Events
 from sparkdiff.tracking.plain_values import metrics, params, plain, points
 
@@ -47,7 +46,7 @@ class JSONLines(Events):
 
     def on_epoch(self, row: Mapping[str, Any]) -> None:
         """Write a line with a row of the history."""
-        self._write("epoch", hidden(row))
+        self._write("epoch", secrets.hidden(row))
 
     def on_decision(self, record: Any) -> None:
         """Write a line with the values of the summary."""
