@@ -36,7 +36,7 @@ from sparkdiff.improvement.arms import arms_of
 from sparkdiff.improvement.budget import Limit
 from sparkdiff.improvement.candidate import Arm, Candidate, Step, best_of, candidates_of, share
 from sparkdiff.improvement.improvement_options import ImprovementSettings
-from sparkdiff.machine import cpu
+from sparkdiff.machine import resources
 from sparkdiff.options import Options
 from sparkdiff.report import Phases
 
@@ -48,14 +48,14 @@ def steps_of(arm: Arm, context: ArmContext, limit: Limit) -> list[dict[str, Any]
     """All steps of an arm: what each took, and what it reached with those before it."""
     steps, out, spent = list[Step](), list[dict[str, Any]](), 0.0
     for number in range(arm.steps):
-        began = cpu.seconds()
+        began = resources.cpu_seconds()
         try:
             step = arm.run(context, number, limit, tuple(steps))
         except (SparkdiffError, TimeoutError, jvm.SparkError) as e:
             why = jvm.cause(e) if isinstance(e, jvm.SparkError) else f"{type(e).__name__}: {e}"
-            out.append({"seconds": cpu.seconds() - began, "failed": why[:300]})
+            out.append({"seconds": resources.cpu_seconds() - began, "failed": why[:300]})
             break
-        spent = cpu.seconds() - began
+        spent = resources.cpu_seconds() - began
         steps.append(step)
         best = best_of(context, steps)
         gain = 0.0 if best is None else share(context, best)
@@ -85,16 +85,16 @@ def run(cell: Cell, model: Any, rows: DataFrame, folder: Path, seconds: float) -
     """What each arm reaches on a pipeline and these rows."""
     loss = {"loss": "absolute"} if cell.kind == "absolute" else {}
     options = Options.of({**OPTIONS, **loss, "validationIndicatorCol": "held", "cacheDir": str(folder / "cache")})
-    began = cpu.seconds()
+    began = resources.cpu_seconds()
     facts = training_facts(prepare(model, options, rows), rows, rows.count())
-    spent, settings = cpu.seconds() - began, ImprovementSettings()
+    spent, settings = resources.cpu_seconds() - began, ImprovementSettings()
     own = Path(tempfile.mkdtemp(dir=folder))
     try:
         context = ArmContext(model, options, settings, [Source(rows)], None, Phases(False), FitResults())
         refused = {arm.name: arm.refusal(context) for arm in arms_of(settings)}
-        began = cpu.seconds()
+        began = resources.cpu_seconds()
         context = dataclasses.replace(measure_original(context), folder=own)
-        start = cpu.seconds() - began
+        start = resources.cpu_seconds() - began
         found = {
             a.name: steps_of(a, context, Limit(seconds, None, seconds))
             for a in arms_of(settings)

@@ -72,7 +72,7 @@ from scipy.special import xlogy
 
 import sparkdiff
 from sparkdiff.data.loading import start_session
-from sparkdiff.machine import cpu
+from sparkdiff.machine import resources
 
 ORIGINALS = ("linear", "trees")
 TRIALS, ROUNDS, PATIENCE, INNER, FEW = 20, 1000, 30, 0.8, 2000
@@ -280,10 +280,10 @@ class Clock:
     """Wall and CPU seconds (of this process, its JVM and their children) since it was made."""
 
     def __init__(self) -> None:
-        self.wall, self.cpu = time.monotonic(), cpu.seconds()
+        self.wall, self.cpu = time.monotonic(), resources.cpu_seconds()
 
     def read(self) -> tuple[float, float]:
-        return round(time.monotonic() - self.wall, 2), round(cpu.seconds() - self.cpu, 2)
+        return round(time.monotonic() - self.wall, 2), round(resources.cpu_seconds() - self.cpu, 2)
 
 
 # Arms -----------------------------------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ import sparkdiff
 from sparkdiff.data.loading import start_session
 from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.history.pipeline_facts import FACTS, Samples, finite, measure_facts
-from sparkdiff.machine import cpu
+from sparkdiff.machine import resources
 from sparkdiff.options import Options
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -309,12 +309,12 @@ class Trace(sparkdiff.Events):
     """Processor seconds since a run began: at the end of each phase, and of each epoch."""
 
     def __init__(self) -> None:
-        self.began, self.phases, self.epochs = cpu.seconds(), dict[str, float](), dict[int, float]()
+        self.began, self.phases, self.epochs = resources.cpu_seconds(), dict[str, float](), dict[int, float]()
         self._own = 0.0
 
     def on_phase(self, name: str, seconds: float | None, detail: str) -> None:
         if seconds is not None:
-            self.phases[name] = cpu.seconds() - self.began
+            self.phases[name] = resources.cpu_seconds() - self.began
 
     def on_epoch(self, row: Mapping[str, Any]) -> None:
         if not row["epoch"]:
@@ -355,16 +355,16 @@ def run(
     """Tune a model: what it became, and what the store does not say of it."""
     loss = {"loss": "absolute"} if cell.kind == "absolute" else {}
     given = {**OPTIONS, **loss, "validationIndicatorCol": "held"}
-    before = cpu.seconds()
+    before = resources.cpu_seconds()
     facts = finite(measure_facts(prepare(model, Options.of(given), rows), rows, samples)[0])
-    spent = cpu.seconds() - before
+    spent = resources.cpu_seconds() - before
     tags = {"cell": cell.name, "set": cell.set, "kind": cell.kind, "step": step, FACTS: json.dumps(facts)}
     trace = Trace()
     tuner = sparkdiff.FineTuner(
         model, **given, callbacks=[trace], storeDir=str(folder / "store"), tags=tags, cacheDir=str(folder / "cache")
     )
     found = tuner.fit(rows)
-    whole = cpu.seconds() - trace.began
+    whole = resources.cpu_seconds() - trace.began
     summary = found.summary
     line = dataclasses.asdict(cell) | {
         "cell": cell.name,

@@ -18,7 +18,7 @@ from pyspark.sql import DataFrame
 from sparkdiff import FineTuner
 from sparkdiff.cli.config import load_config
 from sparkdiff.data.loading import function, load_data, start_session
-from sparkdiff.machine import cpu
+from sparkdiff.machine import resources
 
 RATES = (0.001, 0.002, 0.003, 0.006, 0.01, 0.02, 0.03, 0.06)
 EQUAL = 1e-9
@@ -27,11 +27,11 @@ EQUAL = 1e-9
 
 def gains(tuner: FineTuner, rows: DataFrame, rates: list[float], together: bool) -> tuple[list[float], float]:
     """The gain with each rate, and the CPU seconds of all."""
-    before, grid = cpu.seconds(), [{tuner.learningRate: rate} for rate in rates]
+    before, grid = resources.cpu_seconds(), [{tuner.learningRate: rate} for rate in rates]
     fitted: dict[int, Any] = (
         dict(tuner.fitMultiple(rows, grid)) if together else {i: tuner.fit(rows, one) for i, one in enumerate(grid)}
     )
-    return [fitted[i].summary.gain for i in range(len(grid))], cpu.seconds() - before
+    return [fitted[i].summary.gain for i in range(len(grid))], resources.cpu_seconds() - before
 
 
 def main() -> int:

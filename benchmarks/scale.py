@@ -225,7 +225,7 @@ def one(folder: Path, size: Size) -> dict[str, Any]:
     from pyspark.sql import SparkSession
 
     import sparkdiff
-    from sparkdiff.machine import memory
+    from sparkdiff.machine import resources
 
     rows, columns, processes, kind = size
     path = made(folder, rows, columns, kind)
@@ -270,7 +270,7 @@ def one(folder: Path, size: Size) -> dict[str, Any]:
         "columns": columns,
         "processes": processes,
         "kind": kind,
-        "limit": memory.total(),
+        "limit": resources.memory_bytes(),
         "heap": HEAP,
         "pieces": pieces(cache),
         "files": sum(file.stat().st_size for file in cache.rglob("*.parquet")),

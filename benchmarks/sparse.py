@@ -156,14 +156,14 @@ def start(spark: Any) -> None:
     import torch
 
     import sparkdiff
-    from sparkdiff.machine.memory import trim
+    from sparkdiff.machine.resources import trim_memory
 
     rows = spark.range(400).selectExpr("'w' || id % 7 text", "cast(id % 2 as double) label")
     with tempfile.TemporaryDirectory() as folder:
         sparkdiff.FineTuner(pipeline=pipeline(maxIter=2).fit(rows), maxEpochs=1, cacheDir=folder, verbosity=0).fit(rows)
     weight = torch.zeros(1, requires_grad=True)
     torch.optim.LBFGS([weight]).step(lambda: (weight * weight).sum())  # imports torch's compiler
-    trim()
+    trim_memory()
 
 
 def one(folder: Path, corpus: str, original: str, recipe: str, batch: int, epochs: int, timed: bool) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from sparkdiff.data.stream import DamagedCacheError, Manifest, arrow, usage
 from sparkdiff.data.stream.manifest import FORMAT
 from sparkdiff.errors import FullDiskError, InputError
 from sparkdiff.jvm import stores
-from sparkdiff.machine import atomic_files, memory, processes
+from sparkdiff.machine import atomic_files, processes, resources
 from sparkdiff.options import Options
 from sparkdiff.pipeline.cut import Cut
 from sparkdiff.pipeline.graph import Version
@@ -115,8 +115,8 @@ class Cache:
         return 8 * (sum(widths) + len(sparse)) * self.rows(split) + 16 * entries
 
     def fits_in_memory(self, copies: float = 1) -> bool:
-        """True if that many copies of all rows as tensors need less than half of the total memory (`memory.total`)."""
-        return copies * sum(map(self.size, splits.SPLITS)) < memory.total() // 2
+        """True if that many copies of all rows as tensors need less than half of the total memory (`resources.memory_bytes`)."""
+        return copies * sum(map(self.size, splits.SPLITS)) < resources.memory_bytes() // 2
 
 
 def root(options: Options) -> Path:

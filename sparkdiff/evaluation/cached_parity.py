@@ -25,7 +25,7 @@ from sparkdiff.data.splits import TRAIN, VALIDATION
 from sparkdiff.data.stream.manifest import sha256_of
 from sparkdiff.errors import InputError, ParityError
 from sparkdiff.evaluation.split_batches import Data
-from sparkdiff.machine import memory
+from sparkdiff.machine import resources
 from sparkdiff.pipeline.column_names import col_by_name, unused_prefix
 from sparkdiff.pipeline.column_tensors import into_structs, schema_of, write_columns
 from sparkdiff.pipeline.graph import Version, null_of
@@ -70,7 +70,7 @@ def check(
     with room("the rows to compare", where, ROOM), jvm.temporary(".parity-", where) as folder:
         file = _write_sample(network, dict(sample), cache, folder)
         sample.clear()
-        memory.trim()
+        resources.trim_memory()
         kept = None if original is None else cache.folder / f"spark-{_key(original, folder)}"
         parity = None if kept is None else _compare_kept_outputs(network, kept, folder / "kept")
         if parity is None:

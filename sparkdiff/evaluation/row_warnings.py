@@ -26,7 +26,7 @@ from sparkdiff.evaluation.feature_names import FeatureNames, entering
 from sparkdiff.evaluation.guard import Verdict, total_gain
 from sparkdiff.evaluation.row_evidence import FARTHEST, RowHashes, Spread, drift, farness, leaks_class, leaks_number
 from sparkdiff.evaluation.split_batches import Data, scalar
-from sparkdiff.machine import memory
+from sparkdiff.machine import resources
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
@@ -74,10 +74,10 @@ def check(
     for split in splits:
         for batch, y, weight, _ in data.batches(split):
             seen.add(split, batch, y, weight)
-        memory.trim()
+        resources.trim_memory()
     extremes, unseen = seen.extremes(), [] if copies else seen.unseen()
     seen.spreads.clear()  # frees five vectors of the columns' width per split
-    memory.trim()
+    resources.trim_memory()
     return [*extremes, *seen.leaks(), *seen.duplicates(), *seen.straddling(), *seen.drift(), *unseen]
 
 

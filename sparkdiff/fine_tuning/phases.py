@@ -43,7 +43,7 @@ from sparkdiff.fine_tuning.task import (
     key_of,
 )
 from sparkdiff.jvm import stores
-from sparkdiff.machine import memory
+from sparkdiff.machine import resources
 from sparkdiff.objectives.label_checks import check_label
 from sparkdiff.objectives.metric import Metric
 from sparkdiff.options import Options, without_effect
@@ -189,7 +189,7 @@ def verify_original(run: Run, *, decides: bool = True) -> PipelineScores:
     own = callable(task.options.loss) and task.options.metric is None
     with run.phases.phase("verify") as say:
         scores = {s: score(network, data, s, run.goal.metric) for s in cache.splits}
-        memory.trim()
+        resources.trim_memory()
         looked_at = {s: found for s, found in scores.items() if decides or s != VALIDATION}
         check_finite(looked_at, run.goal.metric, task.model.uid, run.goal.labels, own=own)
         if own:
@@ -289,7 +289,7 @@ def _train_candidates(
     o, cache, network, data, goal = run.task.options, run.cache, run.network, run.data, run.goal
     single = cached_parity.check_single_precision(network, data) if o.precision == "float32" else None
     start = start_of(network, data, goal.label, o, cache.rows(VALIDATION), recipes, settings)
-    memory.trim()
+    resources.trim_memory()
     wishes = _slope_signs(run) if "monotone" in o.penalties else None
     penalty = None if wishes is None else wishes.penalty(start.stats, goal.label)
     assignment = Assignment(
@@ -454,11 +454,11 @@ def write_back_and_verify(
     model, data, cache = run.task.model, run.data, run.cache
     with run.phases.phase("write back") as say:
         scores = {s: known.get(s) or score(network, data, s, run.goal.metric) for s in original.scores}
-        memory.trim()
+        resources.trim_memory()
         network = network if made is None else Network(made.cut.graph, made.cut.live)
         sample = cached_parity.sample_of(network, data, run.comparedRows)
         data.stream.close()  # the rows are not read again: frees memory for Spark
-        memory.trim()
+        resources.trim_memory()
         where = cache.folder.parent
         with jvm.scratch(where), room("the data of the new Spark model", where, caches.ROOM):
             model = write_back(model, network) if made is None else made.model

@@ -34,7 +34,7 @@ from sparkdiff.history.pipeline_facts import (
 )
 from sparkdiff.history.run_forecasts import EARLY, Forecast, Forecaster, of_store, priors
 from sparkdiff.improvement.budget import core_seconds
-from sparkdiff.machine import cpu, paths
+from sparkdiff.machine import paths, resources
 from sparkdiff.options import Options
 from sparkdiff.pipeline.nesting import Holder, plain
 from sparkdiff.report import DisplayableFields, Events, Section, SectionTable, StrongLine, duration, signed
@@ -344,7 +344,7 @@ def triage(
     limit = core_seconds(budget)
     if not isinstance(share, (int, float)) or not 0 < share <= 1:
         raise InputError(f"share={share!r} must be above 0 and at most 1: the part of the expected gain to run for")
-    began = cpu.seconds()
+    began = resources.cpu_seconds()
     runs = run_store.rows_so_far(storeDir, HISTORY_COLUMNS)
     own = of_store(runs)
     entries, forecaster = entries_of(fleet, options), Forecaster([*priors(), *own])
@@ -357,7 +357,7 @@ def triage(
     whole, reached, planned, ran = sum(j.forecast.expected for j in ranked if j.forecast), 0.0, 0.0, 0
     models, out = dict[str, Any](), []
     for j in ranked:
-        left = limit - (cpu.seconds() - began) - planned
+        left = limit - (resources.cpu_seconds() - began) - planned
         if j.forecast is None or (why := _why_not(j, ran, reached / whole if whole else 1.0, share, left)):
             out.append(_result_without_run(j, j.why if j.forecast is None else why))
             continue
@@ -373,7 +373,7 @@ def triage(
                 whole -= j.forecast.expected
                 continue
         reached, ran = reached + j.forecast.expected, ran + 1
-    return Triage(tuple(out), limit, cpu.seconds() - began, len(priors()), len(own), models)
+    return Triage(tuple(out), limit, resources.cpu_seconds() - began, len(priors()), len(own), models)
 
 
 def _assess_entries(
@@ -386,7 +386,7 @@ def _assess_entries(
     late = f"the budget of {limit:,.0f} core-seconds was used up before its facts were found"
     with contextlib.closing(Samples()) as samples:
         for entry in entries:
-            if cpu.seconds() - began < limit:
+            if resources.cpu_seconds() - began < limit:
                 judged.append(_assess_entry(entry, runs, forecaster, samples))
             else:
                 judged.append(AssessedEntry(entry, {}, None, 0.0, late))
@@ -405,7 +405,7 @@ def _call_done(done: Callable[[Triaged, Any], None], found: Triaged, model: Any)
 def _assess_entry(
     entry: Entry, runs: Sequence[Mapping[str, Any]], forecaster: Forecaster, samples: Samples
 ) -> AssessedEntry:
-    began = cpu.seconds()
+    began = resources.cpu_seconds()
     try:
         if entry.options.numFolds:
             raise InputError(
@@ -416,10 +416,10 @@ def _assess_entry(
         if runs:
             facts |= earlier_run_facts(runs, entry.content(), facts["metric"], metric, entry.options.asdict())
         facts = finite(facts)
-        return AssessedEntry(entry, facts, forecaster(facts), cpu.seconds() - began)
+        return AssessedEntry(entry, facts, forecaster(facts), resources.cpu_seconds() - began)
     except Exception as e:  # one pipeline may not end the others
         outcome = SKIPPED if isinstance(e, SampleError) else REFUSED if isinstance(e, REFUSALS) else FAILED
-        return AssessedEntry(entry, {}, None, cpu.seconds() - began, jvm.message(e), outcome)
+        return AssessedEntry(entry, {}, None, resources.cpu_seconds() - began, jvm.message(e), outcome)
 
 
 def _why_not(j: AssessedEntry, ran: int, reached: float, share: float, left: float) -> str:
@@ -464,7 +464,7 @@ def _result_without_run(j: AssessedEntry, why: str) -> Triaged:
 
 def _run(j: AssessedEntry, storeDir: str | None) -> tuple[Triaged, Any]:
     """Fine-tune a pipeline; return the result of the run, and the tuned pipeline, or None if there is none."""
-    before, entry = cpu.seconds(), j.entry
+    before, entry = resources.cpu_seconds(), j.entry
     given = dict(entry.given)
     if storeDir is not None:
         given |= {"storeDir": storeDir, "tags": {**given.get("tags", {}), FACTS: json.dumps(j.facts)}}
@@ -484,7 +484,7 @@ def _run(j: AssessedEntry, storeDir: str | None) -> tuple[Triaged, Any]:
         outcome, why = TUNED if tuned else KEPT, found.summary.reason
         if tuned:
             model, gain = found.pipelineModel, found.summary.gain
-    spent = j.spent + cpu.seconds() - before
+    spent = j.spent + resources.cpu_seconds() - before
     return Triaged(entry.name, j.forecast, outcome, why, gain, spent, j.facts), model
 
 

@@ -16,7 +16,7 @@ from sparkdiff.errors import InputError
 from sparkdiff.fine_tuning.task import Run, Task
 from sparkdiff.growth.criterion import CriterionSpecification
 from sparkdiff.growth.row_tensors import Column, Split, Table
-from sparkdiff.machine import memory
+from sparkdiff.machine import resources
 from sparkdiff.pipeline.cut import Cut, CutColumn
 from sparkdiff.pipeline.graph import Graph, Version, Vertex
 from sparkdiff.pipeline.schema import known_fields
@@ -220,7 +220,7 @@ def room_of(folder: Path, largest: int | None = None) -> int:
     kept = files.read_undamaged(file, lambda: int(json.loads(file.read_text(encoding="utf-8"))))
     if kept is not None:
         return kept
-    room = min(largest or LARGEST, memory.total() // 16)
+    room = min(largest or LARGEST, resources.memory_bytes() // 16)
     with files.room("how many rows parts learn from", folder, ROOM):
         files.write_bytes(file, json.dumps(room).encode())
     return room

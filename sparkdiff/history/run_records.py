@@ -14,7 +14,7 @@ from typing import Any
 from sparkdiff import jvm
 from sparkdiff.evaluation.slices import value_text
 from sparkdiff.history import run_store, run_table
-from sparkdiff.machine import cpu, secrets
+from sparkdiff.machine import resources, secrets
 from sparkdiff.pipeline.plan import Plan, StagePlan
 from sparkdiff.store.model_digests import hash_of
 
@@ -55,7 +55,7 @@ def keeping(
         return
     where = jvm.folder("storeDir", storeDir)
     jvm.check_writable("storeDir", storeDir, where)
-    used, began = cpu.seconds(), time.monotonic()
+    used, began = resources.cpu_seconds(), time.monotonic()
 
     def keep(
         summary: Any,
@@ -82,7 +82,7 @@ def keeping(
                 tags=tags,
                 redact=redact,
                 seconds=time.monotonic() - began,
-                coreSeconds=cpu.seconds() - used,
+                coreSeconds=resources.cpu_seconds() - used,
                 **more,
             )
             run_store.add(where, row)

@@ -27,7 +27,7 @@ from sparkdiff.growth.part_inputs import LINEAR, cut_for, upstream_columns
 from sparkdiff.growth.serving_cost import SAME
 from sparkdiff.improvement.improvement_options import ImprovementSettings
 from sparkdiff.improvement.parallel_tasks import StoppableListener
-from sparkdiff.machine import cpu
+from sparkdiff.machine import resources
 from sparkdiff.objectives.metric import Metric
 from sparkdiff.objectives.objective import class_weights
 from sparkdiff.options import Options
@@ -148,7 +148,7 @@ class ArmContext:
         """Number of arms that run at the same time; 1 if `in_threads` is False."""
         if not self.in_threads:
             return 1
-        return self.settings.parallelism or max(cpu.idle_cores() // CORES, 1)
+        return self.settings.parallelism or max(resources.idle_cores() // CORES, 1)
 
     @functools.cached_property
     def folds_side_by_side(self) -> int:

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from sparkdiff.errors import check_type
-from sparkdiff.machine import memory, secrets, threads
+from sparkdiff.machine import resources, secrets, threads
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -418,7 +418,7 @@ class Phases:
         finally:
             self.running = around
             self.timings[name] = self.timings.get(name, 0.0) + phase.end()
-            memory.trim()
+            resources.trim_memory()
 
     def on_epoch(self, row: Mapping[str, Any]) -> None:
         """Pass a row of the history to all listeners, with `fold` as "fold" unless it is None."""

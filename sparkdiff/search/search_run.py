@@ -19,7 +19,7 @@ from sparkdiff.data.splits import TEST, TRAIN, Source
 from sparkdiff.errors import InputError, WriteError
 from sparkdiff.evaluation.prediction_differences import find_output_changes
 from sparkdiff.jvm.query_plans import settings as settings_of, tables_read
-from sparkdiff.machine import memory, paths
+from sparkdiff.machine import paths, resources
 from sparkdiff.pipeline.nesting import flatten, inside, plain
 from sparkdiff.pipeline.unfitted_form import check_unfitted
 from sparkdiff.proof.decision import FINALISTS
@@ -294,7 +294,7 @@ def _in_folder(task: SearchTask, dataset: DataFrame, phases: Phases, folder: Pat
         return model, summary, front
     finally:
         rows.unpersist()
-        memory.trim()
+        resources.trim_memory()
 
 
 def run_trials(task: SearchTask, rows: DividedRows, phases: Phases, folder: Path | None, trained: int) -> Study:

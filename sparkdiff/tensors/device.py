@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sparkdiff.errors import InputError
-from sparkdiff.machine import cpu
+from sparkdiff.machine import resources
 from sparkdiff.tensors.rows import Rows, SparseRows
 
 T = TypeVar("T")
@@ -53,7 +53,7 @@ def threads_for(multiplications: float) -> contextlib.AbstractContextManager[Non
     Threads wait for each other in each operation: if other programs use the cores, too, two threads take several times
     as long as one.
     """
-    return torch_threads(1 if multiplications < WORTH else min(torch.get_num_threads(), cpu.idle_cores()))
+    return torch_threads(1 if multiplications < WORTH else min(torch.get_num_threads(), resources.idle_cores()))
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from sparkdiff.evaluation.guard import Ledger, LedgerTrial
 from sparkdiff.evaluation.input_statistics import widths
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.evaluation.split_batches import Data, scalar
-from sparkdiff.machine import memory
+from sparkdiff.machine import resources
 from sparkdiff.objectives.metric import Metric
 from sparkdiff.objectives.objective import Objective
 from sparkdiff.options import Options
@@ -239,7 +239,7 @@ class Training(Results):
         """Find out how the candidates can train together on these data."""
         self.began = time.monotonic()
         self._form = TrainingForm.of(self.here, self.recipes, self.options, data)
-        memory.trim()  # for wide networks, the search for the affine form took much memory
+        resources.trim_memory()  # for wide networks, the search for the affine form took much memory
 
     def place_rows(self, data: Data) -> Data:
         """The data, with all rows on the device if they fit there in addition to what training needs; else with rows
@@ -420,13 +420,13 @@ class Training(Results):
         """
         losses = candidates.end_epoch(objective.scale)
         if candidates.lazy:
-            memory.trim()  # its steps took blocks of ever different sizes, between which more and more memory is free
+            resources.trim_memory()  # its steps took blocks of ever different sizes, between which more and more memory is free
         scores, parameters = candidates.scores(data, "validation", metric)
         for j, (k, loss, now) in enumerate(zip(active, losses, scores, strict=True)):
             if self.record(k, loss, now):
                 self.standings[k].flat = home(parameters(j))
         if candidates.lazy:
-            memory.trim()
+            resources.trim_memory()
 
     def end_epoch(self, data: Data, active: Sequence[int]) -> None:
         """End the epoch and drop the candidates that stopped in it."""

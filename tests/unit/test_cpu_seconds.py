@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sparkdiff.machine import cpu
+from sparkdiff.machine import resources
 
 pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the system does not tell"),
@@ -38,7 +38,7 @@ def children(pid: int) -> list[int]:
 
 @pytest.mark.parametrize("orphaned", [False, True])
 def test_what_a_killed_process_has_used_is_kept(parent: subprocess.Popen[str], orphaned: bool) -> None:
-    before = cpu.seconds()
+    before = resources.cpu_seconds()
     (child,) = children(parent.pid)
     for pid in (parent.pid, child) if orphaned else (child,):
         os.kill(pid, signal.SIGKILL)
@@ -46,20 +46,20 @@ def test_what_a_killed_process_has_used_is_kept(parent: subprocess.Popen[str], o
     deadline = time.monotonic() + 10
     while Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
-    after = cpu.seconds()
+    after = resources.cpu_seconds()
     assert before <= after < before + 0.5, "neither lost nor counted twice"
-    assert cpu.seconds() >= after
+    assert resources.cpu_seconds() >= after
 
 
 def test_a_forked_process_begins_anew() -> None:
     code = f"""
 import os, subprocess, sys
-from sparkdiff.machine import cpu
+from sparkdiff.machine import resources
 child = subprocess.Popen([sys.executable, "-c", {CHILD!r}], stdout=subprocess.PIPE)
 child.stdout.readline()
-assert cpu.seconds() >= 0.5
+assert resources.cpu_seconds() >= 0.5
 if (pid := os.fork()) == 0:
-    os._exit(cpu.seconds() >= 0.4)
+    os._exit(resources.cpu_seconds() >= 0.4)
 child.kill()
 raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """

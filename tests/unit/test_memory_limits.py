@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sparkdiff.machine import memory
+from sparkdiff.machine import resources
 
 MACHINE = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 V1, V2 = "3:cpuset:/\n4:cpu,memory:/pods/one\n0::/\n", "0::/pods/one\n"
@@ -40,8 +40,8 @@ def test_a_container_may_have_less_than_the_machine(
         path = tmp_path / "cgroup" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"{limit}\n")
-    assert memory.total(tmp_path / "cgroup", own) == expected
+    assert resources.memory_bytes(tmp_path / "cgroup", own) == expected
 
 
 def test_elsewhere_than_on_linux_the_machine_counts(tmp_path: Path) -> None:
-    assert memory.total(tmp_path, tmp_path / "missing") == MACHINE
+    assert resources.memory_bytes(tmp_path, tmp_path / "missing") == MACHINE

@@ -22,7 +22,7 @@ import torch
 
 from sparkdiff.data.stream.files import Files
 from sparkdiff.data.stream.manifest import Batch, CachedFile
-from sparkdiff.machine import memory
+from sparkdiff.machine import resources
 from sparkdiff.tensors.rows import SparseRows
 
 SHARE = 0.5
@@ -275,7 +275,7 @@ class DecodedPieces:
         size = sum(max(piece.rows * dense, piece.bytes) for piece in manifest.pieces.values())
         if size > self._room:
             raise OSError("there is too little room")
-        return ScratchFile(manifest.folder, direct=size > LARGE * memory.total())
+        return ScratchFile(manifest.folder, direct=size > LARGE * resources.memory_bytes())
 
 
 def _write_array(file: ScratchFile, array: np.ndarray[Any, Any], piece: int) -> Array:

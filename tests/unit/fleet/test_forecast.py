@@ -238,7 +238,7 @@ class Fleet:
         monkeypatch.setattr(triage_run, "Forecaster", lambda runs: None)
         monkeypatch.setattr(triage_run, "_assess_entry", judge)
         monkeypatch.setattr(triage_run, "_run", run)
-        monkeypatch.setattr(triage_run.cpu, "seconds", lambda: self.seconds)
+        monkeypatch.setattr(triage_run.resources, "cpu_seconds", lambda: self.seconds)
 
 
 FOUR = (Forecast(0.9, 0.5, 10.0), Forecast(0.8, 0.5, 10.0), Forecast(0.1, 0.5, 10.0), Forecast(0.05, 0.5, 90.0))
