@@ -1,7 +1,8 @@
 """Candidates (copies of one network's trainable parameters that train with different settings) as the rows of one
-matrix: their gradients, steps and scores, all at once.
+matrix: their gradients, steps and scores, all at once; and their states, reduced to some candidates or joined.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,9 +18,9 @@ from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import LEAVES, Version
 from sparkdiff.stages.base import StageModule
 from sparkdiff.stages.forest import Trees
+from sparkdiff.tensors.device import home
 from sparkdiff.tensors.rows import Rows, SparseRows, as_sparse
 from sparkdiff.tensors.team import ALONE, Team
-from sparkdiff.training import candidate_states
 from sparkdiff.training.affine import AffineMargin, places
 from sparkdiff.training.augmentation import Augmenter, Draw, Target, View
 from sparkdiff.training.local_steps import LocalSteps
@@ -349,7 +350,7 @@ class Candidates:
         recipes = [self.recipes[k] for k in rows]
         updates = self.updates.for_candidates(recipes)
         kept = Candidates(recipes, self.options, updates, self.monotone, counts=self.counts, among=self.among)
-        kept.load(candidate_states.of(self.state(), rows, self.epoch_steps.newton))
+        kept.load(state_of(self.state(), rows, self.epoch_steps.newton))
         return kept
 
 
@@ -436,3 +437,65 @@ def batch_losses(
         [found] = torch.autograd.grad(total.sum(), [whole])
         gradient = found[:, first : first + margin.shape[1]]
     return total.detach() / team.world, gradient
+
+
+State = Mapping[str, Any]
+"""A state of candidates (`Candidates.state`)."""
+
+
+def state_at_home(value: Any) -> Any:
+    """A state with all its tensors on the CPU."""
+    if isinstance(value, Tensor):
+        return home(value)
+    if isinstance(value, Mapping):
+        return {key: state_at_home(x) for key, x in value.items()}
+    return [state_at_home(x) for x in value] if isinstance(value, list) else value
+
+
+def state_of(state: State, rows: Sequence[int], newton: Sequence[int]) -> dict[str, Any]:
+    """The state of the candidates `rows`, which are in ascending order.
+
+    Args:
+        newton: indices of the candidates in `state` that take Newton steps.
+    """
+    at = torch.tensor(list(rows), device=state["u"].device)
+    out = dict(state)
+    for name in ("flat", "u", "average", "total"):
+        out[name] = state[name][at] if state[name] is not None else None
+    if state["optimizer"]:
+        out["optimizer"] = {n: x[at] if x.shape == state["u"].shape else x for n, x in state["optimizer"].items()}
+    if "momentum" in state:
+        out["momentum"] = state["momentum"][at]
+    out["whole"] = state["whole"][at] if len(state["whole"]) else state["whole"]
+    out["bent"] = state["bent"][[j for j, k in enumerate(newton) if k in rows]]
+    out["slow"] = {new: state["slow"][k] for new, k in enumerate(rows) if k in state["slow"]}
+    return out
+
+
+def join_states(parts: Sequence[State]) -> dict[str, Any]:
+    """The state of the candidates of all parts, one part after the other."""
+    first = parts[0]
+    out = dict(first)
+    for name in ("flat", "u", "average", "total"):
+        out[name] = None if first[name] is None else torch.cat([part[name] for part in parts])
+    starts = list(itertools.accumulate((len(part["u"]) for part in parts), initial=0))
+    stepping = [part for part in parts if part["optimizer"]]
+    out["optimizer"] = None
+    if stepping:
+        # Candidates that step once an epoch have no moments: if a part has only such candidates, their moments are 0.
+        whole = {
+            n: torch.cat([(p["optimizer"] or {}).get(n, torch.zeros_like(p["u"])) for p in parts])
+            for n in ("mean", "square")
+        }
+        out["optimizer"] = {**stepping[0]["optimizer"], **whole}
+    if any(len(part["whole"]) for part in parts):
+        out["whole"] = torch.cat([p["whole"] if len(p["whole"]) else torch.zeros_like(p["u"]) for p in parts])
+    out["bent"] = torch.cat([part["bent"] for part in parts])
+    out["slow"] = {k + start: x for part, start in zip(parts, starts, strict=False) for k, x in part["slow"].items()}
+    return out
+
+
+def consecutive_runs(number: int, parts: int) -> list[list[int]]:
+    """The numbers 0, ..., number - 1 in at most `parts` consecutive runs of about the same length, none of them empty."""
+    bounds = [number * part // parts for part in range(parts + 1)]
+    return [list(range(a, b)) for a, b in itertools.pairwise(bounds) if b > a]

@@ -29,11 +29,17 @@ from sparkdiff.pipeline.network import Network
 from sparkdiff.stages.base import FeatureStats
 from sparkdiff.tensors.device import CPU, Place, copy_to, home
 from sparkdiff.tensors.rows import Rows, SparseRows, rows_at
-from sparkdiff.training import candidate_states
 from sparkdiff.training.active_columns import ActiveColumns, choose_active_columns, group_size
 from sparkdiff.training.affine import AffineNetwork, affine_network
 from sparkdiff.training.augmentation import Draw
-from sparkdiff.training.candidates import Candidates, can_be_lazy
+from sparkdiff.training.candidates import (
+    Candidates,
+    can_be_lazy,
+    consecutive_runs,
+    join_states,
+    state_at_home,
+    state_of,
+)
 from sparkdiff.training.cuda_graphs import CapturedSteps
 from sparkdiff.training.epoch_results import Results, Standing, TrainedNetwork
 from sparkdiff.training.monotone import MonotonePenalty
@@ -277,21 +283,21 @@ class Training(Results):
             if self._saved is not None:
                 self.candidates.load(self._saved)
         if not self.here.place.on_cpu:
-            self._saved = candidate_states.at_home(self.candidates.state()) if self.candidates else self._saved
+            self._saved = state_at_home(self.candidates.state()) if self.candidates else self._saved
             self._before = self._results() | {"candidates": self._saved}
         if self.candidates:
             yield self.candidates
             return
         parts = []
-        for rows in candidate_states.consecutive_runs(len(active), self.parts):
+        for rows in consecutive_runs(len(active), self.parts):
             part, self.step = self._form.candidates([every[j] for j in rows], self.recipes), first
             if self._saved is not None:
-                part.load(candidate_states.of(self._saved, rows, by_newton(every)))
+                part.load(state_of(self._saved, rows, by_newton(every)))
             yield part
-            parts.append(candidate_states.at_home(part.state()))
+            parts.append(state_at_home(part.state()))
             self._graphs = None
             del part  # before the next part is made
-        self._saved = candidate_states.concatenate(parts)
+        self._saved = join_states(parts)
 
     def with_less(self, data: Data, why: str) -> Data:
         """Return to the beginning of the epoch after torch ran out of memory, and continue with less on the device:
@@ -335,7 +341,7 @@ class Training(Results):
             own = self._before or self._results() | {"candidates": self._saved}
         else:
             candidates = self.candidates.state() if self.candidates and not self.ended else None
-            own = self._results() | {"candidates": candidate_states.at_home(candidates)}
+            own = self._results() | {"candidates": state_at_home(candidates)}
         return own | {"unsaved": self.unsaved, "seconds": self.seconds, "fallbacks": self.fallbacks}
 
     def _results(self) -> dict[str, Any]:
@@ -441,7 +447,7 @@ class Training(Results):
             if self.candidates is not None:
                 self.candidates = self.candidates.subset(rows)
             elif self._saved is not None:
-                self._saved = candidate_states.of(self._saved, rows, by_newton([self.recipes[k] for k in active]))
+                self._saved = state_of(self._saved, rows, by_newton([self.recipes[k] for k in active]))
                 self.parts = min(self.parts, len(rows))
 
     def _over(self, data: Data) -> bool:
