@@ -1,7 +1,7 @@
 """The translated part of a pipeline as one torch module."""
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -13,13 +13,15 @@ from torch import Tensor, nn
 from sparkdiff.errors import InputError, check_dataframe, did_you_mean
 from sparkdiff.pipeline.cut import analyse
 from sparkdiff.pipeline.graph import LEAVES, Graph, Version, null_of
-from sparkdiff.pipeline.null_vectors import note_readers
 from sparkdiff.pipeline.schema import SchemaOrRows
+from sparkdiff.stages.assembling import VectorAssembler
 from sparkdiff.stages.base import StageModule
 from sparkdiff.stages.forest import Trees
+from sparkdiff.stages.indexing import OneHotEncoder
 from sparkdiff.stages.inputs import FieldReader
 from sparkdiff.stages.predictor import Predictor
-from sparkdiff.tensors.rows import Rows, SparseRows, shape, width
+from sparkdiff.stages.selecting import VectorSizeHint
+from sparkdiff.tensors.rows import NEVER, Rows, SparseRows, shape, width
 
 
 class Network(nn.Module):
@@ -380,3 +382,36 @@ def routed_versions(network: Network) -> list[Version]:
         for i, m in network.trees().items()
         if i in moving and m.routes_fixed and all(v[1] not in moving for v in network.graph.vertices[i].reads)
     ]
+
+
+def note_readers(graph: Graph, positions: Collection[int], later: Collection[int] = ()) -> float:
+    """Set `refusing` and `exact_beyond` of each of these stages to what the readers of its vectors require.
+
+    Every stage of Spark except an assembler that keeps NaN refuses the null vector that a OneHotEncoder makes from null; a
+    few stages distinguish zeros that Spark stores from zeros that it doesn't store.
+
+    Args:
+        graph: the graph with these stages.
+        positions: the stages, which alone run in the network.
+        later: stages that Spark runs on what the network writes. They may distinguish stored zeros of any vector.
+
+    Returns:
+        `exact_beyond` for vectors from outside the network: if a number is larger in magnitude than this, the vectors
+            must stay dense or sparse as Spark stores them.
+    """
+    exact: dict[Version, float] = {v: -1.0 for i in later for v in graph.vertices[i].sources}
+    refusing: dict[Version, str] = {}  # the uid of the first stage that refuses null
+    for i in sorted(graph.modules.keys() & positions, reverse=True):
+        module, vertex = graph.modules[i], graph.vertices[i]
+        versions = [(graph.casefold(c), i) for c in vertex.outputs]
+        if isinstance(module, OneHotEncoder):
+            module.refusing = {n: refusing[v] for n, v in zip(module.names, versions, strict=True) if refusing.get(v)}
+        module.exact_beyond = min((exact.get(v, NEVER) for v in versions), default=NEVER)
+        passed = NEVER if module.storage or module.makes_dense else module.exact_beyond
+        uid = "" if isinstance(module, VectorAssembler) and module.keep else vertex.uid
+        if isinstance(module, VectorSizeHint) and not module.checks:  # it passes the column on
+            uid = refusing.get(versions[0], "")
+        for place, v in enumerate(vertex.reads):
+            exact[v] = min(exact.get(v, NEVER), passed, module.tells_zeros_beyond(place))
+            refusing[v] = uid or refusing.get(v, "")
+    return min(exact.values(), default=NEVER)

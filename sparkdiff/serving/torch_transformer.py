@@ -31,8 +31,7 @@ from sparkdiff.pipeline.column_names import casefolding, col_by_name, unused_pre
 from sparkdiff.pipeline.column_tensors import physical
 from sparkdiff.pipeline.graph import Version, in_front_of
 from sparkdiff.pipeline.nesting import Holder, flatten, plain
-from sparkdiff.pipeline.network import Network, translate
-from sparkdiff.pipeline.null_vectors import note_readers
+from sparkdiff.pipeline.network import Network, note_readers, translate
 from sparkdiff.pipeline.schema import check_columns, fields_by_name, width_in
 from sparkdiff.pipeline.spark_inference import BatchTransform
 

@@ -19,8 +19,7 @@ from sparkdiff import jvm
 from sparkdiff.errors import InputError, SparkdiffError, did_you_mean, requires_extra
 from sparkdiff.pipeline.column_names import col_by_name
 from sparkdiff.pipeline.graph import Version, Vertex, null_of
-from sparkdiff.pipeline.network import Network, translate
-from sparkdiff.pipeline.null_vectors import note_readers
+from sparkdiff.pipeline.network import Network, note_readers, translate
 from sparkdiff.pipeline.schema import SchemaOrRows, known_fields, width_in
 from sparkdiff.report import DisplayableFields, Section, SectionTable, StrongLine
 from sparkdiff.serving.onnx import predictors  # noqa: F401  # the writers of its stages, and of trees

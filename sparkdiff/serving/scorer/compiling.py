@@ -18,7 +18,7 @@ from sparkdiff.jvm.java_objects import schema_after
 from sparkdiff.jvm.java_texts import java_release
 from sparkdiff.pipeline.graph import Graph, Version, Vertex
 from sparkdiff.pipeline.nesting import Path, flatten, with_leaves
-from sparkdiff.pipeline.null_vectors import note_readers
+from sparkdiff.pipeline.network import note_readers
 from sparkdiff.pipeline.schema import SchemaOrRows, fields_by_name, is_plain, known_fields
 from sparkdiff.pipeline.translation import graph_of, with_modules
 from sparkdiff.serving.scorer.java_text import NotServedError
