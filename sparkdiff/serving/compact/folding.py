@@ -8,8 +8,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 
 from sparkdiff.pipeline.schema import is_plain
-from sparkdiff.serving.compact.absorbers import Absorber
-from sparkdiff.serving.compact.affine_maps import Map, RefusedError
+from sparkdiff.serving.compact.affine_maps import Absorber, Map, RefusedError
 from sparkdiff.serving.compact.folding_state import ReadColumn, State, is_assembler
 
 UNSIZED = frozenset({"Binarizer", "DCT", "Normalizer", "OneVsRestModel", "PolynomialExpansion", "SQLTransformer"})

@@ -18,8 +18,7 @@ from sparkdiff.pipeline.graph import Graph, Version, Vertex
 from sparkdiff.pipeline.nesting import Path, holders
 from sparkdiff.pipeline.schema import fields_by_name, known_fields, width_in
 from sparkdiff.pipeline.translation import field_of
-from sparkdiff.serving.compact.absorbers import Absorber, absorber_of
-from sparkdiff.serving.compact.affine_maps import Map, RefusedError, map_of
+from sparkdiff.serving.compact.affine_maps import Absorber, Map, RefusedError, absorber_of, map_of
 from sparkdiff.stages.base import class_name, columns_of
 from sparkdiff.stages.inputs import Field
 
@@ -125,7 +124,7 @@ class StageFacts:
         return self._once(_map_of, i)
 
     def absorber(self, i: int) -> Absorber:
-        """Absorber of stage i. Raises RefusedError like `absorbers.absorber_of`."""
+        """Absorber of stage i. Raises RefusedError like `affine_maps.absorber_of`."""
         return self._once(_absorber, i)
 
     def width(self, version: Version) -> int | None:

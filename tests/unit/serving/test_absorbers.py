@@ -9,8 +9,19 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from sparkdiff.jvm.nodes import Nodes
-from sparkdiff.serving.compact.absorbers import Forest, LinearAbsorber, double, last_left, order
-from sparkdiff.serving.compact.affine_maps import ElementwiseMap, Map, MatrixMap, RefusedError, SelectionMap, of_module
+from sparkdiff.serving.compact.affine_maps import (
+    ElementwiseMap,
+    Forest,
+    LinearAbsorber,
+    Map,
+    MatrixMap,
+    RefusedError,
+    SelectionMap,
+    double,
+    last_left,
+    of_module,
+    order,
+)
 from sparkdiff.stages.projection import PCA
 from sparkdiff.stages.scaling import MaxAbsScaler, MinMaxScaler, RobustScaler, StandardScaler
 from sparkdiff.stages.selecting import Selector
