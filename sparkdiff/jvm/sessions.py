@@ -1,4 +1,4 @@
-"""The running Spark session, the features that it has, and the causes of Spark's errors."""
+"""The running Spark session, the features that it has, the jobs that it runs, and the causes of Spark's errors."""
 
 import contextlib
 import functools
