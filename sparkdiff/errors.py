@@ -2,8 +2,10 @@
 
 import contextlib
 import difflib
+import errno
 import itertools
 import os
+import re
 import sys
 import traceback
 import types
@@ -84,6 +86,10 @@ class DamagedFile(UserWarning):
     """The warning that a file that an earlier run kept is damaged or of another kind, and is ignored."""
 
 
+class DamagedFileError(InputError):
+    """The error that a file or folder that is read is missing or damaged."""
+
+
 class StoreError(OSError):
     """The error that a Hadoop file system refused an operation; `strerror` is the first line of Java's own message, if any, else
     the reason.
@@ -109,9 +115,46 @@ def run_for_exit_code(run: Callable[[], int]) -> int:
         print(f"error: {e}", file=sys.stderr)
         return WRONG_INPUT if isinstance(e, InputError) else FAILED
     except StoreError as e:
-        what = f"error: {e.filename}: {e.strerror}; once it can be used, give the same command again"
-        print(secrets.redacted(what), file=sys.stderr)
+        print(
+            secrets.redacted(f"error: {e.filename}: {e.strerror}; once it can be used, give the same command again"),
+            file=sys.stderr,
+        )
         return FAILED
+
+
+INTERRUPTED_JOB = re.compile(
+    r"[Cc]ancelled|ExecutorLost|SparkContext (was|has been)|stopped SparkContext|Interrupt(ed|edException)\b|Timeout"
+    r"|Java (side|server)|OutOfMemory|AccessControl|permission denied|java\.net\.|UNAVAILABLE|"
+    + "|".join(map(os.strerror, (errno.EIO, errno.ESTALE, errno.EMFILE, errno.EACCES, errno.ECONNRESET)))
+)
+"""Words of an error of Spark by which it says nothing about the content of the files that a job read."""
+
+
+@contextlib.contextmanager
+def reading(name: object) -> Iterator[None]:
+    """Turn an error of this context, in which a file or folder is read, into an error that names it.
+
+    Raises:
+        DamagedFileError: it is missing or damaged.
+        SparkdiffError: it cannot be read at this time, whatever its content.
+    """
+    try:
+        yield
+    except SparkdiffError:
+        raise
+    except Exception as e:  # damaged content may raise anything
+        # The last cause, without Java's stack, which names many classes.
+        why = f"{type(e).__name__}: " + re.sub(r"\n\s+(at|\.\.\.) .*", "", str(e)).rpartition("Caused by: ")[2][:500]
+        if (
+            isinstance(e, (MemoryError, TimeoutError, ImportError))
+            # A reader's own OSError, which has no number, is about the content.
+            or (isinstance(e, OSError) and e.errno not in (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR))
+            or INTERRUPTED_JOB.search(why)
+        ):
+            raise SparkdiffError(
+                f"{name} cannot be read at this time ({why}): nothing was removed; try again once it can be read"
+            ) from e
+        raise DamagedFileError(f"{name} is damaged ({why}): restore it from a copy, or make it again") from e
 
 
 @contextlib.contextmanager

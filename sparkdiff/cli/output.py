@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sparkdiff.errors import DamagedFileError, reading
 from sparkdiff.jvm import stores
 from sparkdiff.store import folder_marker
 
@@ -13,10 +14,15 @@ OFFERS = "offers"
 
 
 def summary_of(output: Path) -> dict[str, Any] | None:
-    """The content of summary.json in an output folder; None without a finished run, because this file is written last."""
+    """The content of summary.json in an output folder; None without a finished run, because this file is written last.
+
+    Raises:
+        SparkdiffError: the file cannot be read at this time.
+    """
     try:
-        found = json.loads(stores.read(output / SUMMARY) or b"")
-    except (OSError, ValueError):
+        with reading(stores.path_or_url(output / SUMMARY)):
+            found = json.loads(stores.read(output / SUMMARY) or b"")
+    except DamagedFileError:
         return None
     return found if isinstance(found, dict) and isinstance(found.get("fingerprints"), dict) else None
 

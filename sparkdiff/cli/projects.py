@@ -10,7 +10,7 @@ import typer
 from sparkdiff.cli.flags import AsJson, Data, Format, Model, ReaderOptions, Text, load_models_and_rows
 from sparkdiff.cli.job_options import list_options
 from sparkdiff.errors import FAILED, InputError
-from sparkdiff.machine import atomic_files, paths
+from sparkdiff.machine import paths
 
 
 def init(
@@ -89,7 +89,7 @@ def report(
     """Write the report of a run again: one self-contained page of HTML. Runs no Spark."""
     from sparkdiff.report.run_report import REPORT, report_of
 
-    _write_file(report_of(Path(run)), Path(run) / REPORT if output is None else Path(output))
+    _write_page(report_of(Path(run)), Path(run) / REPORT if output is None else Path(output))
 
 
 def compare(
@@ -105,12 +105,11 @@ def compare(
     if output is None:
         print(comparison_text(folders))
     else:
-        _write_file(comparison_of(folders), Path(output))
+        _write_page(comparison_of(folders), Path(output))
 
 
-def _write_file(text: str, path: Path) -> None:
-    try:
-        atomic_files.write_bytes(path, text.encode())
-    except OSError as e:
-        raise InputError(f"{path} cannot be written: {e.strerror or e}") from e
+def _write_page(text: str, path: Path) -> None:
+    from sparkdiff.report.svg import write_own_file
+
+    write_own_file(path, text)
     print(f"wrote {path}")

@@ -38,7 +38,7 @@ from sparkdiff.data.splits import (
     rule,
 )
 from sparkdiff.data.stream import usage
-from sparkdiff.errors import InputError
+from sparkdiff.errors import DamagedFileError, InputError, reading
 from sparkdiff.estimators.fine_tuner import open_run_store
 from sparkdiff.evaluation.prediction_differences import check_saved, not_compared
 from sparkdiff.fine_tuning.fine_tuning_run import fine_tune, starting_point
@@ -198,10 +198,15 @@ def _same_inputs(found: Mapping[str, Any], inputs: Mapping[str, str], config: Co
 
 
 def _hash_there(folder: Path) -> str | None:
-    """The content hash of a saved model; None if the model does not exist or is damaged."""
+    """The content hash of a saved model; None if the model does not exist or is damaged.
+
+    Raises:
+        SparkdiffError: it cannot be read at this time.
+    """
     try:
-        return hash_of_folder(stores.fetch(folder))
-    except (OSError, ValueError):
+        with reading(stores.path_or_url(folder)):
+            return hash_of_folder(stores.fetch(folder))
+    except DamagedFileError:
         return None
 
 

@@ -326,7 +326,11 @@ def _evict(folder: Path, needed: int, limit: int) -> None:
     Raises:
         InputError: copies that are being read leave too little room.
     """
-    others = [p for p in folder.parent.iterdir() if p != folder and (p / MANIFEST).exists()]
+    others = [
+        p
+        for p in folder.parent.iterdir()
+        if p != folder and (p / MANIFEST).exists() and folder_marker.read_marker(p) == [folder_marker.CACHE]
+    ]
     sizes = {other: folder_size(other) for other in others}
     for other in sorted(others, key=lambda p: p.stat().st_mtime):
         if needed + sum(sizes.values()) <= limit:

@@ -28,7 +28,7 @@ from sparkdiff.data.fingerprint import Request, anonymous, divided_facts
 from sparkdiff.data.layout import check_number
 from sparkdiff.data.row_hashes import row_hashes
 from sparkdiff.data.stream import usage
-from sparkdiff.errors import InputError, did_you_mean
+from sparkdiff.errors import DamagedFileError, InputError, did_you_mean, reading
 from sparkdiff.jvm import stores
 from sparkdiff.jvm.query_plans import plan_facts
 from sparkdiff.machine import atomic_files
@@ -170,9 +170,13 @@ class _KeptRows:
 
     @staticmethod
     def at(where: Path, key: str) -> "_KeptRows | None":
-        """The kept rows with this key; None if there are none, or if one of their files is missing or truncated."""
+        """The kept rows with this key; None if there are none, or if one of their files is missing or truncated.
+
+        Raises:
+            SparkdiffError: they cannot be read at this time.
+        """
         folder = where / f"{PREFIX}{key}"
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        with contextlib.suppress(DamagedFileError), reading(stores.path_or_url(folder)):
             if stores.url_of(folder) is not None:
                 stores.fetch(folder / usage.MANIFEST)
             told = read_object(folder / usage.MANIFEST)

@@ -347,8 +347,8 @@ def load_model(path: str) -> Any:
     """
     try:
         return jvm.load_model(path)
-    except (*jvm.SparkError, ValueError, AttributeError, ImportError) as e:
-        raise InputError(f"no Spark ML model can be loaded from {path}: {jvm.cause(e)}") from e
+    except Exception as e:  # damaged files may raise anything
+        raise InputError(f"no Spark ML model can be loaded from {path}: {jvm.message(e)}") from e
 
 
 def size_of(data: Mapping[str, Any], folder: Path) -> float:

@@ -53,9 +53,8 @@ class RoundFiles:
         """
         about = json.dumps([[dataclasses.asdict(i) for i in items], digest(table, original)], sort_keys=True)
         path = run / f"round-{number}"
-        with contextlib.suppress(OSError, ValueError):
-            if (path / "round.json").read_text(encoding="utf-8") == about:
-                return RoundFiles(path)
+        if files.read_undamaged(path / "round.json", (path / "round.json").read_text) == about:
+            return RoundFiles(path)
         for old in run.glob("round-*"):
             if not (name := old.name.partition("-")[2]).isdecimal() or int(name) >= number:
                 atomic_files.remove(old)

@@ -20,6 +20,9 @@ SCALARS = {
     "rightChild": np.int32,
 }
 
+DEEPEST = 1000
+"""Largest depth of a tree: far beyond that of trees of MLlib, and read without a long wait."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Nodes:
@@ -87,11 +90,17 @@ class Nodes:
         return np.asarray(~self.leaf & (self.numCategories >= 0))
 
     def depth(self) -> Array:
-        """Depth of each node, (N,) int64; 0 at the roots."""
+        """Depth of each node, (N,) int64; 0 at the roots.
+
+        Raises:
+            InputError: a tree is deeper than DEEPEST.
+        """
         depth = np.full(len(self), -1, np.int64)
         level, at = 0, self.offsets[:-1]
         root = self.roots()
         while len(at):
+            if level > DEEPEST:
+                raise InputError(f"a tree has more than {DEEPEST:,} levels, and MLlib grows at most 30")
             depth[at] = level
             inner = at[~self.leaf[at]]
             level, at = (

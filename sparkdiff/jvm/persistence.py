@@ -13,7 +13,7 @@ from pyspark.ml import PipelineModel
 from pyspark.ml.param import Param, Params
 from pyspark.ml.util import DefaultParamsReader, DefaultParamsWriter, MLReadable, MLReader, MLWritable, MLWriter
 
-from sparkdiff.errors import InputError
+from sparkdiff.errors import InputError, reading
 from sparkdiff.jvm import folders, sessions, stores
 from sparkdiff.machine import paths
 
@@ -92,14 +92,15 @@ class Reader(MLReader[Any]):
         return sessions.ml_context(self.sparkSession)
 
     def load(self, path: str) -> Any:
-        meta, wanted = DefaultParamsReader.loadMetadata(path, self.sc), f"{self.cls.__module__}.{self.cls.__name__}"
-        if meta["class"] != wanted:
-            raise InputError(f"{path} holds a {meta['class']}, not a {wanted}: load it by its own class")
+        with reading(path):
+            meta, wanted = DefaultParamsReader.loadMetadata(path, self.sc), f"{self.cls.__module__}.{self.cls.__name__}"
+            if meta["class"] != wanted:
+                raise InputError(f"{path} holds a {meta['class']}, not a {wanted}: load it by its own class")
 
-        def stage(name: str) -> Any:
-            return DefaultParamsReader.loadParamsInstance(paths.inside(path, name), self.sc)
+            def stage(name: str) -> Any:
+                return DefaultParamsReader.loadParamsInstance(paths.inside(path, name), self.sc)
 
-        return self.cls.from_parts(json.loads(meta["values"]), stage)._resetUid(meta["uid"])
+            return self.cls.from_parts(json.loads(meta["values"]), stage)._resetUid(meta["uid"])
 
 
 def clear_param(stage: Params, param: Param[Any]) -> None:

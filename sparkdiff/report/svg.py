@@ -1,4 +1,4 @@
-"""SVG pictures: a drawing that notebooks show, and functions for its texts, lines and boxes.
+"""SVG pictures: a drawing that notebooks show, functions for its texts, lines and boxes, and the writing of its file.
 
 Colours are translucent, so that they suit a light and a dark page.
 """
@@ -10,6 +10,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from sparkdiff.errors import InputError
+from sparkdiff.machine import atomic_files
 
 WIDTH_OF = {"title": 8.2, "columns": 6.7, "strong": 7.1, "note": 6.4}
 """Upper bound of the average width of a character, in pixels, in the widest of the fonts."""
@@ -39,6 +40,22 @@ ON_WHITE = ".sparkdiff-plan {color: #1f2328; background: #ffffff}"
 """Colours for a picture in a file, or in a notebook that isolates pictures from its page, where the page's colours are
 unknown.
 """
+OWN = b'="sparkdiff'
+"""Part of the first lines of a picture (its class) and of a page of a report (its generator)."""
+
+
+def write_own_file(path: Path, text: str) -> None:
+    """Write a picture or a page; a file that is no picture or page of this package is not replaced.
+
+    Raises:
+        InputError: the path is such a file, or cannot be written.
+    """
+    try:
+        if path.is_file() and OWN not in path.read_bytes()[:1000]:
+            raise InputError(f"{path} exists and was not written by sparkdiff: choose another name, or move it away")
+        atomic_files.write_bytes(path, text.encode())
+    except OSError as e:
+        raise InputError(f"{path} cannot be written: {e.strerror or e}") from e
 
 
 class Drawing:
@@ -60,12 +77,10 @@ class Drawing:
         """Write the picture as SVG, dark on white.
 
         Raises:
-            InputError: the folder does not exist, or cannot be written.
+            InputError: the folder does not exist or cannot be written, or the file exists and is no picture or page of
+                sparkdiff.
         """
-        try:
-            Path(path).write_text(self._repr_svg_(), encoding="utf-8")
-        except OSError as e:
-            raise InputError(f"the picture cannot be written to {str(path)!r}: {e.strerror}") from e
+        write_own_file(Path(path), self._repr_svg_())
 
     def _text(self, style: str) -> str:
         whole = ElementTree.Element("svg", self._root.attrib)

@@ -4,26 +4,28 @@ An error for a full disk names, in one sentence, the file, its folder, the bytes
 """
 
 import contextlib
-import dataclasses
 import errno
 import hashlib
 import io
 import os
 import shutil
+import types
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, get_origin
+from typing import Any, BinaryIO, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 
 from sparkdiff.errors import (
     DamagedFile as DamagedFile,
+    DamagedFileError,
     FullDiskError,
     InputError,
     SparkdiffError,
     StoreError,
     WriteError,
+    reading,
 )
 from sparkdiff.jvm import SparkError, cause, stores
 from sparkdiff.machine import paths
@@ -140,20 +142,25 @@ def load(path: Path) -> dict[str, Any] | None:
     return None
 
 
-def read_undamaged(path: Path, read: Callable[[], T]) -> T | None:
+def read_undamaged(path: Path, read: Callable[[], T], goes: str = "") -> T | None:
     """Read a file or folder that this package wrote and can make again; return None if it does not exist or is damaged.
 
-    A damaged file or folder is removed, with a warning that names it.
+    A damaged file or folder is removed, with a warning that names it; one that cannot be read at this time is not.
 
     Args:
         read: function that returns the content, and raises any exception if the file or folder is damaged.
+        goes: what the caller then removes as well, for the warning.
+
+    Raises:
+        SparkdiffError: it cannot be read at this time.
     """
     try:
-        return read()
-    except Exception as e:  # damaged content may raise anything
+        with reading(stores.path_or_url(path)):
+            return read()
+    except DamagedFileError as e:
         if stores.exists(path):
             warnings.warn(
-                f"{stores.path_or_url(path)} is damaged and made again: {type(e).__name__}: {e}",
+                f"{stores.path_or_url(path)} is damaged and made again{goes}: {type(e.__cause__).__name__}: {e.__cause__}",
                 DamagedFile,
                 stacklevel=2,
             )
@@ -165,13 +172,23 @@ def check_types(made: T) -> T:
     """Check the types of the attributes of a dataclass made from stored values, and return it.
 
     Raises:
-        TypeError: an attribute has the wrong type.
+        TypeError: an attribute, or an entry of one, has the wrong type.
     """
-    for field in dataclasses.fields(made):  # type: ignore[arg-type]
-        kind, value = get_origin(field.type) or field.type, getattr(made, field.name)
-        if not isinstance(value, (int, float) if kind is float else kind):  # type: ignore[arg-type]
-            raise TypeError(f"its {field.name} is {value!r:.40}")
+    for name, kind in get_type_hints(type(made)).items():
+        if get_origin(kind) is not ClassVar and not _is_of(value := getattr(made, name), kind):
+            raise TypeError(f"its {name} is {value!r:.40}")
     return made
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """True if a value has this type, and the entries of a collection have the types that it names."""
+    base, parts = get_origin(kind), get_args(kind)
+    if base is types.UnionType:
+        return any(_is_of(value, part) for part in parts)
+    if kind is Any or not isinstance(value, (int, float) if kind is float else base or kind):
+        return kind is Any
+    entries: Any = zip(*value.items(), strict=True) if isinstance(value, Mapping) else [value]
+    return all(part is Any or all(_is_of(v, part) for v in of) for of, part in zip(entries, parts, strict=False))
 
 
 def previous(path: Path) -> Path:
@@ -229,16 +246,11 @@ def move_into_place(temporary: Path, folder: Path) -> bool:
 
 def full(error: BaseException | None) -> str:
     """The system's message if an error, or an error that caused it, says that there is no space for a file; else empty."""
-    words = {code: os.strerror(code) for code in FULL}
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in words:
-            return words[error.errno]
-        if isinstance(error, SparkError):
-            text = f"{error} {cause(error)}"
-            if found := [w for w in words.values() if w in text]:
-                return found[0]
-        error = error.__cause__
-    return ""
+    if error is None or not isinstance(error, (OSError, *SparkError)):
+        return "" if error is None else full(error.__cause__)
+    text, number = f"{error} {cause(error)}", getattr(error, "errno", None)
+    said = [os.strerror(code) for code in FULL if code == number or os.strerror(code) in text]
+    return said[0] if said else full(error.__cause__)
 
 
 def write_refusal(error: BaseException) -> str:
@@ -248,9 +260,8 @@ def write_refusal(error: BaseException) -> str:
     """
     if isinstance(error, StoreError):
         return str(error.strerror)
-    read_only = os.strerror(errno.EROFS)
-    said = f"{error} {cause(error)}" if isinstance(error, SparkError) else ""
-    return read_only if getattr(error, "errno", None) == errno.EROFS or read_only in said else ""
+    text = f"{error} {cause(error)}" if isinstance(error, (OSError, *SparkError)) else ""
+    return read_only if (read_only := os.strerror(errno.EROFS)) in text else ""
 
 
 def free(path: Path) -> int:

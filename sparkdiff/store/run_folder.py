@@ -158,7 +158,9 @@ class RunFolder:
         folder_marker.check_owner(
             path, folder_marker.RUN, f"runId={runId!r}: the folder {stores.path_or_url(path)}", "runId or checkpointDir"
         )
-        begun = read_undamaged(path / "run.json", lambda: read_object(path / "run.json"))
+        begun = read_undamaged(
+            path / "run.json", lambda: read_object(path / "run.json"), ", and the run's checkpoints are removed"
+        )
         if begun is not None and (changed := _differences(begun, request)):
             if not replace and not all(_untold(was) and _untold(now) for was, now in changed.values()):
                 raise InputError(

@@ -16,6 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from sparkdiff.errors import reading
+
 DIVIDED = ("userFactors", "itemFactors", "globalTopicTotals", "topicCounts", "tokenCounts")
 """Tables of ALSModel and DistributedLDAModel. Spark saves such a table in one file per partition, in the order of the
 current partitions, so a model that was loaded and saved again has other files with the same rows.
@@ -23,8 +25,14 @@ current partitions, so a model that was loaded and saved again has other files w
 
 
 def hash_of_folder(path: Path) -> str:
-    """A hash of a saved model's classes, Params and weights that does not depend on uids or the time of saving."""
-    return hashlib.sha256("\n".join(digest_of_folder(path, by_whom=False)).encode()).hexdigest()
+    """A hash of a saved model's classes, Params and weights that does not depend on uids or the time of saving.
+
+    Raises:
+        DamagedFileError: the model is damaged.
+        SparkdiffError: it cannot be read at this time.
+    """
+    with reading(f"the model in {path}"):
+        return hashlib.sha256("\n".join(digest_of_folder(path, by_whom=False)).encode()).hexdigest()
 
 
 def digest_of_folder(folder: Path, *, by_whom: bool = True) -> list[str]:

@@ -8,6 +8,7 @@ from pyspark.ml import PipelineModel
 from pyspark.ml.feature import Interaction, StringIndexer, VectorAssembler
 from pyspark.sql import SparkSession
 
+from sparkdiff import FineTunerModel, InputError
 from sparkdiff.cli.app import main
 from sparkdiff.errors import DONE, NOT_STRICT, WRONG_INPUT
 
@@ -73,3 +74,15 @@ def test_exit_codes(saved: dict[str, str], capsys: pytest.CaptureFixture[str]) -
     ):
         assert main(["plan", saved["all"], "--schema", schema]) == WRONG_INPUT
         assert message in capsys.readouterr().err
+
+
+def test_a_damaged_model_is_one_sentence(
+    spark: SparkSession, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "metadata").mkdir()
+    for metadata in ("", "{}", "[]", "7", '{"class": 5}', '{"class": "org.apache.spark.ml.PipelineModel"}'):
+        (tmp_path / "metadata" / "part-00000").write_text(metadata)
+        assert main(["plan", str(tmp_path)]) == WRONG_INPUT
+        assert f"no Spark ML model can be loaded from file://{tmp_path}: " in capsys.readouterr().err
+        with pytest.raises(InputError, match=f"{tmp_path} (is damaged|holds a)"):
+            FineTunerModel.load(str(tmp_path))

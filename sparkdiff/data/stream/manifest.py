@@ -120,7 +120,7 @@ class Manifest:
             }
             weights = {str(split): int(exponent) for split, exponent in data.get("weights", {}).items()}
             return Manifest(folder, data["fingerprint"], data["virtualShards"], columns, splits, weights)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (FileNotFoundError, IsADirectoryError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedCacheError(folder, "manifest.json", f"{type(error).__name__}: {error}") from error
 
     def __post_init__(self) -> None:

@@ -115,7 +115,7 @@ def _number_as_type(v: Any, kind: str) -> Any:
     if kind.startswith("decimal"):  # its text has as many digits behind the point as the type says
         precision, scale = map(int, kind[8:-1].split(","))
         given = v if isinstance(v, (Decimal, int)) else repr(float(v))
-        found = Decimal(given).quantize(Decimal(1).scaleb(-scale), context=Context(prec=precision))
+        found = Decimal(given).quantize(Decimal(1).scaleb(-scale), context=Context(prec=min(precision, 38)))
         return found if found == Decimal(given) else None
     return None if kind in ("string", "boolean") else v
 

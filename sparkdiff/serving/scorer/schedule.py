@@ -6,7 +6,7 @@ The values of a request are a list; the place of a value is its index in that li
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -184,9 +184,14 @@ class Schedule:
         return str if self.sensitive else str.lower
 
     def check(self) -> None:
-        """Raise InputError for an invalid place, or for more places than the schedule's parts use (the schedule may
-        come from a file).
+        """Raise InputError for a step of another class, a column without a path, an invalid place, or more places than
+        the schedule's parts use (the schedule may come from a file).
         """
+        if other := [
+            *(type(step).__name__ for step in self.steps if type(step) not in get_args(Step)),
+            *(repr(entry.source.name) for entry in self.entries if not entry.source.path),
+        ]:
+            raise InputError(f"{other[0]} is no step or column of a saved scorer")
         named = [("places", self.places - 1, NOWHERE)] + [
             (f"{group}.{i}.{key}", place, PLACES[key])
             for group in ("entries", "steps", "outputs")
@@ -274,10 +279,13 @@ def run(steps: Iterable[Any], values: Values, dropping: Collection[str] = ()) ->
             raise InputError(
                 f"{what}: Spark drops such a row (handleInvalid='skip'), and a request has an answer for each row; leave it out"
             ) from None
-        except (RuntimeError, IndexError, ValueError, TypeError, AttributeError, AssertionError, OverflowError) as e:
-            if isinstance(e, torch.OutOfMemoryError):
-                raise
-            shapes = ", ".join(f"{c!r} {shape(values[i])}" for c, i in zip(step.columns, step.reads, strict=False))
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as e:  # the attributes of a stage from a file may cause any error
+            shapes = ", ".join(
+                f"{c!r} {'nothing' if values[i] is None else shape(values[i])}"
+                for c, i in zip(step.columns, step.reads, strict=False)
+            )
             raise InputError(f"{step.uid} can't compute on columns of these shapes: {shapes} ({e})") from e
     return values
 

@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -110,7 +110,7 @@ class Scorer:
         with torch.inference_mode():
             if isinstance(rows, Mapping):
                 values = self._schedule.of_row(rows, self._steps)
-                return {o.name: _objects(o, values)[0] for o in self._schedule.outputs}
+                return {o.name: _column(result_objects, o, values, 1)[0] for o in self._schedule.outputs}
             return self._predict_table(rows)
 
     def _predict_table(self, rows: Any) -> Any:
@@ -128,7 +128,11 @@ class Scorer:
             part = rows.slice(begin, ROWS) if in_arrow else (rows.iloc if in_pandas else rows)[begin : begin + ROWS]
             values = schedule.of_table(table_of(part, schedule.casefold), self._steps)
             for o in schedule.outputs:
-                columns[o.name] += [_arrow(o, values)] if in_arrow else _objects(o, values)
+                columns[o.name] += (
+                    [_column(result_arrow, o, values, len(part))]
+                    if in_arrow
+                    else _column(result_objects, o, values, len(part))
+                )
         if in_arrow:
             return _as_arrow(rows, columns)
         if in_pandas:
@@ -142,7 +146,7 @@ class Scorer:
         schedule = self._schedule
         try:
             values = schedule.of_table(table_of(rows, schedule.casefold), self._steps)
-            return {o.name: [_arrow(o, values)] for o in schedule.outputs}
+            return {o.name: [_column(result_arrow, o, values, 0)] for o in schedule.outputs}
         except (InputError, ValueError, RuntimeError, IndexError):
             return {o.name: [pa.nulls(0, arrow_type(o.kind))] for o in schedule.outputs}
 
@@ -176,16 +180,21 @@ class Scorer:
         return f"Scorer({', '.join(self.inputCols)} -> {', '.join(self.outputCols)}: {len(self._schedule.steps)} steps)"
 
 
-def _objects(output: OutputColumn, values: Values) -> list[Any]:
-    return result_objects(values[output.place], _null(output, values), output.kind)
+def _column(convert: Callable[..., Any], output: OutputColumn, values: Values, rows: int) -> Any:
+    """A computed column as objects or in Arrow, as `convert` makes it.
 
-
-def _arrow(output: OutputColumn, values: Values) -> pa.Array:
-    return result_arrow(values[output.place], _null(output, values), output.kind)
-
-
-def _null(output: OutputColumn, values: Values) -> Any:
-    return None if output.null == NOWHERE else values[output.null]
+    Raises:
+        InputError: the values are no column of these rows, because the scorer comes from a file that was changed.
+    """
+    try:
+        found = convert(values[output.place], None if output.null == NOWHERE else values[output.null], output.kind)
+        if len(found) != rows:
+            raise ValueError(f"{len(found)} values for {rows} rows")
+    except Exception as e:
+        raise InputError(
+            f"column {output.name!r} cannot be returned ({e}): the scorer is damaged, save it again"
+        ) from e
+    return found
 
 
 def _as_arrow(rows: Any, columns: Mapping[str, list[Any]]) -> Any:

@@ -1,7 +1,7 @@
 """Storage of a scorer in two files that run no code when they are read: JSON, and the arrays to which the JSON refers.
 
 An object is stored as the name of its class and its attributes. Only classes of this package, registered stages and
-torch's ModuleList are recreated, without calling their constructors.
+torch's ModuleList are recreated; of these, only constructors of dataclasses are called.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ import itertools
 import json
 import math
 import os
+import re
 import reprlib
 import sys
 import unicodedata
@@ -41,13 +42,17 @@ one.
 
 Used to estimate, before decoding, whether a file fits into `maxBytes`.
 """
+ENTRY = re.compile(rb"PK\x01\x02(?=.{24}(..)(..)(..))", re.DOTALL)
+"""An entry in an archive's directory, and the lengths of the entry's name, extra field and comment."""
+ENTRY_BYTES, NAME_BYTES = 512, 16
+"""Upper bounds of the memory that zipfile takes for an entry, and for each byte of its name, extra field and comment."""
 
 
+@dataclasses.dataclass
 class _Writer:
     """Encoder of objects to JSON; collects arrays."""
 
-    def __init__(self) -> None:
-        self.arrays: list[np.ndarray[Any, Any]] = []
+    arrays: list["np.ndarray[Any, Any]"] = dataclasses.field(default_factory=list)
 
     def array(self, value: "np.ndarray[Any, Any]") -> str:
         self.arrays.append(value)
@@ -61,10 +66,8 @@ class _Writer:
             return value if math.isfinite(value) else {"float": repr(value)}
         if kind is list:
             return [self.encode(v) for v in value]
-        if kind is tuple:
-            return {"tuple": [self.encode(v) for v in value]}
-        if kind in (set, frozenset):
-            return {kind.__name__: [self.encode(v) for v in sorted(value)]}
+        if kind in (tuple, set, frozenset):
+            return {kind.__name__: [self.encode(v) for v in (value if kind is tuple else sorted(value))]}
         if kind is dict:
             return {"dict": [[self.encode(k), self.encode(v)] for k, v in value.items()]}
         if isinstance(value, Tensor):
@@ -92,6 +95,7 @@ class _Writer:
         return out
 
 
+@dataclasses.dataclass
 class _Reader:
     """Decoder of JSON to objects.
 
@@ -99,9 +103,8 @@ class _Reader:
         trail: keys and values on the path to the current value, for error messages.
     """
 
-    def __init__(self) -> None:
-        self.arrays: dict[str, np.ndarray[Any, Any]] = {}
-        self.trail: list[tuple[Any, Any]] = []
+    arrays: dict[str, "np.ndarray[Any, Any]"] = dataclasses.field(default_factory=dict)
+    trail: list[tuple[Any, Any]] = dataclasses.field(default_factory=list)
 
     def read(self, path: Path, described: Any) -> None:
         """Read the arrays of an archive, after checking that each matches its description and fits into the archive.
@@ -154,6 +157,8 @@ class _Reader:
             )
         if "fields" in value:
             return kind._make(map(self.decode, value["fields"], itertools.count()))  # type: ignore[attr-defined]
+        if dataclasses.is_dataclass(kind):
+            return files.check_types(kind(**self.decode_values(value["state"])))
         made: Any = object.__new__(kind)
         if isinstance(made, nn.Module):
             nn.Module.__init__(made)
@@ -254,15 +259,21 @@ def load(version: str, path: str | os.PathLike[str], maxBytes: int, make: Callab
         )
     reader = _Reader()
     try:
-        room = maxBytes - os.path.getsize(folder / JSON) - os.path.getsize(folder / ARRAYS)
-        text = (folder / JSON).read_bytes() if room >= 0 else b""
-        if (room := room - 3 * len(text) - sum(text.count(mark) * w for mark, w in WEIGHTS.items())) < 0:
-            raise InputError(f"{JSON} and {ARRAYS} take {maxBytes - room:,} bytes, more than maxBytes={maxBytes:,}")
+        took = os.path.getsize(folder / JSON) + os.path.getsize(folder / ARRAYS)
+        text = (folder / JSON).read_bytes() if took <= maxBytes else b""
+        took += 3 * len(text) + sum(text.count(mark) * w for mark, w in WEIGHTS.items())
+        took += sum(
+            ENTRY_BYTES + NAME_BYTES * sum(int.from_bytes(length, "little") for length in entry.groups())
+            for entry in ENTRY.finditer((folder / ARRAYS).read_bytes() if text else b"")
+        )
+        if took > maxBytes:
+            raise InputError(f"{JSON} and {ARRAYS} take {took:,} bytes, more than maxBytes={maxBytes:,}")
         described = json.loads(text)
         found = described.get("format") if isinstance(described, dict) else None
         if type(found) is not int or found != FORMAT:
             raise InputError(f"it has format {reprlib.repr(found)}, and this version reads format {FORMAT}")
-        if _release(wrote := reprlib.repr(described.get("sparkdiff")).strip("'")) != _release(version):
+        wrote = reprlib.repr(described.get("sparkdiff")).strip("'")
+        if wrote.split(".")[:2] != version.split(".")[:2]:  # between others, attributes of stages change their names
             raise InputError(f"sparkdiff {wrote} wrote the scorer, and this is {version}")
         reader.read(folder / ARRAYS, described["arrays"])
         reader.trail = []
@@ -291,8 +302,3 @@ def _check_unicode(scorer: Any, wrote: Any) -> None:
             f"it lowers text by Unicode {str(wrote)[:20]}, and this Python has {unicodedata.unidata_version}; save it with a "
             "Python of this version"
         )
-
-
-def _release(version: str) -> list[str]:
-    """Major and minor number of a version; between versions that share them, attributes of stages keep their names."""
-    return str(version).split(".")[:2]

@@ -14,7 +14,7 @@ import pytest
 
 from sparkdiff.cli.app import main
 from sparkdiff.errors import InputError
-from sparkdiff.report import charts
+from sparkdiff.report import Drawing, charts, plan_picture
 from sparkdiff.report.page import page
 from sparkdiff.report.run_record import FineTuningSummary, versions
 from sparkdiff.report.run_report import comparison_text, report_of, write_report
@@ -436,6 +436,24 @@ def test_a_report_of_a_folder_and_runs_side_by_side(tmp_path: Path, capsys: pyte
     assert main(["compare", str(one), str(two), "--output", str(tmp_path / "both.html")]) == 0
     text = " ".join(Words((tmp_path / "both.html").read_text()).text.split())
     assert "Options that differ option one two seed 3" in text and "labelCol" not in text
+
+
+def test_a_file_of_the_user_is_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, two = str(written(tmp_path / "one")), str(written(tmp_path / "two"))
+    mine, ours = tmp_path / "mine.html", tmp_path / "ours.html"
+    mine.write_text("<!doctype html><title>my notes on sparkdiff</title>")
+    before = mine.read_bytes()
+    for command in (["report", one], ["compare", one, two]):
+        assert main([*command, "--output", str(mine)]) == 2
+        assert f"{mine} exists and was not written by sparkdiff" in capsys.readouterr().err
+        for _ in range(2):  # a page of ours is written again
+            assert main([*command, "--output", str(ours)]) == 0
+    drawing = Drawing(plan_picture({"stages": [], "edges": [], "head": None}, ""))
+    with pytest.raises(InputError, match="exists and was not written by sparkdiff"):
+        drawing.save(mine)
+    drawing.save(ours)
+    drawing.save(ours)
+    assert mine.read_bytes() == before and ours.read_text() == drawing._repr_svg_()
 
 
 @pytest.mark.parametrize("name", ["plan.json", "history.csv", "trials.csv", "lineage.json"])

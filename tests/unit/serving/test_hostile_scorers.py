@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import sparkdiff
@@ -374,7 +375,8 @@ def test_what_is_no_place_is_refused(saved: Saved, path: tuple[Any, ...]) -> Non
     for wrong in (least, 100, 10**12, 2**70, True, 1.0, {"float": "nan"}, "1", None, {"tuple": [0.5]}):
         saved.describe(changed(saved.text, tuple(full), wrong))
         found = "which is no index of the"
-        refused(saved, f"{found}|it is damaged" if path == ("places",) else f"{name} is .*, {found} 9 values in use")
+        why = f"{name} is .*, {found} 9 values in use|its {path[2] if len(path) > 2 else path[0]} is "
+        refused(saved, f"{found}|it is damaged" if path == ("places",) else why)
 
 
 @pytest.mark.parametrize("depth", [101, 900, 10_000, 200_000])
@@ -473,3 +475,98 @@ def test_a_width_that_is_none_allocates_nothing(saved: Saved) -> None:
 def test_this_version_is_named(saved: Saved) -> None:
     saved.describe({**json.loads(saved.text), "sparkdiff": ["0.1"]})
     refused(saved, rf"wrote the scorer, and this is {sparkdiff.__version__}")
+
+
+# What predict would meet ------------------------------------------------------------------------------------------------
+
+
+def test_a_directory_of_many_entries_is_not_read(saved: Saved) -> None:
+    """Entries without content, whose objects take many times their bytes, and names that take many times theirs."""
+    path = saved.folder / "arrays.npz"
+    for name, number in (("", 20_000), ("\U0001f600" + 60_000 * "x", 20)):
+        saved.archive(saved.members())
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr(f"first{name}", b"")
+            entry = archive.filelist[-1]
+            archive.filelist += [entry] * number
+        refused(saved, "scorer.json and arrays.npz take .* bytes, more than maxBytes", most=6 << 20, maxBytes=5 << 20)
+
+
+def step(number: int, *keys: Any) -> tuple[Any, ...]:
+    return ("scorer", "state", "steps", "tuple", number, *keys)
+
+
+SOURCE = ("scorer", "state", "entries", "tuple", 1, "state", "source")
+COLUMN = {"object": "sparkdiff.serving.scorer.requests.InputColumn"}
+TYPES: dict[str, tuple[tuple[Any, ...], Any, str]] = {
+    "a step that is a column": (step(0), COLUMN | {"state": {"name": "x", "path": {"tuple": ["x"]}}}, "its steps is"),
+    "a step without a state": (step(0, "state"), {}, "missing 5 required positional arguments"),
+    "a step with another attribute": (step(0, "state", "more"), 1, "unexpected keyword argument 'more'"),
+    "a stage that is none": (step(0, "state", "stage"), 5, "its stage is 5"),
+    "a column without a path": ((*SOURCE, "state", "path", "tuple"), [], "'x' is no step or column"),
+    "a path of numbers": ((*SOURCE, "state", "path", "tuple"), [1], r"its path is \(1,\)"),
+    "a type that is a number": ((*SOURCE, "state", "kind"), 5, "its kind is 5"),
+    "a column of nothing": (SOURCE, COLUMN | {"state": {}}, "missing 2 required positional arguments"),
+    "a label that is a list": (step(0, "state", "stage", "state", "labels", "tuple", 0), [], "its labels is"),
+    "an output without a name": (("scorer", "state", "outputs", "tuple", 0, "state", "name"), None, "its name is None"),
+    "a step with its own short way": (step(3, "object"), "sparkdiff.serving.scorer.few_rows.TreesStep", "'few'"),
+}
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_a_part_of_another_type_is_refused(saved: Saved, name: str) -> None:
+    path, value, why = TYPES[name]
+    saved.describe(changed(saved.text, path, value))
+    refused(saved, why)
+
+
+def text_step(stage: str, **state: Any) -> Any:
+    return {"object": f"sparkdiff.serving.scorer.text.{stage}", "state": state}
+
+
+def test_a_pattern_that_python_cannot_say_is_refused(saved: Saved) -> None:
+    state = {"gaps": True, "lowers_text": False, "shortest": 0, "others": {"dict": []}}
+    tokenizer = text_step("words.RegexTokenizer", pattern="(?i)a", **state)
+    saved.describe(changed(saved.text, step(0, "state", "stage"), tokenizer))
+    refused(saved, r"Python's regular expressions have no equal of '\(\?i\)'")
+
+
+ATTRIBUTES: dict[str, tuple[tuple[Any, ...], Any]] = {
+    "a width of 0": (
+        step(0, "state", "stage"),
+        text_step("counts.HashingTF", width=0, binary=False, spark2=False),
+    ),
+    "a null module": (step(2, "state", "module", "state"), {}),
+    "names of another kind": (step(1, "state", "module", "state", "names"), 5),
+    "a value that nothing makes": (step(3, "state", "reads", "tuple", 0), 0),
+    "an output of text": (("scorer", "state", "outputs", "tuple", 0, "state", "place"), 0),
+    "null flags that are text": (("scorer", "state", "outputs", "tuple", 0, "state", "null"), 0),
+    "an output that nothing makes": (step(3, "state", "writes", "tuple", 0), 7),
+}
+
+
+@pytest.mark.parametrize("name", ATTRIBUTES)
+def test_no_scorer_ends_in_a_bare_error(saved: Saved, name: str) -> None:
+    """One that its types don't show to be spoiled is refused by predict, or answers."""
+    saved.describe(changed(saved.text, *ATTRIBUTES[name]))
+    rows = pa.table({key: [value] * 3 for key, value in ROW.items()})
+    for request in (ROW, [{**ROW, "word": ["a"]}], [ROW] * 3, rows, rows.to_pandas(), rows[:0]):
+        with contextlib.suppress(InputError):
+            Scorer.load(saved.folder).predict(request)
+
+
+def test_trees_of_many_levels_are_refused(saved: Saved) -> None:
+    """A chain, whose depth is found level by level."""
+    _, nodes = nodes_of(saved)
+    n = 2 * 50_000 + 1
+    inner = np.arange(n) % 2 == 0
+    inner[-1] = False
+    left, right = (np.where(inner, np.arange(n) + more, -1).astype(np.int32) for more in (1, 2))
+    held = {"offsets": np.array([0, n]), "leftChild": left, "rightChild": right}
+    held |= {"featureIndex": np.where(inner, 0, -1).astype(np.int32), "numCategories": np.full(n, -1, np.int32)}
+    held |= {"ends": np.cumsum(inner), "values": np.zeros(inner.sum()), "impurityStats": np.zeros((n, 3))}
+    held |= {key: np.zeros(n, getattr(nodes, key).dtype) for key in ("prediction", "impurity", "gain", "rawCount")}
+    chain = Nodes(**held)
+    chain.check(1, "trees")
+    with pytest.raises(InputError, match="more than 1,000 levels"):
+        chain.depth()

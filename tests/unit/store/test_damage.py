@@ -1,7 +1,9 @@
 """Damage of each kind of file in the folders of runs, searches and stores of runs, and whose a folder is."""
 
 import datetime
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyspark.errors import PySparkException
 
-from sparkdiff.cli.output import check_replaceable
-from sparkdiff.data.stream import usage
-from sparkdiff.errors import InputError
+import sparkdiff
+from sparkdiff.cli.app import main
+from sparkdiff.cli.output import check_replaceable, summary_of
+from sparkdiff.data.stream import Manifest, usage
+from sparkdiff.errors import WRONG_INPUT, InputError, SparkdiffError
 from sparkdiff.growth.clock import Clock
 from sparkdiff.growth.part_inputs import room_of
 from sparkdiff.history import lineage, run_store, run_table
@@ -94,7 +99,8 @@ def test_a_damaged_request_begins_anew(tmp_path: Path, damaged: Callable[[Path],
         with pytest.raises(InputError, match="was started with other a, rows"):
             RunFolder.open(tmp_path, "r", {"rows": 1}, replace=False)
         return
-    with pytest.warns(DamagedFile, match=rf"{tmp_path}/r/run.json is damaged and made again: "):
+    says = rf"{tmp_path}/r/run.json is damaged and made again, and the run's checkpoints are removed: "
+    with pytest.warns(DamagedFile, match=says):
         assert not RunFolder.open(tmp_path, "r", {"rows": 1}, replace=False).state.exists()
 
 
@@ -168,6 +174,109 @@ def test_a_damaged_journal_says_what_to_do(tmp_path: Path) -> None:
     for read in (study.journal, study.read_study):
         with pytest.raises(InputError, match=rf"{study.JOURNAL} is damaged \(.*delete {tmp_path} to start again"):
             read(tmp_path)
+
+
+# A read that fails is no damage ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.EACCES])
+def test_a_file_that_cannot_be_read_now_removes_nothing(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.save(RunFolder.open(tmp_path, "r", {"rows": 1}, replace=False).state, {"step": 1})
+    for name in ("device.json", "clock.json", "room.json", "decisions.json", "summary.json", "manifest.json"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "model" / "metadata").mkdir(parents=True)
+    (tmp_path / "model" / "metadata" / "part-00000").write_text("{}")
+    log = StepLog(tmp_path)
+    log.read_or_make("order", lambda: [1])
+    there = sorted(tmp_path.rglob("*"))
+
+    read_bytes = Path.read_bytes
+
+    def stale(path: Path, *_mode: Any, **_how: Any) -> Any:
+        if path.name == folder_marker.MARKER:
+            return read_bytes(path)
+        raise OSError(number, os.strerror(number), str(path))
+
+    with monkeypatch.context() as m:
+        for name in ("read_text", "read_bytes"):
+            m.setattr(Path, name, stale)
+        m.setattr("torch.load", stale)
+        reads: dict[str, Callable[[], object]] = {
+            "r/run.json": lambda: RunFolder.open(tmp_path, "r", {"rows": 1}, replace=True),
+            "device.json": lambda: DeviceNote.read(tmp_path),
+            "clock.json": lambda: Clock.of(60.0).resume(tmp_path),
+            "room.json": lambda: room_of(tmp_path),
+            "decisions.json": lambda: log.skip_reason("grow", 1, lambda: "too late"),
+            "order.pt": lambda: log.read_or_make("order", lambda: [2]),
+            "summary.json": lambda: summary_of(tmp_path),
+            "model": lambda: sparkdiff.why(str(tmp_path), str(tmp_path / "store")),
+        }
+        for name, read in reads.items():
+            says = rf"{tmp_path / name} cannot be read at this time .*{os.strerror(number)}.*: nothing was removed"
+            with pytest.raises(SparkdiffError, match=says):
+                read()
+        with pytest.raises(OSError, match=os.strerror(number)):
+            Manifest.load(tmp_path)
+    assert sorted(tmp_path.rglob("*")) == there
+    assert RunFolder.open(tmp_path, "r", {"rows": 1}, replace=False).state.exists()
+
+
+CUT = """An error occurred while calling o42.load.
+: org.apache.spark.SparkException: Job aborted due to stage failure: Task 0 in stage 3.0 failed 1 times, most recent failure: \
+Lost task 0.0 in stage 3.0 (TID 3) (here executor driver): {}
+\tat java.net.Interrupted.cancelled(Cancelled.java:1)
+\t... 3 more
+"""
+
+
+def test_an_error_of_spark_is_damage_if_it_is_about_the_content(tmp_path: Path) -> None:
+    path = tmp_path / "fitted"
+
+    def fail(message: str) -> Callable[[], object]:
+        def read() -> object:
+            raise PySparkException(message)
+
+        return read
+
+    path.mkdir()
+    for message in (
+        CUT.format("ExecutorLostFailure (executor 1 exited caused by one of the running tasks)"),
+        CUT.format("java.lang.RuntimeException") + "Caused by: java.io.IOException: Stale file handle",
+        ": org.apache.spark.SparkException: Job 5 cancelled because SparkContext was shut down",
+        "Answer from Java side is empty",
+    ):
+        with pytest.raises(SparkdiffError, match="fitted cannot be read at this time"):
+            files.read_undamaged(path, fail(message))
+    assert path.exists()
+    cut = CUT.format("FAILED_READ_FILE") + "Caused by: java.lang.RuntimeException: part-0 is not a Parquet file."
+    with pytest.warns(DamagedFile, match="fitted is damaged and made again"):
+        assert files.read_undamaged(path, fail(cut)) is None
+    assert not path.exists()
+
+
+def model_of(folder: Path, metadata: str, data: bytes = b"") -> str:
+    for name, content in (("metadata/part-00000", metadata.encode()), ("data/part-00000.parquet", data)):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_bytes(content)
+    return str(folder)
+
+
+WHOLE = '{"class": "org.apache.spark.ml.feature.IDFModel", "uid": "idf"}'
+
+
+@pytest.mark.parametrize("metadata", [WHOLE, WHOLE[:-9], "", "[]", "{}", "7", '{"class": 5, "uid": []}', "\udce9"])
+def test_the_origin_of_a_damaged_model_is_one_sentence(
+    tmp_path: Path, metadata: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parquet()(tmp_path / "whole.parquet")
+    model = model_of(tmp_path / "m", "", (tmp_path / "whole.parquet").read_bytes()[:-20])
+    (tmp_path / "m" / "metadata" / "part-00000").write_bytes(metadata.encode(errors="surrogateescape"))
+    with pytest.raises(InputError, match=rf"the model in {model} is damaged \(.*\): restore it"):
+        sparkdiff.why(model, str(tmp_path))
+    assert main(["why", model, "--store", str(tmp_path)]) == WRONG_INPUT
+    assert f"the model in {model} is damaged" in capsys.readouterr().err
 
 
 # Whose a folder is ----------------------------------------------------------------------------------------------------

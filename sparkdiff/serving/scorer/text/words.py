@@ -88,12 +88,21 @@ class RegexTokenizer(TextStage):
     shortest: int
     others: Mapping[str, str]
 
+    def __post_init__(self) -> None:
+        java.pattern(self.pattern)
+
     @classmethod
     def of(cls, stage: Any, facts: TextInputs) -> list[StagePart]:
-        java.pattern(stage.getPattern())
         lowers = stage.getToLowercase()
-        others = lower_case() if lowers else {}
-        return whole(cls(stage.getPattern(), stage.getGaps(), lowers, stage.getMinTokenLength(), others))
+        return whole(
+            cls(
+                stage.getPattern(),
+                stage.getGaps(),
+                lowers,
+                stage.getMinTokenLength(),
+                lower_case() if lowers else {},
+            )
+        )
 
     def run(self, column: list[Any]) -> Outputs:  # type: ignore[override]
         found = java.pattern(self.pattern)
@@ -166,4 +175,4 @@ class NGram(TextStage):
         return ([self._ngrams(["null" if w is None else w for w in row]) for row in words(column)],)
 
     def _ngrams(self, row: list[str]) -> list[str]:
-        return [" ".join(row[i : i + self.n]) for i in range(len(row) - self.n + 1)]
+        return [" ".join(row[i : i + self.n]) for i in range(len(row)) if i + self.n <= len(row)]
