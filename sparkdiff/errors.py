@@ -9,7 +9,8 @@ import re
 import sys
 import traceback
 import types
-from collections.abc import Callable, Collection, Iterable, Iterator
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from sparkdiff.machine import secrets
@@ -102,6 +103,11 @@ class ParityError(SparkdiffError):
     """
 
 
+def warn(text: str, category: type[Warning] = UserWarning, stacklevel: int = 2) -> None:
+    """Issue a warning without secrets; `stacklevel` is that of `warnings.warn`, seen from the caller."""
+    warnings.warn(secrets.redacted(text), category, stacklevel=stacklevel + 1)
+
+
 def run_for_exit_code(run: Callable[[], int]) -> int:
     """Run a command and return its exit code. An error of sparkdiff or of a store is printed on stderr."""
     try:
@@ -185,6 +191,15 @@ def kind_of(value: Any) -> str:
     return kind.__name__ if package == "builtins" else f"{package}.{kind.__name__}"
 
 
+def outline_of(value: Any) -> str:
+    """Outline of a section of the settings, for messages: its type or, for a mapping, the names in it and the types of their
+    values, as any value of a malformed section may be a secret.
+    """
+    if not isinstance(value, Mapping):
+        return kind_of(value)
+    return f"{{{', '.join(f'{secrets.without_value(str(name))}: {kind_of(inner)}' for name, inner in value.items())}}}"
+
+
 def check_dataframe(name: str, given: Any) -> None:
     """Raise InputError if `given` is not a Spark DataFrame."""
     if isinstance(given, type) or not hasattr(given, "isStreaming"):
@@ -207,7 +222,7 @@ def check_keys(what: str, given: Iterable[Any], known: Collection[str]) -> None:
     """Raise InputError for the first of these keys that is not known; `what` is the beginning of its message."""
     for key in given:
         if key not in known:
-            raise InputError(f"{what} {key!r}. {did_you_mean(str(key), known)}")
+            raise InputError(f"{what} {secrets.without_value(str(key))!r}. {did_you_mean(str(key), known)}")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

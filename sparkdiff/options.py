@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from sparkdiff.errors import InputError, did_you_mean
+from sparkdiff.errors import InputError, did_you_mean, outline_of
 from sparkdiff.machine import paths
 
 REPORTED = {
@@ -316,7 +316,7 @@ def _texts(name: str, value: Any) -> dict[str, str]:
     """A mapping of names to texts; numbers become texts."""
     kinds = (str, int, float, bool)
     if not isinstance(value, Mapping) or not all(isinstance(x, kinds) for pair in value.items() for x in pair):
-        raise TypeError(f"The {name!r} option must be a mapping of names to texts. Got {value!r} instead.")
+        raise TypeError(f"The {name!r} option must be a mapping of names to texts. Got {outline_of(value)} instead.")
     return {str(k): str(v) for k, v in value.items()}
 
 

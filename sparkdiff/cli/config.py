@@ -19,7 +19,7 @@ from sparkdiff.cli.job_options import FIELDS, SETTINGS, check as check_settings,
 from sparkdiff.cli.tracking_section import SERVERS, check as check_tracking
 from sparkdiff.data.loading import function, is_function, parse_source
 from sparkdiff.data.splits import SPLITS, TRAIN, VALIDATION
-from sparkdiff.errors import InputError, check_keys
+from sparkdiff.errors import InputError, check_keys, kind_of, outline_of
 from sparkdiff.machine import paths, secrets
 from sparkdiff.options import Options
 
@@ -187,21 +187,22 @@ def _check_sections(tree: Mapping[str, Any]) -> None:
     if not isinstance(data, dict) or "train" not in data:
         others = ", ".join(map(repr, SPLITS[1:]))
         raise InputError(
-            f"data must be a mapping with 'train' and, optionally, {others}. Got {secrets.hidden(data, 'data')!r} instead"
+            f"data must be a mapping with 'train' and, optionally, {others}. Got {outline_of(data)} instead"
         )
     check_keys("unknown data", data, SPLITS)
     for split, given in data.items():
         parse_source(split, given)
     for section in (*COMMANDS, "fineTuner", "spark", "tracking"):
         if not isinstance(tree.get(section) or {}, dict):
-            raise InputError(f"{section} must be a mapping of names to values. Got {tree[section]!r} instead")
+            raise InputError(f"{section} must be a mapping of names to values. Got {outline_of(tree[section])} instead")
     for key, value in (tree.get("spark") or {}).items():
+        name = secrets.without_value(str(key))
         if isinstance(value, (dict, list)):
+            raise InputError(f"spark: {name} must be text, a number, true or false. Got {kind_of(value)} instead")
+        if name.partition(".")[0] in SHORTENED:
             raise InputError(
-                f"spark: {key} must be text, a number, true or false. Got {secrets.hidden(value, str(key))!r} instead"
+                f"spark: {name} is no setting of Spark, whose names start with 'spark.': write spark.{name}"
             )
-        if str(key).partition(".")[0] in SHORTENED:
-            raise InputError(f"spark: {key} is no setting of Spark, whose names start with 'spark.': write spark.{key}")
 
 
 def _verbs(tree: Mapping[str, Any], options: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -286,7 +287,9 @@ class _Loader(yaml.SafeLoader):
                 key.tag = self.DEFAULT_SCALAR_TAG  # a key is a name
             name = key.tag, key.value if isinstance(key, yaml.ScalarNode) else key
             if name in known and key.tag != "tag:yaml.org,2002:merge":
-                raise ValueError(f"the key {key.value!r} is repeated in line {key.start_mark.line + 1}: leave one out")
+                raise ValueError(
+                    f"the key {secrets.without_value(key.value)!r} is repeated in line {key.start_mark.line + 1}: leave one out"
+                )
             known.add(name)
         return node
 
@@ -488,7 +491,7 @@ def _put(tree: dict[str, Any], place: Place, value: Any, given: str) -> None:
         if isinstance(below, str) and (place[: i + 1] == ("output",) or (i == 1 and place[0] == "data")):
             below = below if is_function(below) else {"path": below}
         if not isinstance(below, dict):
-            raise InputError(f"{given}: {part!r} is {secrets.hidden(below, part)!r}, not a mapping with keys")
+            raise InputError(f"{given}: {part!r} is of type {kind_of(below)}, not a mapping with keys")
         tree[part] = below
         tree = below
     tree[place[-1]] = _with_absolute_paths(value, Path.cwd(), place)

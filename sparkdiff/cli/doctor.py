@@ -22,7 +22,7 @@ from sparkdiff import jvm
 from sparkdiff.data.loading import start_session
 from sparkdiff.errors import InputError
 from sparkdiff.history.caches import DAY, entries_below, table
-from sparkdiff.machine import atomic_files, paths
+from sparkdiff.machine import atomic_files, paths, secrets
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 LEAST_SPACE = 2e9
@@ -223,7 +223,7 @@ def _store(given: str) -> Iterator[Finding]:
     except InputError as e:
         yield Finding("paths", PROBLEM, str(e), "set cacheDir and output to a folder to which Spark can write")
     else:
-        yield Finding("paths", OK, f"Spark can write to {given}")
+        yield Finding("paths", OK, secrets.redacted(f"Spark can write to {given}"))
 
 
 def _folder(spark: SparkSession, folder: Path) -> Iterator[Finding]:

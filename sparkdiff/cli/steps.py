@@ -6,7 +6,6 @@ import json
 import re
 import time
 import uuid
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -38,7 +37,7 @@ from sparkdiff.data.splits import (
     rule,
 )
 from sparkdiff.data.stream import usage
-from sparkdiff.errors import DamagedFileError, InputError, reading
+from sparkdiff.errors import DamagedFileError, InputError, reading, warn
 from sparkdiff.estimators.fine_tuner import open_run_store
 from sparkdiff.evaluation.prediction_differences import check_saved, not_compared
 from sparkdiff.fine_tuning.fine_tuning_run import fine_tune, starting_point
@@ -379,15 +378,12 @@ def _lineage_of(config: Config, parent: Mapping[str, Any]) -> Lineage | None:
     if where is None or parent["hash"] is None:
         return None
     try:
-        what = secrets.redacted(str(parent.get("path") or "the original"))
-        return lineage_of(what, parent["hash"], jvm.folder("storeDir", where), fetched_files)
+        name = str(parent.get("path") or "the original")
+        return lineage_of(name, parent["hash"], jvm.folder("storeDir", where), fetched_files)
     except InputError:  # there is no store before the first run
         return None
     except Exception as e:
-        warnings.warn(
-            f"the report has no ancestors of the original, as the store of runs cannot be read: {secrets.redacted(repr(e))}",
-            stacklevel=2,
-        )
+        warn(f"the report has no ancestors of the original, as the store of runs cannot be read: {e!r}")
         return None
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sparkdiff.errors import InputError, check_keys
+from sparkdiff.errors import InputError, check_keys, kind_of
 from sparkdiff.history.model_registry import ALIAS, check_version
 from sparkdiff.machine import paths
 
@@ -47,7 +47,7 @@ def check(given: Mapping[str, Any]) -> dict[str, Any]:
 def _mlflow(given: Any) -> dict[str, Any]:
     given = {} if given is None else given
     if not isinstance(given, dict):
-        raise InputError(f"tracking.mlflow must be a mapping of names to values. Got {given!r} instead")
+        raise InputError(f"tracking.mlflow must be a mapping of names to values. Got {kind_of(given)} instead")
     check_keys("tracking.mlflow: unknown key", given, MLFLOW)
     for key, value in given.items():
         if not isinstance(value, MLFLOW[key]) or value == "":

@@ -13,7 +13,6 @@ import shutil
 import tempfile
 import time
 import uuid
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from sparkdiff.data.label_stats import label_stats, weight_range
 from sparkdiff.data.layout import NO_ROWS, OWN, columns_of, holds_true, names_of, shards_in, write_files
 from sparkdiff.data.stream import DamagedCacheError, Manifest, arrow, usage
 from sparkdiff.data.stream.manifest import FORMAT
-from sparkdiff.errors import FullDiskError, InputError
+from sparkdiff.errors import FullDiskError, InputError, warn
 from sparkdiff.jvm import stores
 from sparkdiff.machine import atomic_files, processes, resources
 from sparkdiff.options import Options
@@ -203,7 +202,7 @@ def _find_or_write(request: Request, where: Path, columns: list[dict[str, Any]],
             usage.record_use(folder)
             return Cache(folder, found, hit=True)
         except DamagedCacheError as e:
-            warnings.warn(f"the cache {folder} is damaged and is written again: {e}", DamagedCache, stacklevel=2)
+            warn(f"the cache {folder} is damaged and is written again: {e}", DamagedCache)
         atomic_files.remove(folder)
     # Remains of processes of this machine that were killed while they wrote this cache.
     for owner in folder.parent.glob(f".{folder.name}-*/{OWNER}"):
@@ -257,7 +256,7 @@ def _find_in_store(folder: Path, key: str, limit: int | None) -> dict[str, Any] 
     except DamagedCacheError as e:
         url = str(stores.url_of(folder))
         said = str(e).replace(str(folder), url)
-        warnings.warn(f"the cache {url} is damaged and is written again: {said}", DamagedCache, stacklevel=2)
+        warn(f"the cache {url} is damaged and is written again: {said}", DamagedCache)
     stores.remove(folder)
     return None
 

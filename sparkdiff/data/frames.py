@@ -15,7 +15,6 @@ import hashlib
 import json
 import time
 import uuid
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from sparkdiff.data.fingerprint import Request, anonymous, divided_facts
 from sparkdiff.data.layout import check_number
 from sparkdiff.data.row_hashes import row_hashes
 from sparkdiff.data.stream import usage
-from sparkdiff.errors import DamagedFileError, InputError, did_you_mean, reading
+from sparkdiff.errors import DamagedFileError, InputError, did_you_mean, reading, warn
 from sparkdiff.jvm import stores
 from sparkdiff.jvm.query_plans import plan_facts
 from sparkdiff.machine import atomic_files
@@ -223,7 +222,7 @@ def _keep(
         if not isinstance(e, (jvm.SparkError, OSError, InputError)):
             raise
         why = full(e) or (jvm.cause(e) if isinstance(e, jvm.SparkError) else str(e))
-        warnings.warn(f"the rows after {stages[-1].uid} are not kept: {why}", UserWarning, stacklevel=2)
+        warn(f"the rows after {stages[-1].uid} are not kept: {why}")
         return None
     finally:
         if local:

@@ -24,7 +24,7 @@ from pyspark.sql.utils import is_remote
 
 from sparkdiff import jvm
 from sparkdiff.data.splits import SPLITS
-from sparkdiff.errors import InputError, check_keys, did_you_mean
+from sparkdiff.errors import InputError, check_keys, did_you_mean, kind_of, outline_of
 from sparkdiff.jvm.java_texts import texts_of
 from sparkdiff.jvm.stores import URL
 from sparkdiff.machine import paths, threads
@@ -153,18 +153,18 @@ def parse_source(split: str, given: Any, folder: Path = Path()) -> str | dict[st
     given = {"path": given} if isinstance(given, str) else given
     wanted = (
         f"data.{split} must be module:function, or contain either a path or a table, or a format that needs neither, such as "
-        f"jdbc, with its options. Got {given!r} instead"
+        f"jdbc, with its options. Got {outline_of(given)} instead"
     )
     if not isinstance(given, dict):
         raise InputError(wanted)
     check_keys(f"data.{split}: unknown key", given, SOURCE_KEYS)
     for key, value in given.items():
         if key != "options" and value is not None and not isinstance(value, str):
-            raise InputError(f"data.{split}.{key} must be text. Got {value!r} instead: quote it")
+            raise InputError(f"data.{split}.{key} must be text. Got {kind_of(value)} instead: quote it")
     options = given.get("options") or {}
     if not isinstance(options, dict) or any(isinstance(v, (dict, list, set)) for v in options.values()):
         raise InputError(
-            f"data.{split}.options must be a mapping of names to texts or numbers. Got {options!r} instead"
+            f"data.{split}.options must be a mapping of names to texts or numbers. Got {outline_of(options)} instead"
         )
     places, form = [key for key in ("path", "table") if given.get(key)], (given.get("format") or "").lower()
     named = {str(name).lower() for name in options}
@@ -195,7 +195,7 @@ def source_of(path: str | None, format: str = "", options: str = "") -> dict[str
     try:
         given = dict(json.loads(options or "{}"))
     except (ValueError, TypeError) as e:
-        raise InputError(f'--options must be a JSON object such as {{"header": true}}. Got {options!r} instead') from e
+        raise InputError(f'--options must be a JSON object such as {{"header": true}} ({e})') from e
     schema = given.pop("schema", None)
     return with_inferred_format({"path": path, "format": format or None, "schema": schema, "options": given})
 

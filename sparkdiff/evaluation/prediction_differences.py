@@ -8,7 +8,6 @@ import dataclasses
 import json
 import math
 import reprlib
-import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from pyspark.sql.types import ArrayType, DoubleType, FloatType, NumericType, Str
 
 from sparkdiff import jvm
 from sparkdiff.data.row_hashes import COPY, coin, hash_arguments, with_copies
-from sparkdiff.errors import InputError, ParityError
+from sparkdiff.errors import InputError, ParityError, warn
 from sparkdiff.pipeline.column_names import casefolding, col_by_name, read_by_name, refuse_stream, unused_prefix
 from sparkdiff.pipeline.graph import Graph
 from sparkdiff.pipeline.nesting import flatten
@@ -391,7 +390,7 @@ def check_what_is_saved(
     except ParityError as e:
         summary.saved.update(rows=0, columns=0, leftOut=[], differs=str(e))
         summary.warnings.append(str(e))
-        warnings.warn(str(e), UserWarning, stacklevel=2)
+        warn(str(e))
     except Exception as e:  # the user gets the same error when saving the model
         summary.saved.update(rows=0, columns=0, leftOut=[], why=f"the pipeline cannot be saved: {jvm.message(e)}")
 

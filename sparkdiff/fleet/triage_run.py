@@ -34,7 +34,7 @@ from sparkdiff.history.pipeline_facts import (
 )
 from sparkdiff.history.run_forecasts import EARLY, Forecast, Forecaster, of_store, priors
 from sparkdiff.improvement.budget import core_seconds
-from sparkdiff.machine import paths, resources
+from sparkdiff.machine import paths, resources, secrets
 from sparkdiff.options import Options
 from sparkdiff.pipeline.nesting import Holder, plain
 from sparkdiff.report import DisplayableFields, Events, Section, SectionTable, StrongLine, duration, signed
@@ -216,7 +216,7 @@ def name_of(model: Any) -> str:
     """A short name of a model: the last part of its path (the part before it, if it is "model"), its uid, or its class."""
     if not isinstance(model, PATH):
         return str(getattr(model, "uid", type(model).__name__))
-    parts = [part for part in os.fspath(model).rstrip("/").split("/") if part]
+    parts = [part for part in secrets.redacted(os.fspath(model)).rstrip("/").split("/") if part]
     return parts[-2] if len(parts) > 1 and parts[-1] == "model" else parts[-1]
 
 

@@ -12,14 +12,13 @@ import pickle
 import re
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from sparkdiff.errors import SparkdiffError, WriteError
+from sparkdiff.errors import SparkdiffError, WriteError, warn
 from sparkdiff.growth import parts
 from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.part import Item, ItemResult, ItemTraining
@@ -83,7 +82,7 @@ class RoundFiles:
         try:
             self._write(f"course-{position}.pickle", course, "a checkpoint")
         except (WriteError, OSError) as e:
-            warnings.warn(f"{e}. Training continues without it; a crash would lose more", RuntimeWarning, stacklevel=2)
+            warn(f"{e}. Training continues without it; a crash would lose more", RuntimeWarning)
 
     def keep(self, position: int, found: ItemResult) -> None:
         """Write a result, and remove the checkpoint that it replaces."""

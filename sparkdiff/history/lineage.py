@@ -10,6 +10,7 @@ from typing import Any
 
 from sparkdiff.errors import InputError
 from sparkdiff.history.run_table import FilesOf, json_object, local_files, rows
+from sparkdiff.machine import secrets
 from sparkdiff.options import Options
 from sparkdiff.report import DisplayableFields, Drawing, Section, SectionTable, StrongLine, counted, p_value, signed
 from sparkdiff.report.ancestry import SHORT, ancestor_picture, ancestors_of, cost_of, metric_of, name_of
@@ -162,7 +163,7 @@ def lineage(
         source = writers.get(run["data"]) if run["cacheHit"] else None
         steps.append(LineageStep(run, None if source == run["id"] else source, tuple(beside)))
     return Lineage(
-        name,
+        secrets.redacted(name),
         model,
         tuple(steps),
         origin=made[line[-1]]["parent"] if line[-1] in made else line[-1],

@@ -6,12 +6,12 @@ import json
 import math
 import time
 import uuid
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sparkdiff import jvm
+from sparkdiff.errors import warn
 from sparkdiff.evaluation.slices import value_text
 from sparkdiff.history import run_store, run_table
 from sparkdiff.machine import resources, secrets
@@ -88,7 +88,7 @@ def keeping(
             run_store.add(where, row)
         except Exception as e:  # the run is finished, and no error here may lose its result
             why = jvm.cause(e) if isinstance(e, jvm.SparkError) else f"{type(e).__name__}: {e}"
-            warnings.warn(f"this run is not in the store of runs: {why}", NotKept, stacklevel=3)
+            warn(f"this run is not in the store of runs: {why}", NotKept, stacklevel=3)
 
     yield keep
 

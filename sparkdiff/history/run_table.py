@@ -5,7 +5,6 @@ import errno
 import json
 import os
 import re
-import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sparkdiff.errors import DamagedFile, InputError, did_you_mean
+from sparkdiff.errors import DamagedFile, InputError, did_you_mean, warn
 from sparkdiff.report import aligned, p_value, signed
 from sparkdiff.report.ancestry import SHORT, name_of
 
@@ -190,9 +189,7 @@ def _rows(where: str, file: Path, columns: Sequence[str]) -> pa.Table | None:
     except (pa.ArrowException, OSError) as e:
         if not os.path.lexists(file):
             raise FileNotFoundError(errno.ENOENT, "it is gone", str(file)) from e
-        warnings.warn(
-            f"{where}/{file.name} is damaged or holds no runs, and is left out: {e}", DamagedFile, stacklevel=2
-        )
+        warn(f"{where}/{file.name} is damaged or holds no runs, and is left out: {e}", DamagedFile)
         return None
 
 

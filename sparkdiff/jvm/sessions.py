@@ -27,6 +27,7 @@ from pyspark.sql.utils import is_remote
 from pyspark.util import VersionUtils
 
 from sparkdiff.errors import FILL_GAPS, InputError, SparkdiffError
+from sparkdiff.machine import secrets
 from sparkdiff.machine.threads import beside
 
 SparkError = (Py4JError, PySparkException)
@@ -247,10 +248,12 @@ def by_arrow() -> Iterator[None]:
 
 
 def cause(error: BaseException) -> str:
-    """Innermost message of an error raised by Spark, in one line; for an error of Python code, its exception."""
+    """Innermost message of an error raised by Spark, in one line and without secrets; for an error of Python code, its
+    exception.
+    """
     raised = re.findall(r"^\w+(?:Error|Exception): .*$", str(error), re.MULTILINE)
     if "from the Python worker" in str(error) and raised:
-        return str(raised[-1])
+        return secrets.redacted(raised[-1])
     java: Any = getattr(error, "java_exception", None) or getattr(error, "_origin", None)
     if isinstance(error, Py4JJavaError) or java is not None:
         java = java.java_exception if isinstance(java, Py4JJavaError) else java
@@ -269,12 +272,12 @@ def cause(error: BaseException) -> str:
 
 
 def message(error: BaseException) -> str:
-    """Message of an error: for an error of Spark its cause, in one line; for an error that is neither Spark's nor ours
-    with its class in front.
+    """Message of an error, without secrets: for an error of Spark its cause, in one line; for an error that is neither
+    Spark's nor ours with its class in front.
     """
     if isinstance(error, SparkError):
         return cause(error)
-    return str(error) if isinstance(error, SparkdiffError) else f"{type(error).__name__}: {error}"
+    return secrets.redacted(str(error) if isinstance(error, SparkdiffError) else f"{type(error).__name__}: {error}")
 
 
 @contextlib.contextmanager
@@ -309,7 +312,7 @@ def suppress_error_logs() -> Iterator[None]:
 
 
 def first_sentences(message: str) -> str:
-    """First sentences of a message of Spark, in one line.
+    """First sentences of a message of Spark, in one line and without secrets.
 
     Traces, plans and pieces of code, which follow the complete sentences, are left out.
     """
@@ -320,7 +323,7 @@ def first_sentences(message: str) -> str:
         if whole or not line.strip() or re.match(r"\s+at |\s*[+:]-|'|==|(Caused|Driver|JVM)\b", line):
             break
         out.append(line.strip())
-    return " ".join(out).strip()
+    return secrets.redacted(" ".join(out).strip())
 
 
 def clone_session(spark: SparkSession) -> SparkSession:

@@ -4,13 +4,12 @@ import html
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from sparkdiff.errors import check_type
+from sparkdiff.errors import check_type, warn
 from sparkdiff.machine import resources, secrets, threads
 
 if TYPE_CHECKING:
@@ -310,7 +309,7 @@ def call_or_warn(failed: str, do: Callable[..., Found], *what: Any) -> Found | N
     try:
         return do(*what)
     except Exception as e:
-        warnings.warn(f"{failed}: {secrets.redacted(repr(e))}", RuntimeWarning, stacklevel=3)
+        warn(f"{failed}: {e!r}", RuntimeWarning, stacklevel=3)
         return None
 
 
@@ -354,7 +353,7 @@ class Phase:
         """Show progress to a waiting user only; listeners other than `Progress` don't receive it."""
         for listener in self.listeners:
             if isinstance(listener, Progress):
-                listener.on_phase(self.name, None, f"{self.within}{text}")
+                listener.on_phase(self.name, None, secrets.redacted(f"{self.within}{text}"))
 
     @contextmanager
     def show_periodically(self, probe: Callable[[], str]) -> Iterator[None]:
@@ -377,7 +376,8 @@ class Phase:
         return seconds
 
     def _tell(self, seconds: float | None) -> None:
-        tell(self.listeners, "on_phase", self.name, seconds, f"{self.within}{self.text}" if self.text else "")
+        text = secrets.redacted(f"{self.within}{self.text}") if self.text else ""
+        tell(self.listeners, "on_phase", self.name, seconds, text)
 
 
 class Phases:

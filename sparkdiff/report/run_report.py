@@ -2,12 +2,11 @@
 
 import csv
 import json
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sparkdiff.errors import InputError
+from sparkdiff.errors import InputError, warn
 from sparkdiff.machine.atomic_files import read_object
 from sparkdiff.report.page import by_side, comparison, headline, number, page
 from sparkdiff.report.sections import aligned
@@ -45,7 +44,7 @@ def write_report(folder: Path) -> None:
         (folder / REPORT).write_text(report_of(folder), encoding="utf-8")
     except Exception as e:
         why = e if isinstance(e, InputError) else repr(e)
-        warnings.warn(f"the run has no {REPORT}: {why}; `sparkdiff report {folder}` tries again", stacklevel=2)
+        warn(f"the run has no {REPORT}: {why}; `sparkdiff report {folder}` tries again")
 
 
 def comparison_of(folders: Sequence[Path]) -> str:
@@ -108,7 +107,7 @@ def _read_whole(file: Path, read: Callable[[Path], T]) -> T | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, csv.Error) as e:
-        warnings.warn(f"{file} is damaged, and is left out of the report: {e}", stacklevel=2)
+        warn(f"{file} is damaged, and is left out of the report: {e}")
         return None
 
 

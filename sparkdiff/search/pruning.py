@@ -3,13 +3,12 @@
 """
 
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
-from sparkdiff.errors import InputError
+from sparkdiff.errors import InputError, warn
 from sparkdiff.pipeline.nesting import last_stage
 from sparkdiff.search import rungs
 from sparkdiff.search.alternatives import Alternatives, places
@@ -161,5 +160,5 @@ def pruning_of(task: Any, trials: Any, plan: SamplingPlan, trained: int) -> Prun
     resources = resources_of(task.space, s.resource, s.minResource, trained)
     found = rungs.brackets(s.pruner, plan.total, resources, max(plan.parallelism, 1))
     if told := rungs.warning(s.pruner, s.sampler, found):
-        warnings.warn(told, stacklevel=2)
+        warn(told)
     return Pruning(s.pruner, tuple(found), plan.larger[0])

@@ -10,7 +10,6 @@ import io
 import os
 import shutil
 import types
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, TypeVar, get_args, get_origin, get_type_hints
@@ -26,6 +25,7 @@ from sparkdiff.errors import (
     StoreError,
     WriteError,
     reading,
+    warn,
 )
 from sparkdiff.jvm import SparkError, cause, stores
 from sparkdiff.machine import paths
@@ -138,7 +138,7 @@ def load(path: Path) -> dict[str, Any] | None:
         except FileNotFoundError:
             continue
         except (ValueError, IsADirectoryError) as e:
-            warnings.warn(f"the checkpoint {candidate} is ignored: {e}", DamagedCheckpoint, stacklevel=2)
+            warn(f"the checkpoint {candidate} is ignored: {e}", DamagedCheckpoint)
     return None
 
 
@@ -159,10 +159,9 @@ def read_undamaged(path: Path, read: Callable[[], T], goes: str = "") -> T | Non
             return read()
     except DamagedFileError as e:
         if stores.exists(path):
-            warnings.warn(
+            warn(
                 f"{stores.path_or_url(path)} is damaged and made again{goes}: {type(e.__cause__).__name__}: {e.__cause__}",
                 DamagedFile,
-                stacklevel=2,
             )
             stores.remove(path)
         return None

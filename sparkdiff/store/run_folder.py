@@ -8,7 +8,6 @@ import hashlib
 import json
 import re
 import uuid
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any, ClassVar
 
 from typing_extensions import Self
 
-from sparkdiff.errors import InputError
+from sparkdiff.errors import InputError, warn
 from sparkdiff.jvm import stores
 from sparkdiff.machine import atomic_files
 from sparkdiff.store import folder_marker
@@ -170,7 +169,7 @@ class RunFolder:
                 )
             begun = None
         if not replace and (why := [f"its {k} {v.rpartition(' ')[0]}" for k, v in request.items() if _untold(v)]):
-            warnings.warn(f"runId={runId!r} starts again each time: {'; '.join(why)}", NotResumable, stacklevel=2)
+            warn(f"runId={runId!r} starts again each time: {'; '.join(why)}", NotResumable)
         try:
             if begun is None:
                 atomic_files.remove(path)

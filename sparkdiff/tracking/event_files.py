@@ -42,7 +42,7 @@ class JSONLines(Events):
 
     def on_phase(self, name: str, seconds: float | None, detail: str) -> None:
         """Write a line for the beginning, the progress or the end of a phase."""
-        self._write("phase", {"name": name, "seconds": seconds, "detail": secrets.redacted(detail)})
+        self._write("phase", {"name": name, "seconds": seconds, "detail": detail})
 
     def on_epoch(self, row: Mapping[str, Any]) -> None:
         """Write a line with a row of the history."""

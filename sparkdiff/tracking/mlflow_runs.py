@@ -9,7 +9,6 @@ import importlib
 import json
 import tempfile
 import time
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from pyspark.ml.linalg import VectorUDT
 from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
-from sparkdiff.errors import InputError, check_dataframe, kind_of, requires_extra
+from sparkdiff.errors import InputError, check_dataframe, kind_of, requires_extra, warn
 from sparkdiff.history.model_registry import ALIAS, check_version
 from sparkdiff.machine.secrets import hidden
 from sparkdiff.pipeline.column_names import col_by_name
@@ -372,7 +371,7 @@ def log_model(
         except package.exceptions.MlflowException as e:  # a column type that MLflow does not know
             if name is not None:
                 raise
-            warnings.warn(f"the model has no signature in MLflow: {e}", RuntimeWarning, stacklevel=3)
+            warn(f"the model has no signature in MLflow: {e}", RuntimeWarning, stacklevel=3)
     return package.spark.log_model(
         model,
         ARTIFACT,

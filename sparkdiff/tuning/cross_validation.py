@@ -4,7 +4,6 @@ Spark fits the rest.
 """
 
 import math
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -21,7 +20,7 @@ from pyspark.ml.util import MLWriter
 from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
-from sparkdiff.errors import InputError, kind_of
+from sparkdiff.errors import InputError, kind_of, warn
 from sparkdiff.machine.autologging import pause_autologging
 from sparkdiff.pipeline.column_names import check_rows
 from sparkdiff.report import DisplayableFields, Section, StrongLine
@@ -417,10 +416,9 @@ def best_of(metrics: Sequence[float], larger: bool) -> int:
     """
     undefined = [i for i, metric in enumerate(metrics) if math.isnan(metric)]
     if undefined:
-        warnings.warn(
+        warn(
             f"the metric is NaN for {len(undefined)} of {len(metrics)} maps of the grid (the first is number {undefined[0]}); "
             + ("map 0 is fitted" if len(undefined) == len(metrics) else "they cannot win"),
-            stacklevel=2,
         )
     if len(undefined) == len(metrics):
         return 0
