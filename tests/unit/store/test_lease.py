@@ -190,7 +190,7 @@ def test_a_job_that_lost_its_output_leaves_it_as_it_is(tmp_path: Path, monkeypat
         "metrics": {},
     }
     summary = SimpleNamespace(
-        records=[{"epoch": 0}], asdict=lambda: dict(told), cache={"fingerprint": "c"}, options={}, saved={}
+        records=[{"epoch": 0}], asdict=lambda: dict(told), cache={"fingerprint": "c"}, options={}, saved={}, warnings=[]
     )
     monkeypatch.setattr(steps, "check_saved", lambda *given: {})  # there is no pipeline to load
     monkeypatch.setattr(steps, "graph_of", lambda model: SimpleNamespace(vertices=()))
