@@ -212,9 +212,11 @@ def truth_of(model: Any, case: Case, spark: SparkSession) -> Truth:
 
 
 def rows_at_split_points(model: Any, rows: Mapping[int, Mapping[str, Any]]) -> set[int]:
-    """Places of the rows that are at a tree's split point or a VectorIndexer's category within the rounding of a DCT or PCA."""
+    """Places of the rows that are at a tree's split point or a VectorIndexer's category within the rounding of a DCT, PCA or
+    Word2Vec.
+    """
     stages = [stage for _, stage in flatten(model)]
-    if not {type(stage).__name__ for stage in stages} & {"DCT", "PCAModel"}:
+    if not {type(stage).__name__ for stage in stages} & {"DCT", "PCAModel", "Word2VecModel"}:
         return set()
     points: list[tuple[str, int, float]] = []
     for stage in stages:
