@@ -203,7 +203,7 @@ def _stage_with_choices(stage: Any, choices: Mapping[str, int], names: dict[str,
     if stage is None:
         return None, names
     if isinstance(stage, Alternatives):
-        inner = _inner(stage)
+        inner = stage.getStages()
         one = inner[choices.get(stage.uid, 0)]
         if one is None:
             empty = _instead_of([s for s in inner if s is not None])
