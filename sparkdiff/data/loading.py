@@ -400,7 +400,7 @@ def check_there(models: Sequence[str], data: Mapping[str, Any], folder: Path, co
             with contextlib.suppress(OSError), file.open("rb") as opened:  # Spark will report the error
                 if (opened.read(3) or BEGINNINGS[form]) != BEGINNINGS[form]:
                     raise InputError(
-                        f"data.{split} cannot be read as {form}: {file} is no such file; set its format, or correct its name"
+                        f"data.{split} cannot be read as {form}: {file} has no {form} in it; set its format, or correct its name"
                     )
 
 

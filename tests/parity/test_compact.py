@@ -600,7 +600,7 @@ def test_the_command(made: Callable[[str], PipelineModel], odd: DataFrame, tmp_p
     assert "returns none of the first 1,000 rows" in capsys.readouterr().err
     (tmp_path / "rows").write_text("no parquet\n")
     assert main(["compact", str(model), "--output", str(new), "--data", f"{tmp_path}/rows"]) == 2
-    assert "rows is no such file; set its format, or correct its name" in capsys.readouterr().err
+    assert "rows has no parquet in it; set its format, or correct its name" in capsys.readouterr().err
     to_new = ["--keepCols", "two", "--output", str(new), "--data", f"{tmp_path}/rows.parquet"]
     assert main(["compact", str(model), *to_new]) == 0
     assert f"saved {new} (plain Spark ML)" in capsys.readouterr().out

@@ -160,8 +160,8 @@ MISTAKES = [
         ["data.train.format='cvs'", "no format that Spark reads", "Did you mean 'csv'?"],
     ),
     ("verify models/churn --data rows.csv --format cvs", ["data.verify.format='cvs'", "Did you mean 'csv'?"]),
-    ("finetune models/churn --output o --data wrong.orc", ["as orc", "wrong.orc is no such file", "format"]),
-    ("finetune models/churn --output o --data text", ["as parquet", "text is no such file", "set its format"]),
+    ("finetune models/churn --output o --data wrong.orc", ["as orc", "wrong.orc has no orc in it", "format"]),
+    ("finetune models/churn --output o --data text", ["as parquet", "text has no parquet in it", "set its format"]),
     (
         "verify models/churn --data mixed",
         ["mixed contains files", "a.csv and b.json", "mixed/*.json", "name those of one format"],
@@ -264,7 +264,7 @@ def test_files_that_spark_does_not_read_do_not_count(here: Path) -> None:
     ):
         source_of("noted")
     assert source_of("lines")["format"] == "json"
-    with pytest.raises(InputError, match=r"x\.csv is no such file"):
+    with pytest.raises(InputError, match=r"x\.csv has no parquet in it"):
         check_there([], {"train": {"path": "rows/archive", "format": "parquet"}}, here, {})
 
 
