@@ -137,7 +137,7 @@ INTERRUPTED_JOB = re.compile(
 
 
 @contextlib.contextmanager
-def reading(name: object) -> Iterator[None]:
+def as_read_error(name: object) -> Iterator[None]:
     """Turn an error of this context, in which a file or folder is read, into an error that names it.
 
     Raises:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sparkdiff.errors import DamagedFileError, reading
+from sparkdiff.errors import DamagedFileError, as_read_error
 from sparkdiff.jvm import stores
 from sparkdiff.store import folder_marker
 
@@ -20,7 +20,7 @@ def summary_of(output: Path) -> dict[str, Any] | None:
         SparkdiffError: the file cannot be read at this time.
     """
     try:
-        with reading(stores.path_or_url(output / SUMMARY)):
+        with as_read_error(stores.path_or_url(output / SUMMARY)):
             found = json.loads(stores.read(output / SUMMARY) or b"")
     except DamagedFileError:
         return None

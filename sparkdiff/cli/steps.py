@@ -37,7 +37,7 @@ from sparkdiff.data.splits import (
     rule,
 )
 from sparkdiff.data.stream import usage
-from sparkdiff.errors import DamagedFileError, InputError, reading, warn
+from sparkdiff.errors import DamagedFileError, InputError, as_read_error, warn
 from sparkdiff.estimators.fine_tuner import open_run_store
 from sparkdiff.evaluation.prediction_differences import check_saved, not_compared
 from sparkdiff.fine_tuning.fine_tuning_run import fine_tune, starting_point
@@ -203,7 +203,7 @@ def _hash_there(folder: Path) -> str | None:
         SparkdiffError: it cannot be read at this time.
     """
     try:
-        with reading(stores.path_or_url(folder)):
+        with as_read_error(stores.path_or_url(folder)):
             return hash_of_folder(stores.fetch(folder))
     except DamagedFileError:
         return None

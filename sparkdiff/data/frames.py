@@ -27,7 +27,7 @@ from sparkdiff.data.fingerprint import Request, anonymous, divided_facts
 from sparkdiff.data.layout import check_number
 from sparkdiff.data.row_hashes import row_hashes
 from sparkdiff.data.stream import usage
-from sparkdiff.errors import DamagedFileError, InputError, did_you_mean, reading, warn
+from sparkdiff.errors import DamagedFileError, InputError, as_read_error, did_you_mean, warn
 from sparkdiff.jvm import stores
 from sparkdiff.jvm.query_plans import plan_facts
 from sparkdiff.machine import atomic_files
@@ -175,7 +175,7 @@ class _KeptRows:
             SparkdiffError: they cannot be read at this time.
         """
         folder = where / f"{PREFIX}{key}"
-        with contextlib.suppress(DamagedFileError), reading(stores.path_or_url(folder)):
+        with contextlib.suppress(DamagedFileError), as_read_error(stores.path_or_url(folder)):
             if stores.url_of(folder) is not None:
                 stores.fetch(folder / usage.MANIFEST)
             told = read_object(folder / usage.MANIFEST)

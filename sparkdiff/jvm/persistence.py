@@ -13,7 +13,7 @@ from pyspark.ml import PipelineModel
 from pyspark.ml.param import Param, Params
 from pyspark.ml.util import DefaultParamsReader, DefaultParamsWriter, MLReadable, MLReader, MLWritable, MLWriter
 
-from sparkdiff.errors import InputError, reading
+from sparkdiff.errors import InputError, as_read_error
 from sparkdiff.jvm import folders, sessions, stores
 from sparkdiff.machine import paths
 
@@ -92,7 +92,7 @@ class Reader(MLReader[Any]):
         return sessions.ml_context(self.sparkSession)
 
     def load(self, path: str) -> Any:
-        with reading(path):
+        with as_read_error(path):
             meta, wanted = DefaultParamsReader.loadMetadata(path, self.sc), f"{self.cls.__module__}.{self.cls.__name__}"
             if meta["class"] != wanted:
                 raise InputError(f"{path} holds a {meta['class']}, not a {wanted}: load it by its own class")

@@ -24,7 +24,7 @@ from sparkdiff.errors import (
     SparkdiffError,
     StoreError,
     WriteError,
-    reading,
+    as_read_error,
     warn,
 )
 from sparkdiff.jvm import SparkError, cause, stores
@@ -155,7 +155,7 @@ def read_undamaged(path: Path, read: Callable[[], T], goes: str = "") -> T | Non
         SparkdiffError: it cannot be read at this time.
     """
     try:
-        with reading(stores.path_or_url(path)):
+        with as_read_error(stores.path_or_url(path)):
             return read()
     except DamagedFileError as e:
         if stores.exists(path):
@@ -245,11 +245,16 @@ def move_into_place(temporary: Path, folder: Path) -> bool:
 
 def full(error: BaseException | None) -> str:
     """The system's message if an error, or an error that caused it, says that there is no space for a file; else empty."""
-    if error is None or not isinstance(error, (OSError, *SparkError)):
-        return "" if error is None else full(error.__cause__)
-    text, number = f"{error} {cause(error)}", getattr(error, "errno", None)
-    said = [os.strerror(code) for code in FULL if code == number or os.strerror(code) in text]
-    return said[0] if said else full(error.__cause__)
+    words = {code: os.strerror(code) for code in FULL}
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in words:
+            return words[error.errno]
+        if isinstance(error, SparkError):
+            text = f"{error} {cause(error)}"
+            if found := [w for w in words.values() if w in text]:
+                return found[0]
+        error = error.__cause__
+    return ""
 
 
 def write_refusal(error: BaseException) -> str:
@@ -259,8 +264,9 @@ def write_refusal(error: BaseException) -> str:
     """
     if isinstance(error, StoreError):
         return str(error.strerror)
-    text = f"{error} {cause(error)}" if isinstance(error, (OSError, *SparkError)) else ""
-    return read_only if (read_only := os.strerror(errno.EROFS)) in text else ""
+    read_only = os.strerror(errno.EROFS)
+    said = f"{error} {cause(error)}" if isinstance(error, SparkError) else ""
+    return read_only if getattr(error, "errno", None) == errno.EROFS or read_only in said else ""
 
 
 def free(path: Path) -> int:

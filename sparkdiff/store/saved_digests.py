@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sparkdiff.errors import reading
+from sparkdiff.errors import as_read_error
 
 DIVIDED = ("userFactors", "itemFactors", "globalTopicTotals", "topicCounts", "tokenCounts")
 """Tables of ALSModel and DistributedLDAModel. Spark saves such a table in one file per partition, in the order of the
@@ -31,7 +31,7 @@ def hash_of_folder(path: Path) -> str:
         DamagedFileError: the model is damaged.
         SparkdiffError: it cannot be read at this time.
     """
-    with reading(f"the model in {path}"):
+    with as_read_error(f"the model in {path}"):
         return hashlib.sha256("\n".join(digest_of_folder(path, by_whom=False)).encode()).hexdigest()
 
 

@@ -190,7 +190,9 @@ def _column(convert: Callable[..., Any], output: OutputColumn, values: Values, r
         found = convert(values[output.place], None if output.null == NOWHERE else values[output.null], output.kind)
         if len(found) != rows:
             raise ValueError(f"{len(found)} values for {rows} rows")
-    except Exception as e:
+    except MemoryError:
+        raise
+    except Exception as e:  # values of another form than the schedule says
         raise InputError(
             f"column {output.name!r} cannot be returned ({e}): the scorer is damaged, save it again"
         ) from e

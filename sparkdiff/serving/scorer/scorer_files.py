@@ -9,6 +9,7 @@ import io
 import itertools
 import json
 import math
+import mmap
 import os
 import re
 import reprlib
@@ -262,10 +263,7 @@ def load(version: str, path: str | os.PathLike[str], maxBytes: int, make: Callab
         took = os.path.getsize(folder / JSON) + os.path.getsize(folder / ARRAYS)
         text = (folder / JSON).read_bytes() if took <= maxBytes else b""
         took += 3 * len(text) + sum(text.count(mark) * w for mark, w in WEIGHTS.items())
-        took += sum(
-            ENTRY_BYTES + NAME_BYTES * sum(int.from_bytes(length, "little") for length in entry.groups())
-            for entry in ENTRY.finditer((folder / ARRAYS).read_bytes() if text else b"")
-        )
+        took += _directory_bytes(folder / ARRAYS) if text else 0
         if took > maxBytes:
             raise InputError(f"{JSON} and {ARRAYS} take {took:,} bytes, more than maxBytes={maxBytes:,}")
         described = json.loads(text)
@@ -301,4 +299,13 @@ def _check_unicode(scorer: Any, wrote: Any) -> None:
         raise InputError(
             f"it lowers text by Unicode {str(wrote)[:20]}, and this Python has {unicodedata.unidata_version}; save it with a "
             "Python of this version"
+        )
+
+
+def _directory_bytes(path: Path) -> int:
+    """Upper bound of the memory that zipfile takes for the directory of an archive."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return sum(
+            ENTRY_BYTES + NAME_BYTES * sum(int.from_bytes(length, "little") for length in entry.groups())
+            for entry in ENTRY.finditer(content)
         )
