@@ -90,14 +90,14 @@ def fold_stages(context: ArmContext, model: Any) -> Any | None:
 
     Stages that must not change (`ArmContext.stay`) are kept, and so are the columns that they write.
     """
-    plan = _folding(context, model)
+    plan = _plan_fold(context, model)
     if plan is None:
         return None
     made = compact(as_pipeline(model), list(plan.keepCols), schema=context.sources[0].df.schema)
     return made if cost_table.of_model(made) < cost_table.of_model(model) * (1 - SAME) else None
 
 
-def _folding(context: ArmContext, model: Any) -> CompactPlan | None:
+def _plan_fold(context: ArmContext, model: Any) -> CompactPlan | None:
     """Plan of the folding; None if no stage can be removed, if a stage that must not change would change, or if the options
     exclude the arm "simplify".
     """
