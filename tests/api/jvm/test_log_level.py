@@ -74,9 +74,9 @@ def written(spark: SparkSession) -> Iterator[Any]:
 
 
 def test_cancelled_jobs_log_no_stacks_and_other_errors_do(spark: SparkSession, written: Any, tmp_path: Path) -> None:
-    rows = spark.createDataFrame([(Vectors.dense(float(i % 7), i % 3), float(i % 2)) for i in range(50)], ["x", "y"])
-    slow = spark.range(200).select(F.expr("java_method('java.lang.Thread', 'sleep', 100L)"))
-    endless = LogisticRegression(featuresCol="x", labelCol="y", maxIter=100_000, tol=0.0, regParam=1e-9)
+    slept = F.expr("java_method('java.lang.Thread', 'sleep', 200L)")
+    rows = spark.createDataFrame([(Vectors.dense(float(i % 7), i % 3), float(i % 2)) for i in range(100)], ["x", "y"])
+    slow = rows.where(slept.isNull())  # of every row: the method returns nothing
     over = threading.Event()
 
     def fail() -> None:
@@ -86,11 +86,16 @@ def test_cancelled_jobs_log_no_stacks_and_other_errors_do(spark: SparkSession, w
 
     other = threading.Thread(target=fail)
     other.start()
-    for work in (lambda: endless.fit(rows), lambda: slow.write.parquet(f"file://{tmp_path}/slow")):
-        with pytest.raises(TimeoutError), jvm.within(1):
-            work()
-    over.set()
-    other.join(60)
+    try:
+        for work in (
+            lambda: LogisticRegression(featuresCol="x", labelCol="y").fit(slow),
+            lambda: slow.write.parquet(f"file://{tmp_path}/slow"),
+        ):
+            with pytest.raises(TimeoutError), jvm.within(1):
+                work()
+    finally:
+        over.set()
+        other.join(60)
     told = str(written.toString())
     assert "planted" in told and "at org.apache.spark" in told
     assert "sparkdiff-" not in told and "Aborting job" not in told
