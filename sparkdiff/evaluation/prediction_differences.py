@@ -5,10 +5,12 @@ Spark counts the differences between predictions in one pass.
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import reprlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -210,20 +212,28 @@ def compare_outputs(
     Raises:
         Exception: the old pipeline fails on the rows; an error of Spark or of a custom stage.
     """
+    return _compare_loaded(old, lambda: new, df, only)
+
+
+def _compare_loaded(
+    old: Any, load: Callable[[], Any], df: DataFrame, only: Collection[str] | None = None
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """Like `compare_outputs`; the new pipeline is what `load` returns, which is called once the old one has run."""
     key = unused_prefix("__sparkdiff_key", df.columns)
     rows = df.limit(FIRST).withColumn(key, F.monotonically_increasing_id())
     for missing in (True, False):
         # A stage may reject a value at which another one jumps, most often a missing one.
         with contextlib.suppress(Exception):
-            return _compare(old, new, _with_edges(old, rows, key, missing=missing), key, only)
-    return _compare(old, new, rows, key, only)
+            return _compare(old, load, _with_edges(old, rows, key, missing=missing), key, only)
+    return _compare(old, load, rows, key, only)
 
 
 def _compare(
-    old: Any, new: Any, rows: DataFrame, key: str, only: Collection[str] | None
+    old: Any, load: Callable[[], Any], rows: DataFrame, key: str, only: Collection[str] | None
 ) -> tuple[dict[str, str], dict[str, Any]]:
     with jvm.persist_rows(rows):
         first = _hashes(old, rows, key, only)
+        new = load()
         try:
             second = _hashes(new, rows, key, only)
         except Exception as e:  # a custom stage may raise anything
@@ -322,17 +332,25 @@ def check_saved(model: Any, folder: Path, rows: Callable[[], DataFrame] | None) 
         ParityError: the saved pipeline cannot be loaded, or an output differs; the message names the stage, the column
             and the number of rows.
     """
-    try:
-        loaded = jvm.load_model(folder)
-    except Exception as e:  # a custom stage may raise anything
-        raise ParityError(f"{model.uid} was saved, but cannot be loaded: {jvm.message(e)}. {WAY}") from e
-    if rows is None:
-        return {}
-    try:
-        df = rows()
-        found, compared = compare_outputs(model, loaded, df)
-    except Exception as e:
-        return {"rows": 0, "columns": 0, "leftOut": [], "why": f"the pipeline in memory fails: {jvm.message(e)}"}
+
+    def load() -> Any:
+        try:
+            return jvm.load_model(folder)
+        except Exception as e:  # a custom stage may raise anything
+            raise ParityError(f"{model.uid} was saved, but cannot be loaded: {jvm.message(e)}. {WAY}") from e
+
+    with ThreadPoolExecutor(1) as thread:  # Spark runs the pipeline in memory meanwhile
+        loading = thread.submit(load).result if jvm.threads_share_session() else functools.cache(load)
+        if rows is None:
+            loading()
+            return {}
+        try:
+            df = rows()
+            found, compared = _compare_loaded(model, loading, df)
+        except Exception as e:
+            loading()  # what cannot be loaded is worse than what cannot be compared
+            return {"rows": 0, "columns": 0, "leftOut": [], "why": f"the pipeline in memory fails: {jvm.message(e)}"}
+        loaded = loading()
     chance = _columns_of_chance(loaded, folder, df) if found else set()
     if found.keys() <= chance:
         return compared | {
