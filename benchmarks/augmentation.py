@@ -43,10 +43,9 @@ from sparkdiff.stages.projection import PCA
 from sparkdiff.stages.scaling import StandardScaler
 from sparkdiff.tensors.device import CPU
 from sparkdiff.training import augmentation
-from sparkdiff.training.distributed.worker import objectives
 from sparkdiff.training.loop import train
 from sparkdiff.training.parameters import load
-from sparkdiff.training.preparation import Start, start_of
+from sparkdiff.training.preparation import Start, resolve_objectives, start_of
 from sparkdiff.training.recipes import FEW_ROWS, Recipe, recipes_for
 from sparkdiff.training.training_run import Training
 
@@ -279,7 +278,7 @@ def measure(case: Case, table: Table, seed: int, epochs: int, number: int) -> di
     features = Features(x.mean(0), x.std(0), table.group, table.categories)
     with stream_of(table, rows, seed) as stream, with_policies(features):
         data = Data(stream, {("c-1", -1): "c0"})
-        objective, metric = objectives(options, network, label)
+        objective, metric = resolve_objectives(options, network, label)
         start = start_of(network, data, label, options, len(rows["validation"]), recipes)
         found = learned(network, case, table, rows, features, start, objective, like, seed, epochs)
         kinds = ["fixed" if r.augments else "plain" for r in recipes] + [*found] + ["drawn"] * number

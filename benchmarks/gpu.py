@@ -54,8 +54,8 @@ from sparkdiff.evaluation.scores import Score, score
 from sparkdiff.evaluation.split_batches import Data, rows_at_once
 from sparkdiff.stages.trees import RandomForestRegression
 from sparkdiff.tensors.device import CPU, Place, copy_to, home, module_of, place, why_no_gpu
-from sparkdiff.training.distributed.worker import objectives
 from sparkdiff.training.loop import train
+from sparkdiff.training.preparation import resolve_objectives
 from sparkdiff.training.training_run import Training
 
 TREES = "trees"
@@ -194,7 +194,7 @@ def training_of(
     )
     training.graphs = arm.graphs
     training.move(at)
-    objective, metric = objectives(began.options, began.network, began.label)
+    objective, metric = resolve_objectives(began.options, began.network, began.label)
     data = Data(stream, {INPUT: "c0"}, rows=rows_at_once(began.network, stream))
     with suppress(EnoughError):
         train(training, data, objective, metric, on_step)
@@ -257,7 +257,7 @@ def ground_of(case: Case, epochs: int, folder: Path) -> Iterator[Ground]:
         cache.mkdir(parents=True, exist_ok=True)
         write_cache(cache, case)
     began = start(case, epochs + 1)
-    _, metric = objectives(began.options, began.network, began.label)
+    _, metric = resolve_objectives(began.options, began.network, began.label)
     with Stream(cache, backend="arrow", seed=began.options.seed) as stream:
         data = Data(stream, {INPUT: "c0"}, rows=rows_at_once(began.network, stream))
         yield Ground(began, stream, score(began.network, data, "validation", metric))

@@ -34,7 +34,7 @@ from sparkdiff.growth.serving_cost import ServingCostModel
 from sparkdiff.options import Options
 from sparkdiff.stages.base import LabelStats
 from sparkdiff.stages.linear import LinearRegression
-from sparkdiff.store.run_folder import RunFolder
+from sparkdiff.store.checkpoint_folder import CheckpointFolder
 
 BOUND = 0.05
 WIDTH, PER_PROCESS, SPREAD = 40, 4, 3.0
@@ -137,7 +137,9 @@ def main() -> int:
     each = [items_of(number, given.processes, given.epochs, unit) for number in range(1, given.rounds + 1)]
     with tempfile.TemporaryDirectory() as folder:
         begun = time.monotonic()
-        with item_runner.runner(RunFolder.open(Path(folder), "run", {}, replace=True), specification, print) as run:
+        with item_runner.runner(
+            CheckpointFolder.open(Path(folder), "run", {}, replace=True), specification, print
+        ) as run:
             of = Rounds(run, table, specification)
             of.trained(items_of(0, given.processes, 1, unit), table)  # until all processes are there
             start = time.monotonic() - begun

@@ -232,8 +232,8 @@ def against_a_loop_by_hand(assignment: Any) -> float:
     from sparkdiff.data.stream import Stream
     from sparkdiff.evaluation.split_batches import Data, rows_at_once
     from sparkdiff.stages.weighing import IDF
-    from sparkdiff.training.distributed.worker import objectives
     from sparkdiff.training.loop import train
+    from sparkdiff.training.preparation import resolve_objectives
     from sparkdiff.training.training_run import Training
 
     options = dataclasses.replace(assignment.options, maxEpochs=EPOCHS + 1, patience=EPOCHS + 1)
@@ -282,7 +282,7 @@ def against_a_loop_by_hand(assignment: Any) -> float:
                 theirs.append(time.process_time() - mark)
                 mark = time.process_time()
 
-        objective, metric = objectives(options, network, assignment.label)
+        objective, metric = resolve_objectives(options, network, assignment.label)
         train(one.training(), data, objective, metric, on_step)
     return statistics.median(ours[1:]) / statistics.median(theirs[1:])  # the first reads the files
 

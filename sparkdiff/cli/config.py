@@ -512,8 +512,8 @@ def request_of(config: Config) -> str:
     options = Options.of(config.options)
     named = {k: v for k, v in options.asdict().items() if k not in OUTSIDE}
     if callable(options.loss):
+        from sparkdiff.store.checkpoint_folder import text_or_reason
         from sparkdiff.store.identity import identity  # only here: they import torch
-        from sparkdiff.store.run_folder import text_or_reason
 
         named["loss"] = text_or_reason(lambda: identity(options.loss))
     settings = [config.pipeline, config.data, named, config.where]

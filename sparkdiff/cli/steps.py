@@ -58,10 +58,10 @@ from sparkdiff.pipeline.unfitted_form import UnfittedForm, check_unfitted, with_
 from sparkdiff.report import FineTuningSummary, Phases, counted, is_progress_shown
 from sparkdiff.report.run_report import LINEAGE, write_report
 from sparkdiff.store import files, folder_marker
+from sparkdiff.store.checkpoint_folder import UNTOLD, text_or_reason
 from sparkdiff.store.identity import UnidentifiableError, identity
 from sparkdiff.store.lease import Lease
 from sparkdiff.store.model_digests import check_reads_its_input_only, hash_of, params_of
-from sparkdiff.store.run_folder import UNTOLD, text_or_reason
 from sparkdiff.store.saved_digests import hash_of_folder
 
 PROCEDURES: Mapping[str, Any] = {"grower": grow_pipeline, "improver": improve_pipeline}

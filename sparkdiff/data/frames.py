@@ -60,7 +60,7 @@ class TransformedRows:
 
 
 @contextlib.contextmanager
-def frames_after(
+def reuse_frames(
     request: Request, where: Path, divided: Callable[[], tuple[Frames, Slices]]
 ) -> Iterator[TransformedRows]:
     """Yield the rows after all stages in Spark, made from kept rows if there are any. No process removes the kept rows
@@ -257,7 +257,7 @@ def check_request(request: Request) -> None:
             check_number(option, column, source.df, graph.casefold, [v.stage for v in graph.vertices])
 
 
-def frames_of(request: Request) -> tuple[list[DataFrame], dict[str, tuple[Any, ...]]]:
+def transformed_frames(request: Request) -> tuple[list[DataFrame], dict[str, tuple[Any, ...]]]:
     """The rows of each source, divided into splits and slices, after all stages in Spark; and the values that form
     slices, by column.
 
@@ -307,13 +307,16 @@ def _numbered(request: Request) -> list[splits.Source]:
 
 @contextlib.contextmanager
 def rows_after_stages(request: Request, where: Path) -> Iterator[TransformedRows]:
-    """Yield the result of `frames_of`; with `reuseStages`, made from rows that an earlier run has kept, if there are
+    """Yield the result of `transformed_frames`; with `reuseStages`, made from rows that an earlier run has kept, if there are
     any.
     """
     if not request.options.reuseStages:
-        yield TransformedRows(*frames_of(request))
+        yield TransformedRows(*transformed_frames(request))
         return
-    with jvm.as_input_error(failure_of(request)), frames_after(request, where, lambda: _split_rows(request)) as made:
+    with (
+        jvm.as_input_error(failure_of(request)),
+        reuse_frames(request, where, lambda: _split_rows(request)) as made,
+    ):
         yield made
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sparkdiff import jvm
 from sparkdiff.data.fingerprint import SHARDS, Request, content, deciding_stages
-from sparkdiff.data.frames import check_request, failure_of, frames_of
+from sparkdiff.data.frames import check_request, failure_of, transformed_frames
 from sparkdiff.data.label_stats import stats_of
 from sparkdiff.data.layout import columns_of, names_of, rows_by_shard, rows_with_hash, sparse_fields
 from sparkdiff.data.splits import SPLITS, find_boundaries
@@ -168,7 +168,7 @@ def _rehearse_steps(sample: Request, request: Request) -> tuple[list[dict[str, A
 def _frames(sample: Request, request: Request, *, told: bool) -> tuple[list[DataFrame], list[dict[str, Any]]]:
     """The rows of a sample after the stages in Spark, and the columns of their cache; see `columns_of`."""
     boundaries = request.boundaries or find_boundaries(sample.sources, sample.options)
-    frames, values = frames_of(dataclasses.replace(sample, boundaries=boundaries))
+    frames, values = transformed_frames(dataclasses.replace(sample, boundaries=boundaries))
     with jvm.as_input_error(failure_of(request)):
         return frames, columns_of(sample, frames[0], values, told=told)
 
@@ -215,7 +215,7 @@ def _measure_seconds(request: Request, columns: list[dict[str, Any]], rows: int)
         parts = [dataclasses.replace(s, df=s.df.limit(number)) for s in request.sources]
         boundaries = request.boundaries or find_boundaries(parts, request.options)
         one = dataclasses.replace(request, sources=parts, boundaries=boundaries)
-        query, begun = rows_by_shard(one, frames_of(one)[0], columns), time.perf_counter()
+        query, begun = rows_by_shard(one, transformed_frames(one)[0], columns), time.perf_counter()
         query.write.format("noop").mode("overwrite").save()  # computes all rows and keeps none
         return time.perf_counter() - begun
 

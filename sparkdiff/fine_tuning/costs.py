@@ -21,9 +21,8 @@ from sparkdiff.evaluation.split_batches import Data, rows_at_once
 from sparkdiff.fine_tuning.task import Task
 from sparkdiff.pipeline.network import Network
 from sparkdiff.report import DisplayableFields, Section, SectionTable, StrongLine
-from sparkdiff.training.distributed.worker import objectives
 from sparkdiff.training.loop import train
-from sparkdiff.training.preparation import start_of
+from sparkdiff.training.preparation import resolve_objectives, start_of
 from sparkdiff.training.training_run import Training
 
 EPOCHS = 2
@@ -178,7 +177,7 @@ def _measure_pace(task: Task, sample: Sample, validation: int) -> tuple[_Pace, i
     with sample.stream as stream:
         data = Data(stream, sample.columns, rows=rows_at_once(network, stream))
         label = training_labels(sample.stats, o)
-        objective, metric = objectives(o, network, label)
+        objective, metric = resolve_objectives(o, network, label)
         begun = time.perf_counter()
         original = score(network, data, VALIDATION, metric)
         forward = (time.perf_counter() - begun) / sample.splits[VALIDATION]

@@ -56,7 +56,7 @@ from sparkdiff.pipeline.unfitted_form import UnfittedForm, check_unfitted, refit
 from sparkdiff.report import FineTuningSummary, Phases, versions
 from sparkdiff.stages.base import LabelStats
 from sparkdiff.stages.predictor import Predictor
-from sparkdiff.training.distributed.worker import objectives
+from sparkdiff.training.preparation import resolve_objectives
 from sparkdiff.training.recipes import Recipe
 
 SIDES = (TRAIN, VALIDATION)
@@ -401,7 +401,7 @@ def no_evidence(task: Task, soft: soft_labels.SoftLabels, phases: Phases) -> Out
     )
     network = Network(task.cut.graph, task.cut.live)
     classes = torch.zeros(network.head.classes, dtype=torch.int64)
-    _, metric = objectives(task.options, network, LabelStats(0.0, 1.0, 0.0, len(classes) - 1.0, classes))
+    _, metric = resolve_objectives(task.options, network, LabelStats(0.0, 1.0, 0.0, len(classes) - 1.0, classes))
     summary = FineTuningSummary(
         decision="kept original",
         reason=why,

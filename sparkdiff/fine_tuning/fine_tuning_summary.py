@@ -156,7 +156,7 @@ def warnings_of(
         *([task.soft.sentence()] if task.soft else []),
         *unreadable_by_older_spark(task.model),
         *doubts,
-        *filter(None, [fitted.unsaved, fitted.cut]),
+        *filter(None, [fitted.unsaved, fitted.endedEarly]),
         *fitted.fallbacks,
         *judged.warnings,
     ]

@@ -51,13 +51,13 @@ from sparkdiff.pipeline.network import Network
 from sparkdiff.pipeline.schema import is_plain
 from sparkdiff.pipeline.write_back import write_back
 from sparkdiff.report import Phases, counted
+from sparkdiff.store.checkpoint_folder import UNTOLD, CheckpointFolder, open_checkpoint_folder
 from sparkdiff.store.files import folder_size, room
-from sparkdiff.store.run_folder import UNTOLD, RunFolder, open_run_folder
 from sparkdiff.training import monotone
 from sparkdiff.training.distributed import choice, launch
 from sparkdiff.training.distributed.attempt import OnEpoch
-from sparkdiff.training.distributed.worker import Assignment, objectives
-from sparkdiff.training.preparation import Start, network_identity, request_of, start_of
+from sparkdiff.training.distributed.worker import Assignment
+from sparkdiff.training.preparation import Start, network_identity, request_of, resolve_objectives, start_of
 from sparkdiff.training.recipes import FEW_ROWS, FEWEST, Recipe
 from sparkdiff.training.training_run import Training
 
@@ -153,7 +153,7 @@ def _goal(task: Task, cache: caches.Cache, network: Network, *, reference: bool,
     head, stats = network.head, cache.manifest["stats"]
     label = training_labels(stats, task.options, reference=reference, divided=divided)
     check_options(task.options, head)
-    objective, metric = objectives(task.options, network, label)
+    objective, metric = resolve_objectives(task.options, network, label)
     labels, fractional = all_labels(stats)
     for bound in (objective, metric):
         if task.labelCol is not None and head.labelled:
@@ -307,7 +307,7 @@ def _train_candidates(
         epochs=epochs,
     )
     with (
-        run_folder(run, o.runId, recipes=recipes, epochs=epochs, replace=replace) as folder,
+        open_checkpoints(run, o.runId, recipes=recipes, epochs=epochs, replace=replace) as folder,
         _explain_interruption(o.runId, say),
     ):
         training, lost = launch.run(assignment, data.stream, folder, say, on_epoch)
@@ -323,7 +323,7 @@ def _train_candidates(
         frozen=start.frozen,
         lost=lost,
         unsaved=unsaved,
-        cut=training.cut,
+        endedEarly=training.ended_early,
         wishes=wishes,
         folder=folder,
         device=note.trainedOn,
@@ -374,7 +374,7 @@ def _size(folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def run_folder(
+def open_checkpoints(
     run: Run,
     runId: str | None,
     *,
@@ -382,9 +382,9 @@ def run_folder(
     recipes: Sequence[Recipe] | None = None,
     epochs: int | None = None,
     beside: Mapping[str, Any] | None = None,
-) -> Iterator[RunFolder]:
+) -> Iterator[CheckpointFolder]:
     """Open the checkpoint folder of a training run on these rows; remove it at the end unless `runId` is set (after an error,
-    see `RunFolder.keep_for_resume`).
+    see `CheckpointFolder.keep_for_resume`).
 
     Args:
         replace: start again if `runId` was started with other settings, instead of raising.
@@ -396,7 +396,7 @@ def run_folder(
     computed = run.computed if runId is not None else {}
     request = request_of(o, run.cache.fingerprint, computed, recipes, epochs) | dict(beside or {})
     with (
-        open_run_folder(
+        open_checkpoint_folder(
             where, runId, request, replace=replace, own=o.checkpointDir is None, wait=o.waitForRun
         ) as folder,
         folder.keep_for_resume(always=runId is not None),

@@ -37,7 +37,7 @@ from sparkdiff.report import FineTuningSummary, Phases
 from sparkdiff.stages.base import LabelStats, columns_of
 from sparkdiff.stages.forest import Trees
 from sparkdiff.stages.predictor import Predictor, ProbabilisticClassifier
-from sparkdiff.store.run_folder import RunFolder
+from sparkdiff.store.checkpoint_folder import CheckpointFolder
 from sparkdiff.tensors.device import place
 from sparkdiff.training import monotone
 from sparkdiff.training.distributed.choice import ProcessNumber
@@ -302,7 +302,7 @@ class Outcome:
     original: Any
     plan: Plan
     summary: FineTuningSummary
-    folders: tuple[RunFolder, ...]
+    folders: tuple[CheckpointFolder, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -372,7 +372,7 @@ class TrainingResult:
         frozen: by parameter, the number of entries that did not train because too few training rows support them.
         lost: a sentence for every restart after processes were lost.
         unsaved: why a checkpoint could not be written; empty if all were written.
-        cut: a sentence if maxSeconds ended training while candidates were still active; else empty.
+        endedEarly: a sentence if maxSeconds ended training while candidates were still active; else empty.
         wishes: the requested signs of slopes (the penalty `monotone`); None without them.
         folder: the checkpoint folder; None if nothing trained.
         recipes: the settings of the candidates.
@@ -388,9 +388,9 @@ class TrainingResult:
     frozen: dict[str, int]
     lost: list[str]
     unsaved: str
-    cut: str
+    endedEarly: str
     wishes: monotone.SlopeSigns | None
-    folder: RunFolder | None
+    folder: CheckpointFolder | None
     device: str
     fallbacks: list[str]
     single: Parity | None

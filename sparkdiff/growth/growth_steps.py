@@ -22,7 +22,7 @@ from sparkdiff.evaluation import guard
 from sparkdiff.evaluation.row_checks import check_stored
 from sparkdiff.evaluation.scores import Score, score
 from sparkdiff.evaluation.units import Units
-from sparkdiff.fine_tuning.phases import run_folder
+from sparkdiff.fine_tuning.phases import open_checkpoints
 from sparkdiff.fine_tuning.task import Run, Task, check_runs, prepare
 from sparkdiff.growth import cost_table, item_runner, rounds
 from sparkdiff.growth.assembly import columns_last, cost_of, grown_pipeline, serving_of, unused_mark, width_of
@@ -49,7 +49,7 @@ from sparkdiff.pipeline.graph import Vertex
 from sparkdiff.pipeline.nesting import with_leaves
 from sparkdiff.proof import division
 from sparkdiff.report import RunPlan, counted
-from sparkdiff.store.run_folder import TRAININGS, RunFolder, name_beside
+from sparkdiff.store.checkpoint_folder import TRAININGS, CheckpointFolder, name_beside
 from sparkdiff.tensors.device import torch_threads
 
 MOST_ENTITIES = 100_000
@@ -234,7 +234,9 @@ def grow_rounds(
         specification = specification_of(run)
         criterion, forecast = specification.criterion(), RoundProgress(settings.rounds)
         with (
-            run_folder(run, o.runId and name_beside(o.runId, "-rounds"), replace=replace, beside=beside) as folder,
+            open_checkpoints(
+                run, o.runId and name_beside(o.runId, "-rounds"), replace=replace, beside=beside
+            ) as folder,
             item_runner.runner(
                 folder,
                 specification,
@@ -292,7 +294,7 @@ def grow_again(run: Run, start: GrowthStart, chosen: Sequence[tuple[int, str, in
     o, specification, members = run.task.options, specification_of(run), list[rounds.Member]()
     criterion = specification.criterion()
     with (
-        run_folder(run, o.runId and name_beside(o.runId, "-rounds"), replace=True) as folder,
+        open_checkpoints(run, o.runId and name_beside(o.runId, "-rounds"), replace=True) as folder,
         item_runner.runner(folder, specification) as train,
     ):
         table = table_of(run, start.known, _room(folder))
@@ -309,8 +311,8 @@ def grow_again(run: Run, start: GrowthStart, chosen: Sequence[tuple[int, str, in
     return tuple(members)
 
 
-def _room(folder: RunFolder) -> int:
-    """Size in bytes that rows may take (see `room_of`); the same number for all growth runs of one run folder."""
+def _room(folder: CheckpointFolder) -> int:
+    """Size in bytes that rows may take (see `room_of`); the same number for all growth runs of one checkpoint folder."""
     of_run = folder.path.parent
     return room_of(of_run if of_run.name == TRAININGS else folder.path)
 

@@ -16,7 +16,7 @@ from sparkdiff.growth.part import Item, ItemResult
 from sparkdiff.growth.rounds import Run
 from sparkdiff.growth.row_tensors import Table
 from sparkdiff.growth.worker_pool import WorkerPool
-from sparkdiff.store.run_folder import RunFolder
+from sparkdiff.store.checkpoint_folder import CheckpointFolder
 from sparkdiff.tensors.device import torch_threads
 
 
@@ -41,7 +41,7 @@ class ItemResultCache:
 
 @contextlib.contextmanager
 def runner(
-    folder: RunFolder,
+    folder: CheckpointFolder,
     specification: CriterionSpecification,
     say: Callable[[str], None] = lambda _text: None,
     clock: Clock | None = None,
@@ -106,7 +106,7 @@ def runner(
 
 
 def _alone(
-    folder: RunFolder,
+    folder: CheckpointFolder,
     kept: checkpoints.RoundFiles,
     items: Sequence[Item],
     missing: set[int],

@@ -1,7 +1,8 @@
 """A worker process, which trains items (each the training run of one part) as the chief (`processes`) hands them out.
 
-It needs no Spark session, and runs on any machine that sees the run's folder. Worker K reads orders from `to-K.jsonl` and writes
-answers to `from-K.jsonl`, both in the folder from which it was started. Checkpoints and results go into the folder of the round.
+It needs no Spark session, and runs on any machine that sees the checkpoint folder. Worker K reads orders from `to-K.jsonl`
+and writes answers to `from-K.jsonl`, both in the folder from which it was started. Checkpoints and results go into the
+folder of the round.
 """
 
 import contextlib

@@ -29,8 +29,8 @@ from sparkdiff.growth.row_tensors import Table
 from sparkdiff.growth.worker import RoundTask, WorkerSetup, round_file, rows_file
 from sparkdiff.machine import line_files
 from sparkdiff.store import files
+from sparkdiff.store.checkpoint_folder import CheckpointFolder
 from sparkdiff.store.lease import LeaseHeldError
-from sparkdiff.store.run_folder import RunFolder
 from sparkdiff.training.distributed.attempt import GRACE, START
 from sparkdiff.training.distributed.launch import on_this_machine
 from sparkdiff.training.distributed.preflight import check_cluster
@@ -41,7 +41,7 @@ ATTEMPTS = 3
 """Number of failures after which the chief gives up: deaths of the process that trains one item, starts of one process that fail
 in a row, or losses of the Spark tasks."""
 LEASE = 1.0
-"""Seconds between two checks that the run folder still belongs to this run."""
+"""Seconds between two checks that the checkpoint folder still belongs to this run."""
 OWN = {
     error.__name__: error for error in (InputError, FullDiskError, WriteError, LeaseHeldError, checkpoints.ItemError)
 }
@@ -100,7 +100,7 @@ class WorkerPool:
         say: called with a line about each failure that was recovered from.
     """
 
-    def __init__(self, folder: RunFolder, specification: CriterionSpecification, say: Callable[[str], None]):
+    def __init__(self, folder: CheckpointFolder, specification: CriterionSpecification, say: Callable[[str], None]):
         self.folder, self.specification, self.say = folder, specification, say
         self.options = specification.options
         self.local = on_this_machine(self.options.localMode)
@@ -287,7 +287,7 @@ class WorkerPool:
         return f"exit code {code}: {_text(self.here / f'worker-{member.number}.txt')[-2000:].strip()}"
 
     def _way_on(self) -> str:
-        runId = self.options.runId  # the run folder has another name, made from this id
+        runId = self.options.runId  # the checkpoint folder has another name, made from this id
         if runId is None:
             return "Nothing is kept, because it has no runId"
         return f"What has ended is kept: runId={runId!r} goes on from there"

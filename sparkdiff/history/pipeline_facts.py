@@ -36,10 +36,9 @@ from sparkdiff.objectives.metric import Metric
 from sparkdiff.objectives.objective import Objective
 from sparkdiff.pipeline.network import Network
 from sparkdiff.report import share_of
-from sparkdiff.training.distributed.worker import objectives
 from sparkdiff.training.loop import one_thread_for_small_steps, train
 from sparkdiff.training.parameters import load, parameter_vector, trainable_parameters
-from sparkdiff.training.preparation import Start, start_of
+from sparkdiff.training.preparation import Start, resolve_objectives, start_of
 from sparkdiff.training.recipes import Recipe
 from sparkdiff.training.training_run import Training
 
@@ -188,7 +187,7 @@ def _probe(task: Task, df: DataFrame, drawnFrom: int | None) -> Iterator[tuple["
     with sample.stream as stream:
         data = Data(stream, sample.columns, rows=rows_at_once(network, stream))
         label = training_labels(sample.stats, task.options)
-        objective, metric = objectives(task.options, network, label)
+        objective, metric = resolve_objectives(task.options, network, label)
         rows = sample.rows if drawnFrom is None else _of_weight(sample.rows, drawnFrom)
         start = start_of(network, data, label, task.options, _held_out_count(sample, rows))
         with one_thread_for_small_steps(len(start.units.unit) * task.options.batchSize):

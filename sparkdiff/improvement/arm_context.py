@@ -37,7 +37,7 @@ from sparkdiff.pipeline.parity import Parity
 from sparkdiff.pipeline.translation import graph_of
 from sparkdiff.report import Phases
 from sparkdiff.stages.trees import GBTClassification, GBTRegression
-from sparkdiff.store.run_folder import TRAININGS
+from sparkdiff.store.checkpoint_folder import TRAININGS
 from sparkdiff.tensors.device import gpus
 
 BOOSTED = (GBTRegression, GBTClassification)

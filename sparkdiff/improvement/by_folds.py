@@ -36,7 +36,7 @@ from sparkdiff.options import Options
 from sparkdiff.pipeline.plan import Plan
 from sparkdiff.proof.division import Division
 from sparkdiff.report import FineTuningSummary, Phases, Progress, RunPlan
-from sparkdiff.store.run_folder import folder_name
+from sparkdiff.store.checkpoint_folder import folder_name
 
 
 class FoldListener(StoppableListener):
@@ -151,7 +151,7 @@ def _warnings(
         lost = [f"{loss}; training continued from the last checkpoint" for loss in fitted.lost]
         notes = [
             fitted.unsaved,
-            fitted.cut,
+            fitted.endedEarly,
             divergence(fitted.found.history, context.options),
             *fitted.fallbacks,
             *lost,
@@ -162,7 +162,7 @@ def _warnings(
         return [*judgement.verdict.warnings, *unreadable_by_older_spark(context.model), *doubts]
     tuned, fitted = best.found.scores[TRAIN], of_best.fitted
     broken = fitted.wishes.violations(fitted.found.network) if fitted.wishes is not None else []
-    plain = dataclasses.replace(fitted, unsaved="", cut="", fallbacks=[], lost=[])
+    plain = dataclasses.replace(fitted, unsaved="", endedEarly="", fallbacks=[], lost=[])
     return warnings_of(of_best.run, plain, GuardDecision(judgement, tuned, broken), tuned, doubts)
 
 

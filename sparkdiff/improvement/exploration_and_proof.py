@@ -15,7 +15,7 @@ from pyspark.sql import DataFrame
 
 from sparkdiff.data.splits import REFERENCE, TEST, TRAIN, VALIDATION, Source
 from sparkdiff.errors import InputError
-from sparkdiff.fine_tuning.phases import run_folder
+from sparkdiff.fine_tuning.phases import open_checkpoints
 from sparkdiff.fine_tuning.task import FitResults, Outcome
 from sparkdiff.growth import cost_table
 from sparkdiff.growth.growth_steps import check_entities
@@ -39,7 +39,7 @@ from sparkdiff.pipeline.unfitted_form import check_unfitted
 from sparkdiff.proof import division
 from sparkdiff.proof.division import Division, divide, too_few
 from sparkdiff.report import Displayable, Phases, RunPlan, counted, is_progress_shown, versions
-from sparkdiff.store.run_folder import RunFolder, name_beside
+from sparkdiff.store.checkpoint_folder import CheckpointFolder, name_beside
 
 Summarize = Callable[
     [ArmContext, ArmContext, Origin, Division, ExplorationResult, Decision, Mapping[str, float], Account], Any
@@ -304,7 +304,7 @@ def _deciding(runId: str | None) -> str:
 
 
 @contextlib.contextmanager
-def _folder(context: ArmContext, *, replace: bool) -> Iterator[tuple[RunFolder, StepLog]]:
+def _folder(context: ArmContext, *, replace: bool) -> Iterator[tuple[CheckpointFolder, StepLog]]:
     """Context with the run's folder and its log. Only a run with a runId writes the log."""
     o, runId, known = context.options, context.options.runId, versions()
     # Measurements may differ between versions, and the guard's level affects which parts growth drops.
@@ -318,7 +318,7 @@ def _folder(context: ArmContext, *, replace: bool) -> Iterator[tuple[RunFolder, 
     }
     with context.open_run(context.start.task) as run:
         pass
-    with run_folder(run, runId and name_beside(runId, "-improve"), replace=replace, beside=beside) as folder:
+    with open_checkpoints(run, runId and name_beside(runId, "-improve"), replace=replace, beside=beside) as folder:
         yield folder, StepLog(folder.path if runId is not None else None)
 
 

@@ -107,14 +107,14 @@ class Lease:
 
 
 def lease_of(folder: Path) -> Path:
-    """Path of the lease file of a run folder. It is next to the folder, because the folder may be removed and created
+    """Path of the lease file of a checkpoint folder. It is next to the folder, because the folder may be removed and created
     again.
     """
     return folder.with_name(f".{folder.name}.lease")
 
 
 def check_passed_on(attempt: Path) -> None:
-    """Raise LeaseHeldError if the run folder no longer belongs to the process that started this attempt."""
+    """Raise LeaseHeldError if the checkpoint folder no longer belongs to the process that started this attempt."""
     path, owner = lease_of(attempt.parent), attempt / "owner"
     if not owner.exists():  # the run's id was drawn at random, so that it needs no lease
         return

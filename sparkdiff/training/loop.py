@@ -77,7 +77,7 @@ def _epoch(
         while some := list(itertools.islice(steps, group)):
             candidates.enter([data.values(batch) for batch in some], data.team)
             for batch in some[training.step - first :]:
-                training.fit(candidates, data, batch, objective)
+                training.take_step(candidates, data, batch, objective)
                 training.step += 1
                 on_step(training)
             first = training.step

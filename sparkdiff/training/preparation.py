@@ -1,8 +1,8 @@
 """The start of a training run: natural units (typical scales) of the parameters, statistics of the inputs, and the
 candidates.
 
-This module also lists the settings on which the result depends: a run in a folder that was started with different
-settings is not resumed.
+This module also resolves the loss and the metric, and lists the settings on which the result depends: a run in a folder
+that was started with different settings is not resumed.
 """
 
 import dataclasses
@@ -13,15 +13,18 @@ import torch
 
 from sparkdiff.evaluation.input_statistics import all_dense, distinct_values, features, leaf_counts, tallies
 from sparkdiff.evaluation.split_batches import Data
+from sparkdiff.objectives import losses, metrics
+from sparkdiff.objectives.metric import Metric
+from sparkdiff.objectives.objective import Objective, with_penalties
 from sparkdiff.options import Options, callable_name
 from sparkdiff.pipeline.graph import LEAVES, Version
 from sparkdiff.pipeline.network import Network, fixed_versions, routed_versions
 from sparkdiff.stages.base import FeatureStats, LabelStats
 from sparkdiff.stages.forest import Trees
 from sparkdiff.stages.predictor import Predictor
+from sparkdiff.store.checkpoint_folder import text_or_reason
 from sparkdiff.store.identity import identity
 from sparkdiff.store.model_digests import all_params, without_uids
-from sparkdiff.store.run_folder import text_or_reason
 from sparkdiff.training.parameters import NaturalUnits
 from sparkdiff.training.recipes import Recipe, recipes_for
 from sparkdiff.training.training_run import STATE
@@ -169,3 +172,15 @@ def request_of(
     handed_in: dict[str, Any] = {} if recipes is None else {"recipes": [dataclasses.asdict(r) for r in recipes]}
     handed_in |= {} if epochs is None else {"epochs": epochs}
     return request | {"rows": rows, "stateVersion": STATE, **computed, **handed_in}
+
+
+def resolve_objectives(options: Options, network: Network, label: LabelStats) -> tuple[Objective, Metric]:
+    """Resolve the objective that training minimises, and the metric that validation measures, from the options.
+
+    Raises:
+        InputError: see `losses.resolve`, `metrics.resolve` and `with_penalties`.
+    """
+    o, head, columns = options, network.head, network.graph.head.outputs
+    objective = losses.resolve(o.loss, o.lossParams, head, columns, label)
+    metric = metrics.resolve(o, objective, head, columns, label)
+    return with_penalties(objective, o.penalties, head, label, o.guardCols), metric

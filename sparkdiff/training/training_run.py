@@ -218,7 +218,7 @@ class Training(Results):
         return self.before + time.monotonic() - self.began
 
     @property
-    def cut(self) -> str:
+    def ended_early(self) -> str:
         """A message if maxSeconds ended the training while candidates were still active; else empty."""
         if self.epochs is not None or not (self.ended and self.active and self.epoch <= self.options.maxEpochs):
             return ""
@@ -364,7 +364,7 @@ class Training(Results):
         self._saved, self.unsaved, self.before = state["candidates"], state["unsaved"], state["seconds"]
         self.began, self.fallbacks = time.monotonic(), list(state["fallbacks"])
 
-    def fit(self, candidates: Candidates, data: Data, batch: Batch, objective: Objective) -> None:
+    def take_step(self, candidates: Candidates, data: Data, batch: Batch, objective: Objective) -> None:
         """Take one step of every active candidate on this process's rows of a batch (there may be none).
 
         If a candidate augments its data, the batch holds all rows of the virtual shards (fixed parts of the rows) of which

@@ -29,7 +29,7 @@ from sparkdiff.objectives.label_checks import check_label
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
 from sparkdiff.stages.base import LabelStats
-from sparkdiff.training.distributed.worker import objectives
+from sparkdiff.training.preparation import resolve_objectives
 from tests.support.small_data import NUMBERS, pinball, tune, unfitted
 
 NAN, INF = float("nan"), float("inf")
@@ -690,7 +690,7 @@ def test_a_loss_that_the_predictor_refuses(
     networks: dict[str, Network], head: str, options: dict[str, Any], sentence: str
 ) -> None:
     with pytest.raises(InputError, match=sentence):
-        objectives(Options.of(options), networks[head], ANY_LABEL)
+        resolve_objectives(Options.of(options), networks[head], ANY_LABEL)
 
 
 def test_a_loss_that_the_predictor_refuses_in_a_fit(

@@ -310,5 +310,5 @@ def test_a_run_folder_that_the_executors_do_not_see(
     if subprocess.run([str(wrapper), "-c", ""], capture_output=True).returncode:
         pytest.skip("this machine lets no process have file systems of its own")
     workers(wrapper)
-    with pytest.raises(InputError, match=r"the run's folder .* can't be read on .*: set cacheDir"):
+    with pytest.raises(InputError, match=r"the checkpoint folder .* can't be read on .*: set cacheDir"):
         tuner()

@@ -30,8 +30,8 @@ from sparkdiff.fine_tuning.task import Outcome
 from sparkdiff.jvm import stores
 from sparkdiff.report import Phases
 from sparkdiff.store import files
+from sparkdiff.store.checkpoint_folder import CheckpointFolder
 from sparkdiff.store.lease import hold_lease
-from sparkdiff.store.run_folder import RunFolder
 from sparkdiff.training.distributed import choice, launch, preflight
 from sparkdiff.training.distributed.attempt import TrainingError
 from tests.support.faults import LASTING, LOCAL, NUMBERS, outcome, pipeline, slow_poisson, suffer, table
@@ -383,7 +383,7 @@ def test_without_room_for_the_cache_or_the_run(spark: SparkSession, rows: DataFr
     tuned = fit(maxEpochs=1)
     config = Config(tmp_path, "", {}, {}, {}, output, False)
     given = (
-        Outcome(tuned.pipelineModel, model, sparkdiff.plan(model), tuned.summary, (RunFolder(tmp_path, "r"),)),
+        Outcome(tuned.pipelineModel, model, sparkdiff.plan(model), tuned.summary, (CheckpointFolder(tmp_path, "r"),)),
         config,
         Phases(False),
     )

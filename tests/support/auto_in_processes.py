@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from sparkdiff.store.run_folder import RunFolder
+from sparkdiff.store.checkpoint_folder import CheckpointFolder
 from sparkdiff.training.distributed import choice, launch, worker
 from sparkdiff.training.distributed.attempt import Attempt, OnEpoch
 from sparkdiff.training.training_run import Training
@@ -30,16 +30,16 @@ def process(rank: int, here: Path, port: int) -> None:
     with_gpu()
     choice.gpus = lambda: 1
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    fit = Training.fit
+    take_step = Training.take_step
 
     def fails(training: Training, *given: Any) -> None:
         if rank == 1 and not training.here.place.on_cpu and training.step == 1:
             if not training.fallbacks:
                 raise torch.OutOfMemoryError("too much")
             raise RuntimeError("no kernel\nfor this")
-        fit(training, *given)
+        take_step(training, *given)
 
-    Training.fit = fails  # type: ignore[method-assign]
+    Training.take_step = fails  # type: ignore[method-assign]
     worker.main(str(here))
 
 
@@ -73,7 +73,7 @@ def main(folder: Path) -> None:
     launch.jvm.session = lambda: SimpleNamespace(conf={"spark.master": "local[2]"})  # type: ignore[assignment, return-value]
     launch.Attempt = Forked  # type: ignore[misc]
     said: list[str] = []
-    launch.run(a, None, RunFolder.open(folder, "r", {}, replace=False), said.append)  # type: ignore[arg-type]
+    launch.run(a, None, CheckpointFolder.open(folder, "r", {}, replace=False), said.append)  # type: ignore[arg-type]
     (folder / "found.json").write_text(json.dumps({"said": said, "errors": errors}))
 
 

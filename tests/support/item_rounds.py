@@ -11,7 +11,7 @@ from sparkdiff.growth.clock import Clock
 from sparkdiff.growth.criterion import CriterionSpecification
 from sparkdiff.growth.part import Item, ItemResult
 from sparkdiff.growth.row_tensors import Table
-from sparkdiff.store.run_folder import RunFolder
+from sparkdiff.store.checkpoint_folder import CheckpointFolder
 from tests.support import climbing
 from tests.support.growth_tables import specification_of, table_of
 
@@ -42,7 +42,7 @@ def rounds_of(
     table, specification = planted(**options)
     criterion = specification.criterion()
     original = criterion.score(table.validation.margin, table.validation).blocks
-    folder = RunFolder.open(run, "run", {}, replace=False)
+    folder = CheckpointFolder.open(run, "run", {}, replace=False)
     say, ended = [] if said is None else said, dict[int, list[int]]()
 
     def on_item(number: int, done: int, most: int) -> None:

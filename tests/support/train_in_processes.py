@@ -33,8 +33,8 @@ from sparkdiff.stages.trees import GBTRegression
 from sparkdiff.tensors.device import CPU, Place, home
 from sparkdiff.tensors.team import Team
 from sparkdiff.training.distributed import choice
-from sparkdiff.training.distributed.worker import Assignment, objectives, work
-from sparkdiff.training.preparation import Start
+from sparkdiff.training.distributed.worker import Assignment, work
+from sparkdiff.training.preparation import Start, resolve_objectives
 from sparkdiff.training.recipes import Recipe
 from tests.support.random_trees import WIDTH as TREE_WIDTH
 from tests.support.small_networks import F64, glr, logistic, natural_units, network, normal, trees
@@ -174,7 +174,7 @@ def assignment(case: Case, cache: Path) -> Assignment:
     support = torch.full((case.width,), case.support if case.stored else 99)
     stats = {("x", -1): FeatureStats(torch.zeros(case.width, dtype=F64), torch.ones(case.width, dtype=F64), support)}
     columns = {("x", -1): "c0"}
-    _, metric = objectives(options, net, LABELS)
+    _, metric = resolve_objectives(options, net, LABELS)
     with Stream(cache, backend="arrow") as stream:
         original = score(net, Data(stream, columns), "validation", metric)
     widths = dict.fromkeys(("x", "s"), case.width) | {"c": 3}

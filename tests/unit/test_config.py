@@ -27,7 +27,7 @@ from sparkdiff.jvm import sessions
 from sparkdiff.machine import paths as places
 from sparkdiff.options import FIELDS, Options
 from sparkdiff.store import folder_marker
-from sparkdiff.store.run_folder import folder_name
+from sparkdiff.store.checkpoint_folder import folder_name
 
 JOB = """
 pipeline: models/churn

@@ -17,7 +17,7 @@ import torch
 
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.scores import Score
-from sparkdiff.fine_tuning.phases import run_folder
+from sparkdiff.fine_tuning.phases import open_checkpoints
 from sparkdiff.growth import cost_table, item_runner
 from sparkdiff.growth.clock import Clock
 from sparkdiff.growth.criterion import Criterion
@@ -38,7 +38,7 @@ from sparkdiff.pipeline.nesting import with_leaves
 from sparkdiff.pipeline.schema import known_fields
 from sparkdiff.report import counted, share_of
 from sparkdiff.stages.inputs import slots_of, values_of
-from sparkdiff.store.run_folder import name_beside
+from sparkdiff.store.checkpoint_folder import name_beside
 from sparkdiff.tensors.rows import dense, width
 
 LARGEST = 2**30
@@ -122,7 +122,7 @@ def _boosting(context: ArmContext, number: str, clock: Clock, seconds: float | N
         specification = specification_of(run)
         criterion = specification.criterion()
         with (
-            run_folder(run, runId, replace=True) as folder,
+            open_checkpoints(run, runId, replace=True) as folder,
             item_runner.runner(folder, specification, clock=clock, memory=context.trained) as train,
         ):
             table = _table(run, context, room_of(folder.path, LARGEST))

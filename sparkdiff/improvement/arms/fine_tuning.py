@@ -51,7 +51,7 @@ def fine_tuned(context: ArmContext, base: Candidate, limit: Limit, *, recipe: st
         fitted = train(run, before, None, replace=True)
         trains = time.monotonic() - trains
         context.trainings.append(Training(1, run, fitted))
-        told = {"history": fitted.found.history, "late": bool(fitted.cut)}
+        told = {"history": fitted.found.history, "late": bool(fitted.endedEarly)}
         goal, held = run.goal, before.scores[VALIDATION].mean
         most = before.scores[TRAIN].mean if goal.metric.rows is goal.objective.rows else math.inf
         chosen, epoch, value = steady(fitted.found.history, fitted.recipes, goal.metric.sign, most)
@@ -59,9 +59,10 @@ def fine_tuned(context: ArmContext, base: Candidate, limit: Limit, *, recipe: st
             return Step(arm, number, (), 0.0, "no epoch gains", learned=told)
         found = written_back(context, run, before, fitted)
     gained = share_of(held - value, context.start.scores[VALIDATION].mean)
-    hope = gained * (TIMED_OUT if fitted.cut else ANOTHER_RECIPE if recipe == "default" else 0.0)
+    hope = gained * (TIMED_OUT if fitted.endedEarly else ANOTHER_RECIPE if recipe == "default" else 0.0)
     last = max(row["epoch"] for row in fitted.found.history)
-    says = f"{counted(last, 'epoch')} of {counted(len(fitted.recipes), 'candidate')}{', out of time' if fitted.cut else ''}"
+    late = ", out of time" if fitted.endedEarly else ""
+    says = f"{counted(last, 'epoch')} of {counted(len(fitted.recipes), 'candidate')}{late}"
     making = replace(base.making, recipe=fitted.recipes[chosen], epochs=epoch)
     seconds = base.seconds + time.monotonic() - begun - trains * (1 - epoch / (last * len(fitted.recipes)))
     candidate = Candidate(arm, name, found, making, base.changes, value=value, seconds=seconds)

@@ -25,7 +25,7 @@ import torch
 
 from sparkdiff.errors import InputError, SparkdiffError
 from sparkdiff.options import Options
-from sparkdiff.store.run_folder import FolderNote
+from sparkdiff.store.checkpoint_folder import FolderNote
 from sparkdiff.tensors.device import Place, gpus, module_of, place
 from sparkdiff.tensors.team import Team, tells_of_another
 from sparkdiff.training.training_run import Training
@@ -42,7 +42,7 @@ class TimingError(SparkdiffError):
 
 @dataclass(frozen=True)
 class DeviceNote(FolderNote):
-    """The device choice stored in the run's folder; a run that found no GPU stores none.
+    """The device choice stored in the checkpoint folder; a run that found no GPU stores none.
 
     Attributes:
         device: `cpu` or `cuda`.
@@ -206,7 +206,7 @@ WORTH = 1.1
 
 @dataclass(frozen=True)
 class ProcessNumber(FolderNote):
-    """The number of processes of a training run, stored in the run's folder.
+    """The number of processes of a training run, stored in the checkpoint folder.
 
     Attributes:
         number: number of processes.

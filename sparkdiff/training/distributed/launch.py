@@ -12,7 +12,7 @@ from sparkdiff import jvm
 from sparkdiff.data.stream import Manifest, Stream
 from sparkdiff.report import RemainingTime, advance, change
 from sparkdiff.store import files
-from sparkdiff.store.run_folder import RunFolder
+from sparkdiff.store.checkpoint_folder import CheckpointFolder
 from sparkdiff.tensors.device import gpus, place
 from sparkdiff.tensors.team import ALONE
 from sparkdiff.training.distributed import choice
@@ -41,7 +41,7 @@ class EpochForwarder:
 
 
 def run(
-    assignment: Assignment, stream: Stream, folder: RunFolder, say: Say, on_epoch: OnEpoch = lambda _row: None
+    assignment: Assignment, stream: Stream, folder: CheckpointFolder, say: Say, on_epoch: OnEpoch = lambda _row: None
 ) -> tuple[Training, list[str]]:
     """Train to the end, from the beginning or from the newest checkpoint; if the folder has the final state, return
     it.
@@ -87,7 +87,7 @@ def run(
     return training, []
 
 
-def _choose_process_number(assignment: Assignment, stream: Stream, folder: RunFolder, say: Say) -> Assignment:
+def _choose_process_number(assignment: Assignment, stream: Stream, folder: CheckpointFolder, say: Say) -> Assignment:
     """The assignment with the number of processes that numProcesses='auto' chooses, or chose when this run began (fewer if
     there is only room for fewer).
     """
@@ -126,7 +126,7 @@ def _slots(localMode: str) -> int | None:
     return jvm.slots(spark) or 1
 
 
-def _together(assignment: Assignment, folder: RunFolder, processes: int) -> float:
+def _together(assignment: Assignment, folder: CheckpointFolder, processes: int) -> float:
     """Seconds of a step in `processes` processes, which are started to find out; infinite if they failed or were lost.
 
     Raises:
@@ -143,7 +143,7 @@ def _together(assignment: Assignment, folder: RunFolder, processes: int) -> floa
         return math.inf
 
 
-def _resume_training(assignment: Assignment, folder: RunFolder) -> Training:
+def _resume_training(assignment: Assignment, folder: CheckpointFolder) -> Training:
     training = assignment.training()
     if (state := files.load(folder.state)) is not None:
         training.load(state)
@@ -186,7 +186,7 @@ class TrainingProgress:
 
 
 def _in_processes(
-    assignment: Assignment, folder: RunFolder, say: Say, epochs: EpochForwarder
+    assignment: Assignment, folder: CheckpointFolder, say: Say, epochs: EpochForwarder
 ) -> tuple[Training, list[str]]:
     spark, o = jvm.session(), assignment.options
     local = on_this_machine(o.localMode)
@@ -237,7 +237,7 @@ def on_this_machine(localMode: str) -> bool:
     return master == "local" or master.startswith("local[")  # local-cluster is not
 
 
-def _attempt(assignment: Assignment, folder: RunFolder, *, gpus: bool) -> "Attempt":
+def _attempt(assignment: Assignment, folder: CheckpointFolder, *, gpus: bool) -> "Attempt":
     """An attempt that is ready to start: its files are written, and the cluster is checked.
 
     Args:

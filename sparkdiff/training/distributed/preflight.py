@@ -100,7 +100,7 @@ def check_cluster(
             )
         if not found["sees"]:
             raise InputError(
-                f"the run's folder {folder} can't be read on {found['host']}: set cacheDir (and checkpointDir) "
+                f"the checkpoint folder {folder} can't be read on {found['host']}: set cacheDir (and checkpointDir) "
                 "to a folder in which the driver and all executors see the same files, or cacheDir to one on a file system that "
                 "Spark knows (hdfs://..., s3a://...)"
             )

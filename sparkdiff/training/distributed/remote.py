@@ -3,7 +3,7 @@ Spark.
 
 The tasks of one barrier stage receive their virtual shards through Spark (`remote_task`), as whole files in Arrow
 batches. For everything else they connect to the driver: it sends them the files that start the processes and the newest
-checkpoint. The driver also writes the files that the tasks send back into the run's folder, as processes that see the
+checkpoint. The driver also writes the files that the tasks send back into the checkpoint folder, as processes that see the
 folder do themselves.
 """
 
@@ -30,7 +30,7 @@ from sparkdiff.data.stream import Manifest
 from sparkdiff.data.stream.order import parts_of
 from sparkdiff.errors import InputError, SparkdiffError
 from sparkdiff.store import files
-from sparkdiff.store.run_folder import RunFolder
+from sparkdiff.store.checkpoint_folder import CheckpointFolder
 from sparkdiff.training.distributed import remote_task
 from sparkdiff.training.distributed.worker import ROOM
 
@@ -54,7 +54,7 @@ class DriverConnections:
         signs: number of messages received; as long as it grows, the processes live.
     """
 
-    folder: RunFolder
+    folder: CheckpointFolder
     here: Path
     cache: Path
     secret: bytes = field(default_factory=lambda: secrets.token_bytes(32))

@@ -32,7 +32,7 @@ PAUSE = 0.1
 FOLDER = re.compile(r"sparkdiff-rows-(\d+)-.*", re.ASCII)
 """The name of a task's folder, which contains the id of the task's process."""
 BACK = re.compile(r"state\.pt|device\.json|attempt/(rank-\d+\.(json|stack)|progress\.jsonl|seconds\.json)", re.ASCII)
-"""Files that are sent back, by their paths in the run's folder."""
+"""Files that are sent back, by their paths in the checkpoint folder."""
 ADDED = ".jsonl"
 """Suffix of files to which lines are appended: only their new part is sent back."""
 

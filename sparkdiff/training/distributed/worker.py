@@ -3,7 +3,7 @@
 It runs without a Spark session, under any launcher that sets torchrun's variables: TorchDistributor, or torchrun itself
 on the `start.py` of an attempt's folder. It reports only by files of that folder, because nothing else survives a
 crash: `rank-K.json` (its identity, and in the end its error), `rank-K.stack` (its stack when it stalled) and, from the
-first process, `progress.jsonl`. Checkpoints and the result go into the run's folder above.
+first process, `progress.jsonl`. Checkpoints and the result go into the checkpoint folder above.
 """
 
 import contextlib
@@ -32,9 +32,6 @@ from sparkdiff.errors import SparkdiffError, WriteError
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.evaluation.split_batches import Data, rows_at_once
 from sparkdiff.machine import line_files
-from sparkdiff.objectives import losses, metrics
-from sparkdiff.objectives.metric import Metric
-from sparkdiff.objectives.objective import Objective, with_penalties
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
@@ -47,7 +44,7 @@ from sparkdiff.training import local_steps
 from sparkdiff.training.distributed import choice
 from sparkdiff.training.loop import train
 from sparkdiff.training.monotone import MonotonePenalty
-from sparkdiff.training.preparation import Start
+from sparkdiff.training.preparation import Start, resolve_objectives
 from sparkdiff.training.training_run import Training
 
 ROOM = "free some space, or set checkpointDir to a folder on a disk with more space"
@@ -138,7 +135,7 @@ def _train_at(
     training.move(place)
     if a.less and not place.on_cpu:
         training.reduce(a.less)
-    objective, metric = objectives(a.options, training.here.network, a.label)
+    objective, metric = resolve_objectives(a.options, training.here.network, a.label)
     if a.options.localSteps > 1 and team.world > 1:
         local_steps.check(a.options, a.start.recipes, objective, place)
     data = Data(stream, a.columns, team, tick, rows=rows_at_once(a.network, stream))
@@ -173,18 +170,6 @@ def _time_steps(a: Assignment, stream: Stream, team: Team, place: Place, tick: C
     with contextlib.suppress(choice.TimingDone):
         _train_at(place, a, training, stream, team, on_step, tick)
     return clock.seconds_per_step() * training.parts
-
-
-def objectives(options: Options, network: Network, label: LabelStats) -> tuple[Objective, Metric]:
-    """The objective that training minimises, and the metric that validation measures.
-
-    Raises:
-        InputError: see `losses.resolve`, `metrics.resolve` and `with_penalties`.
-    """
-    o, head, columns = options, network.head, network.graph.head.outputs
-    objective = losses.resolve(o.loss, o.lossParams, head, columns, label)
-    metric = metrics.resolve(o, objective, head, columns, label)
-    return with_penalties(objective, o.penalties, head, label, o.guardCols), metric
 
 
 class Checkpoints:

@@ -24,7 +24,7 @@ from sparkdiff.objectives.metrics import NAMES as METRICS
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
 from sparkdiff.stages.base import LabelStats
-from sparkdiff.training.distributed.worker import objectives
+from sparkdiff.training.preparation import resolve_objectives
 from tests.support.small_data import NUMBERS, cached, sides, tune, unfitted
 
 REGRESSION = ("rmse", "mse", "r2", "mae", "var")
@@ -56,7 +56,7 @@ def measuring(
     data = Data(Stream(cache.folder, backend="arrow", inMemory=True, seed=0), cache.columns(task.cut))
 
     def measure(name: str, **params: float) -> float:
-        metric = objectives(Options.of({"metric": name, "metricParams": params}), network, stats)[1]
+        metric = resolve_objectives(Options.of({"metric": name, "metricParams": params}), network, stats)[1]
         found = score(network, data, "validation", metric)
         rows = paired_rows.read(network, network, data, "validation", metric, "rows")
         assert float(rows.original.sum()) == pytest.approx(float(found.blocks.sum()), rel=1e-9)
@@ -169,7 +169,7 @@ def test_directions(rows: DataFrame, shared: Path) -> None:
         network = network_of(fitted(head, rows))
         for name in names:
             evaluator.setMetricName(name)
-            metric = objectives(Options.of({"metric": name}), network, ANY_LABEL)[1]
+            metric = resolve_objectives(Options.of({"metric": name}), network, ANY_LABEL)[1]
             assert metric.larger is evaluator.isLargerBetter(), name
             assert metric.needs.startswith(NEEDS.get(name, metric.needs)), name
 

@@ -28,7 +28,7 @@ from sparkdiff.data.stream import Stream
 from sparkdiff.errors import StoreError, WriteError
 from sparkdiff.jvm import stores
 from sparkdiff.machine import processes
-from sparkdiff.store import files, folder_marker, run_folder
+from sparkdiff.store import checkpoint_folder, files, folder_marker
 from sparkdiff.store.lease import LeaseHeldError, hold_lease
 
 QUICK = ["fineTuner.maxEpochs=1", "fineTuner.recipe=fast", "fineTuner.guard=1.0", "fineTuner.verbosity=0"]
@@ -89,7 +89,7 @@ def test_what_a_killed_driver_has_written_is_there_for_the_next(store: tuple[str
     where = jvm.folder("checkpointDir", f"{url}/kept")
 
     def opened(rows: int = 1) -> Any:
-        return run_folder.open_run_folder(where, "r", {"rows": rows}, replace=False, own=False, wait=0.0)
+        return checkpoint_folder.open_checkpoint_folder(where, "r", {"rows": rows}, replace=False, own=False, wait=0.0)
 
     with opened() as folder:
         (folder.path / "round-1").mkdir()
@@ -116,7 +116,9 @@ def test_a_checkpoint_that_is_being_replaced_stays_in_the_store(store: tuple[str
     """The mirror may look in the moment in which the old one has another name already and the new one none."""
     where = jvm.folder("checkpointDir", f"{store[0]}/replaced")
     there = store[1] / "replaced" / "r"
-    with run_folder.open_run_folder(where, "r", {"rows": 1}, replace=False, own=False, wait=0.0) as folder:
+    with checkpoint_folder.open_checkpoint_folder(
+        where, "r", {"rows": 1}, replace=False, own=False, wait=0.0
+    ) as folder:
         files.save(folder.state, {"epoch": 1})
         folder.mirror.sync()
         first = (there / "state.pt").read_bytes()
@@ -127,8 +129,10 @@ def test_a_checkpoint_that_is_being_replaced_stays_in_the_store(store: tuple[str
         files.save(folder.state, {"epoch": 2})
         folder.mirror.sync()
         # A training that is part of this run is sent with it, and nothing is fetched over it.
-        inside = folder.path / run_folder.TRAININGS
-        with run_folder.open_run_folder(inside, "a", {"rows": 2}, replace=False, own=False, wait=0.0) as part:
+        inside = folder.path / checkpoint_folder.TRAININGS
+        with checkpoint_folder.open_checkpoint_folder(
+            inside, "a", {"rows": 2}, replace=False, own=False, wait=0.0
+        ) as part:
             assert part.mirror is None
             files.save(part.state, {"epoch": 3})
             folder.mirror.sync()
@@ -142,7 +146,9 @@ def test_a_checkpoint_replaced_while_sent_is_no_store_fault(
     """It has been gone for a moment: the next look sends the new one, and no warning is told."""
     where = jvm.folder("checkpointDir", f"{store[0]}/raced")
     send = stores.send
-    with run_folder.open_run_folder(where, "r", {"rows": 1}, replace=False, own=False, wait=0.0) as folder:
+    with checkpoint_folder.open_checkpoint_folder(
+        where, "r", {"rows": 1}, replace=False, own=False, wait=0.0
+    ) as folder:
         files.save(folder.state, {"epoch": 1})
         folder.mirror.stop()
 

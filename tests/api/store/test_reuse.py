@@ -30,10 +30,10 @@ from sparkdiff.cli.config import load_config
 from sparkdiff.data.splits import Source
 from sparkdiff.history import caches
 from sparkdiff.options import Options
+from sparkdiff.store.checkpoint_folder import NotResumable
 from sparkdiff.store.identity import UnidentifiableError
 from sparkdiff.store.lease import LeaseHeldError
 from sparkdiff.store.model_digests import params_of
-from sparkdiff.store.run_folder import NotResumable
 from tests.support.small_data import NUMBERS, tune
 
 # Fitted pipelines -----------------------------------------------------------------------------------------------------

@@ -218,7 +218,7 @@ def test_small_gains_extend_patience_only_if_they_add_up() -> None:
     def end(*metrics: float, **given: Any) -> tuple[int, int]:
         """The last epoch, and the best."""
         training = training_of(*metrics, patience=3, **given)
-        assert not training.cut
+        assert not training.ended_early
         return training.epoch - 1, training.columns[training.best.column][1]
 
     assert end(*falling) == end(*falling, minDelta=0) == end(*falling, minDelta=0.01) == (7, 5)
@@ -230,7 +230,7 @@ def test_small_gains_extend_patience_only_if_they_add_up() -> None:
 
 def test_given_epochs_are_all_trained_and_the_last_counts() -> None:
     training = training_of(4.0, 9.0, 8.0, 1.0, epochs=3, patience=1, data=Clock())
-    assert (training.epoch - 1, training.best.column, training.best.metric, training.cut) == (3, 2, 8.0, "")
+    assert (training.epoch - 1, training.best.column, training.best.metric, training.ended_early) == (3, 2, 8.0, "")
     assert bool((training.best.flat == 3).all())
     diverged_at = training_of(4.0, math.nan, 3.0, epochs=3)
     assert (diverged_at.epoch - 1, diverged_at.best.column, len(diverged_candidates(diverged_at.history))) == (2, 0, 1)
@@ -252,11 +252,13 @@ class Clock:
 def test_the_clock_of_the_first_process_ends_training_in_all() -> None:
     training = training_of(4.0, 3.0, 2.0, 1.0, maxSeconds=10, data=Clock(5.0, 9.9, 10.1))
     assert (training.epoch, training.best.column) == (4, 2)
-    assert training.cut == (
+    assert training.ended_early == (
         "maxSeconds=10 ended training after epoch 3, when 1 of 1 candidates had not stopped: with more time they may gain more"
     )
-    assert not training_of(4.0, 3.0, maxSeconds=10, data=Clock(5.0, 11.0)).cut  # it was the last epoch
-    assert not training_of(4.0, 6.0, 6.0, patience=1, maxSeconds=10, data=Clock(5.0, 11.0)).cut  # it had stopped
+    assert not training_of(4.0, 3.0, maxSeconds=10, data=Clock(5.0, 11.0)).ended_early  # it was the last epoch
+    assert not training_of(
+        4.0, 6.0, 6.0, patience=1, maxSeconds=10, data=Clock(5.0, 11.0)
+    ).ended_early  # it had stopped
     assert training_of(4.0, 3.0).epoch == 3  # without a limit nobody is asked
 
 
@@ -264,7 +266,7 @@ def test_seconds_of_earlier_attempts_count() -> None:
     alone = Data(None, {})  # type: ignore[arg-type]
     state = training_of(4.0, 3.0).state() | {"seconds": 1e6, "ended": False}
     resumed = training_of(4.0, 3.0, 2.0, 1.0, begun=state, maxSeconds=1e6, data=alone)
-    assert (resumed.epoch, bool(resumed.cut)) == (4, True)
+    assert (resumed.epoch, bool(resumed.ended_early)) == (4, True)
     assert resumed.state()["seconds"] >= 1e6
     assert training_of(4.0, 3.0, 2.0, 1.0, begun=state, maxSeconds=1e7, data=alone).epoch == 5
 

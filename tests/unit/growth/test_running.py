@@ -20,7 +20,7 @@ from sparkdiff.growth.clock import Clock
 from sparkdiff.growth.part import Item, ItemResult, ItemTraining
 from sparkdiff.growth.row_tensors import LINE
 from sparkdiff.store import files
-from sparkdiff.store.run_folder import RunFolder, folder_name, name_beside
+from sparkdiff.store.checkpoint_folder import CheckpointFolder, folder_name, name_beside
 from sparkdiff.tensors.device import torch_threads
 from sparkdiff.tensors.rows import SparseRows
 from tests.support import climbing
@@ -66,7 +66,7 @@ def test_a_growth_trains_only_what_an_earlier_one_has_not(tmp_path: Path) -> Non
     table, specification = planted()
     moved = table.at(table.train.margin + 0.1, table.validation.margin)
     original = specification.criterion().score(table.validation.margin, table.validation).blocks
-    folder = RunFolder.open(tmp_path / "moved", "run", {}, replace=False)
+    folder = CheckpointFolder.open(tmp_path / "moved", "run", {}, replace=False)
     counts: list[int] = []
     with item_runner.runner(
         folder, specification, memory=memory, on_item=lambda number, done, most: counts.append(done)

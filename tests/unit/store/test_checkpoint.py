@@ -11,10 +11,10 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from sparkdiff.errors import InputError, SparkdiffError
-from sparkdiff.store import files, folder_marker, run_folder
+from sparkdiff.store import checkpoint_folder, files, folder_marker
+from sparkdiff.store.checkpoint_folder import CheckpointFolder, NotResumable, untold
 from sparkdiff.store.files import DamagedCheckpoint, DamagedFile
 from sparkdiff.store.lease import LeaseHeldError, hold_lease
-from sparkdiff.store.run_folder import NotResumable, RunFolder, untold
 
 
 def state(step: int) -> dict[str, Any]:
@@ -92,12 +92,12 @@ def test_no_code_is_run_by_loading(tmp_path: Path) -> None:
 
 
 def test_a_run_belongs_to_one_request(tmp_path: Path) -> None:
-    one = RunFolder.open(tmp_path, "run", {"rows": "a", "maxEpochs": 3}, replace=False)
+    one = CheckpointFolder.open(tmp_path, "run", {"rows": "a", "maxEpochs": 3}, replace=False)
     files.save(one.state, state(1))
-    assert RunFolder.open(tmp_path, "run", {"maxEpochs": 3, "rows": "a"}, replace=False).state.exists()
+    assert CheckpointFolder.open(tmp_path, "run", {"maxEpochs": 3, "rows": "a"}, replace=False).state.exists()
     with pytest.raises(InputError, match=r"runId='run' was started with other rows \(rows: 'a', now 'b'\)"):
-        RunFolder.open(tmp_path, "run", {"rows": "b", "maxEpochs": 3}, replace=False)
-    assert not RunFolder.open(tmp_path, "run", {"rows": "b", "maxEpochs": 3}, replace=True).state.exists()
+        CheckpointFolder.open(tmp_path, "run", {"rows": "b", "maxEpochs": 3}, replace=False)
+    assert not CheckpointFolder.open(tmp_path, "run", {"rows": "b", "maxEpochs": 3}, replace=True).state.exists()
 
 
 @pytest.mark.parametrize("foreign", ["metadata", "state.pt", "run.json", "attempt-1", ".hidden"])
@@ -112,7 +112,7 @@ def test_a_folder_of_the_user_is_not_replaced(tmp_path: Path, foreign: str) -> N
             with pytest.raises(
                 InputError, match=f"contains {foreign}, which is not of .* another runId or checkpointDir$"
             ):
-                RunFolder.open(tmp_path, "churn", {}, replace=replace)
+                CheckpointFolder.open(tmp_path, "churn", {}, replace=replace)
         assert sorted(tmp_path.rglob("*")) == before
     assert (tmp_path / "churn" / foreign / "precious.csv").read_text() == "1"
 
@@ -132,32 +132,32 @@ def test_what_a_crashed_run_leaves_is_replaced(tmp_path: Path) -> None:
         crashed.write_text("torn")  # as a killed process leaves it
     (left / "run.json").write_text("torn")
     with pytest.warns(DamagedFile, match=r"run/run.json is damaged .*checkpoints are removed: JSONDecodeError"):
-        RunFolder.open(tmp_path, "run", {}, replace=False)
+        CheckpointFolder.open(tmp_path, "run", {}, replace=False)
     assert sorted(p.name for p in left.iterdir()) == [folder_marker.MARKER, "run.json"]
 
 
 def test_a_run_of_what_cannot_be_told_begins_anew(tmp_path: Path) -> None:
-    def begin(**others: Any) -> RunFolder:
+    def begin(**others: Any) -> CheckpointFolder:
         with pytest.warns(
             NotResumable, match=r"runId='run' starts again each time: its loss can't be told: \(a lock\)$"
         ):
-            return RunFolder.open(tmp_path, "run", {"loss": untold("(a lock)"), **others}, replace=False)
+            return CheckpointFolder.open(tmp_path, "run", {"loss": untold("(a lock)"), **others}, replace=False)
 
     files.save(begin().state, state(1))
     assert not begin().state.exists()
     with pytest.raises(InputError, match="started with other loss, maxEpochs"):
-        RunFolder.open(tmp_path, "run", {"loss": untold("(a lock)"), "maxEpochs": 3}, replace=False)
+        CheckpointFolder.open(tmp_path, "run", {"loss": untold("(a lock)"), "maxEpochs": 3}, replace=False)
     with pytest.raises(InputError, match="started with other loss"):  # which was told now, and not then
-        RunFolder.open(tmp_path, "run", {"loss": "squared"}, replace=False)
+        CheckpointFolder.open(tmp_path, "run", {"loss": "squared"}, replace=False)
 
 
 def test_what_differs_within_a_mapping_is_named(tmp_path: Path) -> None:
-    RunFolder.open(tmp_path, "run", {"stages": {"0 A": {"k": 1, "m": 2}}, "lossParams": {}}, replace=False)
+    CheckpointFolder.open(tmp_path, "run", {"stages": {"0 A": {"k": 1, "m": 2}}, "lossParams": {}}, replace=False)
     changed = {"stages": {"0 A": {"k": 3, "m": 2}}, "lossParams": {"tau": 0.5}}
     with pytest.raises(
         InputError, match=r"other lossParams.tau, stages.0 A.k \(lossParams.tau: None, now 0.5; stages.0 A.k: 1, n"
     ):
-        RunFolder.open(tmp_path, "run", changed, replace=False)
+        CheckpointFolder.open(tmp_path, "run", changed, replace=False)
 
 
 @settings(max_examples=100, deadline=None)
@@ -168,17 +168,17 @@ def test_what_differs_within_a_mapping_is_named(tmp_path: Path) -> None:
     )
 )
 def test_equal_requests_are_those_of_equal_text(values: list[Any]) -> None:
-    assert not run_folder._differences({"v": values}, {"v": values})
+    assert not checkpoint_folder._differences({"v": values}, {"v": values})
     for i in range(len(values)):
         for other in (None, 0, 0.0, 1, True, "1", [True]):
             changed = {"v": [*values[:i], other, *values[i + 1 :]]}
-            assert bool(run_folder._differences({"v": values}, changed)) == (repr(changed["v"]) != repr(values))
+            assert bool(checkpoint_folder._differences({"v": values}, changed)) == (repr(changed["v"]) != repr(values))
 
 
 def test_who_has_lost_a_run_leaves_it_alone(tmp_path: Path) -> None:
     path = tmp_path / ".run.lease"
     with hold_lease(path, "runId='run'", beat=60) as lease:
-        run = RunFolder.open(tmp_path, "run", {}, replace=False, lease=lease)
+        run = CheckpointFolder.open(tmp_path, "run", {}, replace=False, lease=lease)
         os.rename(path, tmp_path / "aside")
         with hold_lease(path, "runId='run'", beat=60) as other:
             with (
@@ -187,24 +187,24 @@ def test_who_has_lost_a_run_leaves_it_alone(tmp_path: Path) -> None:
             ):
                 run.check()
             assert run.path.exists()
-            RunFolder.open(tmp_path, "run", {}, replace=False, lease=other).remove()
+            CheckpointFolder.open(tmp_path, "run", {}, replace=False, lease=other).remove()
             assert not run.path.exists()
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", ".hidden", "a" * 101, "a b"])
 def test_an_id_that_is_no_folder_name(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match="may contain only letters"):
-        RunFolder.open(tmp_path, name, {}, replace=False)
+        CheckpointFolder.open(tmp_path, name, {}, replace=False)
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="checkpointDir"):
-        RunFolder.open(tmp_path / "file", "run", {}, replace=False)
+        CheckpointFolder.open(tmp_path / "file", "run", {}, replace=False)
 
 
 def test_attempts_are_numbered(tmp_path: Path) -> None:
-    run = RunFolder.open(tmp_path, "run", {}, replace=False)
+    run = CheckpointFolder.open(tmp_path, "run", {}, replace=False)
     assert [run.attempt().name for _ in range(3)] == ["attempt-1", "attempt-2", "attempt-3"]
 
 
@@ -223,7 +223,7 @@ def test_a_disk_that_says_in_the_end_that_it_is_full(tmp_path: Path, monkeypatch
 
 
 def test_a_run_that_fails_keeps_a_checkpoint_under_either_name(tmp_path: Path) -> None:
-    folder = RunFolder.open(tmp_path, "job", {"a": 1}, replace=False)
+    folder = CheckpointFolder.open(tmp_path, "job", {"a": 1}, replace=False)
     files.save(folder.state, {"epoch": 1})
     folder.state.rename(folder.state.with_name("state.pt.previous"))  # as a kill between two renames leaves it
     failing = folder.keep_for_resume(always=True)
@@ -237,7 +237,7 @@ def test_a_run_that_fails_keeps_a_checkpoint_under_either_name(tmp_path: Path) -
     [(KeyboardInterrupt(), False), (SparkdiffError("it was lost; runId='drawn' continues from there"), True)],
 )
 def test_an_unnamed_checkpoint_stays_only_if_its_id_is_told(tmp_path: Path, error: BaseException, stays: bool) -> None:
-    folder = RunFolder.open(tmp_path, "drawn", {}, replace=False)
+    folder = CheckpointFolder.open(tmp_path, "drawn", {}, replace=False)
     files.save(folder.state, {"epoch": 1})
     with pytest.raises(type(error)), folder.keep_for_resume(always=False):
         raise error

@@ -25,9 +25,9 @@ from sparkdiff.improvement.step_log import StepLog
 from sparkdiff.machine import atomic_files
 from sparkdiff.search import study
 from sparkdiff.store import files, folder_marker
+from sparkdiff.store.checkpoint_folder import CheckpointFolder
 from sparkdiff.store.files import DamagedFile
 from sparkdiff.store.lease import LeaseHeldError, hold_lease
-from sparkdiff.store.run_folder import RunFolder
 from sparkdiff.training.distributed.choice import DeviceNote, ProcessNumber
 
 NOW = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)
@@ -92,16 +92,16 @@ def damaged(request: pytest.FixtureRequest) -> Callable[[Path], None]:
 
 
 def test_a_damaged_request_begins_anew(tmp_path: Path, damaged: Callable[[Path], None]) -> None:
-    files.save(RunFolder.open(tmp_path, "r", {"rows": 1}, replace=False).state, {"step": 1})
+    files.save(CheckpointFolder.open(tmp_path, "r", {"rows": 1}, replace=False).state, {"step": 1})
     (tmp_path / "r" / "run.json").unlink()
     damaged(tmp_path / "r" / "run.json")
     if (tmp_path / "r" / "run.json").is_file() and (tmp_path / "r" / "run.json").read_bytes() == b'{"a": 1}':
         with pytest.raises(InputError, match="was started with other a, rows"):
-            RunFolder.open(tmp_path, "r", {"rows": 1}, replace=False)
+            CheckpointFolder.open(tmp_path, "r", {"rows": 1}, replace=False)
         return
     says = rf"{tmp_path}/r/run.json is damaged and made again, and the run's checkpoints are removed: "
     with pytest.warns(DamagedFile, match=says):
-        assert not RunFolder.open(tmp_path, "r", {"rows": 1}, replace=False).state.exists()
+        assert not CheckpointFolder.open(tmp_path, "r", {"rows": 1}, replace=False).state.exists()
 
 
 @pytest.mark.filterwarnings("ignore::sparkdiff.store.files.DamagedFile")
@@ -183,7 +183,7 @@ def test_a_damaged_journal_says_what_to_do(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_read_now_removes_nothing(
     tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files.save(RunFolder.open(tmp_path, "r", {"rows": 1}, replace=False).state, {"step": 1})
+    files.save(CheckpointFolder.open(tmp_path, "r", {"rows": 1}, replace=False).state, {"step": 1})
     for name in ("device.json", "clock.json", "room.json", "decisions.json", "summary.json", "manifest.json"):
         (tmp_path / name).write_text("{}")
     (tmp_path / "model" / "metadata").mkdir(parents=True)
@@ -204,7 +204,7 @@ def test_a_file_that_cannot_be_read_now_removes_nothing(
             m.setattr(Path, name, stale)
         m.setattr("torch.load", stale)
         reads: dict[str, Callable[[], object]] = {
-            "r/run.json": lambda: RunFolder.open(tmp_path, "r", {"rows": 1}, replace=True),
+            "r/run.json": lambda: CheckpointFolder.open(tmp_path, "r", {"rows": 1}, replace=True),
             "device.json": lambda: DeviceNote.read(tmp_path),
             "clock.json": lambda: Clock.of(60.0).resume(tmp_path),
             "room.json": lambda: room_of(tmp_path),
@@ -220,7 +220,7 @@ def test_a_file_that_cannot_be_read_now_removes_nothing(
         with pytest.raises(OSError, match=os.strerror(number)):
             Manifest.load(tmp_path)
     assert sorted(tmp_path.rglob("*")) == there
-    assert RunFolder.open(tmp_path, "r", {"rows": 1}, replace=False).state.exists()
+    assert CheckpointFolder.open(tmp_path, "r", {"rows": 1}, replace=False).state.exists()
 
 
 CUT = """An error occurred while calling o42.load.
@@ -293,7 +293,7 @@ def test_a_folder_of_the_user_is_neither_written_nor_removed(tmp_path: Path, nam
     says = rf"contains {name.partition('/')[0]}, which is not of sparkdiff's .*: no file {folder_marker.MARKER} there says so"
     for replace in (False, True):
         with pytest.raises(InputError, match=says):
-            RunFolder.open(tmp_path, "mine", {}, replace=replace)
+            CheckpointFolder.open(tmp_path, "mine", {}, replace=replace)
     with pytest.raises(InputError, match=says), study.lock_search_folder(folder, {}):
         pass
     with pytest.raises(InputError, match=says):
@@ -302,7 +302,7 @@ def test_a_folder_of_the_user_is_neither_written_nor_removed(tmp_path: Path, nam
 
 
 def test_a_folder_of_another_part_is_not_taken(tmp_path: Path) -> None:
-    RunFolder.open(tmp_path, "r", {}, replace=False)
+    CheckpointFolder.open(tmp_path, "r", {}, replace=False)
     says = r"contains run.json, which is not of sparkdiff's search"
     with pytest.raises(InputError, match=says), study.lock_search_folder(tmp_path / "r", {}):
         pass
@@ -310,7 +310,7 @@ def test_a_folder_of_another_part_is_not_taken(tmp_path: Path) -> None:
 
 def test_the_marker_is_the_last_to_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where a file can't be removed, as one that is open on a network's file system."""
-    folder = RunFolder.open(tmp_path, "r", {}, replace=False)
+    folder = CheckpointFolder.open(tmp_path, "r", {}, replace=False)
     (folder.path / "round-1").mkdir()
     (folder.path / "round-1" / "open").touch()
     unlink = Path.unlink
@@ -324,7 +324,7 @@ def test_the_marker_is_the_last_to_go(tmp_path: Path, monkeypatch: pytest.Monkey
         m.setattr(Path, "unlink", held_open)
         folder.remove()
     assert (folder.path / "round-1" / "open").exists()
-    RunFolder.open(tmp_path, "r", {"rows": 2}, replace=True).remove()
+    CheckpointFolder.open(tmp_path, "r", {"rows": 2}, replace=True).remove()
     assert not folder.path.exists()
 
 
@@ -339,4 +339,4 @@ def test_what_a_link_names_is_not_removed(tmp_path: Path) -> None:
 def test_a_folder_that_a_kill_left_before_anything_was_in_it(tmp_path: Path) -> None:
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / folder_marker.MARKER).touch()
-    assert RunFolder.open(tmp_path, "r", {}, replace=False).path.exists()
+    assert CheckpointFolder.open(tmp_path, "r", {}, replace=False).path.exists()

@@ -20,8 +20,8 @@ import torch.distributed as dist
 from sparkdiff.data.stream import Stream
 from sparkdiff.errors import InputError
 from sparkdiff.options import Options
+from sparkdiff.store.checkpoint_folder import CheckpointFolder
 from sparkdiff.store.files import DamagedFile
-from sparkdiff.store.run_folder import RunFolder
 from sparkdiff.tensors import device
 from sparkdiff.tensors.device import CPU, Place
 from sparkdiff.tensors.team import ALONE, Team
@@ -146,10 +146,10 @@ def test_timing_leaves_the_training_as_it_was(takes_gpu: bool, tmp_path: Path, m
 
 
 def test_the_folder_of_a_run_may_hold_it(tmp_path: Path) -> None:
-    folder = RunFolder.open(tmp_path, "r", {"seed": 1}, replace=False)
+    folder = CheckpointFolder.open(tmp_path, "r", {"seed": 1}, replace=False)
     DeviceNote("cuda", SHOWN).write(folder.path)
     assert DeviceNote.read(folder.path) == DeviceNote("cuda", SHOWN, {})
-    assert DeviceNote.read(RunFolder.open(tmp_path, "r", {"seed": 2}, replace=True).path) is None
+    assert DeviceNote.read(CheckpointFolder.open(tmp_path, "r", {"seed": 2}, replace=True).path) is None
 
 
 def test_the_clock_skips_first_steps_and_counts_over_epochs() -> None:

@@ -24,8 +24,9 @@ from sparkdiff.tensors.rows import SparseRows
 from sparkdiff.tensors.team import Team
 from sparkdiff.training.cuda_graphs import CapturedSteps
 from sparkdiff.training.distributed.attempt import Attempt
-from sparkdiff.training.distributed.worker import Assignment, objectives
+from sparkdiff.training.distributed.worker import Assignment
 from sparkdiff.training.loop import train
+from sparkdiff.training.preparation import resolve_objectives
 from sparkdiff.training.recipes import Recipe
 from sparkdiff.training.training_run import ShortOfMemoryError, Training, _all_count
 from tests.support.random_trees import WIDTH as TREE_WIDTH
@@ -90,10 +91,10 @@ class Watched(Training):
 
     strict = False
 
-    def fit(self, candidates: Any, *rest: Any) -> None:
+    def take_step(self, candidates: Any, *rest: Any) -> None:
         steady = self.strict and self.epoch > 1
         with no_reads() if steady else contextlib.nullcontext():
-            super().fit(candidates, *rest)
+            super().take_step(candidates, *rest)
         if self.parts > 1:
             return
         sums = vars(self).setdefault("gradients", {})
@@ -118,7 +119,7 @@ def fitted(
     training = training or begun(a)
     training.strict = strict
     training.move(place)
-    objective, metric = objectives(a.options, training.here.network, a.label)
+    objective, metric = resolve_objectives(a.options, training.here.network, a.label)
     with Stream(a.cache, backend=a.backend, inMemory=a.inMemory, seed=a.options.seed) as stream:
         data = Data(stream.on(place, resident=resident), a.columns, rows=rows_at_once(a.network, stream))
         train(training, data, objective, metric, on_step or (lambda training: None))

@@ -8,8 +8,8 @@ import pytest
 
 from sparkdiff.errors import InputError
 from sparkdiff.options import Options
+from sparkdiff.store.checkpoint_folder import CheckpointFolder
 from sparkdiff.store.files import DamagedFile
-from sparkdiff.store.run_folder import RunFolder
 from sparkdiff.training.distributed.choice import ProcessNumber, choose, most
 
 
@@ -72,9 +72,9 @@ def test_a_choice_is_read_again(tmp_path: Path) -> None:
 
 
 def test_the_folder_of_a_run_that_has_chosen_can_be_replaced(tmp_path: Path) -> None:
-    folder = RunFolder.open(tmp_path, "r", {"rows": 1}, replace=True)
+    folder = CheckpointFolder.open(tmp_path, "r", {"rows": 1}, replace=True)
     ProcessNumber(2, "why", {}).write(folder.path)
-    again = RunFolder.open(tmp_path, "r", {"rows": 2}, replace=True)
+    again = CheckpointFolder.open(tmp_path, "r", {"rows": 2}, replace=True)
     assert ProcessNumber.read(again.path) is None
 
 

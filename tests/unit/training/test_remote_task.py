@@ -17,7 +17,7 @@ import pytest
 
 from sparkdiff.errors import InputError
 from sparkdiff.store import files
-from sparkdiff.store.run_folder import RunFolder
+from sparkdiff.store.checkpoint_folder import CheckpointFolder
 from sparkdiff.training.distributed import remote, remote_task
 from sparkdiff.training.distributed.remote_task import receive, receive_files, send, send_back
 
@@ -96,7 +96,7 @@ def test_folders_of_dead_processes_are_removed(tmp_path: Path, monkeypatch: pyte
 
 @pytest.fixture
 def post(tmp_path: Path) -> Iterator[remote.DriverConnections]:
-    run, cache = RunFolder(tmp_path / "run", "r"), tmp_path / "cache"
+    run, cache = CheckpointFolder(tmp_path / "run", "r"), tmp_path / "cache"
     here = run.path / "attempt-1"
     for folder in (here, cache):
         folder.mkdir(parents=True)

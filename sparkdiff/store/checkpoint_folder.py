@@ -28,7 +28,7 @@ LONGEST = 100
 """Largest number of characters of a run's id."""
 NAME = re.compile(rf"[A-Za-z0-9_][\w.-]{{0,{LONGEST - 1}}}", re.ASCII)
 TRAININGS = "trainings"
-"""Folder within a run's folder for the training runs of which the run consists."""
+"""Folder within a checkpoint folder for the training runs of which the run consists."""
 
 
 UNTOLD = "can't be told"
@@ -41,7 +41,7 @@ class NotResumable(UserWarning):
 
 @dataclass(frozen=True)
 class FolderNote:
-    """Base of the contents of JSON files in a run's folder, from which a resumed run reads what the run had decided
+    """Base of the contents of JSON files in a checkpoint folder, from which a resumed run reads what the run had decided
     before.
     """
 
@@ -49,7 +49,7 @@ class FolderNote:
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
-        """The note in a run's folder; None if it does not exist, or is damaged."""
+        """The note in a checkpoint folder; None if it does not exist, or is damaged."""
         return read_undamaged(folder / cls.FILE, lambda: check_types(cls(**read_object(folder / cls.FILE))))
 
     def write(self, folder: Path) -> None:
@@ -110,7 +110,7 @@ def name_beside(runId: str, rest: str) -> str:
 
 
 @dataclass(frozen=True)
-class RunFolder:
+class CheckpointFolder:
     """The folder of one training run: its request, its newest checkpoint, and one folder per attempt of several
     processes.
 
@@ -137,7 +137,7 @@ class RunFolder:
         own: bool = False,
         lease: Lease | None = None,
         mirror: Mirror | None = None,
-    ) -> "RunFolder":
+    ) -> "CheckpointFolder":
         """Open the folder of a run; create it if missing.
 
         Args:
@@ -180,7 +180,7 @@ class RunFolder:
                 mirror.begin()
         except OSError as e:
             raise not_writable(path, e) from e
-        return RunFolder(path, runId, own, lease, mirror)
+        return CheckpointFolder(path, runId, own, lease, mirror)
 
     def check(self) -> None:
         """Raise HeldError if another process has taken over this folder."""
@@ -233,10 +233,10 @@ class RunFolder:
 
 
 @contextlib.contextmanager
-def open_run_folder(
+def open_checkpoint_folder(
     where: Path, runId: str | None, request: dict[str, Any], *, replace: bool, own: bool, wait: float
-) -> Iterator[RunFolder]:
-    """Open the folder of a training run, see `RunFolder.open`; no other process can use the folder while the context
+) -> Iterator[CheckpointFolder]:
+    """Open the folder of a training run, see `CheckpointFolder.open`; no other process can use the folder while the context
     lasts.
 
     Args:
@@ -254,14 +254,14 @@ def open_run_folder(
                     mirror = stack.enter_context(_open_mirror(where / name, lease))
             except OSError as e:
                 raise not_writable(where / name, e) from e
-            yield RunFolder.open(where, name, request, replace=replace, own=own, lease=lease, mirror=mirror)
+            yield CheckpointFolder.open(where, name, request, replace=replace, own=own, lease=lease, mirror=mirror)
     finally:
         if own:
             stores.remove_empty(where)  # unless there are other runs in it
 
 
 def _open_mirror(path: Path, lease: Lease | None) -> Mirror:
-    """The mirror of a run folder in a remote store; the store's files are first fetched into the local working copy."""
+    """The mirror of a checkpoint folder in a remote store; the store's files are first fetched into the local working copy."""
     stores.make(path.parent)
     if stores.exists(path):
         stores.fetch(path)
