@@ -188,7 +188,12 @@ def verify_original(run: Run, *, decides: bool = True) -> PipelineScores:
     task, cache, network, data = run.task, run.cache, run.network, run.data
     own = callable(task.options.loss) and task.options.metric is None
     with run.phases.phase("verify") as say:
-        scores = {s: score(network, data, s, run.goal.metric) for s in cache.splits}
+        shards = cache.manifest["splits"]
+        same = VALIDATION in shards and shards[VALIDATION] == shards.get(
+            TRAIN
+        )  # no row is held out, see `ArmContext.allTrain`
+        scores = {s: score(network, data, s, run.goal.metric) for s in cache.splits if s != VALIDATION or not same}
+        scores |= {VALIDATION: scores[TRAIN]} if same else {}
         resources.trim_memory()
         looked_at = {s: found for s, found in scores.items() if decides or s != VALIDATION}
         check_finite(looked_at, run.goal.metric, task.model.uid, run.goal.labels, own=own)
