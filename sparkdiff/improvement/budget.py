@@ -219,7 +219,9 @@ class Account:
         """
         if self.budget.seconds is not None:
             left, share, most = self.balance(), min(lanes * share, 1.0), min(lanes * most, 1.0)
-            return Limit(max(share * left, 1.0), None, max(most * left, LEAST_SECONDS))
+            again = self._times(min(self.folds, LEAST_FOLDS) + 1) if self.folds else 0.0
+            provable = (self._late() - again * self.fold) / (1 + again)  # what takes all the time could never be proven
+            return Limit(max(min(share * left, provable), 1.0), None, max(most * left, LEAST_SECONDS))
         if self.budget.passes == math.inf:
             return Limit(None, None)
         granted = share * self.balance()

@@ -152,6 +152,19 @@ def test_an_account_shares_what_is_left() -> None:
     assert account.limit(0.75, lanes=2).seconds == pytest.approx(40)  # but no more than there is
 
 
+def test_what_a_step_makes_can_still_be_proven() -> None:
+    """A candidate that takes all the time of its step is made again in three folds and from all rows."""
+    now = [0.0]
+    account = Account(Budget.of("100s"), clock=lambda: now[0])
+    account.start(4, 2)
+    account.note_fit(2.0)
+    seconds = account.limit(1.0).seconds
+    assert seconds is not None
+    now[0] += seconds
+    assert account.buy_folds([seconds]) == [(3, 0.0)]
+    assert account.buy_folds([1.1 * seconds])[0][0] == 0
+
+
 @pytest.mark.parametrize(
     ("text", "most"), [("299s", 0), ("5m", 12), ("30m", 72), ("2499 passes", 0), ("2500 passes", 100)]
 )
