@@ -9,7 +9,7 @@ import itertools
 import math
 import operator
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from pyspark.ml import Estimator
@@ -405,9 +405,17 @@ def training_rows(sources: Sequence[Source], options: Options, boundaries: Bound
 
 
 def fit_on_training_rows(
-    estimator: Estimator[Any], sources: Sequence[Source], options: Options, boundaries: Boundaries | None = None
+    estimator: Estimator[Any],
+    sources: Sequence[Source],
+    options: Options,
+    boundaries: Boundaries | None = None,
+    fit: Callable[[Any, DataFrame], Any] = lambda estimator, rows: estimator.fit(rows),
 ) -> Any:
-    """Fit a pipeline or a stage on the training rows only; see `training_rows`."""
+    """Fit a pipeline or a stage on the training rows only; see `training_rows`.
+
+    Args:
+        fit: (estimator, rows) -> its model.
+    """
     rows = training_rows(sources, options, boundaries)
     with jvm.as_input_error(f"{estimator.uid} cannot be fitted on the training rows"):
-        return estimator.fit(rows)
+        return fit(estimator, rows)

@@ -34,6 +34,7 @@ from sparkdiff.proof import division
 from sparkdiff.stages.base import columns_of
 from sparkdiff.stages.forest import Trees
 from sparkdiff.tensors.rows import rows_at
+from sparkdiff.tuning import boosted_fits
 
 Fits = Callable[[Any, Sequence[Source], Boundaries | None], Any]
 """(estimator, rows, boundaries of time) -> the model fitted to the training rows among them."""
@@ -51,6 +52,7 @@ class Origin:
         was_fitted: True if the user passed a fitted pipeline.
         refused: the reason why no gain can be proven; empty if gains can be proven.
         warnings: further warnings.
+        refit_by_spark: function that fits the pipeline to all rows by Spark alone; None if `fit` does so.
     """
 
     given_model: Any
@@ -59,6 +61,7 @@ class Origin:
     was_fitted: bool
     refused: str = ""
     warnings: tuple[str, ...] = ()
+    refit_by_spark: Callable[[], Any] | None = None
 
     @staticmethod
     def of(
@@ -84,17 +87,21 @@ class Origin:
         """
         warnings, shared = tuple(check_unfitted(given, options.rowsAreNew)), FitResults()
 
-        def fit_once(estimator: Any, rows: Sequence[Source], bounds: Boundaries | None) -> Any:
+        def fit_once(estimator: Any, rows: Sequence[Source], bounds: Boundaries | None, *, by_spark: bool) -> Any:
             """Fit at most once to the same rows: the fit serves for the test whether they were seen, and may ship."""
             trains = [s.df for s in rows if s.split == TRAIN]
-            return shared.once(("fitted", *trains), lambda: fit_to(estimator, rows, bounds))
+            if by_spark or not boosted_fits.grows_here(estimator):
+                return shared.once(("fitted", *trains), lambda: fit_to(estimator, rows, bounds))
+            return shared.once(
+                ("grown", *trains), lambda: fit_on_training_rows(estimator, rows, options, bounds, boosted_fits.fit)
+            )
 
         fit_to = fits or (lambda estimator, rows, bounds: fit_on_training_rows(estimator, rows, options, bounds))
 
         if isinstance(given, Estimator):
 
             def fit(rows: Sequence[Source], bounds: Boundaries | None) -> Any:
-                return plain(fit_once(given, rows, bounds))
+                return plain(fit_once(given, rows, bounds, by_spark=rows is sources))
 
             model = fit(sources, boundaries)
             return Origin(model, model, fit, False, warnings=warnings)
@@ -109,9 +116,13 @@ class Origin:
             return Origin(given, model, None, True, why, warnings)
 
         def refit(rows: Sequence[Source], bounds: Boundaries | None) -> Any:
-            return with_uids_of(form.model, fit_once(form.estimator, rows, bounds))
+            return with_uids_of(form.model, fit_once(form.estimator, rows, bounds, by_spark=False))
 
-        return Origin(given, model, refit, True, warnings=warnings)
+        def refit_by_spark() -> Any:
+            return with_uids_of(form.model, fit_once(form.estimator, sources, boundaries, by_spark=True))
+
+        last = refit_by_spark if boosted_fits.grows_here(form.estimator) else None
+        return Origin(given, model, refit, True, warnings=warnings, refit_by_spark=last)
 
     def rival(self, context: ArmContext, explores: ArmContext) -> tuple[bool, str]:
         """Choose the rival that finalists must beat, and give the reason: the fitted pipeline (True), or its refit in

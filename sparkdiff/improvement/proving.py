@@ -209,6 +209,7 @@ class Proof:
         arms: the arms of the run, which make the finalists again.
         made: finalist's name -> its pipeline from the only fold, if the tested pipelines themselves ship.
         shared: cache of contexts and pipelines.
+        refit_by_spark: see `Origin`.
     """
 
     context: ArmContext
@@ -218,6 +219,7 @@ class Proof:
     arms: Sequence[Arm] = ()
     made: dict[str, Any] = dataclasses.field(default_factory=dict)
     shared: FitResults = dataclasses.field(default_factory=FitResults)
+    refit_by_spark: Callable[[], Any] | None = None
 
     def prove(self, chosen: Sequence[Finalist], phases: Phases, *, early: bool = False) -> list[FinalistResult]:
         """Measure the finalists and their rival in each fold, and decide about each finalist. Folds may run at the same time.
@@ -282,9 +284,13 @@ class Proof:
 
     def make_from_all_rows(self, finalist: Finalist) -> Measurement:
         """Make a finalist's pipeline from all rows (see `remake`), only at the first call. If accepted, it ships."""
-        return self.shared.once(
-            ("ships", finalist.name), lambda: remake(self.whole(), finalist.candidate.making, self.arms)
-        )
+
+        def make() -> Measurement:
+            if finalist.role == REFIT and self.refit_by_spark is not None:
+                return measure(self.whole(), self.refit_by_spark())
+            return remake(self.whole(), finalist.candidate.making, self.arms)
+
+        return self.shared.once(("ships", finalist.name), make)
 
     def _make_early(self, finalist: Finalist, found: Mapping[tuple[str, int], FoldComparison | str]) -> str:
         """Make a finalist from all rows before it is accepted, unless it has already failed in a fold."""

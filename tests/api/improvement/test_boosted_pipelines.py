@@ -28,6 +28,7 @@ from sparkdiff.jvm import trees
 from sparkdiff.options import Options
 from sparkdiff.proof.division import divide
 from sparkdiff.report import Phases
+from sparkdiff.tuning import boosted_fits
 from tests.support.arm_contexts import prepare_context
 from tests.support.small_data import NUMBERS, riders
 
@@ -65,6 +66,37 @@ def few(rows: DataFrame) -> PipelineModel:
     """Three small trees of other rows: much is left to learn."""
     last = GBTRegressor(labelCol="riders", maxIter=3, maxDepth=2, stepSize=0.3, seed=0)
     return pipeline(last).fit(rows.where("number < 600"))
+
+
+def test_a_refit_that_ships_is_sparks_own(rows: DataFrame, cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the trees of the folds grow in this process."""
+    here, there = list[int](), list[int]()
+    boost, fit = boosted_fits.boost, GBTRegressor._fit
+
+    def counted_boost(x: Any, *given: Any) -> Any:
+        here.append(len(x))
+        return boost(x, *given)
+
+    def counted_fit(self: Any, df: DataFrame) -> Any:
+        there.append(df.count())
+        return fit(self, df)
+
+    whole = pipeline(GBTRegressor(labelCol="riders", maxIter=3, maxDepth=2, stepSize=0.3, seed=0))
+    old = whole.fit(rows.where("number < 600").withColumn("riders", F.rand(0)))
+    expected = whole.fit(rows)
+    monkeypatch.setattr(boosted_fits, "boost", counted_boost)
+    monkeypatch.setattr(GBTRegressor, "_fit", counted_fit)
+    options = OPTIONS | {"maxServingCost": 1, "rowsAreNew": None, "numFolds": 3}  # so that no other trees ship
+    found = Improver(pipeline=old, labelCol="riders", cacheDir=cache, **options).fit(rows)
+    [row] = [r for r in found.summary.table if r["name"] == "refitted"]
+    assert row["accepted"] and there == [rows.count()]
+    assert (
+        len(here) == len(set(here)) == 4 and max(here) == rows.count()
+    )  # three folds, and the test whether rows were seen
+    for stage, other in zip(found.pipelineModel.stages, old.stages, strict=True):
+        assert stage.uid == other.uid
+    ours, theirs = (np.array(m.transform(rows).select("prediction").collect()) for m in (found.pipelineModel, expected))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-9)
 
 
 @pytest.fixture(scope="module")

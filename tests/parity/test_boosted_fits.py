@@ -1,0 +1,177 @@
+"""Boosted trees that grow in this process are those that Spark's own fit returns, and what is special is left to Spark."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from pyspark.ml import Pipeline
+from pyspark.ml.classification import GBTClassifier
+from pyspark.ml.feature import StringIndexer, VectorAssembler
+from pyspark.ml.functions import vector_to_array
+from pyspark.ml.linalg import Vectors
+from pyspark.ml.regression import GBTRegressor, RandomForestRegressor
+from pyspark.sql import DataFrame, SparkSession, functions as F
+
+from sparkdiff.jvm import trees
+from sparkdiff.tuning import boosted_fits
+
+Make = Callable[..., DataFrame]
+
+
+@pytest.fixture
+def rows(spark: SparkSession) -> Make:
+    def make(n: int, levels: Sequence[int], *, seed: int = 0, classes: bool = False, **columns: Any) -> DataFrame:
+        """Rows of numbers (level 0) and categories, many of them equal, zero or -0.0."""
+        rng = np.random.default_rng(seed)
+        x = np.column_stack(
+            [rng.integers(0, k, n) if k else rng.normal(size=n).round(1 + 5 * (j % 2)) for j, k in enumerate(levels)]
+        ).astype(float)
+        x[rng.random(n) < 0.3, 0] = 0.0
+        x[rng.random(n) < 0.1, 0] = -0.0
+        score = 2 * x[:, 0] + np.sin(2 * x[:, 1]) + x[:, -1] % 3 + rng.normal(size=n)
+        label = (score > np.median(score)).astype(float) if classes else score
+        given = {"x": x, "label": label, "weight": rng.uniform(0.5, 2, n)} | columns
+        data = [
+            (Vectors.dense(v), float(y), float(w))
+            for v, y, w in zip(given["x"], given["label"], given["weight"], strict=True)
+        ]
+        nominal = [{"idx": j, "num_vals": k} for j, k in enumerate(levels) if k > 2]
+        binary = [{"idx": j} for j, k in enumerate(levels) if k == 2]
+        numeric = [{"idx": j} for j, k in enumerate(levels) if not k]
+        kinds = {"nominal": nominal, "binary": binary, "numeric": numeric}
+        told = {"attrs": {kind: each for kind, each in kinds.items() if each}, "num_attrs": len(levels)}
+        df = spark.createDataFrame(data, ["x", "label", "weight"])
+        return df.select(F.col("x").alias("features", metadata={"ml_attr": told}), "label", "weight")
+
+    return make
+
+
+@pytest.fixture
+def grown(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The calls of the function that grows the trees."""
+    calls: list[Any] = []
+    boost = boosted_fits.boost
+
+    def watched(*given: Any) -> Any:
+        calls.append(given)
+        return boost(*given)
+
+    monkeypatch.setattr(boosted_fits, "boost", watched)
+    return calls
+
+
+def outputs(model: Any, rows: DataFrame) -> np.ndarray[Any, Any]:
+    out = model.transform(rows)
+    raw = [c for c in ("rawPrediction", "probability") if c in out.columns]
+    return np.array(out.select("prediction", *(vector_to_array(c)[1].alias(c) for c in raw)).collect())
+
+
+SETTINGS: list[tuple[Any, Mapping[str, Any], Sequence[int], Mapping[str, Any]]] = [
+    (GBTRegressor, {"maxIter": 8}, (0, 0, 0, 5), {}),
+    (GBTRegressor, {"maxIter": 4, "maxDepth": 8, "maxBins": 7, "stepSize": 0.7}, (0, 0, 2, 0, 6), {}),
+    (GBTRegressor, {"maxIter": 5, "lossType": "absolute", "weightCol": "weight"}, (0, 0, 12), {}),
+    (GBTRegressor, {"maxIter": 3, "maxDepth": 0}, (0, 0), {}),
+    (GBTRegressor, {"maxIter": 3, "minInstancesPerNode": 40, "minInfoGain": 0.05}, (0, 0, 3), {}),
+    (GBTRegressor, {"maxIter": 3, "weightCol": "weight", "minWeightFractionPerNode": 0.1}, (0, 0, 4), {}),
+    (GBTRegressor, {"maxIter": 3}, (0, 0), {"label": np.full(700, 2.5)}),
+    (GBTRegressor, {"maxIter": 3}, (0, 0, 0), {"x": np.zeros((700, 3))}),
+    (GBTRegressor, {"maxIter": 2}, (0, 0), {"x": np.random.default_rng(1).normal(size=(700, 2)) * 1e150}),
+    (GBTClassifier, {"maxIter": 8}, (0, 0, 20, 3), {"classes": True}),
+    (GBTClassifier, {"maxIter": 30, "stepSize": 1.0, "maxDepth": 3}, (0, 0, 2), {"classes": True}),
+    (GBTClassifier, {"maxIter": 3, "weightCol": "weight"}, (0, 0), {"label": np.zeros(700)}),
+]
+
+
+@pytest.mark.parametrize("case", range(len(SETTINGS)))
+def test_outputs_are_those_of_sparks_own_fit(case: int, rows: Make, grown: list[Any]) -> None:
+    kind, params, levels, given = SETTINGS[case]
+    estimator, df = kind(**params), rows(700, levels, seed=case, **given)
+    assert boosted_fits.grows_here(estimator)
+    spark, ours = estimator.fit(df), boosted_fits.fit(estimator, df)
+    assert len(grown) == 1
+    np.testing.assert_allclose(outputs(ours, df), outputs(spark, df), rtol=1e-9, atol=1e-9)
+    assert (type(ours), ours.uid) == (type(spark), spark.uid)
+    set_here, set_there = ({p.name: m.getOrDefault(p) for p in m.params if m.isSet(p)} for m in (ours, spark))
+    assert set_here == set_there
+    np.testing.assert_allclose(ours.featureImportances.toArray(), spark.featureImportances.toArray(), atol=0.02)
+
+
+def test_nodes_are_those_of_sparks_own_fit(rows: Make) -> None:
+    """Where no two splits are equally good: many rows a node, and numbers without ties."""
+    estimator, df = GBTRegressor(maxIter=5, minInstancesPerNode=25), rows(3000, (0, 0, 0, 0))
+    x = np.random.default_rng(7).normal(size=(3000, 4))
+    df = rows(3000, (0, 0, 0, 0), x=x, label=np.sin(3 * x[:, 0]) + x[:, 1] * x[:, 2])
+    spark, ours = (trees.read(model) for model in (estimator.fit(df), boosted_fits.fit(estimator, df)))
+    for name in ("offsets", "leftChild", "rightChild", "featureIndex", "rawCount", "numCategories"):
+        assert (getattr(ours, name) == getattr(spark, name)).all(), name
+    for name in ("values", "prediction", "gain", "impurity", "impurityStats"):
+        np.testing.assert_allclose(getattr(ours, name), getattr(spark, name), rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+def test_trees_depend_on_no_order_of_rows(rows: Make) -> None:
+    estimator, df = GBTRegressor(maxIter=3), rows(500, (0, 0, 4))
+    one, other = (trees.read(boosted_fits.fit(estimator, part)) for part in (df, df.orderBy(F.rand(1)).repartition(5)))
+    for name in ("values", "prediction", "featureIndex", "impurityStats"):
+        assert (getattr(one, name) == getattr(other, name)).all(), name
+
+
+def test_a_pipeline_is_fitted_like_by_spark(spark: SparkSession, grown: list[Any]) -> None:
+    rng = np.random.default_rng(3)
+    data = [(float(v), "abc"[i % 3], float(v > 0) + (i % 3)) for i, v in enumerate(rng.normal(size=300))]
+    df = spark.createDataFrame(data, ["number", "word", "label"])
+    stages = [
+        StringIndexer(inputCol="word", outputCol="index", handleInvalid="keep"),
+        VectorAssembler(inputCols=["number", "index"], outputCol="features"),
+        GBTRegressor(maxIter=3),
+    ]
+    pipeline = Pipeline(stages=stages)
+    spark_, ours = pipeline.fit(df), boosted_fits.fit(pipeline, df)
+    assert [s.uid for s in ours.stages] == [s.uid for s in spark_.stages] and len(grown) == 1
+    np.testing.assert_allclose(outputs(ours, df), outputs(spark_, df), rtol=1e-9, atol=1e-9)
+
+
+def test_other_settings_are_left_to_spark(spark: SparkSession) -> None:
+    for params in (
+        {"subsamplingRate": 0.5},
+        {"featureSubsetStrategy": "sqrt"},
+        {"validationIndicatorCol": "held"},
+        {"maxDepth": boosted_fits.DEEPEST + 1},
+    ):
+        assert not boosted_fits.grows_here(GBTRegressor(**params)), params
+    other = [StringIndexer(inputCol="word", outputCol="index"), Pipeline(stages=[]), RandomForestRegressor()]
+    assert not any(map(boosted_fits.grows_here, other))
+    assert boosted_fits.grows_here(Pipeline(stages=[*other[:1], GBTRegressor()]))
+
+
+def test_what_spark_refuses_it_refuses_itself(rows: Make, grown: list[Any]) -> None:
+    x = np.random.default_rng(0).normal(size=(50, 2))
+    category = np.column_stack([x[:, 0], np.arange(50) % 5])
+    for kind, given, levels in (
+        (GBTRegressor, {"label": np.where(np.arange(50) == 7, np.nan, 1.0)}, (0, 0)),
+        (GBTRegressor, {"x": np.where(np.arange(100).reshape(50, 2) == 3, np.inf, 1.0)}, (0, 0)),
+        (GBTClassifier, {"label": np.arange(50) % 3}, (0, 0)),
+        (GBTRegressor, {"weight": -np.ones(50)}, (0, 0)),
+        (GBTRegressor, {"x": category}, (0, 4)),  # a category that the metadata don't know
+        (GBTRegressor, {"x": category}, (0, 40)),  # more categories than maxBins
+    ):
+        estimator, df = kind(maxIter=2, weightCol="weight"), rows(50, levels, **given)
+        with pytest.raises(Exception) as theirs:  # noqa: PT011
+            estimator.fit(df)
+        with pytest.raises(type(theirs.value)):
+            boosted_fits.fit(estimator, df)
+    assert not grown
+
+
+def test_large_rows_and_unknown_widths_are_left_to_spark(
+    rows: Make, grown: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    estimator, df = GBTRegressor(maxIter=2), rows(60, (0, 0, 3))
+    bare = df.select(F.col("features").alias("features", metadata={"no": "ml_attr"}), "label")
+    assert (outputs(boosted_fits.fit(estimator, bare), df) == outputs(estimator.fit(bare), df)).all()
+    monkeypatch.setattr(boosted_fits, "MOST", 2 * 3 * 59)
+    assert (outputs(boosted_fits.fit(estimator, df), df) == outputs(estimator.fit(df), df)).all()
+    assert not grown
+    monkeypatch.setattr(boosted_fits, "MOST", 2 * 3 * 60)
+    boosted_fits.fit(estimator, df)
+    assert len(grown) == 1
