@@ -79,7 +79,7 @@ def _fit_here(stage: Any, rows: DataFrame) -> Any | None:
     kinds = {field.name: field.dataType for field in rows.schema.fields}
     numbers = all(isinstance(kinds.get(name), NumericType) for name in names[1:])
     levels = _levels(rows, names[0]) if isinstance(kinds.get(names[0]), VectorUDT) and numbers else None
-    if levels is None:
+    if levels is None or rows.count() * len(levels) * stage.getMaxIter() > MOST:
         return None
     features, *casts = map(col_by_name, names)
     read = {
@@ -87,9 +87,8 @@ def _fit_here(stage: Any, rows: DataFrame) -> Any | None:
         "label": casts[0].cast("double"),
         "weight": casts[1].cast("double") if weighted else F.lit(1.0),
     }
-    most = MOST // (len(levels) * stage.getMaxIter())
-    found = fetch_columns(rows.select(*(c.alias(name) for name, c in read.items())).limit(most + 1), [*read])
-    if not found or len(found[0]) > most or found[0].shape[1:] != (len(levels),):
+    found = fetch_columns(rows.select(*(c.alias(name) for name, c in read.items())), [*read])
+    if not found or found[0].shape[1:] != (len(levels),):
         return None
     x, label, weight = (column.numpy() for column in found)
     if _is_special(stage, x, levels, label, weight):

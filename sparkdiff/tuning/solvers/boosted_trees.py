@@ -60,12 +60,14 @@ def thresholds_of(values: Array, weights: Array, maxBins: int) -> Array:
     if len(middles) < maxBins:
         return np.asarray(middles)
     counts = np.cumsum(np.bincount(at, weights))
-    stride = weights.sum() / maxBins
-    chosen, goal = [], stride
-    for i, (before, after) in enumerate(zip(counts[:-1].tolist(), counts[1:].tolist(), strict=True)):
-        if abs(before - goal) < abs(after - goal):
-            chosen.append(i)
-            goal += stride
+    halves, stride = (counts[:-1] + counts[1:]) / 2, weights.sum() / maxBins
+    chosen, goal = (
+        list[int](),
+        stride,
+    )  # a value ends a bin if the weight up to it is nearer to the goal than the next one's
+    while (i := max(chosen[-1] + 1 if chosen else 0, int(np.searchsorted(halves, goal, "right")))) < len(halves):
+        chosen.append(i)
+        goal += stride
     return np.asarray(middles[chosen])
 
 
