@@ -189,9 +189,8 @@ def verify_original(run: Run, *, decides: bool = True) -> PipelineScores:
     own = callable(task.options.loss) and task.options.metric is None
     with run.phases.phase("verify") as say:
         shards = cache.manifest["splits"]
-        same = VALIDATION in shards and shards[VALIDATION] == shards.get(
-            TRAIN
-        )  # no row is held out, see `ArmContext.allTrain`
+        # If no row is held out (`ArmContext.allTrain`), these are the training rows.
+        same = VALIDATION in shards and shards[VALIDATION] == shards.get(TRAIN)
         scores = {s: score(network, data, s, run.goal.metric) for s in cache.splits if s != VALIDATION or not same}
         scores |= {VALIDATION: scores[TRAIN]} if same else {}
         resources.trim_memory()

@@ -110,7 +110,9 @@ def _fit_here(stage: Any, rows: DataFrame) -> Any | None:
 
 def _is_special(stage: Any, x: Array, levels: Sequence[int], label: Array, weight: Array) -> bool:
     """True if Spark refuses one of these values, or leaves rows out."""
-    finite = all(np.isfinite(values).all() for values in (x, label, weight))
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares = (weight * label * label).sum()  # a sum that overflows decides nothing
+    finite = all(np.isfinite(values).all() for values in (x, label, weight, squares))
     classes = isinstance(stage, GBTClassifier)
     if not finite or (weight <= 0).any() or (classes and not np.isin(label, (0, 1)).all()):
         return True

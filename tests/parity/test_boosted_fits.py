@@ -163,6 +163,11 @@ def test_what_spark_refuses_it_refuses_itself(rows: Make, grown: list[Any]) -> N
     assert not grown
 
 
+def test_labels_whose_squares_overflow_are_left_to_spark(rows: Make, grown: list[Any]) -> None:
+    boosted_fits.fit(GBTRegressor(maxIter=2), rows(60, (0, 0), label=np.arange(60) * 1e160))
+    assert not grown
+
+
 def test_large_rows_and_unknown_widths_are_left_to_spark(
     rows: Make, grown: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,10 +61,8 @@ def thresholds_of(values: Array, weights: Array, maxBins: int) -> Array:
         return np.asarray(middles)
     counts = np.cumsum(np.bincount(at, weights))
     halves, stride = (counts[:-1] + counts[1:]) / 2, weights.sum() / maxBins
-    chosen, goal = (
-        list[int](),
-        stride,
-    )  # a value ends a bin if the weight up to it is nearer to the goal than the next one's
+    # A value ends a bin if the weight up to it is nearer to the goal than the weight up to the next value.
+    chosen, goal = list[int](), stride
     while (i := max(chosen[-1] + 1 if chosen else 0, int(np.searchsorted(halves, goal, "right")))) < len(halves):
         chosen.append(i)
         goal += stride
