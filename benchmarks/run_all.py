@@ -58,7 +58,7 @@ BENCHMARKS = (
     Benchmark("rare_levels", "rare_levels"),
     Benchmark("recipes", "recipes"),
     Benchmark("augmentation", "augmentation"),
-    Benchmark("tree_fits", "tree_fits"),
+    Benchmark("fold_fits", "fold_fits"),
     Benchmark("tree_recipes", "tree_recipes", needs=("lightgbm", "sklearn")),
     Benchmark("guard_size", "guard_size"),
     Benchmark("guard_size_metrics", "guard_size", ("--metrics",)),

@@ -1,9 +1,11 @@
 """A test at the 1% level whether the original (the fitted pipeline that the user passed) was fitted on these rows, or
 on some of them.
 
-There are three kinds of evidence, depending on what Spark keeps about the rows of a fit:
+There are four kinds of evidence, depending on what Spark keeps about the rows of a fit:
 
 - A refit on all rows reproduces the original: then it was fitted on exactly these rows.
+- The leaves of the first of several boosted trees, which Spark grows for the label itself: each leaf keeps the number of its
+  rows, and the sum of their labels. If the rows that fall into it have exactly these, the original was fitted on them.
 - The equations of a linear last stage. On the rows of its fit, the sum of weight * slope of the loss * feature, plus
   the slope of the penalty, is zero for each coefficient. On other rows the sum of n such terms has a mean and a
   variance: Hotelling's T² of its q entries is chi-square with q degrees of freedom if the original has the true
@@ -68,7 +70,7 @@ class SeenRows:
     Attributes:
         shown: whether a test at the 1% level shows that it was.
         words: the answer as text, which continues a sentence that begins with the original's name.
-        kind: the evidence for it: "reproduction", "equations" or "losses"; "count" if the original was fitted on more
+        kind: the evidence for it: "leaves", "reproduction", "equations" or "losses"; "count" if the original was fitted on more
             rows; empty if there is no evidence.
     """
 
@@ -119,6 +121,7 @@ class LinearRows:
 def combine_evidence(
     rows: int,
     *,
+    leaves: bool = False,
     reproduced: bool = False,
     count: RowCount | None = None,
     equations: float | None = None,
@@ -128,12 +131,15 @@ def combine_evidence(
 
     Args:
         rows: number of rows of the table.
+        leaves: whether the leaves of the original's first tree have the counts and the sums of these rows.
         reproduced: whether a refit on all rows reproduces the original.
         count: the number of rows that the original was fitted on, if known.
         equations, losses: the p-values of `p_of_equations` and `p_of_losses`.
     """
     if count is not None and count.exceeds(rows):
         return SeenRows(False, f"was fitted on about {count.rows:,.0f} rows, more than these {rows:,}", "count")
+    if leaves:
+        return SeenRows(True, "was fitted on these rows: they are in the leaves of its first tree", "leaves")
     if reproduced:
         return SeenRows(True, "was fitted on these rows: a refit on all of them reproduces it", "reproduction")
     if equations is not None and equations < LEVEL:

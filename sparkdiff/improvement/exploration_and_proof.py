@@ -161,7 +161,7 @@ def explore_and_prove(
     context = dataclasses.replace(context, fit=origin.fit)
     with _temporary_caches(context), _folder(context, replace=replace) as (folder, log):
         context = dataclasses.replace(context, folder=folder.path)
-        proof = Proof(context, division, None, log, verb.arms, refit_by_spark=origin.refit_by_spark)
+        proof = Proof(context, division, None, log, verb.arms, fit_by_spark=origin.fit_by_spark)
         account.start(division.number, context.folds_side_by_side)
         early = side_by_side and not log.has("folds")
         with ahead(_makes(proof, origin, account) if early else ()):

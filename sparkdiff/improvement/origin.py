@@ -1,12 +1,15 @@
 """Origin of an improvement: the user's pipeline, the way to refit it in a fold, and a test whether it has seen the rows."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from pyspark.ml import Estimator
 
+from sparkdiff import jvm
 from sparkdiff.data import soft_labels
 from sparkdiff.data.layout import check_number
 from sparkdiff.data.splits import TRAIN, VALIDATION, Boundaries, Source, fit_on_training_rows
@@ -23,7 +26,7 @@ from sparkdiff.evaluation.seen_rows import (
     rows_of_roots,
 )
 from sparkdiff.fine_tuning.fine_tuning_run import OTHER_ROWS, refittable
-from sparkdiff.fine_tuning.task import FitResults, Task, prepare
+from sparkdiff.fine_tuning.task import FitResults, Run, Task, prepare
 from sparkdiff.improvement.arm_context import ArmContext, Fit, measure
 from sparkdiff.options import Options
 from sparkdiff.pipeline.column_names import casefolding
@@ -33,11 +36,13 @@ from sparkdiff.pipeline.unfitted_form import check_unfitted, with_uids_of
 from sparkdiff.proof import division
 from sparkdiff.stages.base import columns_of
 from sparkdiff.stages.forest import Trees
-from sparkdiff.tensors.rows import rows_at
-from sparkdiff.tuning import boosted_fits
+from sparkdiff.tensors.rows import Rows, rows_at
+from sparkdiff.tuning import in_process_fits
 
 Fits = Callable[[Any, Sequence[Source], Boundaries | None], Any]
 """(estimator, rows, boundaries of time) -> the model fitted to the training rows among them."""
+EXACT = 1e-9
+"""Largest relative difference of two sums of the same labels, which Spark adds in another order."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +52,13 @@ class Origin:
     Attributes:
         given_model: the fitted pipeline as the user passed it; if the user passed an unfitted one, its fit to all rows.
         model: `given_model` as plain MLlib stages.
-        fit: function that fits the pipeline to the training rows among other rows; None if the pipeline stays fixed,
-            because it has not seen any of the rows, or if it can't be refitted.
+        fit: function that fits the pipeline to the training rows among other rows, in this process where
+            `tuning.in_process_fits` can; None if the pipeline stays fixed, because it has not seen any of the rows, or if it
+            can't be refitted.
         was_fitted: True if the user passed a fitted pipeline.
         refused: the reason why no gain can be proven; empty if gains can be proven.
         warnings: further warnings.
-        refit_by_spark: function that fits the pipeline to all rows by Spark alone; None if `fit` does so.
+        fit_by_spark: like `fit`, by Spark alone, for a fit that may ship.
     """
 
     given_model: Any
@@ -61,7 +67,7 @@ class Origin:
     was_fitted: bool
     refused: str = ""
     warnings: tuple[str, ...] = ()
-    refit_by_spark: Callable[[], Any] | None = None
+    fit_by_spark: Fit | None = None
 
     @staticmethod
     def of(
@@ -85,26 +91,11 @@ class Origin:
         Raises:
             InputError: the pipeline, the data or the options can't be used.
         """
-        warnings, shared = tuple(check_unfitted(given, options.rowsAreNew)), FitResults()
-
-        def fit_once(estimator: Any, rows: Sequence[Source], bounds: Boundaries | None, *, by_spark: bool) -> Any:
-            """Fit at most once to the same rows: the fit serves for the test whether they were seen, and may ship."""
-            trains = [s.df for s in rows if s.split == TRAIN]
-            if by_spark or not boosted_fits.grows_here(estimator):
-                return shared.once(("fitted", *trains), lambda: fit_to(estimator, rows, bounds))
-            return shared.once(
-                ("grown", *trains), lambda: fit_on_training_rows(estimator, rows, options, bounds, boosted_fits.fit)
-            )
-
-        fit_to = fits or (lambda estimator, rows, bounds: fit_on_training_rows(estimator, rows, options, bounds))
-
+        warnings = tuple(check_unfitted(given, options.rowsAreNew))
         if isinstance(given, Estimator):
-
-            def fit(rows: Sequence[Source], bounds: Boundaries | None) -> Any:
-                return plain(fit_once(given, rows, bounds, by_spark=rows is sources))
-
-            model = fit(sources, boundaries)
-            return Origin(model, model, fit, False, warnings=warnings)
+            fit, fit_by_spark = _refits(given, plain, options, fits)
+            model = fit_by_spark(sources, boundaries)
+            return Origin(model, model, fit, False, warnings=warnings, fit_by_spark=fit_by_spark)
         model = plain(given)
         if options.rowsAreNew:
             return Origin(given, model, None, True, warnings=warnings)
@@ -114,15 +105,8 @@ class Origin:
             ways = f"pass the unfitted Pipeline, or {OTHER_ROWS}"
             why = f"{model.uid} may have seen the rows, and there is no refit of it that hasn't ({e}): {ways}"
             return Origin(given, model, None, True, why, warnings)
-
-        def refit(rows: Sequence[Source], bounds: Boundaries | None) -> Any:
-            return with_uids_of(form.model, fit_once(form.estimator, rows, bounds, by_spark=False))
-
-        def refit_by_spark() -> Any:
-            return with_uids_of(form.model, fit_once(form.estimator, sources, boundaries, by_spark=True))
-
-        last = refit_by_spark if boosted_fits.grows_here(form.estimator) else None
-        return Origin(given, model, refit, True, warnings=warnings, refit_by_spark=last)
+        fit, fit_by_spark = _refits(form.estimator, partial(with_uids_of, form.model), options, fits)
+        return Origin(given, model, fit, True, warnings=warnings, fit_by_spark=fit_by_spark)
 
     def rival(self, context: ArmContext, explores: ArmContext) -> tuple[bool, str]:
         """Choose the rival that finalists must beat, and give the reason: the fitted pipeline (True), or its refit in
@@ -142,6 +126,46 @@ class Origin:
         found = evidence(context, explores, lambda: fit(context.sources, context.boundaries))
         way = "" if found.shown else "; to compare with its refit, set rowsAreNew=False, or pass the unfitted Pipeline"
         return not found.shown, f"{self.model.uid} {found.words}{way}"
+
+
+def _refits(estimator: Any, adapt: Callable[[Any], Any], options: Options, fits: Fits | None) -> tuple[Fit, Fit]:
+    """`fit` and `fit_by_spark` of an `Origin`. Either fits at most once to the same rows: a fit serves for the test whether they
+    were seen, and may ship.
+
+    Args:
+        adapt: function that makes of a fitted pipeline the one to return.
+        fits: see `Origin.of`.
+    """
+    shared, by_spark = FitResults(), fits or partial(_fit_by_spark, options)
+
+    def fit_by_spark(rows: Sequence[Source], bounds: Boundaries | None) -> Any:
+        key = ("by Spark", *(s.df for s in rows if s.split == TRAIN))
+        return shared.once(key, lambda: adapt(by_spark(estimator, rows, bounds)))
+
+    def fit(rows: Sequence[Source], bounds: Boundaries | None) -> Any:
+        trains = [s.df for s in rows if s.split == TRAIN]
+        if shared.has(("by Spark", *trains)):
+            return fit_by_spark(rows, bounds)
+
+        def make() -> Any:
+            with _scratch(options):
+                model, here = fit_on_training_rows(estimator, rows, options, bounds, in_process_fits.fit)
+            model = adapt(model)
+            return model if here else shared.once(("by Spark", *trains), lambda: model)
+
+        return shared.once(("in this process", *trains), make)
+
+    return (fit if in_process_fits.can_fit(estimator) else fit_by_spark), fit_by_spark
+
+
+def _fit_by_spark(options: Options, estimator: Any, rows: Sequence[Source], bounds: Boundaries | None) -> Any:
+    return fit_on_training_rows(estimator, rows, options, bounds)
+
+
+def _scratch(options: Options) -> AbstractContextManager[None]:
+    """Context in which rows are fetched through a folder that Spark sees."""
+    folder = jvm.shared_folder(options.cacheDir)
+    return nullcontext() if folder is None else jvm.scratch(folder)
 
 
 def check_rows(given: Any, options: Options, sources: Sequence[Source], divided: division.Division) -> int | None:
@@ -213,6 +237,8 @@ def evidence(context: ArmContext, explores: ArmContext, refit: Callable[[], Any]
     count, rows = row_count(context), context.rows[TRAIN]
     if count is not None and count.exceeds(rows):
         return combine_evidence(rows, count=count)
+    if _holds_these_rows(context):
+        return combine_evidence(rows, leaves=True)
     equations = _equations(context)
     if equations is not None:
         return combine_evidence(rows, count=count, equations=equations)
@@ -246,6 +272,36 @@ def row_count(context: ArmContext) -> RowCount | None:
     return None if rows is None else RowCount(float(rows))
 
 
+def _holds_these_rows(context: ArmContext) -> bool:
+    """True if the first of the boosted trees of the last stage was grown from exactly these rows, by the counts and the sums of
+    labels in its leaves.
+    """
+    stage: Any = context.plan.cut.graph.head.stage
+    head = context.plan.cut.graph.head.module
+    if not isinstance(head, Trees) or not head.boosted or stage.getSubsamplingRate() < 1:
+        return False
+    nodes, leaves = head.nodes, int((head.tree == 0).sum())
+    found = torch.zeros(3, leaves, dtype=torch.float64)  # numbers of rows, sums of targets and of their magnitudes
+    with context.open_run(context.plan) as run, torch.no_grad():
+        for batch, label, weight, _ in run.data.batches(TRAIN):
+            used = (weight > 0).nonzero()[:, 0]
+            leaf = head.route(rows_at(_features(run, run.data.values(batch)), used))[:, 0].long()
+            target = (2 * label - 1 if head.classes else label)[used] * weight[used]
+            for total, part in zip(found, (torch.ones_like(target), target, target.abs()), strict=True):
+                total += torch.bincount(leaf, part, leaves)
+    counts, sums, sizes = found
+    same = counts == torch.from_numpy(nodes.rawCount[nodes.leaf][:leaves])
+    apart = (sums - torch.from_numpy(nodes.impurityStats[nodes.leaf][:leaves, 1])).abs()
+    return bool(same.all() and (apart <= EXACT * sizes).all())
+
+
+def _features(run: Run, values: dict[Any, Any]) -> Rows:
+    """The features that the last stage reads, computed from the values of a batch of rows unless they are among them."""
+    head = run.task.cut.graph.head
+    run.network.run(values, [v for v in head.reads[:1] if v not in values])
+    return values[head.reads[0]]
+
+
 def _equations(context: ArmContext) -> float | None:
     """p-value of the test by the optimality equations of a linear last stage (`p_of_equations`); None if it isn't possible, as
     for other last stages.
@@ -260,8 +316,7 @@ def _equations(context: ArmContext) -> float | None:
             for batch, label, weight, _ in run.data.batches(TRAIN):
                 values, used = run.data.values(batch), (weight > 0).nonzero()[:, 0]
                 margin = run.network.margin(values)
-                run.network.run(values, [v for v in head.reads[:1] if v not in values])
-                features = rows_at(values[head.reads[0]], used)
+                features = rows_at(_features(run, values), used)
                 yield LinearRows(features, margin[used], label[used], weight[used])
 
         return p_of_equations(

@@ -27,6 +27,7 @@ from sparkdiff.fine_tuning.task import FitResults
 from sparkdiff.improvement import parallel_tasks
 from sparkdiff.improvement.arm_context import (
     ArmContext,
+    Fit,
     Measurement,
     check_same_rows,
     is_cost_allowed,
@@ -209,7 +210,7 @@ class Proof:
         arms: the arms of the run, which make the finalists again.
         made: finalist's name -> its pipeline from the only fold, if the tested pipelines themselves ship.
         shared: cache of contexts and pipelines.
-        refit_by_spark: see `Origin`.
+        fit_by_spark: see `Origin`.
     """
 
     context: ArmContext
@@ -219,7 +220,7 @@ class Proof:
     arms: Sequence[Arm] = ()
     made: dict[str, Any] = dataclasses.field(default_factory=dict)
     shared: FitResults = dataclasses.field(default_factory=FitResults)
-    refit_by_spark: Callable[[], Any] | None = None
+    fit_by_spark: Fit | None = None
 
     def prove(self, chosen: Sequence[Finalist], phases: Phases, *, early: bool = False) -> list[FinalistResult]:
         """Measure the finalists and their rival in each fold, and decide about each finalist. Folds may run at the same time.
@@ -267,9 +268,10 @@ class Proof:
 
         def make() -> ArmContext:
             rows, boundaries = self.division.proves[k], self.division.boundaries[1]
-            context = refit_on_rows(
-                self.context, rows, boundaries, allTrain=True, fold=k + 2 if self.division.ships else 0
-            )
+            own = self.context
+            if not self.division.ships and self.fit_by_spark is not None:  # what this fold's refit is ships
+                own = dataclasses.replace(own, fit=self.fit_by_spark)
+            context = refit_on_rows(own, rows, boundaries, allTrain=True, fold=k + 2 if self.division.ships else 0)
             check_same_numbers(self.context, context.model, f"fold {k + 2}")
             return context
 
@@ -286,9 +288,10 @@ class Proof:
         """Make a finalist's pipeline from all rows (see `remake`), only at the first call. If accepted, it ships."""
 
         def make() -> Measurement:
-            if finalist.role == REFIT and self.refit_by_spark is not None:
-                return measure(self.whole(), self.refit_by_spark())
-            return remake(self.whole(), finalist.candidate.making, self.arms)
+            whole = self.whole()
+            if finalist.role == REFIT and self.fit_by_spark is not None:
+                return measure(whole, self.fit_by_spark(whole.sources, whole.boundaries))
+            return remake(whole, finalist.candidate.making, self.arms)
 
         return self.shared.once(("ships", finalist.name), make)
 

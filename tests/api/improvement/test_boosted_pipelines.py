@@ -28,7 +28,7 @@ from sparkdiff.jvm import trees
 from sparkdiff.options import Options
 from sparkdiff.proof.division import divide
 from sparkdiff.report import Phases
-from sparkdiff.tuning import boosted_fits
+from sparkdiff.tuning import in_process_fits
 from tests.support.arm_contexts import prepare_context
 from tests.support.small_data import NUMBERS, riders
 
@@ -68,10 +68,11 @@ def few(rows: DataFrame) -> PipelineModel:
     return pipeline(last).fit(rows.where("number < 600"))
 
 
-def test_a_refit_that_ships_is_sparks_own(rows: DataFrame, cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the trees of the folds grow in this process."""
+@pytest.fixture
+def sizes(monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], list[int]]:
+    """Numbers of rows from which trees grew in this process, and in Spark."""
     here, there = list[int](), list[int]()
-    boost, fit = boosted_fits.boost, GBTRegressor._fit
+    boost, fit = in_process_fits.boost, GBTRegressor._fit
 
     def counted_boost(x: Any, *given: Any) -> Any:
         here.append(len(x))
@@ -81,20 +82,65 @@ def test_a_refit_that_ships_is_sparks_own(rows: DataFrame, cache: str, monkeypat
         there.append(df.count())
         return fit(self, df)
 
-    whole = pipeline(GBTRegressor(labelCol="riders", maxIter=3, maxDepth=2, stepSize=0.3, seed=0))
-    old = whole.fit(rows.where("number < 600").withColumn("riders", F.rand(0)))
-    expected = whole.fit(rows)
-    monkeypatch.setattr(boosted_fits, "boost", counted_boost)
+    monkeypatch.setattr(in_process_fits, "boost", counted_boost)
     monkeypatch.setattr(GBTRegressor, "_fit", counted_fit)
-    options = OPTIONS | {"maxServingCost": 1, "rowsAreNew": None, "numFolds": 3}  # so that no other trees ship
-    found = Improver(pipeline=old, labelCol="riders", cacheDir=cache, **options).fit(rows)
+    return here, there
+
+
+Sizes = tuple[list[int], list[int]]
+
+
+def small_trees() -> Pipeline:
+    return pipeline(GBTRegressor(labelCol="riders", maxIter=3, maxDepth=2, stepSize=0.3, seed=0))
+
+
+@pytest.fixture(scope="module")
+def of_noise(rows: DataFrame) -> PipelineModel:
+    return small_trees().fit(rows.where("number < 600").withColumn("riders", F.rand(0)))
+
+
+REFITS = OPTIONS | {"labelCol": "riders", "maxServingCost": 1, "rowsAreNew": None}
+"""Settings with which no other trees ship."""
+
+
+def test_a_refit_that_ships_is_sparks_own(of_noise: PipelineModel, rows: DataFrame, cache: str, sizes: Sizes) -> None:
+    """Also where the trees of the folds grow in this process."""
+    found = Improver(pipeline=of_noise, cacheDir=cache, **REFITS | {"numFolds": 3}).fit(rows)
     [row] = [r for r in found.summary.table if r["name"] == "refitted"]
+    here, there = sizes
     assert row["accepted"] and there == [rows.count()]
     assert len(here) == 4 and max(here) == rows.count()  # three folds, and the test whether rows were seen
-    for stage, other in zip(found.pipelineModel.stages, old.stages, strict=True):
+    for stage, other in zip(found.pipelineModel.stages, of_noise.stages, strict=True):
         assert stage.uid == other.uid
+    expected = small_trees().fit(rows)
     ours, theirs = (np.array(m.transform(rows).select("prediction").collect()) for m in (found.pipelineModel, expected))
     np.testing.assert_allclose(ours, theirs, rtol=1e-9)
+
+
+def test_a_refit_that_was_tested_and_ships_is_sparks_own(
+    of_noise: PipelineModel, rows: DataFrame, cache: str, sizes: Sizes
+) -> None:
+    """With a single held-out part the tested pipelines themselves ship."""
+    found = Improver(pipeline=of_noise, cacheDir=cache, **REFITS | {"numFolds": 0}).fit(rows)
+    here, there = sizes
+    [row] = [r for r in found.summary.table if r["name"] == "refitted"]
+    assert row["accepted"]
+    shipped = trees.read(found.pipelineModel.stages[-1]).rawCount[0]
+    assert there == [shipped] and shipped < rows.count() and here
+
+
+def test_the_rows_of_a_fit_are_recognised_in_the_leaves(rows: DataFrame, cache: str, sizes: Sizes) -> None:
+    """Without a refit of all rows, which chooses other thresholds than Spark where Spark draws rows for that."""
+    here, _ = sizes
+    classes = GBTClassifier(labelCol="rain", maxIter=2, maxDepth=2, seed=0)
+    for label, unfitted in (("riders", small_trees()), ("rain", pipeline(classes))):
+        for fitted, seen in ((rows, True), (rows.where("number > 0"), False)):
+            here.clear()
+            options = REFITS | {"labelCol": label}
+            found = Improver(pipeline=unfitted.fit(fitted), cacheDir=cache, **options).fit(rows)
+            why = found.summary.proof["why"]
+            assert ("in the leaves of its first tree" in why) is seen, why
+            assert (max(here) < rows.count()) is seen
 
 
 @pytest.fixture(scope="module")

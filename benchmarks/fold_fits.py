@@ -1,11 +1,11 @@
 """How much faster are boosted trees fitted for a fold than by Spark, and are they the same?
 
 Rows of numbers and categories, made up, in two partitions that Spark has cached. Each round fits the same GBTRegressor by Spark
-and by `sparkdiff.tuning.boosted_fits`, in turns. The ratio is Spark's median seconds over ours; "differ" is the share of rows on
-which the predictions differ by more than 1e-9: where two splits are equally good, and for 50,000 rows because Spark draws some of
-them to choose the candidate thresholds.
+and by `sparkdiff.tuning.in_process_fits`, in turns. The ratio is Spark's median seconds over ours; "differ" is the share of rows
+on which the predictions differ by more than 1e-9: where two splits are equally good, and for 50,000 rows because Spark draws
+some of them to choose the candidate thresholds.
 
-    SPARK_CONF_DIR=conf python benchmarks/tree_fits.py
+    SPARK_CONF_DIR=conf python benchmarks/fold_fits.py
 """
 
 import statistics
@@ -18,7 +18,7 @@ from pyspark.ml.feature import VectorAssembler
 from pyspark.ml.regression import GBTRegressor
 from pyspark.sql import DataFrame, SparkSession, functions as F
 
-from sparkdiff.tuning import boosted_fits
+from sparkdiff.tuning import in_process_fits
 
 SIZES = ((1_000, 10), (10_000, 30), (50_000, 60))
 ROUNDS = 3
@@ -50,7 +50,7 @@ def main() -> int:
             start = time.perf_counter()
             theirs = estimator.fit(df)
             middle = time.perf_counter()
-            ours = boosted_fits.fit(estimator, df)
+            ours, _ = in_process_fits.fit(estimator, df)
             seconds.append((middle - start, time.perf_counter() - middle))
         outputs = [
             np.array(model.transform(df).select("prediction").toPandas()["prediction"]) for model in (theirs, ours)
