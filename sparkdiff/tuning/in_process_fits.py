@@ -17,8 +17,9 @@ from pyspark.sql.types import NumericType
 
 from sparkdiff import jvm
 from sparkdiff.jvm import trees
+from sparkdiff.jvm.java_objects import schema_after
 from sparkdiff.jvm.nodes import Array
-from sparkdiff.pipeline.column_names import col_by_name
+from sparkdiff.pipeline.column_names import casefolding, col_by_name
 from sparkdiff.pipeline.column_tensors import fetch_columns
 from sparkdiff.stages.inputs import slots_of, values_of
 from sparkdiff.tuning.solvers.boosted_trees import EPSILON, BoostingParams, boost
@@ -96,7 +97,7 @@ def _fetch(stage: Any, rows: DataFrame, width: int) -> tuple[Array, Array, Array
     Raises:
         Exception: Spark's own error, if it refuses the schema of the rows.
     """
-    stage._to_java().transformSchema(rows._jdf.schema())
+    schema_after(stage, rows.schema, casefolding())
     weighted = stage.isSet("weightCol") and stage.getWeightCol() != ""
     names = [stage.getFeaturesCol(), stage.getLabelCol(), *([stage.getWeightCol()] if weighted else [])]
     kinds = {field.name: field.dataType for field in rows.schema.fields}
