@@ -284,6 +284,8 @@ def _holds_these_rows(context: ArmContext) -> bool:
     found = torch.zeros(3, leaves, dtype=torch.float64)  # numbers of rows, sums of targets and of their magnitudes
     with context.open_run(context.plan) as run, torch.no_grad():
         for batch, label, weight, _ in run.data.batches(TRAIN):
+            if label.ndim > 1:  # probabilities of the classes
+                return False
             used = (weight > 0).nonzero()[:, 0]
             leaf = head.route(rows_at(_features(run, run.data.values(batch)), used))[:, 0].long()
             target = (2 * label - 1 if head.classes else label)[used] * weight[used]

@@ -4,12 +4,13 @@ Spark runs a job for each level of each tree, or for each step of an optimizatio
 longer than the sums that the job computes.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from pyspark.ml import Estimator, Pipeline, PipelineModel
-from pyspark.ml.classification import GBTClassifier
+from pyspark.ml.classification import GBTClassifier, LogisticRegression
 from pyspark.ml.linalg import VectorUDT
 from pyspark.ml.regression import GBTRegressor
 from pyspark.sql import DataFrame, functions as F
@@ -21,19 +22,27 @@ from sparkdiff.jvm.java_objects import schema_after
 from sparkdiff.jvm.nodes import Array
 from sparkdiff.pipeline.column_names import casefolding, col_by_name
 from sparkdiff.pipeline.column_tensors import fetch_columns
+from sparkdiff.pipeline.schema import width_in
 from sparkdiff.stages.inputs import slots_of, values_of
+from sparkdiff.tuning.cached_rows import classes_told
 from sparkdiff.tuning.solvers.boosted_trees import EPSILON, BoostingParams, boost
+from sparkdiff.tuning.solvers.logistic_steps import LogisticParams, fit_logistic
 
 MOST_VALUES = 2**24
 """Largest number of feature values that are read into this process."""
 MOST_WORK = 2**26
-"""Largest number of rows times features times trees for which trees grow in this process; beyond it Spark is about as fast."""
+"""Largest number of rows times features times trees of depth 5 for which trees grow in this process; beyond it Spark is about as
+fast.
+"""
 OVERHEAD = 2_000
 """Number of rows that take as long as all else that is done for a feature at each level of a tree."""
+MOST_PRODUCTS = 2**31
+"""Largest number of products of feature values and coefficients in all steps of a logistic regression."""
 MOST_BINS = 2**23
 """Largest number of bins of a feature over all nodes of a level."""
 MOST_MEMORY = 10_240
 """Largest maxMemoryInMB that Spark accepts."""
+BOUNDS = tuple(f"{side}BoundsOn{what}" for side in ("lower", "upper") for what in ("Coefficients", "Intercepts"))
 LARGEST = 1e300
 """Magnitude beyond which sums of values, or of their squares, may overflow."""
 
@@ -42,9 +51,12 @@ def can_fit(estimator: Any) -> bool:
     """True if the last fitted stage of a pipeline, or a single stage, is of a kind and has settings that `fit` supports."""
     stages = _stages(estimator)
     stage: Any = stages[_last_fit(stages)] if stages else None
+    if not jvm.has_constructors():
+        return False
+    if type(stage) is LogisticRegression:
+        return stage.getMaxIter() > 0 and not any(map(stage.isSet, BOUNDS))
     return type(stage) in (GBTRegressor, GBTClassifier) and bool(
-        jvm.has_constructors()
-        and stage.getSubsamplingRate() == 1
+        stage.getSubsamplingRate() == 1
         and stage.getFeatureSubsetStrategy() == "all"
         and not stage.isSet("validationIndicatorCol")
         and stage.getMaxMemoryInMB() <= MOST_MEMORY
@@ -65,8 +77,12 @@ def fit(estimator: Any, rows: DataFrame) -> tuple[Any, bool]:
     last = _last_fit(stages)
     above: Any = Pipeline(stages=stages[:last]).fit(rows)
     ready = above.transform(rows)
-    ours = _fit_trees(stages[last], ready)
-    model = stages[last].fit(ready) if ours is None else ours
+    stage = stages[last]
+    schema_after(stage, ready.schema, casefolding())  # raises Spark's error if Spark refuses the columns
+    ours = None
+    if stage.getFeaturesCol() in ready.columns:  # Spark may find it by another case
+        ours = (_fit_logistic if isinstance(stage, LogisticRegression) else _fit_trees)(stage, ready)
+    model = stage.fit(ready) if ours is None else ours
     whole = PipelineModel([*above.stages, model, *stages[last + 1 :]]) if type(estimator) is Pipeline else model
     return whole, ours is not None
 
@@ -93,11 +109,7 @@ def _levels(rows: DataFrame, features: str) -> list[int] | None:
 def _fetch(stage: Any, rows: DataFrame, width: int) -> tuple[Array, Array, Array] | None:
     """The features (n, width), the labels and the weights of the rows, in an order that doesn't depend on Spark's; None if a
     column is missing or of a type that isn't supported.
-
-    Raises:
-        Exception: Spark's own error, if it refuses the schema of the rows.
     """
-    schema_after(stage, rows.schema, casefolding())
     weighted = stage.isSet("weightCol") and stage.getWeightCol() != ""
     names = [stage.getFeaturesCol(), stage.getLabelCol(), *([stage.getWeightCol()] if weighted else [])]
     kinds = {field.name: field.dataType for field in rows.schema.fields}
@@ -128,7 +140,7 @@ def _fit_trees(stage: Any, rows: DataFrame) -> Any | None:
     if n * len(levels) > MOST_VALUES or (n + OVERHEAD) * len(levels) * levelsOfTrees / 6 > MOST_WORK:
         return None
     found = _fetch(stage, rows, len(levels))
-    if found is None or _is_special(stage, levels, *found):
+    if found is None or _is_special(*found) or _are_special_to_trees(stage, levels, *found):
         return None
     x, label, weight = found
     params = BoostingParams(
@@ -145,17 +157,57 @@ def _fit_trees(stage: Any, rows: DataFrame) -> Any | None:
     return trees.model_with_nodes(stage, nodes, len(levels), treeWeights=treeWeights)
 
 
-def _is_special(stage: Any, levels: Sequence[int], x: Array, label: Array, weight: Array) -> bool:
-    """True if Spark refuses one of these values, leaves rows out, or computes with them something that depends on rounding."""
+def _fit_logistic(stage: Any, rows: DataFrame) -> Any | None:
+    """Fit a LogisticRegression; None if Spark has to do so (see `fit`)."""
+    width, n = width_in(rows.schema[stage.getFeaturesCol()]), rows.count()
+    if not width or n * width > MOST_VALUES:
+        return None
+    found = _fetch(stage, rows, width)
+    if found is None or _is_special(*found):
+        return None
+    x, label, weight = found
+    if np.abs(x).max() > math.sqrt(LARGEST):
+        return None
+    if (label != np.floor(label)).any() or label.min() < 0 or len(np.unique(label)) < 2:
+        return None
+    seen = int(label.max()) + 1
+    classes = classes_told(rows.schema, stage.getLabelCol()) or seen
+    family = stage.getFamily().lower()
+    if classes < seen or (family == "binomial" and classes > 2) or _has_other_thresholds(stage, classes):
+        return None
+    several = family == "multinomial" or classes > 2
+    if n * width * (classes if several else 1) * stage.getMaxIter() > MOST_PRODUCTS:
+        return None
+    params = LogisticParams(
+        stage.getMaxIter(),
+        stage.getRegParam(),
+        stage.getElasticNetParam(),
+        stage.getTol(),
+        stage.getFitIntercept(),
+        stage.getStandardization(),
+    )
+    fitted = fit_logistic(x, label, weight, classes, several, params)
+    weights = {
+        "coefficientMatrix": fitted.coefficients,
+        "interceptVector": fitted.intercepts,
+        "numClasses": classes,
+        "isMultinomial": several,
+    }
+    return jvm.model_with_weights(stage, weights, {"numFeatures": width})
+
+
+def _is_special(x: Array, label: Array, weight: Array) -> bool:
+    """True if Spark refuses one of these values or leaves rows out, or if sums may overflow."""
     with np.errstate(over="ignore", invalid="ignore"):
         sizes = [np.abs(x).max(), (weight * label * label).sum(), weight.sum()]
-    if not all(size < LARGEST for size in sizes) or (weight <= 0).any():  # NaN isn't smaller
-        return True
+    return not all(size < LARGEST for size in sizes) or bool((weight <= 0).any())  # NaN isn't smaller
+
+
+def _are_special_to_trees(stage: Any, levels: Sequence[int], x: Array, label: Array, weight: Array) -> bool:
+    """True if Spark's trees refuse one of these values, or compute with them something that depends on rounding."""
     if isinstance(stage, GBTClassifier) and (_has_other_thresholds(stage, 2) or not np.isin(label, (0, 1)).all()):
         return True
-    if max(levels) > min(stage.getMaxBins(), len(label)):
-        return True
-    if _is_zero_uncertain(x, weight):
+    if max(levels) > min(stage.getMaxBins(), len(label)) or _is_zero_uncertain(x, weight):
         return True
     nominal = [(x[:, j], k) for j, k in enumerate(levels) if k]
     return any((values != np.floor(values)).any() or values.min() < 0 or values.max() >= k for values, k in nominal)

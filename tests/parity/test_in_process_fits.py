@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pyspark.ml import Pipeline
-from pyspark.ml.classification import GBTClassifier
+from pyspark.ml.classification import GBTClassifier, LogisticRegression
 from pyspark.ml.feature import StringIndexer, VectorAssembler
 from pyspark.ml.functions import vector_to_array
 from pyspark.ml.linalg import Vectors
@@ -231,3 +231,64 @@ def test_large_rows_and_unknown_widths_are_left_to_spark(
     monkeypatch.setattr(in_process_fits, "MOST_VALUES", 3 * 60)
     fit(estimator, df)
     assert len(grown) == 1
+
+
+LOGISTIC: list[tuple[Mapping[str, Any], int]] = [
+    ({}, 2),
+    ({"regParam": 0.1, "elasticNetParam": 0.5, "weightCol": "weight"}, 2),
+    ({"family": "multinomial", "fitIntercept": False}, 2),
+    ({"family": "Auto", "regParam": 0.01, "standardization": False}, 3),
+    ({"maxIter": 3, "thresholds": [0.2, 0.3, 0.5]}, 3),
+]
+
+
+@pytest.mark.parametrize("case", range(len(LOGISTIC)))
+def test_a_logistic_regression_is_that_of_sparks_own_fit(case: int, rows: Make, spark: SparkSession) -> None:
+    params, classes = LOGISTIC[case]
+    df = rows(600, (0, 0, 0, 2), seed=case)
+    cuts = np.quantile([row[0] for row in df.select("label").collect()], np.arange(1, classes) / classes)
+    label = sum((F.col("label") > float(cut)).cast("double") for cut in cuts)
+    df, estimator = df.withColumn("label", label), LogisticRegression(**params)
+    (ours, here), theirs = in_process_fits.fit(estimator, df), estimator.fit(df)
+    assert here and in_process_fits.can_fit(estimator)
+    assert (type(ours), ours.uid, ours.numClasses) == (type(theirs), theirs.uid, theirs.numClasses)
+    set_here, set_there = ({p.name: m.getOrDefault(p) for p in m.params if m.isSet(p)} for m in (ours, theirs))
+    assert set_here == set_there
+    np.testing.assert_allclose(outputs(ours, df), outputs(theirs, df), rtol=1e-6, atol=1e-6)
+
+
+def test_what_is_special_to_a_logistic_regression_is_left_to_spark(rows: Make) -> None:
+    x = np.random.default_rng(0).normal(size=(60, 2))
+    two = {"ml_attr": {"type": "nominal", "vals": ["a", "b"]}}
+    for given, params, metadata in (
+        ({"label": np.zeros(60)}, {}, None),
+        ({"label": np.arange(60) % 3}, {"family": "binomial"}, None),
+        ({"label": np.arange(60) % 3}, {}, two),
+        ({"label": np.arange(60) % 3}, {"thresholds": [0.5, 0.5]}, None),
+        ({"label": np.arange(60) % 2 + 0.5}, {}, None),
+        ({"label": np.arange(60) % 2, "weight": -np.ones(60)}, {"weightCol": "weight"}, None),
+        ({"label": np.arange(60) % 2, "x": np.where(x > 2, np.nan, x)}, {}, None),
+        ({"label": np.arange(60) % 2, "x": x * 1e160}, {}, None),
+    ):
+        df = rows(60, (0, 0), **{"x": x} | given)
+        if metadata is not None:
+            df = df.withColumn("label", F.col("label").alias("label", metadata=metadata))
+        estimator = LogisticRegression(**params)
+        try:
+            expected = estimator.fit(df)
+        except Exception as theirs:  # as Spark's versions do
+            with pytest.raises(type(theirs)):
+                fit(estimator, df)
+        else:
+            ours, here = in_process_fits.fit(estimator, df)
+            assert not here
+            assert ours.interceptVector == expected.interceptVector
+
+
+def test_other_settings_of_a_logistic_regression_are_left_to_spark(rows: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    bounded = LogisticRegression(lowerBoundsOnIntercepts=Vectors.dense([0.0]))
+    assert not any(map(in_process_fits.can_fit, (bounded, LogisticRegression(maxIter=0))))
+    estimator, df = LogisticRegression(maxIter=5), rows(60, (0, 0, 0), classes=True)
+    assert in_process_fits.fit(estimator, df)[1]
+    monkeypatch.setattr(in_process_fits, "MOST_PRODUCTS", 60 * 3 * 5 - 1)
+    assert not in_process_fits.fit(estimator, df)[1]
