@@ -2,9 +2,9 @@
 
 Rows of numbers and categories, made up, in two partitions that Spark has cached. Each round fits the same GBTRegressor (20 trees)
 or LogisticRegression (of classes that a plane nearly separates, so that it takes a hundred steps) by Spark and by
-`sparkdiff.tuning.in_process_fits`, in turns. The ratio is Spark's median seconds over ours; "differ" is the share of rows on which
-the predictions or probabilities differ by more than 1e-6: for trees where two splits are equally good, and for 50,000 rows because
-Spark draws some of them to choose the candidate thresholds.
+`sparkdiff.tuning.in_process_fits`, in turns. The ratio is Spark's median seconds over ours; "differ" is the share of rows on
+which the predictions or probabilities differ by more than 1e-6: for trees where two splits are equally good, and for 50,000 rows
+because Spark draws some of them to choose the candidate thresholds.
 
     SPARK_CONF_DIR=conf python benchmarks/fold_fits.py
 """

@@ -26,7 +26,7 @@ from sparkdiff.pipeline.schema import width_in
 from sparkdiff.stages.inputs import slots_of, values_of
 from sparkdiff.tuning.cached_rows import classes_told
 from sparkdiff.tuning.solvers.boosted_trees import EPSILON, BoostingParams, boost
-from sparkdiff.tuning.solvers.logistic_steps import LogisticParams, fit_logistic
+from sparkdiff.tuning.solvers.logistic_steps import LogisticParams, depends_on_order, fit_logistic
 
 MOST_VALUES = 2**24
 """Largest number of feature values that are read into this process."""
@@ -166,7 +166,7 @@ def _fit_logistic(stage: Any, rows: DataFrame) -> Any | None:
     if found is None or _is_special(*found):
         return None
     x, label, weight = found
-    if np.abs(x).max() > math.sqrt(LARGEST):
+    if np.abs(x).max() > math.sqrt(LARGEST) or depends_on_order(x, weight):
         return None
     if (label != np.floor(label)).any() or label.min() < 0 or len(np.unique(label)) < 2:
         return None

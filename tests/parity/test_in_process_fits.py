@@ -269,20 +269,23 @@ def test_what_is_special_to_a_logistic_regression_is_left_to_spark(rows: Make) -
         ({"label": np.arange(60) % 2, "weight": -np.ones(60)}, {"weightCol": "weight"}, None),
         ({"label": np.arange(60) % 2, "x": np.where(x > 2, np.nan, x)}, {}, None),
         ({"label": np.arange(60) % 2, "x": x * 1e160}, {}, None),
+        (
+            {"label": np.arange(60) % 2, "x": x * [1, 0] + [0, 0.1], "weight": np.full(60, 0.3)},
+            {"weightCol": "weight"},
+            None,
+        ),
     ):
         df = rows(60, (0, 0), **{"x": x} | given)
         if metadata is not None:
             df = df.withColumn("label", F.col("label").alias("label", metadata=metadata))
         estimator = LogisticRegression(**params)
         try:
-            expected = estimator.fit(df)
+            estimator.fit(df)
         except Exception as theirs:  # as Spark's versions do
             with pytest.raises(type(theirs)):
                 fit(estimator, df)
         else:
-            ours, here = in_process_fits.fit(estimator, df)
-            assert not here
-            assert ours.interceptVector == expected.interceptVector
+            assert not in_process_fits.fit(estimator, df)[1]
 
 
 def test_other_settings_of_a_logistic_regression_are_left_to_spark(rows: Make, monkeypatch: pytest.MonkeyPatch) -> None:

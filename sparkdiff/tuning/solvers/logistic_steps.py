@@ -1,11 +1,9 @@
 """Logistic regression fitted in the same steps as by Spark, on rows in memory.
 
-Spark runs a job for each step, which on a few thousand rows takes fifty times as long as the sums that it computes. Where classes
-can nearly be separated it stops far from the optimum, so that only the same steps lead to the same model. Sums differ in their
-last bits, as those of Spark's partitions do; where the problem is ill-conditioned, a hundred steps make much of that.
-
-Callers leave to Spark what depends on the order of rows: if they have different weights, it may take a constant column for one
-that varies by 1e-9, and its coefficients, without an intercept also its predictions, are then another's.
+Spark runs a job for each step, which on a few thousand rows takes thirty to fifty times as long as the sums that it computes.
+Where classes can nearly be separated it stops far from the optimum, so that only the same steps lead to the same model. The sums
+differ in their last bits, as Spark's own do from one partitioning to another, and a hundred steps of an ill-conditioned problem
+make that visible: with L2 penalties in the units of the columns, and where rows separate the classes.
 
 Source: LogisticRegression.train, SummarizerBuffer, L2Regularization and the aggregators in org.apache.spark.ml;
 FirstOrderMinimizer, LBFGS, OWLQN, StrongWolfeLineSearch and BacktrackingLineSearch in breeze.optimize.
@@ -253,6 +251,16 @@ def _moments(features: Array, weights: Array) -> tuple[Array, Array]:
     mean, freedom = weights @ features / total, total - weights @ weights / total
     std = np.sqrt(weights @ (features - mean) ** 2 / freedom)
     return mean, np.where((features != features[:1]).any(axis=0) & (freedom > 0), std, 0.0)
+
+
+def depends_on_order(features: Array, weights: Array) -> bool:
+    """Whether Spark may see a constant column vary by 1e-9, depending on which row is the first of its partition.
+
+    Such a column has a large coefficient, and without an intercept the fit fails; here its coefficient is always 0.
+    """
+    features, weights = features[weights > 0], weights[weights > 0, None]
+    values = features[0, (features == features[:1]).all(axis=0)]
+    return bool((weights * values / weights != values).any())
 
 
 def _first_intercepts(counts: Array, multinomial: bool) -> Array:
