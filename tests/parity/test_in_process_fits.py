@@ -270,7 +270,7 @@ def test_what_is_special_to_a_logistic_regression_is_left_to_spark(rows: Make) -
         ({"label": np.arange(60) % 2, "x": np.where(x > 2, np.nan, x)}, {}, None),
         ({"label": np.arange(60) % 2, "x": x * 1e160}, {}, None),
         (
-            {"label": np.arange(60) % 2, "x": x * [1, 0] + [0, 0.1], "weight": np.full(60, 0.3)},
+            {"label": np.arange(60) % 2, "x": x * [1, 0] + [0, 0.1], "weight": np.full(60, 0.7)},
             {"weightCol": "weight"},
             None,
         ),
