@@ -12,6 +12,9 @@ HERE = Path(__file__).parent
 SUPPORT = "tests.support"
 """A plugin, too, and the first: pytest then rewrites its asserts, as `conftest.py` asks, which comes after plugins."""
 
+COMPARES = "tests/parity/versions/test_storage.py::test_zeros_are_stored_as_in_spark"
+"""It compares all ways itself, and reads sparse vectors, which an ONNX file gets as dense ones."""
+
 
 def swept() -> dict[str, dict[str, int]]:
     """By way how often it was taken, and refused for which reason.
@@ -20,7 +23,8 @@ def swept() -> dict[str, dict[str, int]]:
         AssertionError: a test failed.
     """
     plugins = (SUPPORT, f"{SUPPORT}.serving_sweep", "no:cacheprovider")
-    command = [sys.executable, "-m", "pytest", "-q", *(part for name in plugins for part in ("-p", name)), str(HERE)]
+    plugged = [part for name in plugins for part in ("-p", name)]
+    command = [sys.executable, "-m", "pytest", "-q", *plugged, "--deselect", COMPARES, str(HERE)]
     path = os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         command,

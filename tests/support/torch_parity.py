@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 from pyspark.sql import DataFrame
 
 from sparkdiff import TorchTransformer
@@ -16,6 +17,11 @@ def check_same(model: Any, data: DataFrame) -> None:
     pair = (_Given(expected), _Given(found))
     theirs, ours = (values(side, data, expected.columns) for side in pair)
     for name, old, new in zip(expected.columns, theirs, ours, strict=True):
+        # Null and NaN are the same.
+        old = [
+            np.full_like(b, np.nan) if a is None and isinstance(b, np.ndarray) else a
+            for a, b in zip(old, new, strict=True)
+        ]
         assert difference(old, new) <= TOLERANCE, (name, [p for p in zip(old, new, strict=True) if p[0] != p[1]][:3])
 
 
