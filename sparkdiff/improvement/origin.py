@@ -41,6 +41,8 @@ from sparkdiff.tuning import in_process_fits
 
 Fits = Callable[[Any, Sequence[Source], Boundaries | None], Any]
 """(estimator, rows, boundaries of time) -> the model fitted to the training rows among them."""
+FEW = 8
+"""Number of leaves below which their counts and sums may agree by chance, or because samples were drawn so."""
 EXACT = 1e-9
 """Largest relative difference of two sums of the same labels, which Spark adds in another order."""
 
@@ -281,6 +283,8 @@ def _holds_these_rows(context: ArmContext) -> bool:
     if not isinstance(head, Trees) or not head.boosted or stage.getSubsamplingRate() < 1:
         return False
     nodes, leaves = head.nodes, int((head.tree == 0).sum())
+    if leaves < FEW:
+        return False
     found = torch.zeros(3, leaves, dtype=torch.float64)  # numbers of rows, sums of targets and of their magnitudes
     with context.open_run(context.plan) as run, torch.no_grad():
         for batch, label, weight, _ in run.data.batches(TRAIN):

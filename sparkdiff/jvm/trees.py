@@ -156,10 +156,8 @@ def _maker(kind: str) -> Any:
 
 def roots(nodes: Nodes, impurity: str) -> list[Any]:
     """Root of each tree as a Java object, given the impurity of the nodes' statistics ("variance" for a regression)."""
-    kind = class_named(f"[[L{STORE}$NodeData;")
-    trees = mapper().readValue(json.dumps(nodes.records()), kind)
-    build = scala_object(STORE)
-    return [build.buildTreeFromNodes(tree, impurity) for tree in trees]
+    kind, read, build = class_named(f"[L{STORE}$NodeData;"), mapper().readValue, scala_object(STORE).buildTreeFromNodes
+    return [build(read(json.dumps(tree), kind), impurity) for tree in nodes.records()]  # all at once may fill the heap
 
 
 def _uids(count: int, prefix: str = MEMBERS[0][1]) -> list[str]:

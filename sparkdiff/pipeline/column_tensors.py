@@ -87,11 +87,21 @@ def read_plain(folder: Path, rows: int, exact: float = NEVER) -> Iterator[dict[s
 
 
 def fetch_columns(df: DataFrame, names: Sequence[str]) -> list[torch.Tensor]:
-    """Fetch each of these columns as one dense tensor of all rows, with one job; an empty list without rows."""
+    """Fetch each of these columns as one dense tensor of all rows, with one job; an empty list without rows.
+
+    Raises:
+        InputError: the vectors or arrays of a column differ in size.
+    """
     with TemporaryDirectory(prefix=".rows-", dir=jvm.scratch_folder()) as folder:
         write_plain(df, names, Path(folder) / "rows")
         parts = [*read_plain(Path(folder) / "rows", PIECE)]
-    return [torch.cat([dense(part[f"v{i}"]) for part in parts]) for i in range(len(names))] if parts else []
+    found = [[dense(part[f"v{i}"]) for part in parts] for i in range(len(names))]
+    for name, pieces in zip(names, found, strict=True):
+        if len(sizes := {piece.shape[1:] for piece in pieces}) > 1:
+            raise InputError(
+                f"column {name!r} holds vectors of {' and of '.join(str(s[0]) for s in sorted(sizes))} entries"
+            )
+    return [torch.cat(pieces) for pieces in found] if parts else []
 
 
 def from_arrow(column: pa.Array, width: int = 0, exact: float = NEVER) -> Rows:

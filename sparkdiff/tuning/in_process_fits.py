@@ -17,6 +17,7 @@ from pyspark.sql import DataFrame, functions as F
 from pyspark.sql.types import NumericType
 
 from sparkdiff import jvm
+from sparkdiff.errors import InputError
 from sparkdiff.jvm import trees
 from sparkdiff.jvm.java_objects import schema_after
 from sparkdiff.jvm.nodes import Array
@@ -38,6 +39,8 @@ OVERHEAD = 2_000
 """Number of rows that take as long as all else that is done for a feature at each level of a tree."""
 MOST_PRODUCTS = 2**31
 """Largest number of products of feature values and coefficients in all steps of a logistic regression."""
+DEEPEST = 12
+"""Largest maxDepth for which trees grow in this process, because all their nodes are sent to Spark."""
 MOST_BINS = 2**23
 """Largest number of bins of a feature over all nodes of a level."""
 MOST_MEMORY = 10_240
@@ -51,12 +54,15 @@ def can_fit(estimator: Any) -> bool:
     """True if the last fitted stage of a pipeline, or a single stage, is of a kind and has settings that `fit` supports."""
     stages = _stages(estimator)
     stage: Any = stages[_last_fit(stages)] if stages else None
-    if not jvm.has_constructors():
+    if not jvm.has_constructors() or type(stage) not in (LogisticRegression, GBTRegressor, GBTClassifier):
+        return False
+    if stage.getMaxIter() < 1:
         return False
     if type(stage) is LogisticRegression:
-        return stage.getMaxIter() > 0 and not any(map(stage.isSet, BOUNDS))
-    return type(stage) in (GBTRegressor, GBTClassifier) and bool(
+        return not any(map(stage.isSet, BOUNDS))
+    return bool(
         stage.getSubsamplingRate() == 1
+        and stage.getMaxDepth() <= DEEPEST
         and stage.getFeatureSubsetStrategy() == "all"
         and not stage.isSet("validationIndicatorCol")
         and stage.getMaxMemoryInMB() <= MOST_MEMORY
@@ -106,9 +112,9 @@ def _levels(rows: DataFrame, features: str) -> list[int] | None:
     return levels if levels and known else None
 
 
-def _fetch(stage: Any, rows: DataFrame, width: int) -> tuple[Array, Array, Array] | None:
+def _fetch(stage: Any, rows: DataFrame, n: int, width: int) -> tuple[Array, Array, Array] | None:
     """The features (n, width), the labels and the weights of the rows, in an order that doesn't depend on Spark's; None if a
-    column is missing or of a type that isn't supported.
+    column is missing or of a type that isn't supported, or if the rows or their vectors are not as many and as wide as told.
     """
     weighted = stage.isSet("weightCol") and stage.getWeightCol() != ""
     names = [stage.getFeaturesCol(), stage.getLabelCol(), *([stage.getWeightCol()] if weighted else [])]
@@ -123,8 +129,11 @@ def _fetch(stage: Any, rows: DataFrame, width: int) -> tuple[Array, Array, Array
         "label": casts[0].cast("double"),
         "weight": casts[1].cast("double") if weighted else F.lit(1.0),
     }
-    found = fetch_columns(rows.select(*(c.alias(name) for name, c in read.items())), [*read])
-    if not found or found[0].shape[1:] != (width,):
+    try:
+        found = fetch_columns(rows.select(*(c.alias(name) for name, c in read.items())), [*read])
+    except InputError:  # vectors of different widths
+        return None
+    if not found or found[0].shape != (n, width):
         return None
     x, label, weight = (column.numpy() for column in found)
     order = np.lexsort([*x.T, weight, label])  # the last bits of sums depend on it
@@ -139,7 +148,7 @@ def _fit_trees(stage: Any, rows: DataFrame) -> Any | None:
     n, levelsOfTrees = rows.count(), (stage.getMaxDepth() + 1) * stage.getMaxIter()
     if n * len(levels) > MOST_VALUES or (n + OVERHEAD) * len(levels) * levelsOfTrees / 6 > MOST_WORK:
         return None
-    found = _fetch(stage, rows, len(levels))
+    found = _fetch(stage, rows, n, len(levels))
     if found is None or _is_special(*found) or _are_special_to_trees(stage, levels, *found):
         return None
     x, label, weight = found
@@ -162,7 +171,7 @@ def _fit_logistic(stage: Any, rows: DataFrame) -> Any | None:
     width, n = width_in(rows.schema[stage.getFeaturesCol()]), rows.count()
     if not width or n * width > MOST_VALUES:
         return None
-    found = _fetch(stage, rows, width)
+    found = _fetch(stage, rows, n, width)
     if found is None or _is_special(*found):
         return None
     x, label, weight = found

@@ -144,7 +144,8 @@ def test_other_settings_are_left_to_spark(spark: SparkSession) -> None:
         {"subsamplingRate": 0.5},
         {"featureSubsetStrategy": "sqrt"},
         {"validationIndicatorCol": "held"},
-        {"maxDepth": 20},
+        {"maxDepth": in_process_fits.DEEPEST + 1},
+        {"maxIter": 0},
         {"maxDepth": 10, "maxBins": 10_000},
         {"maxMemoryInMB": 20_000},
     ):
@@ -162,6 +163,7 @@ def test_what_spark_refuses_it_refuses_itself(rows: Make, grown: list[Any]) -> N
         (GBTRegressor, {"x": np.where(np.arange(100).reshape(50, 2) == 3, np.inf, 1.0)}, (0, 0)),
         (GBTClassifier, {"label": np.arange(50) % 3}, (0, 0)),
         (GBTRegressor, {"weight": -np.ones(50)}, (0, 0)),
+        (GBTRegressor, {"x": np.where(np.arange(50)[:, None] < 25, np.nan, x)}, (0, 0)),
         (GBTRegressor, {"x": category}, (0, 4)),  # a category that the metadata don't know
         (GBTRegressor, {"x": category}, (0, 40)),  # more categories than maxBins
     ):
@@ -207,6 +209,20 @@ def test_a_schema_that_spark_refuses_is_refused_by_spark(rows: Make, grown: list
 )
 def test_rows_on_which_rounding_decides_are_left_to_spark(given: Any, rows: Make, grown: list[Any]) -> None:
     fit(GBTRegressor(maxIter=2, weightCol="weight"), rows(60, (0, 0), **given))
+    assert not grown
+
+
+def test_vectors_of_other_widths_than_told_are_left_to_spark(rows: Make, spark: SparkSession, grown: list[Any]) -> None:
+    """Each width in a partition of its own."""
+    df = rows(50, (0, 0))
+    told = F.col("features").alias("features", metadata=df.schema["features"].metadata)
+    wide = spark.createDataFrame([(Vectors.dense(1.0, 2.0, 3.0), 1.0, 1.0)] * 9, ["features", "label", "weight"])
+    mixed = df.coalesce(1).union(wide.coalesce(1).select(told, "label", "weight"))
+    estimator = GBTRegressor(maxIter=2)
+    with pytest.raises(Exception) as theirs:  # noqa: PT011
+        estimator.fit(mixed)
+    with pytest.raises(type(theirs.value)):
+        fit(estimator, mixed)
     assert not grown
 
 

@@ -163,13 +163,14 @@ def _grow(features: Sequence[_Feature], target: Array, weights: Array, params: B
             level[i].refused = True
         below: list[_Node] = []
         places = np.full(len(target), -1, np.int64)
+        by_node, ends = rows[np.argsort(own, kind="stable")], np.cumsum(np.bincount(own, minlength=m))
         for i in np.flatnonzero(best > 0):
             j, first, *sums = chosen[i]
             node, feature = level[i], features[j]
             node.gain, node.children = float(best[i]), [_Node(s) for s in sums]
             limit = float(feature.thresholds[first[-1]]) if feature.thresholds is not None else None
             node.split = j, limit if limit is not None else first.astype(float).tolist()
-            here = rows[own == i]
+            here = by_node[ends[i - 1] if i else 0 : ends[i]]
             goes = np.isin(feature.bins[here], first) if limit is None else feature.bins[here] <= first[-1]
             for child, part in zip(node.children, (here[goes], here[~goes]), strict=True):
                 found[part] = _mean(child.stats)

@@ -132,15 +132,20 @@ def test_a_refit_that_was_tested_and_ships_is_sparks_own(
 def test_the_rows_of_a_fit_are_recognised_in_the_leaves(rows: DataFrame, cache: str, sizes: Sizes) -> None:
     """Without a refit of all rows, which chooses other thresholds than Spark where Spark draws rows for that."""
     here, _ = sizes
-    classes = GBTClassifier(labelCol="rain", maxIter=2, maxDepth=2, seed=0)
-    for label, unfitted in (("riders", small_trees()), ("rain", pipeline(classes))):
-        for fitted, seen in ((rows, True), (rows.where("number > 0"), False)):
-            here.clear()
-            options = REFITS | {"labelCol": label}
-            found = Improver(pipeline=unfitted.fit(fitted), cacheDir=cache, **options).fit(rows)
-            why = found.summary.proof["why"]
-            assert ("in the leaves of its first tree" in why) is seen, why
-            assert (max(here) < rows.count()) is seen
+    numbers = pipeline(GBTRegressor(labelCol="riders", maxIter=2, maxDepth=4, seed=0))
+    classes = pipeline(GBTClassifier(labelCol="rain", maxIter=2, maxDepth=4, seed=0))
+    cases = [("riders", numbers, rows, True), ("riders", numbers, rows.where("number > 0"), False)]
+    cases += [
+        ("rain", classes, rows, True),
+        ("riders", small_trees(), rows, False),
+    ]  # of four leaves many rows have the sums
+    for label, unfitted, fitted, seen in cases:
+        here.clear()
+        options = REFITS | {"labelCol": label}
+        found = Improver(pipeline=unfitted.fit(fitted), cacheDir=cache, **options).fit(rows)
+        why = found.summary.proof["why"]
+        assert ("in the leaves of its first tree" in why) is seen, why
+        assert (max(here) < rows.count()) is seen
 
 
 @pytest.fixture(scope="module")
