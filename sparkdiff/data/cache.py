@@ -377,7 +377,7 @@ def _build(request: Request, key: str, folder: Path, data: Path, columns: list[d
         make_room(folder, stores.size(data), request.options.localCacheLimit)
         stores.fetch(data)
     shards = {s: shards_in(folder, data, s, SHARDS) for s in splits.SPLITS}
-    if not any(map(any, shards.values())) and made.frames[0].isEmpty():
+    if not any(map(any, shards.values())) and splits.of_first_source(made.frames[0]).isEmpty():
         raise InputError(NO_ROWS)
     manifest: dict[str, Any] = {
         "format": FORMAT,

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, functions as F
 
 from sparkdiff import jvm
 from sparkdiff.data import splits
@@ -45,9 +45,10 @@ Slices = dict[str, tuple[Any, ...]]
 
 @dataclasses.dataclass(frozen=True)
 class TransformedRows:
-    """The rows of each source after all stages in Spark.
+    """The rows of the sources after all stages in Spark.
 
     Attributes:
+        frames: the rows of each source; those of several sources may be united, see `transformed_frames`.
         values: the values that form slices, by column of `guardCols`.
         read: uids of the first stages, which did not run, because an earlier run has kept the rows after them.
         kept: uids of the first stages after which this run has kept the rows.
@@ -259,28 +260,38 @@ def check_request(request: Request) -> None:
 
 def transformed_frames(request: Request) -> tuple[list[DataFrame], dict[str, tuple[Any, ...]]]:
     """The rows of each source, divided into splits and slices, after all stages in Spark; and the values that form
-    slices, by column.
+    slices, by column. Sources with the same columns are united (`splits.united`), unless a stage may look at several rows.
 
     Raises:
         InputError: Spark failed on the rows.
     """
-    divided, values = _split_rows(request)
+    divided, values = _split_rows(request, unite=not request.cut.custom)
     with jvm.as_input_error(failure_of(request)):
         return [request.cut.transform(df) for df in divided], values
 
 
-def _split_rows(request: Request) -> tuple[list[DataFrame], dict[str, tuple[Any, ...]]]:
+def _split_rows(request: Request, *, unite: bool = False) -> tuple[list[DataFrame], dict[str, tuple[Any, ...]]]:
     """The rows of each source, divided into splits and slices, before any stage; and the values that form slices, by
     column.
+
+    Args:
+        unite: whether to unite sources with the same columns.
     """
     o = request.options
     by = [f"{n}={v!r}" for n in ("validationIndicatorCol", "groupCol", "timeCol", "guardCols") if (v := getattr(o, n))]
     with jvm.as_input_error(f"Spark failed while it split the rows ({', '.join(by) or 'by a hash of all columns'})"):
-        dealt, values = splits.with_slices(splits.with_splits(_numbered(request), o, request.boundaries), o)
+        dealt = splits.with_splits(_numbered(request), o, request.boundaries)
+        if unite and len(dealt) > 1:
+            dealt = splits.united(df.withColumn(splits.SOURCE, F.lit(i)) for i, df in enumerate(dealt))
         if request.keyed:
             # Not the hash used for the split: it skips nulls, and would not see which column of a row is null.
-            keys = [row_hashes(s.data)[0] for s in request.sources]
-            dealt = [df.withColumn(splits.ROW, key) for df, key in zip(dealt, keys, strict=True)]
+            dealt = [
+                df.withColumn(
+                    splits.ROW, row_hashes(df.drop(splits.SPLIT, splits.BLOCK, splits.TIME, splits.SOURCE))[0]
+                )
+                for df in dealt
+            ]
+        dealt, values = splits.with_slices(dealt, o)
         for df in dealt:
             df.schema  # noqa: B018  # Spark Connect analyses nothing until then
         return dealt, values

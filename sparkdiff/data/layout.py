@@ -18,7 +18,7 @@ from pyspark.sql.types import ArrayType, BooleanType, DataType, NumericType, Str
 
 from sparkdiff.data.fingerprint import SHARDS, Request
 from sparkdiff.data.row_hashes import row_hash
-from sparkdiff.data.splits import BLOCK, ROW, SLICE, SPLIT, TIME
+from sparkdiff.data.splits import BLOCK, ROW, SLICE, SPLIT, TIME, of_first_source, united
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.jvm import stores
 from sparkdiff.pipeline.column_names import col_by_name
@@ -30,6 +30,8 @@ from sparkdiff.stages.base import NULL, columns_of as stage_columns
 NO_ROWS = "the data have no rows, or a stage before training drops all: check how they are read and filtered"
 SPARSE_WIDTH, SPARSE_FILL = 128, 0.25
 PIECE_BYTES = 1 << 26
+# Stages that write vectors with as many entries as all that they read.
+KEEP_WIDTH = {"VectorAssembler", "StandardScalerModel", "MinMaxScalerModel", "MaxAbsScalerModel", "RobustScalerModel"}
 SCALAR: dict[str, Any] = {"kind": "scalar", "width": 1}
 OWN = {"label": "float64", "weight": "float64", "block": "int64", "time": "float64", "row": "int64"}
 """Columns of a cache in addition to those of the cut, and their dtypes. `row`, the row's hash, exists only if it is
@@ -73,9 +75,10 @@ def columns_of(
     request: Request, df: DataFrame, slices: dict[str, tuple[Any, ...]], *, told: bool = False
 ) -> list[dict[str, Any]]:
     """Description of each column of the files (name, kind, width, dtype), the columns of the cut first. If there are
-    vectors or arrays, a small job reads their widths from the first rows, unless Spark's VectorAssembler tells them.
+    vectors or arrays, a small job reads their widths from the first rows of the first source, unless `_width_of` knows them.
 
     Args:
+        df: the rows of the first source, and perhaps of others.
         told: whether to trust the width in the metadata of vectors that are too narrow to be stored as sparse; this may
             save the job.
     """
@@ -93,7 +96,7 @@ def columns_of(
             "type": field.dataType.simpleString(),
         }
         if isinstance(field.dataType, (VectorUDT, ArrayType)):
-            width = width_in(field) if told or _is_assembled(request.cut, read, fields) else None
+            width = width_in(field) if told else _width_of(request.cut, read.version, fields)
             if width and width < SPARSE_WIDTH:
                 column |= {"kind": "dense", "width": width}
             else:
@@ -106,7 +109,7 @@ def columns_of(
                 "arrays of numbers"
             )
         out.append(column)
-    found = _widths(df, [(read, field) for _, read, field in vectors])
+    found = _widths(of_first_source(df), [(read, field) for _, read, field in vectors])
     for (column, _, field), (width, fill) in zip(vectors, found, strict=True):
         sparse = isinstance(field.dataType, VectorUDT) and width >= SPARSE_WIDTH and fill < SPARSE_FILL
         column |= {"kind": "sparse" if sparse else "dense", "width": width}
@@ -127,17 +130,24 @@ def columns_of(
     ]
 
 
-def _is_assembled(cut: Cut, read: CutColumn, fields: Mapping[str, StructField]) -> bool:
-    """True if Spark's VectorAssembler writes this column from numbers alone: then the width in its metadata is right.
+def _width_of(cut: Cut, version: Version, fields: Mapping[str, StructField], *, inside: bool = False) -> int | None:
+    """The width of a vector column, by its metadata, or 1 for numbers; None if Spark's own stages do not guarantee it.
 
     Args:
         fields: the fields of the rows, by casefolded name.
+        inside: whether an assembler reads the column, so that some row has no null in it.
     """
-    writer = cut.graph.vertices[read.version[1]] if read.version[1] >= 0 else None
-    if writer is None or writer.custom or writer.stageClass != "VectorAssembler":
-        return False
-    inputs = [fields.get(name) for name, _ in writer.sources]
-    return all(f is not None and isinstance(f.dataType, (NumericType, BooleanType)) for f in inputs)
+    field, writer = fields.get(version[0]), cut.graph.vertices[version[1]] if version[1] >= 0 else None
+    if field is not None and isinstance(field.dataType, (NumericType, BooleanType)):
+        return 1
+    if writer is None or writer.custom:
+        return None
+    widths = [
+        _width_of(cut, source, fields, inside=writer.stageClass == "VectorAssembler") or 0 for source in writer.sources
+    ]
+    # The sum is another if a scaler was fitted to vectors of another width.
+    sure = writer.stageClass in KEEP_WIDTH and all(widths) and sum(widths) == width_in(field)
+    return width_in(field) if sure or (inside and writer.stageClass == "OneHotEncoderModel") else None
 
 
 def names_of(cut: Cut, columns: Sequence[Mapping[str, Any]]) -> dict[Version, str]:
@@ -256,7 +266,7 @@ def rows_with_hash(request: Request, frames: list[DataFrame], columns: list[dict
     """
     slices = [f"slice{i}" for i in range(len(request.options.guardCols))]
     nulls = [c["name"] for c in columns if c.get("dtype") == "bool"]
-    union = functools.reduce(DataFrame.unionByName, (_as_stored(request, df, columns) for df in frames))
+    union = functools.reduce(DataFrame.unionByName, (_as_stored(request, df, columns) for df in united(frames)))
     # The hash leaves out the slices, because another guardCol must not change the order of rows and thereby training;
     # the null flags, which add nothing, because a null hashes differently from NaN; and the hash of the source row.
     return union.withColumn("hash", row_hash(union.drop(*slices, *nulls, "row")))

@@ -109,6 +109,7 @@ TRAIN, VALIDATION, TEST, REFERENCE = SPLITS = ("train", "validation", "test", "r
 SPLIT, BLOCK, TIME = "__sparkdiff_split", "__sparkdiff_block", "__sparkdiff_time"
 ROW = "__sparkdiff_row"
 """The column with the hash of a row, by which the same row is found in the caches of different pipelines."""
+SOURCE = "__sparkdiff_source"  # the column with the position of a row's source, if several sources are united
 SLICE = "__sparkdiff_slice"  # and the position in guardCols
 MAX_SLICES = 50  # values of a guardCol
 RULE = (
@@ -194,7 +195,9 @@ def check_names(names: Iterable[str]) -> None:
     """
     casefold = casefolding()
     for name in names:
-        if casefold(name) in (SPLIT, BLOCK, TIME, ROW, COPY, HASH) or re.fullmatch(rf"{SLICE}\d+", casefold(name)):
+        if casefold(name) in (SPLIT, BLOCK, TIME, ROW, SOURCE, COPY, HASH) or re.fullmatch(
+            rf"{SLICE}\d+", casefold(name)
+        ):
             raise InputError(
                 f"the data or a stage have a column {name!r}, a name that sparkdiff reserves for its own "
                 "columns: rename it"
@@ -273,6 +276,16 @@ def with_splits(sources: Sequence[Source], options: Options, boundaries: Boundar
             split = F.when(below(unit, options.validationFraction, "split"), VALIDATION).otherwise(TRAIN)
         out.append(df.withColumns({SPLIT: split, BLOCK: block, TIME: time}).drop(COPY))
     return out
+
+
+def united(frames: Iterable[DataFrame]) -> list[DataFrame]:
+    """The frames, of which adjacent ones with the same columns become one, so that Spark plans only once what follows."""
+    return [functools.reduce(DataFrame.union, alike) for _, alike in itertools.groupby(frames, lambda df: df.schema)]
+
+
+def of_first_source(df: DataFrame) -> DataFrame:
+    """The rows of the first source, if several sources are united; else all rows."""
+    return df.where(F.col(SOURCE) == 0) if SOURCE in df.columns else df
 
 
 def held_out_first(sources: Sequence[Source], options: Options) -> DataFrame:
@@ -398,10 +411,12 @@ def training_rows(sources: Sequence[Source], options: Options, boundaries: Bound
     sources = [source for source in sources if source.split != REFERENCE]
     for source in sources:
         check_columns(source.data, options)
-    dealt = with_splits(sources, options, boundaries)
-    return functools.reduce(
-        DataFrame.unionByName, (df.where(df[SPLIT] == TRAIN).drop(SPLIT, BLOCK, TIME) for df in dealt)
-    )
+    train = [source.data for source in sources if source.split == TRAIN]
+    if not train or not all(source.split and source.numbered for source in sources):
+        train = [
+            df.where(df[SPLIT] == TRAIN).drop(SPLIT, BLOCK, TIME) for df in with_splits(sources, options, boundaries)
+        ]
+    return functools.reduce(DataFrame.unionByName, train)
 
 
 def fit_on_training_rows(

@@ -1,5 +1,6 @@
 """The cache: what rebuilds it and what doesn't, what lies in it, and what happens to a damaged one."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -19,7 +20,16 @@ import pytest
 import torch
 from pyspark.ml import Pipeline, PipelineModel, Transformer
 from pyspark.ml.classification import LogisticRegression
-from pyspark.ml.feature import HashingTF, OneHotEncoder, SQLTransformer, StringIndexer, Tokenizer, VectorAssembler
+from pyspark.ml.feature import (
+    HashingTF,
+    MinMaxScaler,
+    OneHotEncoder,
+    SQLTransformer,
+    StandardScaler,
+    StringIndexer,
+    Tokenizer,
+    VectorAssembler,
+)
 from pyspark.ml.functions import array_to_vector
 from pyspark.ml.linalg import Vectors
 from pyspark.ml.regression import LinearRegression
@@ -30,15 +40,16 @@ from torch.utils._pytree import tree_leaves
 
 from sparkdiff import InputError
 from sparkdiff.cli import steps
-from sparkdiff.data import cache as caches
+from sparkdiff.data import cache as caches, frames, layout, splits
 from sparkdiff.data.cache import Cache, DamagedCache
-from sparkdiff.data.fingerprint import source_facts
+from sparkdiff.data.fingerprint import Request, source_facts
 from sparkdiff.data.frames import TransformedRows
 from sparkdiff.data.splits import Source
 from sparkdiff.data.stream import Stream
 from sparkdiff.options import Options
+from sparkdiff.pipeline.schema import width_in
 from sparkdiff.tensors.rows import SparseRows
-from tests.support.small_data import HAS_PETASTORM, NUMBERS, cached, fingerprint_of, tune
+from tests.support.small_data import HAS_PETASTORM, NUMBERS, cached, fingerprint_of, requested, tune
 
 Write = Callable[..., DataFrame]
 
@@ -589,6 +600,154 @@ def test_test_rows_are_cached_as_such(df: DataFrame, numeric: PipelineModel, fol
     given = [Source(df.where("number < 1000"), "train"), Source(df.where("number >= 1000"), "validation")]
     cache = cached(numeric, given, folder)
     assert (cache.rows("train"), cache.rows("validation"), cache.rows("test")) == (1000, 500, 0)
+
+
+# Several sources ------------------------------------------------------------------------------------------------------
+
+
+def halves(df: DataFrame, change: Callable[[DataFrame], DataFrame] = lambda rows: rows) -> list[Source]:
+    return [Source(df.where("number < 1000")), Source(change(df.where("number >= 1000")), "test")]
+
+
+def planned(
+    model: PipelineModel, sources: list[Source], folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any
+) -> tuple[Cache, int]:
+    """A cache, with the same files as one for which Spark plans each source alone; and the number of DataFrames that it plans."""
+    numbers, transformed = list[int](), frames.transformed_frames
+
+    def counted(request: Request) -> tuple[list[DataFrame], dict[str, Any]]:
+        found = transformed(request)
+        numbers.append(len(found[0]))
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(frames, "transformed_frames", counted)
+        cache = cached(model, sources, folder, **options)
+        for module in (splits, layout):
+            patch.setattr(module, "united", list)
+        alone = cached(model, sources, folder / "alone", **options)
+    assert numbers[1] == len(sources)
+    assert contents(cache) == contents(alone)
+    assert cache.manifest["columns"] == alone.manifest["columns"]
+    return cache, numbers[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "number"),
+    [
+        (lambda rows: rows, 1),
+        (lambda rows: rows.union(rows.where("wind > 0")), 1),  # with equal rows, which are numbered
+        (lambda rows: rows.select(*reversed(rows.columns)), 2),
+        (lambda rows: rows.withColumn("more", F.lit(1)), 2),
+        (lambda rows: rows.withColumn("wind", F.col("wind").cast("float")), 2),
+        (lambda rows: rows.withColumn("wind", F.coalesce("wind", F.lit(0.0))), 2),  # never null
+        (lambda rows: rows.withColumn("wind", F.col("wind").alias("wind", metadata={"unit": "m/s"})), 2),
+    ],
+)
+def test_sources_with_the_same_columns_are_planned_once(
+    df: DataFrame,
+    numeric: PipelineModel,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[DataFrame], DataFrame],
+    number: int,
+) -> None:
+    options = {"reference": ["StandardScalerModel"], "guardCols": ["hour"]}
+    assert planned(numeric, halves(df, change), folder, monkeypatch, **options)[1] == number
+
+
+def test_a_third_source_may_have_other_columns(
+    df: DataFrame, numeric: PipelineModel, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = df.where("wind > 0").withColumn("more", F.lit(1))
+    sources = [Source(df, "train"), Source(df.where("number < 700"), "validation"), Source(more, "reference")]
+    cache, number = planned(numeric, sources, folder, monkeypatch, timeCol="when")
+    assert number == 2
+    assert {s: cache.rows(s) for s in cache.splits} == {"train": 1500, "validation": 700, "reference": more.count()}
+
+
+def test_metadata_of_the_rows_stay(df: DataFrame, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = VectorAssembler(inputCols=NUMBERS, outputCol="x").transform(df)
+    fitted = LinearRegression(featuresCol="x", labelCol="riders", maxIter=1).fit(rows)
+    cache, number = planned(fitted, halves(rows), folder, monkeypatch)
+    assert number == 1
+    assert cache.manifest["columns"][0]["metadata"] == rows.schema["x"].metadata != {}
+
+
+def test_each_row_is_dropped_for_itself(df: DataFrame, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = with_nulls(df)
+    assembler = VectorAssembler(inputCols=NUMBERS, outputCol="x", handleInvalid="skip")
+    fitted = Pipeline(stages=[assembler, LinearRegression(featuresCol="x", labelCol="riders", maxIter=1)]).fit(df)
+    cache, number = planned(fitted, halves(rows), folder, monkeypatch)
+    assert number == 1
+    assert (cache.rows("train") + cache.rows("validation"), cache.rows("test")) == (800, 400)
+
+
+@pytest.mark.parametrize("value", ["avg(number) OVER ()", "rand(1)", "monotonically_increasing_id()"])
+def test_sql_sees_the_rows_of_one_source(
+    df: DataFrame, folder: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    stages = [
+        SQLTransformer(statement=f"SELECT *, {value} AS mean FROM __THIS__"),
+        VectorAssembler(inputCols=["mean", *NUMBERS], outputCol="x"),
+        LinearRegression(featuresCol="x", labelCol="riders", maxIter=1),
+    ]
+    cache, number = planned(Pipeline(stages=stages).fit(df), halves(df), folder, monkeypatch)
+    assert number == 2
+    if "avg" in value:
+        assert set(column(cache, "c0", "train", "validation")[:, 0].tolist()) == {499.5}
+        assert set(column(cache, "c0", "test")[:, 0].tolist()) == {1249.5}
+
+
+def test_the_first_source_decides_how_vectors_are_stored(
+    spark: SparkSession, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = [(Vectors.dense([float(i + 1)] * 200), float(i)) for i in range(60)]
+    rows = spark.createDataFrame([*full, *((Vectors.sparse(200, {i: 1.0}), i + 0.5) for i in range(60))], ["x", "y"])
+    parts = rows.where("y = floor(y)"), rows.where("y <> floor(y)")
+    fitted = LinearRegression(featuresCol="x", labelCol="y", maxIter=1).fit(rows)
+    for first, other, kind in ((*parts, "dense"), (*reversed(parts), "sparse")):
+        sources = [Source(first, "train"), Source(other, "validation")]
+        cache, number = planned(fitted, sources, folder / kind, monkeypatch)
+        assert number == 1
+        assert cache.manifest["columns"][0]["kind"] == kind
+
+
+def test_the_first_source_may_have_no_rows(text_model: PipelineModel, texts: DataFrame, folder: Path) -> None:
+    with pytest.raises(InputError, match="the data have no rows"):
+        cached(text_model, [Source(texts.where("false"), "train"), Source(texts, "validation")], folder)
+
+
+# Widths ---------------------------------------------------------------------------------------------------------------
+
+
+def test_scaled_and_encoded_vectors_have_a_known_width(df: DataFrame, folder: Path, jobs: Callable[[], int]) -> None:
+    stages = [
+        StringIndexer(inputCol="hour", outputCol="index"),
+        OneHotEncoder(inputCol="index", outputCol="onehot"),
+        VectorAssembler(inputCols=["onehot", *NUMBERS], outputCol="assembled"),
+        StandardScaler(inputCol="assembled", outputCol="scaled"),
+        MinMaxScaler(inputCol="scaled", outputCol="x"),
+        LinearRegression(featuresCol="x", labelCol="riders", maxIter=1),
+    ]
+    fitted, took = Pipeline(stages=stages).fit(df), list[int]()
+    for stage in ("StringIndexerModel", "MinMaxScalerModel"):  # the cache has scalars, or vectors
+        options = {"cacheDir": str(folder), "reference": [stage]}
+        request = requested(fitted, [Source(df, "train"), Source(df, "validation")], options)
+        jobs()
+        cache = caches.open_cache(dataclasses.replace(request, lasting=False))  # no stages are saved for a fingerprint
+        took.append(jobs())
+    assert [c["width"] for c in cache.manifest["columns"] if c["column"] == "x"] == [8]
+    assert took[0] == took[1]
+
+
+def test_a_scaler_of_other_vectors_tells_no_width(df: DataFrame, folder: Path) -> None:
+    wide, narrow = (VectorAssembler(inputCols=NUMBERS[:n], outputCol="assembled") for n in (4, 3))
+    scaler = StandardScaler(inputCol="assembled", outputCol="x", withMean=False).fit(wide.transform(df))
+    assert width_in(scaler.transform(narrow.transform(df)).schema["x"]) == 4
+    head = LinearRegression(featuresCol="x", labelCol="riders", maxIter=1).fit(scaler.transform(narrow.transform(df)))
+    cache = cached(PipelineModel([narrow, scaler, head]), df, folder, reference=["StandardScalerModel"])
+    assert [c["width"] for c in cache.manifest["columns"] if c["column"] == "x"] == [3]
 
 
 # Null and NaN ---------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Equal rows: each falls on a side, and into a block and a fold, by a coin of its own, whatever its label."""
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -207,3 +208,15 @@ def test_a_fold_has_few_partitions_whatever_a_shuffle_has(spark: SparkSession) -
         train.unpersist()
     finally:
         spark.conf.set("spark.sql.shuffle.partitions", str(was))
+
+
+def test_the_training_rows_of_a_fold_keep_their_order_and_places(spark: SparkSession) -> None:
+    rows, o = (
+        spark.range(300).selectExpr("cast(id % 100 as double) x", "cast(id % 2 as double) label"),
+        Options(numFolds=5),
+    )
+    for sources in (in_five(rows).explores, *in_five(rows).proves, inner(in_five(rows).proves[0], o)):
+        dealt = [df.where(df[SPLIT] == "train").select("x", "label") for df in with_splits(sources, o)]
+        found, expected = training_rows(sources, o), functools.reduce(DataFrame.union, dealt)
+        assert found.columns == ["x", "label"]
+        assert found.rdd.glom().collect() == expected.rdd.glom().collect()

@@ -22,7 +22,7 @@ from sparkdiff import InputError
 from sparkdiff.data import blocks, splits
 from sparkdiff.data.fingerprint import Request, content, fingerprint
 from sparkdiff.data.row_hashes import COPY, row_hash
-from sparkdiff.data.splits import BLOCK, SPLIT, TIME, Boundaries, Source, find_boundaries, with_splits
+from sparkdiff.data.splits import BLOCK, SOURCE, SPLIT, TIME, Boundaries, Source, find_boundaries, with_splits
 from sparkdiff.estimators import fine_tuner
 from sparkdiff.evaluation import guard
 from sparkdiff.fine_tuning.fine_tuning_run import fine_tune
@@ -483,7 +483,7 @@ def test_a_variant_counts_in_the_hash(spark: SparkSession) -> None:
 
 
 def test_no_column_is_overwritten(df: DataFrame, numeric: PipelineModel, folder: Path) -> None:
-    for name in (SPLIT, BLOCK.upper(), TIME, COPY, "__sparkdiff_slice0"):
+    for name in (SPLIT, BLOCK.upper(), TIME, COPY, SOURCE, "__sparkdiff_slice0"):
         with pytest.raises(InputError, match=f"column '{name}', a name that sparkdiff reserves .* rename it"):
             tune(numeric, df.withColumn(name, F.lit("mine")), folder)
     assembler, scaler, *rest = numeric.stages
