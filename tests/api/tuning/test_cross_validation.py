@@ -534,8 +534,8 @@ def test_a_fold_that_is_trained_on_one_class_is_named(rows: DataFrame, label: st
     words = rf"fold 1 is trained on rows of one class, {label}={value}.*: take fewer folds, or spread the classes"
     with pytest.raises(InputError, match=words):
         sparkdiff.CrossValidator(**given).fit(data)
-    judge = BinaryClassificationEvaluator(labelCol="rain", rawPredictionCol="nowhere")
-    with pytest.raises(SparkError, match="nowhere"):
+    judge = BinaryClassificationEvaluator(labelCol="rain", rawPredictionCol="word")  # a text
+    with pytest.raises(SparkError, match="word"):
         sparkdiff.CrossValidator(**given | {"evaluator": judge}).fit(every)
 
 
