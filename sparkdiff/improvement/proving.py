@@ -174,7 +174,7 @@ def remake(context: ArmContext, making: CandidateRecipe, arms: Sequence[Arm]) ->
     model = arm.make(context, making.settings)
     if making.recipe is not None:
         return train_again(context, model, making.recipe, making.epochs, f"again-{making.key}")
-    return context.start if model is context.model else measure(context, model)
+    return measure(context, model)
 
 
 def smallest_gain(context: ArmContext, candidate: Candidate, division: Division) -> float:

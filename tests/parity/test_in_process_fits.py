@@ -65,6 +65,13 @@ def fit(estimator: Any, rows: DataFrame) -> Any:
     return in_process_fits.fit(estimator, rows)[0]
 
 
+def check_refused_alike(estimator: Any, rows: DataFrame) -> None:
+    with pytest.raises(Exception) as theirs:  # noqa: PT011
+        estimator.fit(rows)
+    with pytest.raises(type(theirs.value)):
+        fit(estimator, rows)
+
+
 def outputs(model: Any, rows: DataFrame) -> np.ndarray[Any, Any]:
     out = model.transform(rows)
     raw = [c for c in ("rawPrediction", "probability") if c in out.columns]
@@ -168,10 +175,7 @@ def test_what_spark_refuses_it_refuses_itself(rows: Make, grown: list[Any]) -> N
         (GBTRegressor, {"x": category}, (0, 40)),  # more categories than maxBins
     ):
         estimator, df = kind(maxIter=2, weightCol="weight"), rows(50, levels, **given)
-        with pytest.raises(Exception) as theirs:  # noqa: PT011
-            estimator.fit(df)
-        with pytest.raises(type(theirs.value)):
-            fit(estimator, df)
+        check_refused_alike(estimator, df)
     assert not grown
 
 
@@ -218,11 +222,7 @@ def test_vectors_of_other_widths_than_told_are_left_to_spark(rows: Make, spark: 
     told = F.col("features").alias("features", metadata=df.schema["features"].metadata)
     wide = spark.createDataFrame([(Vectors.dense(1.0, 2.0, 3.0), 1.0, 1.0)] * 9, ["features", "label", "weight"])
     mixed = df.coalesce(1).union(wide.coalesce(1).select(told, "label", "weight"))
-    estimator = GBTRegressor(maxIter=2)
-    with pytest.raises(Exception) as theirs:  # noqa: PT011
-        estimator.fit(mixed)
-    with pytest.raises(type(theirs.value)):
-        fit(estimator, mixed)
+    check_refused_alike(GBTRegressor(maxIter=2), mixed)
     assert not grown
 
 

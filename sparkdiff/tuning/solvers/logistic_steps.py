@@ -39,7 +39,7 @@ class LogisticParams:
 
 @dataclass(frozen=True)
 class LogisticFit:
-    """What a LogisticRegressionModel and its summary hold.
+    """Weights of a LogisticRegressionModel, and the history of its summary.
 
     Attributes:
         coefficients: (classes, d), of the binomial family (1, d).
@@ -134,7 +134,7 @@ def _direction(pairs: Pairs, gradient: Array) -> Array:
 
 
 def _lowest(left: _Point, right: _Point) -> float:
-    """Where the cubic through two points is lowest, but no nearer to either than a tenth of their distance."""
+    """Position where the cubic through two points is lowest, but no nearer to either than a tenth of their distance."""
     width = right.t - left.t
     bend = left.slope + right.slope - 3 * (left.total - right.total) / (left.t - right.t)
     root = np.sqrt(bend * bend - left.slope * right.slope)
@@ -254,7 +254,7 @@ def _moments(features: Array, weights: Array) -> tuple[Array, Array]:
 
 
 def depends_on_order(features: Array, weights: Array) -> bool:
-    """Whether Spark may see a constant column vary by 1e-9, depending on which row is the first of its partition.
+    """True if Spark may see a constant column vary by 1e-9, depending on which row is the first of its partition.
 
     Such a column has a large coefficient, and without an intercept the fit fails; here its coefficient is always 0.
     """

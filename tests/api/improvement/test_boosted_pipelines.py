@@ -18,7 +18,7 @@ from sparkdiff import Improver, ImproverModel, InputError
 from sparkdiff.data.splits import TRAIN, VALIDATION, Source
 from sparkdiff.growth import boosters
 from sparkdiff.improvement import proving
-from sparkdiff.improvement.arm_context import ArmContext
+from sparkdiff.improvement.arm_context import ArmContext, measure
 from sparkdiff.improvement.arms import boosting
 from sparkdiff.improvement.arms.growing import IMPORT
 from sparkdiff.improvement.budget import Account, Budget, Limit
@@ -200,6 +200,12 @@ def explores(rows: DataFrame, cache: str) -> Explores:
         return prepare_context(model, train, held, settings, cacheDir=cache, recipe="fast", maxEpochs=3)
 
     return explored
+
+
+def test_the_original_is_not_measured_again(few: PipelineModel, explores: Explores) -> None:
+    """A plain refit, whose measurement is known, costs nothing where it ships."""
+    context = explores(few)
+    assert measure(context, context.model) is context.start
 
 
 @pytest.mark.nightly
