@@ -239,7 +239,7 @@ def evidence(context: ArmContext, explores: ArmContext, refit: Callable[[], Any]
     count, rows = row_count(context), context.rows[TRAIN]
     if count is not None and count.exceeds(rows):
         return combine_evidence(rows, count=count)
-    if _holds_these_rows(context):
+    if count is not None and count.rows == rows and _holds_these_rows(context):
         return combine_evidence(rows, leaves=True)
     equations = _equations(context)
     if equations is not None:
