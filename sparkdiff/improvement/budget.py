@@ -104,7 +104,7 @@ class Account:
         return self._clock() - self._begun
 
     def balance(self) -> float:
-        """Seconds left for arms, after reserving the time to prove the best candidate so far; or passes left."""
+        """Seconds left for arms, after reserving the time to prove the best candidate noted so far; or passes left."""
         if self.budget.seconds is not None:
             best = FIRST_GUESS * self.fold if self._best is None else self._best
             late = self._late() - self._proof(best, min(self.folds, LEAST_FOLDS))
@@ -140,7 +140,7 @@ class Account:
         self.note_fit(self._clock() - since)
 
     def note_best(self, seconds: float) -> None:
-        """Record the seconds that it takes to make and measure the best candidate so far."""
+        """Record the seconds that it takes to make and measure the best candidate so far that there is time to prove."""
         self._best = seconds
 
     def _late(self) -> float:
@@ -168,6 +168,29 @@ class Account:
         alone = ALONE if self._lanes > 1 else 1.0
         return together + alone * min(rest, 1.0) + (1 - alone) * min(max(rest - 1.0, 0.0), 1.0)
 
+    def provable_seconds(self, ready: int) -> float:
+        """Largest time to make and measure a candidate for which there is still time to prove it; infinite if passes are counted.
+
+        Args:
+            ready: see `buy_folds`.
+        """
+        if self.budget.seconds is None:
+            return math.inf
+        least = min(self.folds, LEAST_FOLDS)
+        return (self._late() - self._proof(0.0, least, ready + self._begun_part())) / self._times(least + 1)
+
+    def provable_step(self) -> float:
+        """Largest time of a step whose result there is time to prove, if it takes as long to make it again; infinite if passes
+        are counted."""
+        if self.budget.seconds is None:
+            return math.inf
+        again = self._times(min(self.folds, LEAST_FOLDS) + 1) if self.folds else 0.0
+        return (self._late() - again * self.fold) / (1 + again)
+
+    def _begun_part(self) -> float:
+        """Finished part of the fold that is being fitted; 0 if none is."""
+        return 0.0 if self._since is None else min((self._clock() - self._since) / max(self.fold, 1e-9), 1.0)
+
     def buy_folds(self, seconds: Sequence[float], ready: int = 0) -> list[tuple[int, float]]:
         """Choose for each finalist the number of folds on which it is proven, within the time left; 0 if there is no time for it.
         Each number comes with the seconds by which the time left was too short for this number of folds; 0.0 if it was not.
@@ -182,15 +205,15 @@ class Account:
         if self.budget.seconds is None:
             return [(self.folds, 0.0)] * len(seconds)
         out, most, left = list[tuple[int, float]](), 0, self.budget.seconds - self.now()
-        begun = 0.0 if self._since is None else min((self._clock() - self._since) / max(self.fold, 1e-9), 1.0)
+        done = ready + self._begun_part()
         for each in seconds:
             if most:
                 cost = (self._times(most) + 1) * each
                 # `cost` is 0 for the plain refit, which is made anyway.
                 number = most if cost <= max(left, 0.0) else 0
             else:
-                number = self._affordable(each, ready + begun)
-                cost = self._proof(each, number, ready + begun)
+                number = self._affordable(each, done)
+                cost = self._proof(each, number, done)
                 number = number if cost <= self._late() else 0
                 most = number
             out.append((number, 0.0 if number else cost - left))
@@ -219,9 +242,7 @@ class Account:
         """
         if self.budget.seconds is not None:
             left, share, most = self.balance(), min(lanes * share, 1.0), min(lanes * most, 1.0)
-            again = self._times(min(self.folds, LEAST_FOLDS) + 1) if self.folds else 0.0
-            provable = (self._late() - again * self.fold) / (1 + again)  # what takes all the time could never be proven
-            return Limit(max(min(share * left, provable), 1.0), None, max(most * left, LEAST_SECONDS))
+            return Limit(max(min(share * left, self.provable_step()), 1.0), None, max(most * left, LEAST_SECONDS))
         if self.budget.passes == math.inf:
             return Limit(None, None)
         granted = share * self.balance()

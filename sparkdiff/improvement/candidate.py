@@ -3,6 +3,7 @@ which each was made and its figures on the exploring rows."""
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -136,9 +137,13 @@ def candidates_of(steps: Sequence[Step]) -> list[Candidate]:
     return [candidate for step in steps for candidate in step.candidates]
 
 
-def best_of(context: ArmContext, steps: Sequence[Step]) -> Candidate | None:
-    """The candidate with the largest gain among those that `maxServingCost` allows; None if no candidate gains."""
-    found = [c for c in candidates_of(steps) if is_cost_allowed(context, c.found.cost)]
+def best_of(context: ArmContext, steps: Sequence[Step], seconds: float = math.inf) -> Candidate | None:
+    """The candidate with the largest gain among those that `maxServingCost` allows; None if no candidate gains.
+
+    Args:
+        seconds: largest time to make and measure the candidate again.
+    """
+    found = [c for c in candidates_of(steps) if is_cost_allowed(context, c.found.cost) and c.seconds <= seconds]
     best = max(found, key=lambda c: share(context, c), default=None)
     return best if best is not None and share(context, best) > 0 else None
 
@@ -165,6 +170,7 @@ class Arm:
         run: (context, number of the step, limit, all earlier steps of all arms) -> the result of the step.
         make: (context, settings of a `CandidateRecipe`) -> the pipeline, made again from the training rows of the context.
         fits: shortest time of the first step, as a multiple of the time to fit and measure the pipeline.
+        repeats: True if making its candidate again takes about as long as the step that found it.
         alone: True for the only arm of a run; then an error or Ctrl-C in a step ends the run.
     """
 
@@ -175,4 +181,5 @@ class Arm:
     run: Callable[[ArmContext, int, Limit, Sequence[Step]], Step]
     make: Callable[[ArmContext, Mapping[str, Any]], Any]
     fits: float = 0.0
+    repeats: bool = False
     alone: bool = False

@@ -265,19 +265,23 @@ def _proven(
     if origin.refused:
         return Decision((), (), {})
     division = proof.division
-    chosen = proving.finalists(explores, explored.raced.steps, small=proof.context.rows[TRAIN] < proving.SMALL)
+    against, why = _rival(proof, origin)
+    chosen = proving.finalists(
+        explores,
+        explored.raced.steps,
+        small=proof.context.rows[TRAIN] < proving.SMALL,
+        seconds=proof.log.read_or_make("provable", lambda: account.provable_seconds(proof.ready())),
+    )
     if not origin.was_fitted:
         chosen = [f for f in chosen if f.role != proving.REFIT]
-    against, why = _rival(proof, origin)
     seconds = [f.candidate.seconds for f in chosen]
     bought: list[tuple[int, float]] = proof.log.read_or_make("folds", lambda: account.buy_folds(seconds, proof.ready()))
     chosen = [dataclasses.replace(f, folds=n, lacks=s) for f, (n, s) in zip(chosen, bought, strict=True)]
-    shows = (
-        proving.smallest_gain(explores, chosen[0].candidate, division)
-        if chosen and chosen[0].role == proving.BEST
-        else None
-    )
-    if shows is not None:
+    leading = [f for f in chosen if f.role in (proving.BEST, proving.NEXT)]
+    shows = None
+    if leading:
+        tested = next((f for f in leading if f.folds), leading[0])
+        shows = proving.smallest_gain(explores, tested.candidate, division)
         rows = division.number * explores.rows[VALIDATION]
         say.now(f"{division.name}: about {rows:,} rows decide, a gain of {shows:.1%} would show")
     proof = dataclasses.replace(proof, against=origin.model if against else None)

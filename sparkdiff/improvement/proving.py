@@ -50,7 +50,7 @@ BEST, AS_CHEAP, SAME_FORM, SIMPLER = "best", "asCheap", "sameForm", "simpler"
 """Names of offers: the pipeline with the largest gain; the largest gain among pipelines that cost no more to serve than
 the original; the largest gain among pipelines with the original's stages; and a pipeline with fewer stages that is
 cheaper to serve and, within `maxLoss`, not worse."""
-REFIT, YOURS = "refit", "your pipeline"
+NEXT, REFIT, YOURS = "next", "refit", "your pipeline"
 OTHER, SMALL = "other", 1000
 """Role of the best candidate of an arm other than the best one, and the number of rows below which such candidates come
 right after the refit: then there are too few exploring rows to choose among the arms by them alone."""
@@ -63,7 +63,7 @@ class Finalist:
     """A candidate chosen for proof.
 
     Attributes:
-        role: the reason for its choice: `REFIT`, `BEST`, `OTHER`, `SAME_FORM`, `AS_CHEAP` or `SIMPLER`.
+        role: the reason for its choice: `BEST`, `NEXT`, `REFIT`, `OTHER`, `SAME_FORM`, `AS_CHEAP` or `SIMPLER`.
         folds: number of folds on which it is tested; 0 if there is no time for it.
         lacks: seconds by which the time left was too short for its test.
     """
@@ -126,16 +126,18 @@ NOTHING = guard.Verdict(False, -1, 0.0, 0.0, 1.0, 0.025)
 # Finalists ------------------------------------------------------------------------------------------------------------
 
 
-def finalists(context: ArmContext, steps: Sequence[Step], *, small: bool) -> list[Finalist]:
+def finalists(context: ArmContext, steps: Sequence[Step], *, small: bool, seconds: float = math.inf) -> list[Finalist]:
     """Choose at most `FINALISTS` candidates for the proof, by role.
 
-    The roles, in this order: the best candidate, the plain refit, the best with the original's stages, the best that costs no
-    more to serve than the original, and the cheapest that is simpler. A candidate is chosen only once.
+    The roles, in this order: the best candidate; the best that there is time to prove, if there is none for the best of all;
+    the plain refit, the best with the original's stages, the best that costs no more to serve than the original, and the cheapest
+    that is simpler. A candidate is chosen only once.
 
     Args:
         context: context of the exploring rows.
         small: True if there are fewer than `SMALL` rows. Then the best candidates of the other arms come right after
             the refit, so that the choice among arms is made on all folds.
+        seconds: largest time to make and measure a candidate for which there is time to prove it.
     """
     every = [c for c in candidates_of(steps) if is_cost_allowed(context, c.found.cost)]
     found = sorted((c for c in every if share(context, c) > 0), key=lambda c: -share(context, c))
@@ -144,6 +146,7 @@ def finalists(context: ArmContext, steps: Sequence[Step], *, small: bool) -> lis
     others = {c.arm: c for c in reversed(found)}.values() if small else ()
     roles: dict[str, list[Candidate]] = {
         BEST: found,
+        NEXT: [c for c in found if c.seconds <= seconds],
         REFIT: [*refitted, Candidate(REFIT, "refitted", context.start, CandidateRecipe(REFIT))],
         OTHER: sorted(others, key=lambda c: -share(context, c)),
         SAME_FORM: [c for c in found if c.arm not in CHANGES_FORM],

@@ -135,7 +135,10 @@ class Round:
         if self.account.budget.seconds is None:
             return "no passes are left" if self.account.balance() <= 1 else ""
         least = LEAST if self.number else max(LEAST, arm.fits * self.account.fold)
-        return "no time is left" if self.account.balance() < least and (self.before or self.found) else ""
+        left = self.account.balance()
+        if arm.repeats:
+            left = min(left, self.account.provable_step())
+        return "no time is left" if left < least and (self.before or self.found) else ""
 
     def steps(self) -> list[Step]:
         """Finished steps, in the order of the arms."""
@@ -162,7 +165,9 @@ class Round:
             parallel_tasks.STEP.set({"arm": arm.name, "round": self.number})
             step = _run(self.context, arm, self.number, limit, self.before, self.account, self.log)
             self.found[arm.name] = step
-            best = best_of(self.context, [*self.before, *self.found.values()])
+            # As if all folds were fitted: a better candidate that may still be proven ends the race.
+            seconds = self.account.provable_seconds(self.account.folds + 1)
+            best = best_of(self.context, [*self.before, *self.found.values()], seconds)
             if best is not None:
                 self.account.note_best(best.seconds)
             if state := next((s for s in ("failed", "stopped") if step.learned.get(s)), None):

@@ -21,6 +21,7 @@ from sparkdiff.improvement.improvement_summary import ImprovementSummary
 from sparkdiff.improvement.origin import Origin
 from sparkdiff.improvement.proving import (
     BEST,
+    NEXT,
     NOTHING,
     REFIT,
     SIMPLER,
@@ -158,7 +159,7 @@ def _explanation(
     shown: FinalistResult | None,
     beside: Baseline | None,
 ) -> str:
-    of_best = shown if shown is not None and shown.finalist.role == BEST else None
+    of_best = shown if shown is not None and shown.finalist.role in (BEST, NEXT) else None
     verdict = NOTHING if of_best is None else of_best.judgement.verdict
     rows = 0 if of_best is None else sum(len(fold.rows.weight) for fold in of_best.folds)
     text = bottleneck.explanation(
@@ -214,10 +215,12 @@ def reason_of(
     for refused in decision.refused:
         if refused.failure and refused.proven.accepted and decision.best is None:
             return f"the gain of {refused.proven.finalist.candidate.name!r} is proven, but {refused.failure}"
+    best = next((f for f in decision.unproven if f.role == BEST), None)
+    late = "" if best is None or decision.best is not None else _untested(context, best)
     if judgement.verdict.best < 0 and not judgement.verdict.untested:
         where = f"on those that prove ({division.name})"
-        if best := next((f for f in decision.unproven if f.role == BEST), None):
-            return _untested(context, best)
+        if late:
+            return late
         if shown.finalist.role == REFIT:
             nothing = "nothing that was tried is better on the rows that explore"
             return f"{nothing}, and its refit is not better than {shown.rival} {where}"
@@ -234,7 +237,7 @@ def reason_of(
         folds=False,
         divided=not division.ships,
     )
-    return text.replace(f"{whose} gain", whose)
+    return "; ".join(filter(None, [text.replace(f"{whose} gain", whose), late]))
 
 
 def left_out(decision: Decision) -> list[str]:

@@ -278,5 +278,5 @@ def _import_again(context: ArmContext, made: Mapping[str, Any]) -> Any:
     return _trees_again(context, made, _settings(context, ("trees",), made["rounds"]))
 
 
-GROW = Arm("grow", 2, 2.0, _refusal_function(_parts), _grow, _grow_again)
+GROW = Arm("grow", 2, 2.0, _refusal_function(_parts), _grow, _grow_again, repeats=True)
 IMPORT = Arm("import", 2, 1.0, _import_refused, _import, _import_again)

@@ -1,5 +1,7 @@
 """Budgets and the options of an improvement: what they accept, and what they say where they don't."""
 
+import math
+
 import pytest
 
 from sparkdiff.cli.job_options import check
@@ -93,6 +95,21 @@ def test_folds_fitted_already_or_in_parallel_take_less_time() -> None:
     assert proven("100s", 2.0, fold=5.0, passed=95.0, ready=4) == [3]
     assert proven("100s", 2.0, fold=5.0, passed=95.0, lanes=2) == [3]
     assert proven("100s", 2.0, fold=5.0, passed=80.0, lanes=2) == [4]
+
+
+@pytest.mark.parametrize(("ready", "lanes"), [(0, 1), (2, 1), (5, 1), (0, 2), (5, 2)])
+def test_what_is_provable_is_what_gets_folds(ready: int, lanes: int) -> None:
+    now = [0.0]
+    account = Account(Budget.of("100s"), clock=lambda: now[0])
+    account.start(4, lanes)
+    account.note_fit(4.0)
+    account.note_check(9.0)
+    now[0] = 85.0
+    most = account.provable_seconds(ready)
+    for seconds, number in ((0.999 * most, 3), (1.001 * most, 0)):
+        account.start(4, lanes)
+        assert account.buy_folds([seconds], ready)[0][0] == number
+    assert Account(Budget.of("60 passes")).provable_seconds(0) == math.inf
 
 
 def test_the_time_for_the_check_takes_none_from_the_proof() -> None:

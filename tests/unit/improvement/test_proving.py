@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -68,9 +69,12 @@ def candidate(arm: str, loss: float, cost: float = 1.0, **more: Any) -> Candidat
 # Which are chosen -----------------------------------------------------------------------------------------------------
 
 
-def chosen(*candidates: Candidate, small: bool = False, **settings: Any) -> list[tuple[str, str]]:
+def chosen(
+    *candidates: Candidate, small: bool = False, seconds: float = math.inf, **settings: Any
+) -> list[tuple[str, str]]:
     steps = [Step(c.arm, 0, (c,), 0.0, "") for c in candidates]
-    return [(f.role, f.candidate.name) for f in finalists(ground_of(**settings), steps, small=small)]
+    found = finalists(ground_of(**settings), steps, small=small, seconds=seconds)
+    return [(f.role, f.candidate.name) for f in found]
 
 
 GROWN, TRAINED, REFITTED = candidate("grow", 5.0, 3.0), candidate("finetune", 8.0), candidate("search", 7.0, 2.0)
@@ -81,6 +85,14 @@ PLAIN = ("refit", "refitted")
 def test_the_best_the_refit_same_form_and_cheap_are_proven() -> None:
     found = chosen(TRAINED, REFITTED, GROWN, DELETED)
     assert found == [("best", GROWN.name), PLAIN, ("sameForm", REFITTED.name), ("asCheap", TRAINED.name)]
+
+
+def test_the_best_that_there_is_time_for_follows_the_best() -> None:
+    slow, quick = dataclasses.replace(GROWN, seconds=17.0), dataclasses.replace(REFITTED, seconds=4.0)
+    found = chosen(TRAINED, quick, slow, seconds=8.0)
+    assert found == [("best", GROWN.name), ("next", REFITTED.name), PLAIN, ("asCheap", TRAINED.name)]
+    assert chosen(TRAINED, quick, slow, seconds=17.0) == chosen(TRAINED, quick, slow)
+    assert chosen(slow, seconds=8.0) == [("best", GROWN.name), PLAIN]
 
 
 def test_nothing_is_proven_twice_and_the_next_role_moves_up() -> None:

@@ -13,7 +13,7 @@ import torch
 from sparkdiff.fine_tuning.task import FitResults
 from sparkdiff.improvement.arm_context import ArmContext
 from sparkdiff.improvement.budget import Account, Budget, Limit
-from sparkdiff.improvement.candidate import Arm, Step, nothing
+from sparkdiff.improvement.candidate import Arm, Candidate, CandidateRecipe, Step, nothing
 from sparkdiff.improvement.improvement_options import ImprovementSettings
 from sparkdiff.improvement.parallel_tasks import StoppableListener
 from sparkdiff.improvement.race import _may_reach, most_gain, race
@@ -53,6 +53,54 @@ def test_an_arm_out_of_time_is_stopped_and_others_go_on() -> None:
     assert "set a larger one" in found.standings[0].why
     assert given[0].most == pytest.approx(50)  # its share of what is left; a first step is to take a tenth of it
     assert given[0].seconds == pytest.approx(15)
+
+
+def test_no_time_is_set_aside_for_what_cannot_be_proven() -> None:
+    """Else a slow arm that comes first would end the race."""
+
+    def candidate(name: str, loss: float, seconds: float) -> Any:
+        score = SimpleNamespace(blocks=torch.full((3,), loss), weights=torch.ones(3), mean=loss, value=loss)
+        found: Any = SimpleNamespace(scores={"validation": score}, cost=1.0)
+        return Candidate(name, name, found, CandidateRecipe(name), seconds=seconds)
+
+    def arm(name: str, loss: float, seconds: float) -> Arm:
+        def run(context: Any, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
+            now[0] += seconds
+            return Step(name, number, (candidate(name, loss, seconds),), 0.0, "")
+
+        return Arm(name, 1, 1.0, lambda context: "", run, lambda context, made: None)
+
+    now = [0.0]
+    start = SimpleNamespace(scores={"validation": candidate("start", 1.0, 0.0).found.scores["validation"]}, cost=1.0)
+    ground: Any = SimpleNamespace(**{**vars(GROUND), "start": start})
+    account = Account(Budget.of("60s"), clock=lambda: now[0])
+    account.start(4, 1)
+    account.note_fit(1.0)
+    found = race(ground, [arm("grow", 0.5, 20.0), arm("import", 0.7, 4.0)], account, StepLog(None), Phases(False))
+    assert [(s.arm, s.state) for s in found.standings] == [("grow", "done"), ("import", "done")]
+    assert account.balance() == pytest.approx(76 - 24 - 4 * (4 + 1))
+
+
+def test_a_step_does_not_begin_if_its_result_cannot_be_proven() -> None:
+    """Where making it again takes as long as the step: three folds and all rows come after it."""
+    now, ran = [0.0], list[str]()
+
+    def does(name: str) -> Arm:
+        def run(context: Any, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
+            ran.append(name)
+            now[0] += 1.0
+            return nothing(name, number, "")
+
+        return Arm(name, 1, 1.0, lambda context: "", run, lambda context, made: None, repeats=name == "grow")
+
+    for budget, steps in (("60s", ["import", "search"]), ("5m", ["import", "grow", "search"])):
+        ran.clear()
+        account = Account(Budget.of(budget), clock=lambda: now[0])
+        account.start(4, 1)
+        account.note_fit(2.0)
+        found = race(GROUND, [does("import"), does("grow"), does("search")], account, StepLog(None), Phases(False))
+        assert ran == steps
+        assert all(s.state == ("done" if s.arm in steps else "stopped") for s in found.standings)
 
 
 def test_no_arm_sees_another_one_of_its_round() -> None:
