@@ -25,6 +25,7 @@ from sparkdiff.improvement.improvement_options import ImprovementSettings
 from sparkdiff.improvement.parallel_tasks import StoppableListener
 from sparkdiff.improvement.proving import Finalist, FinalistResult, FinalPipeline, Proof, decide, finalists
 from sparkdiff.improvement.step_log import StepLog
+from sparkdiff.improvement.summary_contents import reason_of, shown_of
 from sparkdiff.options import Options
 from sparkdiff.proof.decision import FoldComparison
 from sparkdiff.report import Phases
@@ -431,6 +432,25 @@ def test_what_there_was_no_time_for_is_listed(made: dict[str, Any]) -> None:
     one = proven(GROWN, 1.0)
     found = decide(proof(), [one.finalist, Finalist("sameForm", TRAINED, 0)], [one])
     assert [f.candidate.name for f in found.unproven] == [TRAINED.name]
+
+
+@pytest.mark.parametrize(("shift", "tells"), [(0.005, "is within what chance explains"), (-1.0, ""), (1.0, None)])
+def test_the_reason_tells_of_a_best_without_time(made: dict[str, Any], shift: float, tells: str | None) -> None:
+    """Unless what was proven in its place is accepted."""
+    one, of = proven(TRAINED, shift, role="next"), proof()
+    found = decide(of, [Finalist("best", GROWN, 0, lacks=22.0), one.finalist], [one])
+    shown, judgement = shown_of(found)
+    assert shown is one
+    settings = ImprovementSettings.of({"budget": "60s"})
+    context: Any = SimpleNamespace(settings=settings, options=of.context.options, metric=None)
+    origin: Any = SimpleNamespace(refused="")
+    division: Any = SimpleNamespace(name="5 folds", ships=(None,))
+    text = reason_of(context, origin, division, found, shown, judgement)
+    late = f"there was no time to prove {GROWN.name!r}, the best on the rows that explore: set a budget of 85s or more"
+    if tells is None:
+        assert "is larger than chance explains" in text and "no time" not in text
+    else:
+        assert text.endswith(late) and tells in text
 
 
 def test_what_folds_exactly_is_offered_on_the_same_evidence(
