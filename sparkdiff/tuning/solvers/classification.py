@@ -1,6 +1,7 @@
 """LogisticRegression for all settings and folds at once, binomial and multinomial."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,14 +13,17 @@ from sparkdiff.tuning.solvers.problem import (
     Block,
     Chunks,
     Moments,
+    Problem,
     ProductSums,
     RowTable,
     Setting,
     Solution,
-    batches,
+    batch_size,
     failed_solution,
     moments,
     sample,
+    solve_by_kind,
+    solve_in_batches,
     table,
 )
 
@@ -38,21 +42,20 @@ def solve_logistic(
     Rows stay in memory between passes if they need no more than `memory` bytes; else each pass reads `chunks` again.
     """
     found = moments(chunks, folds, classes)
-    answers: dict[tuple[int, int], Solution] = {}
     fits = [f for f in range(folds) if found.usable and bool((found.classes[f] > 0).all()) and classes > 1]
-    for intercept in (True, False):
-        for sets in (1, classes):
-            chosen = [i for i, s in enumerate(settings) if s.fitIntercept is intercept and sets_of(s, classes) == sets]
-            if chosen and fits:
-                rows = table(chunks, folds, found, intercept=intercept, memory=memory)
-                problems = [(i, f) for i in chosen for f in fits]
-                for some in batches(problems, sets * rows.width):
-                    solved = together(rows, found, [(settings[i], f) for i, f in some], sets)
-                    answers.update(zip(some, solved, strict=True))
-    return [
-        [answers.get((i, f)) or failed_solution(found, sets_of(s, classes)) for f in range(folds)]
-        for i, s in enumerate(settings)
-    ]
+
+    def of_kind(some: list[Setting]) -> list[list[Solution]]:
+        sets = sets_of(some[0], classes)
+        answers = [dict.fromkeys(range(folds), failed_solution(found, sets)) for _ in some]
+        if fits:
+            rows = table(chunks, folds, found, intercept=some[0].fitIntercept, memory=memory)
+            solve = partial(together, rows, found, sets=sets)
+            solved = solve_in_batches(some, fits, batch_size(sets * rows.width), solve)
+            for answer, own in zip(answers, solved, strict=True):
+                answer.update(zip(fits, own, strict=True))
+        return [[*answer.values()] for answer in answers]
+
+    return solve_by_kind(settings, lambda s: (s.fitIntercept, sets_of(s, classes)), of_kind)
 
 
 def sets_of(setting: Setting, classes: int) -> int:
@@ -140,7 +143,7 @@ def probabilities(part: Block, at: Tensor, sets: int) -> Tensor:
     return margin.sigmoid() if sets == 1 else margin.reshape(len(margin), -1, sets).softmax(2)
 
 
-def together(rows: RowTable, found: Moments, problems: list[tuple[Setting, int]], sets: int) -> list[Solution]:
+def together(rows: RowTable, found: Moments, problems: list[Problem], sets: int) -> list[Solution]:
     fold = torch.tensor([f for _, f in problems])
     given = penalties(rows, found, problems, sets)
     newton = by_newton(rows, problems, sets)
@@ -156,7 +159,7 @@ def together(rows: RowTable, found: Moments, problems: list[tuple[Setting, int]]
     return solutions(rows, problems, sets, minimum)
 
 
-def by_newton(rows: RowTable, problems: list[tuple[Setting, int]], sets: int) -> bool:
+def by_newton(rows: RowTable, problems: list[Problem], sets: int) -> bool:
     """True if the problems are solved by Newton's method: it is needed if a lasso penalty can make coefficients zero or
     if nothing is penalised, and it pays off if full Hessians are cheap.
     """
@@ -167,7 +170,7 @@ def by_newton(rows: RowTable, problems: list[tuple[Setting, int]], sets: int) ->
     return hessians < max(CHEAP, 1.5 * 25 * every * 4 * sets * width)
 
 
-def penalties(rows: RowTable, found: Moments, problems: list[tuple[Setting, int]], sets: int) -> ElasticNetPenalties:
+def penalties(rows: RowTable, found: Moments, problems: list[Problem], sets: int) -> ElasticNetPenalties:
     """The penalties of the problems, in units of the columns' scale.
 
     Spark's L2 is regParam·(1 - α)/2·Σ b², its L1 regParam·α·Σ |b|, where b is a coefficient, times its column's
@@ -189,7 +192,7 @@ def penalties(rows: RowTable, found: Moments, problems: list[tuple[Setting, int]
     return ElasticNetPenalties(ridge.reshape(m, -1), lasso.reshape(m, -1), free.reshape(m, -1), shift)
 
 
-def solutions(rows: RowTable, problems: list[tuple[Setting, int]], sets: int, minimum: Minimum) -> list[Solution]:
+def solutions(rows: RowTable, problems: list[Problem], sets: int, minimum: Minimum) -> list[Solution]:
     at = minimum.at.reshape(len(problems), sets, rows.width)
     answers = []
     for i, (setting, _) in enumerate(problems):

@@ -1,6 +1,7 @@
 """LinearRegression for all settings and folds, from one matrix of products per fold."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from sparkdiff.tuning.solvers.problem import (
     failed_solution,
     gram,
     moments,
+    solve_by_kind,
 )
 
 PIVOT = 1e-10
@@ -31,7 +33,8 @@ def solve_linear(chunks: Chunks, settings: list[Setting], folds: int) -> list[li
     size = max(MATRICES // (8 * (len(found.centre) + 2) ** 2) - 1, 1)
     for first in range(0, folds, size):
         for fold, sums in gram(chunks, range(first, min(first + size, folds)), found):
-            for place, solution in enumerate(of_fold(sums, settings, found, fold)):
+            solve = partial(of_fold, sums, found=found, fold=fold)
+            for place, solution in enumerate(solve_by_kind(settings, lambda s: s.fitIntercept, solve)):
                 columns[place].append(solution)
     return columns
 
@@ -69,19 +72,10 @@ def products(sums: Tensor, found: Moments, centred: bool) -> NormalSums:
 
 
 def of_fold(sums: Tensor, settings: list[Setting], found: Moments, fold: int) -> list[Solution]:
-    answers: dict[int, Solution] = {}
-    for intercept in (True, False):
-        chosen = [i for i, s in enumerate(settings) if s.fitIntercept is intercept]
-        if chosen:
-            given = products(sums, found, intercept)
-            solved = of_products(given, [settings[i] for i in chosen], found, fold)
-            answers.update(zip(chosen, solved, strict=True))
-    return [answers[i] for i in range(len(settings))]
-
-
-def of_products(given: NormalSums, settings: list[Setting], found: Moments, fold: int) -> list[Solution]:
+    """The models of settings that all have an intercept, or all have none, from one fold's sums of products."""
     constant = found.constant[fold]
     label_scale, intercept = found.label_scale, settings[0].fitIntercept
+    given = products(sums, found, intercept)
     if bool(found.labels[fold, 0] == found.labels[fold, 1]):
         flat = torch.zeros_like(found.centre)
         return [Solution(flat, found.labels[fold, 0], 0.0, intercept) for _ in settings]

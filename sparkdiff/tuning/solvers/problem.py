@@ -3,9 +3,9 @@ over the rows that each fold trains on (weights, means, deviations, constant col
 memory or read again for each pass, whose columns have mean 0 and standard deviation 1, approximately.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -212,8 +212,6 @@ def augmented(chunk: Chunk, found: Moments) -> Tensor:
     return torch.cat([x, y[:, None], torch.ones_like(y)[:, None]], 1)
 
 
-Problem = TypeVar("Problem")
-
 CACHE = 2**18
 """Number of doubles that fit into a processor's cache beside other data."""
 
@@ -224,12 +222,38 @@ SAMPLE = 2**28
 """Largest number of bytes of sampled rows, which are kept in addition to all rows."""
 
 
-def batches(problems: list[Problem], parameters: int) -> list[list[Problem]]:
-    """Batches of at least one problem each, such that a few matrices per problem, (parameters, parameters), fit into
-    `MATRICES` bytes.
+Answer = TypeVar("Answer")
+Problem = tuple[Setting, int]
+"""A setting, and the fold whose rows its fit lacks."""
+
+
+def solve_by_kind(
+    settings: list[Setting], kind: Callable[[Setting], Any], solve: Callable[[list[Setting]], list[Answer]]
+) -> list[Answer]:
+    """Solve the settings of each kind together. Return an answer for each setting, in the settings' order."""
+    kinds: dict[Any, list[int]] = {}
+    for i, setting in enumerate(settings):
+        kinds.setdefault(kind(setting), []).append(i)
+    answers: dict[int, Answer] = {}
+    for chosen in kinds.values():
+        answers.update(zip(chosen, solve([settings[i] for i in chosen]), strict=True))
+    return [answers[i] for i in range(len(settings))]
+
+
+def solve_in_batches(
+    settings: list[Setting], folds: Sequence[int], size: int, solve: Callable[[list[Problem]], list[Solution]]
+) -> list[list[Solution]]:
+    """Solve each setting for each of these folds, of which there is at least one, in batches of at most `size` problems.
+    Return [setting][fold].
     """
-    size = max(int(MATRICES / (8 * 4 * parameters**2)), 1)
-    return [problems[i : i + size] for i in range(0, len(problems), size)]
+    problems = [(setting, fold) for setting in settings for fold in folds]
+    solved = [solution for i in range(0, len(problems), size) for solution in solve(problems[i : i + size])]
+    return [solved[i : i + len(folds)] for i in range(0, len(solved), len(folds))]
+
+
+def batch_size(parameters: int) -> int:
+    """Number of problems, at least one, of which a few matrices each, (parameters, parameters), fit into `MATRICES` bytes."""
+    return max(int(MATRICES / (8 * 4 * parameters**2)), 1)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,13 +14,16 @@ from sparkdiff.tuning.solvers.problem import (
     Chunk,
     Chunks,
     Moments,
+    Problem,
     ProductSums,
     RowTable,
     Setting,
     Solution,
-    batches,
+    batch_size,
     failed_solution,
     moments,
+    solve_by_kind,
+    solve_in_batches,
     table,
 )
 
@@ -33,18 +37,15 @@ def solve_generalized(chunks: Chunks, settings: list[Setting], folds: int, memor
 
     Rows stay in memory between passes if they need no more than `memory` bytes; else each pass reads `chunks` again.
     """
-    answers = dict[int, list[Solution]]()
-    direct = [i for i, s in enumerate(settings) if kind_of(s) == ("gaussian", "identity")]
-    if direct:
-        plain = [replace(settings[i], elasticNetParam=0.0, standardization=True, solver="normal") for i in direct]
-        answers.update(zip(direct, solve_linear(lambda: without_offset(chunks), plain, folds), strict=True))
     found = moments(chunks, folds)
-    for kind in sorted({(*kind_of(s), s.fitIntercept) for s in settings}):
-        chosen = [i for i, s in enumerate(settings) if i not in direct and (*kind_of(s), s.fitIntercept) == kind]
-        if chosen:
-            some = [settings[i] for i in chosen]
-            answers.update(zip(chosen, of_kind(chunks, some, folds, found, memory), strict=True))
-    return [answers[i] for i in range(len(settings))]
+
+    def of_link(some: list[Setting]) -> list[list[Solution]]:
+        if kind_of(some[0]) == ("gaussian", "identity"):
+            plain = [replace(s, elasticNetParam=0.0, standardization=True, solver="normal") for s in some]
+            return solve_linear(lambda: without_offset(chunks), plain, folds)
+        return solve_by_kind(some, lambda s: s.fitIntercept, lambda same: of_kind(chunks, same, folds, found, memory))
+
+    return solve_by_kind(settings, kind_of, of_link)
 
 
 def kind_of(setting: Setting) -> tuple[str, str]:
@@ -60,21 +61,15 @@ def of_kind(chunks: Chunks, settings: list[Setting], folds: int, found: Moments,
     """The models of settings with one family and one link, all with or all without an intercept."""
     name, link = kind_of(settings[0])
     family = FAMILIES[name]
-    nothing = [[failed_solution(found) for _ in range(folds)] for _ in settings]
     if not found.usable or not family.labels(float(found.labels.min()), float(found.labels.max())):
-        return nothing
+        return [[failed_solution(found) for _ in range(folds)] for _ in settings]
     rows = table(chunks, folds, found, intercept=settings[0].fitIntercept, memory=memory)
-    problems = [(s, f) for s in settings for f in range(folds)]
-    solved = [
-        solution
-        for some in batches(problems, rows.width)
-        for solution in together(rows, found, some, family, LINKS[link])
-    ]
-    return [solved[i : i + folds] for i in range(0, len(solved), folds)]
+    solve = partial(together, rows, found, family=family, link=LINKS[link])
+    return solve_in_batches(settings, range(folds), batch_size(rows.width), solve)
 
 
 def together(
-    rows: RowTable, found: Moments, problems: list[tuple[Setting, int]], family: Family, link: LinkFunction
+    rows: RowTable, found: Moments, problems: list[Problem], family: Family, link: LinkFunction
 ) -> list[Solution]:
     """Solve the problems with the same iteration as Spark, from almost the same start, until a fixed point."""
     m, d = len(problems), len(rows.scale)
@@ -134,9 +129,7 @@ def system(
     return sums.matrices() / total[:, None, None], vector / total[:, None]
 
 
-def solution(
-    rows: RowTable, found: Moments, problem: tuple[Setting, int], at: Tensor, residual: Tensor, done: bool
-) -> Solution:
+def solution(rows: RowTable, found: Moments, problem: Problem, at: Tensor, residual: Tensor, done: bool) -> Solution:
     setting, fold = problem
     d = len(rows.scale)
     coefficients = at[:d] / rows.scale

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -13,7 +14,14 @@ from sparkdiff.tuning.solvers import quadratic
 from sparkdiff.tuning.solvers.classification import sets_of
 from sparkdiff.tuning.solvers.descent import TOLERANCE, Minimum
 from sparkdiff.tuning.solvers.least_squares import normal
-from sparkdiff.tuning.solvers.problem import MATRICES, Setting, Solution
+from sparkdiff.tuning.solvers.problem import (
+    MATRICES,
+    Problem,
+    Setting,
+    Solution,
+    solve_by_kind,
+    solve_in_batches,
+)
 from sparkdiff.tuning.solvers.wide_rows import RowsInMemory, WideRows, wide_rows
 
 STEPS, TRIALS, INNER = 100, 40, 500
@@ -160,39 +168,28 @@ def along(
     return new, own.look(new), ~open_
 
 
-Problems = list[tuple[Setting, int]]
-
-
 def solve_wide(whole: RowsInMemory, settings: list[Setting], folds: int, classes: int = 0) -> list[list[Solution]]:
     """Models with a penalty, [setting][fold]: LogisticRegression if there are `classes`, else LinearRegression."""
-    answers: dict[tuple[int, int], Solution] = {}
-    for intercept in (True, False):
-        rows: WideRows | None = None
-        for sets in sorted({1, classes or 1}):
-            chosen = [
-                i
-                for i, s in enumerate(settings)
-                if s.fitIntercept is intercept and (sets_of(s, classes) if classes else 1) == sets
-            ]
-            if not chosen:
-                continue
-            rows = rows or wide_rows(whole, folds, intercept=intercept)
-            pairs = [(i, f) for i in chosen for f in range(folds)]
-            n, d = len(rows.label), len(rows.columns)
-            size = max(MATRICES // (8 * sets * (8 * n + 16 * d)), 1)
-            for first in range(0, len(pairs), size):
-                some = pairs[first : first + size]
-                problems = [(settings[i], f) for i, f in some]
-                solved = (logistic if classes else linear)(rows, problems, sets)
-                answers.update(zip(some, solved, strict=True))
-    return [[answers[i, f] for f in range(folds)] for i in range(len(settings))]
+
+    def of_intercept(some: list[Setting]) -> list[list[Solution]]:
+        rows = wide_rows(whole, folds, intercept=some[0].fitIntercept)
+        return solve_by_kind(some, lambda s: sets_of(s, classes), lambda same: of_sets(rows, same, folds, classes))
+
+    return solve_by_kind(settings, lambda s: s.fitIntercept, of_intercept)
 
 
-def folds_of(problems: Problems) -> Tensor:
+def of_sets(rows: WideRows, settings: list[Setting], folds: int, classes: int) -> list[list[Solution]]:
+    """The models of settings with the same number of sets of coefficients."""
+    sets, n, d = sets_of(settings[0], classes), len(rows.label), len(rows.columns)
+    size = max(MATRICES // (8 * sets * (8 * n + 16 * d)), 1)
+    return solve_in_batches(settings, range(folds), size, partial(logistic if classes else linear, rows, sets=sets))
+
+
+def folds_of(problems: list[Problem]) -> Tensor:
     return torch.tensor([f for _, f in problems])
 
 
-def costs(rows: WideRows, problems: Problems, sets: int, ridge: Tensor, lasso: Tensor) -> Costs:
+def costs(rows: WideRows, problems: list[Problem], sets: int, ridge: Tensor, lasso: Tensor) -> Costs:
     """The costs of all parameters, given the columns' penalties (d, problems); the intercept has no penalty."""
 
     def of(columns: Tensor, intercept: float) -> Tensor:
@@ -203,7 +200,7 @@ def costs(rows: WideRows, problems: Problems, sets: int, ridge: Tensor, lasso: T
     return Costs(of(ridge, 0.0), of(lasso, 0.0), of(free, float(problems[0][0].fitIntercept)))
 
 
-def units(rows: WideRows, problems: Problems, factor: Tensor) -> Tensor:
+def units(rows: WideRows, problems: list[Problem], factor: Tensor) -> Tensor:
     """Factor by which the penalty multiplies the coefficient of a scaled column: (d, problems)."""
     fold = folds_of(problems)
     deviation = (rows.variance[:, fold] * factor).sqrt()
@@ -211,14 +208,14 @@ def units(rows: WideRows, problems: Problems, factor: Tensor) -> Tensor:
     return torch.where(plain, 1 / rows.scale[:, None], deviation)
 
 
-def strengths(problems: Problems) -> tuple[Tensor, Tensor]:
+def strengths(problems: list[Problem]) -> tuple[Tensor, Tensor]:
     """Strengths of the L2 and of the L1 penalty: (problems,) each."""
     strength = torch.tensor([s.regParam for s, _ in problems], dtype=torch.float64)
     share = torch.tensor([s.elasticNetParam for s, _ in problems], dtype=torch.float64)
     return strength * (1 - share), strength * share
 
 
-def logistic(rows: WideRows, problems: Problems, sets: int) -> list[Solution]:
+def logistic(rows: WideRows, problems: list[Problem], sets: int) -> list[Solution]:
     fold = folds_of(problems)
     unit = units(rows, problems, rows.bessel_correction[fold])
     ridge, lasso = strengths(problems)
@@ -232,7 +229,7 @@ def logistic(rows: WideRows, problems: Problems, sets: int) -> list[Solution]:
     return solutions(rows, problems, minimise(loss, given, start))
 
 
-def linear(rows: WideRows, problems: Problems, sets: int) -> list[Solution]:
+def linear(rows: WideRows, problems: list[Problem], sets: int) -> list[Solution]:
     """Solutions of LinearRegression, computed with a moved and scaled label. Penalties: see `least_squares.penalty`."""
     fold, intercept = folds_of(problems), problems[0][0].fitIntercept
     plain = torch.tensor([normal(s, rows.width) for s, _ in problems])
@@ -260,7 +257,7 @@ def linear(rows: WideRows, problems: Problems, sets: int) -> list[Solution]:
     return answers
 
 
-def solutions(rows: WideRows, problems: Problems, minimum: Minimum) -> list[Solution]:
+def solutions(rows: WideRows, problems: list[Problem], minimum: Minimum) -> list[Solution]:
     answers = []
     for i, (setting, _) in enumerate(problems):
         at = minimum.at[:, i]
