@@ -20,7 +20,7 @@ from sparkdiff.errors import InputError
 from sparkdiff.pipeline.column_names import col_by_name
 from sparkdiff.pipeline.column_tensors import read_plain, write_plain
 from sparkdiff.stages.inputs import values_of
-from sparkdiff.tensors.rows import Rows, SparseRows, dense, extremes, rows_at, width
+from sparkdiff.tensors.rows import SparseRows, dense, extremes, rows_at, width
 from sparkdiff.tuning.evaluator_metrics import Judge
 from sparkdiff.tuning.solvers import Chunk, RowsInMemory, Setting, gather
 
@@ -52,16 +52,12 @@ class InputColumns:
 
 
 @dataclass(frozen=True)
-class RowsPiece:
-    """Some of the rows: the columns that the fit reads, `fold` (the fold that holds a row out; -1 for none), and the
-    label and weight that the evaluator reads (`own_label`, `own_weight`).
+class RowsPiece(RowsInMemory):
+    """Some of the rows: the columns that the fit reads, the fold that holds a row out (-1 for none), and the label and
+    weight that the evaluator reads (`own_label`, `own_weight`).
     """
 
-    x: Rows
-    label: Tensor
-    weight: Tensor
     offset: Tensor | None
-    fold: Tensor
     own_label: Tensor
     own_weight: Tensor
 
@@ -113,7 +109,7 @@ class CachedRows:
         return (64 * self.stored if self.sparse else 16 * self.count * self.width) <= MEMORY
 
     def whole(self) -> RowsInMemory:
-        return gather((RowsInMemory(p.x, p.label, p.weight, p.fold) for p in self.pieces()), self.count)
+        return gather(self.pieces())
 
     def pieces(self) -> Iterator[RowsPiece]:
         if self.held is None and self.size <= HELD:
@@ -144,8 +140,8 @@ class CachedRows:
                 x,
                 dense(label),
                 dense(weight),
-                shift,
                 dense(fold).nan_to_num(-1).long(),
+                shift,
                 dense(own_label),
                 dense(own_weight),
             )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparkdiff.tensors.rows import Rows, SparseRows, extremes, offsets_of, product, rows_at
+from sparkdiff.tensors.rows import Rows, SparseRows, below, extremes, offsets_of, product, rows_at, sparse_where
 from sparkdiff.tuning.solvers.problem import CACHE
 
 
@@ -58,22 +58,13 @@ class WideRows:
         return torch.cat([product(self.turned, left) - self.centre[:, None] * total, total])
 
 
-def gather(parts: Iterable[RowsInMemory], count: int) -> RowsInMemory:
-    """All parts joined to `count` rows; dense parts are copied into the result one by one, so that no second copy of all
-    is in memory.
-    """
-    found: list[RowsInMemory] = []
-    x: Tensor | None = None
-    place = 0
-    for part in parts:
-        if not isinstance(part.x, SparseRows):
-            x = part.x.new_empty(count, part.x.shape[1]) if x is None else x
-            x[place : place + len(part.label)] = part.x
-            place += len(part.label)
-        found.append(part)
-    label, weight, fold = (torch.cat([getattr(p, name) for p in found]) for name in ("label", "weight", "fold"))
-    sparse = [p.x for p in found if isinstance(p.x, SparseRows)]
-    return RowsInMemory(SparseRows.cat(sparse) if x is None else x, label, weight, fold)
+def gather(parts: Iterable[RowsInMemory]) -> RowsInMemory:
+    """All parts joined; sparse if at least one part is sparse."""
+    found = [*parts]
+    x, label, weight, fold = ([getattr(p, name) for p in found] for name in ("x", "label", "weight", "fold"))
+    if any(isinstance(rows, SparseRows) for rows in x):
+        x = [rows if isinstance(rows, SparseRows) else sparse_where(rows, rows != 0) for rows in x]
+    return RowsInMemory(below(x), torch.cat(label), torch.cat(weight), torch.cat(fold))
 
 
 def wide_rows(whole: RowsInMemory, folds: int, *, intercept: bool) -> WideRows:

@@ -90,8 +90,8 @@ def test_what_only_one_fold_holds_out_and_lies_far_away() -> None:
 
     def far(x: torch.Tensor, label: torch.Tensor, *, labels: bool = True) -> str:
         pieces = [
-            RowsPiece(x[:17], label[:17], ones[:17], None, fold[:17], ones[:17], ones[:17]),
-            RowsPiece(x[17:], label[17:], ones[17:], None, fold[17:], ones[17:], ones[17:]),
+            RowsPiece(x[:17], label[:17], ones[:17], fold[:17], None, ones[:17], ones[:17]),
+            RowsPiece(x[17:], label[17:], ones[17:], fold[17:], None, ones[17:], ones[17:]),
         ]
         cache: Any = SimpleNamespace(pieces=lambda: iter(pieces), width=2)
         return _far(cache, 3, labels=labels)

@@ -31,7 +31,7 @@ def whole(data: Rows, *, sparse: bool) -> RowsInMemory:
         RowsInMemory(packed.take(some) if sparse else x[some], label[some], weight[some], fold[some])
         for some in order.split(100)
     ]
-    return gather(parts, len(x))
+    return gather(parts)
 
 
 @run(max_examples=12, deadline=None)
@@ -75,6 +75,22 @@ def test_they_are_those_of_linear_regression(
                 assert abs(one.objective - other.objective) < 1e-9 * other.objective + rounded
                 cut = Solution(one.coefficients[:-1], one.intercept, one.objective, True)
                 assert linear_slope(data.training(fold), setting, cut) < 1e-8
+
+
+def test_dense_parts_join_sparse_ones() -> None:
+    """A part with a vector that Spark stores dense may be read as a dense one."""
+    data = rows(0, "sparse")
+    strided, packed = whole(data, sparse=False), whole(data, sparse=True)
+    assert isinstance(strided.x, torch.Tensor) and isinstance(packed.x, SparseRows)
+    order = torch.arange(len(data.x))
+    first, rest = order[:50], order[50:]
+    parts = [
+        RowsInMemory(x, strided.label[own], strided.weight[own], strided.fold[own])
+        for x, own in ((packed.x.take(first), first), (strided.x[rest], rest))
+    ]
+    found = gather(parts)
+    assert isinstance(found.x, SparseRows) and torch.equal(found.x.to_dense(), strided.x)
+    assert torch.equal(found.label, strided.label) and torch.equal(found.fold, strided.fold)
 
 
 def test_which_are_wide() -> None:
