@@ -130,15 +130,15 @@ def model_of(data: Table, fold: Tensor) -> LinearModel:
         yield chunk
 
     setting = Setting(family="poisson")
-    model = linear_model("GeneralizedLinearRegression", chunks, setting, 1, data.group)
+    model = linear_model("GeneralizedLinearRegression", chunks, setting, data.group)
     assert model is not None
     return model
 
 
 def loss(model: LinearModel, weights: Tensor, data: Table, rows: Tensor) -> float:
-    solution = model.solutions(weights)[0]
-    margin = data.x[rows] @ solution.coefficients + solution.intercept
-    return float(model.response.loss(margin[:, None, None], data.label[rows]).mean())
+    z = (data.x[rows] - model.table.centre) / model.table.scale
+    margin = z @ weights[:, :-1].T + weights[:, -1]
+    return float(model.response.loss(margin, data.label[rows]).mean())
 
 
 def split(data: Table, seed: int) -> Tensor:

@@ -140,7 +140,7 @@ def model_on(
         why = f"{sets * cache.width:,} coefficients are more than {MOST:,}: make fewer features, or set regParam alone"
     if not why and cache.count * cache.width > LARGEST:
         why = f"{cache.count:,} rows x {cache.width} features do not fit into memory: pass a sample of the rows"
-    model = None if why else linear_model(kind, cache.chunks, setting, 1, groups.of_slot, seen.classes)
+    model = None if why else linear_model(kind, cache.chunks, setting, groups.of_slot, seen.classes)
     if model is None:
         raise InputError(f"method='hypergradient': {plain(why) or 'the rows hold numbers that are not finite'}")
     return model
@@ -157,7 +157,7 @@ def outcome(
     logs = found.best.logs
     penalties = dict(zip(groups.names, logs.exp().tolist(), strict=True))
     one = math.exp(float(logs.mean()))
-    scale = model.scale_of_columns(logs, one)[0]
+    scale = model.scale_of_columns(logs, one)
     product = ElementwiseProduct(
         scalingVec=Vectors.dense(scale.numpy()), inputCol=last.getFeaturesCol(), outputCol=f"{last.uid}__scaled"
     )

@@ -256,12 +256,7 @@ def _solutions(
         found |= dict(zip(wide, solvers.solve_wide(cache.whole(), wide, folds, classes), strict=True))
     if rest:
         memory = cached_rows.MEMORY - (cache.size if cache.held is not None else 0)
-        if kind == "LinearRegression":
-            solved = solvers.solve_linear(cache.chunks, rest, folds)
-        elif kind == "LogisticRegression":
-            solved = solvers.solve_logistic(cache.chunks, rest, folds, classes, memory)
-        else:
-            solved = solvers.solve_generalized(cache.chunks, rest, folds, memory)
+        solved = solvers.solve(kind, cache.chunks, rest, folds, classes, memory)
         found |= dict(zip(rest, solved, strict=True))
     return found
 

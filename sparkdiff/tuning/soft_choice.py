@@ -93,7 +93,7 @@ def soft_choice(
     chunk = Chunk(features, chunk.label, chunk.weight, chunk.offset, chunk.fold)
     kind = type(last).__name__
     classes = _classes(chunk.label, classes, asked.reads.label) if kind == "LogisticRegression" else 0
-    model = linear_model(kind, lambda: iter([chunk]), asked.setting, 1, group, classes)
+    model = linear_model(kind, lambda: iter([chunk]), asked.setting, group, classes)
     found = choose_alternatives(model, numbers, singles, steps, fits=fits) if model is not None else None
     if found is None:
         raise InputError(

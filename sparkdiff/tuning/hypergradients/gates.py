@@ -45,7 +45,6 @@ def choose_alternatives(
     places: Sequence[Sequence[Sequence[int]]],
     grid: Sequence[float],
     steps: int = STEPS,
-    rate: float = RATE,
     fits: Sequence[float] = (),
 ) -> ChosenAlternatives | None:
     """The alternative that training prefers at each place; None if no penalty of the grid has a solution.
@@ -75,7 +74,7 @@ def choose_alternatives(
         own = [shares[owner[g][0]][owner[g][1]] if g in owner else zero for g in range(model.groups)]
         return penalties[penalty_of] - 2 * torch.stack(own)
 
-    optimizer = torch.optim.Adam([penalties, *gates], lr=rate, betas=(0.9, 0.99))
+    optimizer = torch.optim.Adam([penalties, *gates], lr=RATE, betas=(0.9, 0.99))
     now: Point | None = towards(model, single, logs().detach())
     losses = []
     for _ in range(steps):

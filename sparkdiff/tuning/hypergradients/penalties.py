@@ -47,7 +47,7 @@ def point(model: LinearModel, logs: Tensor, near: Point | Tensor) -> Point | Non
     """
     ridge = model.ridge(logs)
     if isinstance(near, Point):
-        moved = lu_solve(near.factors, (ridge - model.ridge(near.logs)) * near.weights * model.free[:, None])
+        moved = lu_solve(near.factors, (ridge - model.ridge(near.logs)) * near.weights * model.free)
         weights = follow(model, ridge, near.weights - moved, near.factors)
     else:
         weights = follow(model, ridge, near)
@@ -58,7 +58,7 @@ def point(model: LinearModel, logs: Tensor, near: Point | Tensor) -> Point | Non
     loss = model.loss(at)
     (pull,) = torch.autograd.grad(loss, at)
     back = lu_solve(factors, pull, adjoint=True)
-    by_column = -(back * ridge * weights * model.free[:, None])[:, :, : len(model.group)].sum((0, 1))
+    by_column = -(back * ridge * weights * model.free)[:, : len(model.group)].sum(0)
     gradient = torch.zeros_like(logs).index_add_(0, model.group, by_column)
     good = bool(gradient.isfinite().all())
     return Point(logs, weights, float(loss.detach()), gradient, factors) if good else None
@@ -88,7 +88,7 @@ def lu_factors(jacobian: Tensor) -> Factors:
 
 
 def lu_solve(factors: Factors, right: Tensor, *, adjoint: bool = False) -> Tensor:
-    return torch.linalg.lu_solve(*factors, right.flatten(1)[:, :, None], adjoint=adjoint)[:, :, 0].reshape(right.shape)
+    return torch.linalg.lu_solve(*factors, right.flatten()[:, None], adjoint=adjoint)[:, 0].reshape(right.shape)
 
 
 STEPS, RATE = 40, 0.2
@@ -115,20 +115,18 @@ class TunedPenalties:
     losses: tuple[float, ...]
 
 
-def tune_penalties(
-    model: LinearModel, grid: Sequence[float], steps: int = STEPS, spread: float = SPREAD
-) -> TunedPenalties | None:
+def tune_penalties(model: LinearModel, grid: Sequence[float], steps: int = STEPS) -> TunedPenalties | None:
     """Tune the penalties from the best single one of the grid; None if no single penalty has a solution."""
     single = best_single(model, grid)
-    return None if single is None else descend(model, single, steps, spread)
+    return None if single is None else descend(model, single, steps)
 
 
 def best_single(model: LinearModel, grid: Sequence[float]) -> Point | None:
     """The point of the best penalty of the grid, common to all columns; None if no penalty has a solution."""
     best, least = None, math.inf
-    for penalty, solutions in zip(grid, model.at_once(grid), strict=True):
-        if all(s.converged for s in solutions):
-            weights = model.weights_of(solutions)
+    for penalty, solution in zip(grid, model.at_once(grid), strict=True):
+        if solution.converged:
+            weights = model.weights_of(solution)
             loss = float(model.loss(weights))
             if loss < least:
                 best, least = (penalty, weights), loss
@@ -138,14 +136,14 @@ def best_single(model: LinearModel, grid: Sequence[float]) -> Point | None:
     return point(model, logs, best[1])
 
 
-def descend(model: LinearModel, start: Point, steps: int = STEPS, spread: float = SPREAD) -> TunedPenalties:
+def descend(model: LinearModel, start: Point, steps: int = STEPS) -> TunedPenalties:
     """Take steps of Adam from the best single penalty to the most probable penalties given the held-out rows.
 
     A row's loss divided by twice the mean loss is used as its negative log-likelihood: this holds for squared errors,
     and for half the deviance of a family whose dispersion is estimated. The prior of the logarithms is normal around
     the start.
     """
-    pull = 2 * start.loss / float((model.held > 0).sum()) / spread**2
+    pull = 2 * start.loss / float((model.held > 0).sum()) / SPREAD**2
 
     def objective(p: Point) -> float:
         return p.loss + 0.5 * pull * float((p.logs - start.logs).square().sum())

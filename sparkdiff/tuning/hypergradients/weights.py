@@ -8,27 +8,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sparkdiff.tuning.solvers import classification, least_squares
+from sparkdiff.tuning.solvers import classification, least_squares, solve
 from sparkdiff.tuning.solvers.families import FAMILIES, LINKS, Family, LinkFunction
 from sparkdiff.tuning.solvers.problem import Chunk, Chunks, Moments, RowTable, Setting, Solution, moments, table
-from sparkdiff.tuning.solvers.reweighting import solve_generalized
 
 
 class Response(Protocol):
-    """Loss of a linear model, for autograd. Margins are (n, folds, sets), labels (n,), weights (n, folds)."""
+    """Loss of a linear model, for autograd. Margins are (n, sets), labels (n,), weights (n, 1)."""
 
     @property
     def sets(self) -> int:
         """Number of sets of coefficients: the number of classes for a multinomial model, else 1."""
 
     def slope(self, margin: Tensor, label: Tensor, weight: Tensor) -> Tensor:
-        """The derivative of the fitted loss with respect to the margin, times the weight: (n, folds, sets)."""
+        """The derivative of the fitted loss with respect to the margin, times the weight: (n, sets)."""
 
     def mass(self, margin: Tensor, weight: Tensor) -> Tensor:
-        """The number by which a fold's sum of slopes is divided: (folds,)."""
+        """The number by which the sum of slopes is divided: (1,)."""
 
     def loss(self, margin: Tensor, label: Tensor) -> Tensor:
-        """The loss of each row: (n, folds)."""
+        """The loss of each row: (n, 1)."""
 
 
 class WeightedMeanResponse:
@@ -44,10 +43,10 @@ class SquaresResponse(WeightedMeanResponse):
     sets = 1
 
     def slope(self, margin: Tensor, label: Tensor, weight: Tensor) -> Tensor:
-        return (margin - label[:, None, None]) * weight[:, :, None]
+        return (margin - label[:, None]) * weight
 
     def loss(self, margin: Tensor, label: Tensor) -> Tensor:
-        return (margin[:, :, 0] - label[:, None]).square()
+        return (margin - label[:, None]).square()
 
 
 class BinomialResponse(WeightedMeanResponse):
@@ -56,10 +55,10 @@ class BinomialResponse(WeightedMeanResponse):
     sets = 1
 
     def slope(self, margin: Tensor, label: Tensor, weight: Tensor) -> Tensor:
-        return (margin.sigmoid() - label[:, None, None]) * weight[:, :, None]
+        return (margin.sigmoid() - label[:, None]) * weight
 
     def loss(self, margin: Tensor, label: Tensor) -> Tensor:
-        return functional.softplus(margin[:, :, 0]) - label[:, None] * margin[:, :, 0]
+        return functional.softplus(margin) - label[:, None] * margin
 
 
 @dataclass(frozen=True)
@@ -70,11 +69,10 @@ class MultinomialResponse(WeightedMeanResponse):
 
     def slope(self, margin: Tensor, label: Tensor, weight: Tensor) -> Tensor:
         true = functional.one_hot(label.long(), self.sets).to(margin.dtype)
-        return (margin.softmax(2) - true[:, None]) * weight[:, :, None]
+        return (margin.softmax(1) - true) * weight
 
     def loss(self, margin: Tensor, label: Tensor) -> Tensor:
-        own = label.long()[:, None, None].expand(-1, margin.shape[1], 1)
-        return -margin.log_softmax(2).gather(2, own)[:, :, 0]
+        return -margin.log_softmax(1).gather(1, label.long()[:, None])
 
 
 @dataclass(frozen=True)
@@ -93,18 +91,14 @@ class GeneralizedResponse:
 
     def slope(self, margin: Tensor, label: Tensor, weight: Tensor) -> Tensor:
         mean = self.mean(margin)
-        return (
-            (mean - label[:, None, None])
-            / (self.link.derivative(mean) * self.family.variance(mean))
-            * weight[:, :, None]
-        )
+        return (mean - label[:, None]) / (self.link.derivative(mean) * self.family.variance(mean)) * weight
 
     def mass(self, margin: Tensor, weight: Tensor) -> Tensor:
-        mean = self.mean(margin)[:, :, 0]
+        mean = self.mean(margin)
         return (weight / (self.link.derivative(mean).square() * self.family.variance(mean))).sum(0)
 
     def loss(self, margin: Tensor, label: Tensor) -> Tensor:
-        mean, y = self.mean(margin)[:, :, 0], label[:, None]
+        mean, y = self.mean(margin), label[:, None]
         match self.name:
             case "poisson":
                 return torch.special.xlogy(y, y) - torch.special.xlogy(y, mean) - (y - mean)
@@ -131,16 +125,15 @@ def response_of(kind: str, setting: Setting, classes: int) -> Response:
 
 @dataclass(frozen=True)
 class LinearModel:
-    """A linear model on rows; each fold holds out some of them. Weights are (folds, sets, width), in units of the
-    table's columns, with the intercept last.
+    """A linear model on rows, some of which are held out. Weights are (sets, width), in units of the table's columns,
+    with the intercept last.
 
     Attributes:
         setting: the model's Params; `regParam` is replaced where all groups get one common penalty.
         z, label, offset: the rows.
-        own, held: (n, folds), a row's weight: in `own` if the fold trains on the row, else 0; in `held` if the fold
-            holds the row out, else 0.
-        unit: (folds, sets, width), the factor of ½·θ² in the penalty at regParam 1.
-        free: (folds, width), 1, or 0 for a weight that stays zero.
+        own, held: (n, 1), a row's weight: in `own` 0 for a row that is held out, in `held` 0 for the other rows.
+        unit: (sets, width), the factor of ½·θ² in the penalty at regParam 1.
+        free: (width,), 1, or 0 for a weight that stays zero.
         group: (d,), the group of each column.
     """
 
@@ -164,96 +157,81 @@ class LinearModel:
     def groups(self) -> int:
         return int(self.group.max()) + 1
 
-    @property
-    def folds(self) -> int:
-        return self.own.shape[1]
-
     def ridge(self, logs: Tensor) -> Tensor:
-        """The factors of ½·θ² at these logarithms of the groups' penalties: (folds, sets, width)."""
+        """The factors of ½·θ² at these logarithms of the groups' penalties: (sets, width)."""
         each = logs.exp()[self.group]
         return self.unit * torch.cat([each, each.new_zeros(int(self.table.intercept))])
 
     def scale_of_columns(self, logs: Tensor, regParam: float) -> Tensor:
-        """Factors for the columns, (folds, d), with which one common penalty has the effect of the group penalties.
+        """Factors for the columns, (d,), with which one common penalty has the effect of the group penalties.
 
-        Spark's fit of the columns times these factors, with `regParam` and without standardization, returns the fold's
-        weights divided by the factors.
+        Spark's fit of the columns times these factors, with `regParam` and without standardization, returns the weights
+        divided by the factors.
         """
         d = len(self.group)
         plain = replace(self.setting, standardization=False)
         one = units(self.kind, plain, self.found, self.table, self.response, self.label, self.own) * regParam
-        factor = (one / self.ridge(logs)[:, 0, :d]).sqrt()
-        return torch.where((self.free[:, :d] > 0) & factor.isfinite(), factor, 1.0)
+        factor = (one / self.ridge(logs)[0, :d]).sqrt()
+        return torch.where((self.free[:d] > 0) & factor.isfinite(), factor, 1.0)
 
     def margin(self, weights: Tensor) -> Tensor:
-        flat = self.z @ weights.reshape(-1, weights.shape[2]).T
-        return flat.reshape(len(self.z), *weights.shape[:2]) + self.offset[:, None, None]
+        return self.z @ weights.T + self.offset[:, None]
 
     def slope(self, weights: Tensor, ridge: Tensor) -> Tensor:
-        """The slope of fitted loss plus penalties in the weights, zero at the solution: (folds, sets, width)."""
+        """The slope of fitted loss plus penalties in the weights, zero at the solution: (sets, width)."""
         margin = self.margin(weights)
-        slope = self.response.slope(margin, self.label, self.own)
-        mean = (slope.flatten(1).T @ self.z).reshape(weights.shape)
-        mean = mean / self.response.mass(margin, self.own)[:, None, None]
-        return torch.where(self.free[:, None] > 0, mean + ridge * weights, weights)
+        mean = self.response.slope(margin, self.label, self.own).T @ self.z / self.response.mass(margin, self.own)
+        return torch.where(self.free > 0, mean + ridge * weights, weights)
 
     def size(self, weights: Tensor) -> Tensor:
-        """The size that `slope` would have if no two rows pulled in opposite directions: ()."""
+        """The size that `slope` would have if no two rows pulled in opposite directions: (1,)."""
         margin = self.margin(weights)
-        mass = self.response.mass(margin, self.own)
-        return (self.response.slope(margin, self.label, self.own).abs().sum((0, 2)) / mass).amax()
+        slope = self.response.slope(margin, self.label, self.own)
+        return slope.abs().sum() / self.response.mass(margin, self.own)
 
     def loss(self, weights: Tensor) -> Tensor:
-        """The weighted mean loss of the held-out rows; a row is predicted with the weights of the fold that holds it out: ()."""
+        """The weighted mean loss of the held-out rows: ()."""
         losses = self.response.loss(self.margin(weights), self.label)
         return torch.where(self.held > 0, losses * self.held, 0.0).sum() / self.held.sum()
 
     def jacobian(self, weights: Tensor, ridge: Tensor) -> Tensor:
-        """The Jacobian of `slope` with respect to the weights: (folds, sets · width, sets · width)."""
+        """The Jacobian of `slope` with respect to the weights: (sets · width, sets · width)."""
         margin = self.margin(weights).detach().requires_grad_()
         mass = self.response.mass(margin, self.own)
         blocks = (
             self._of_one_set(margin, mass) if self.response.sets == 1 else self._of_sets(margin.detach(), mass.detach())
         )
-        free = self.free[:, None].expand_as(weights).flatten(1)
-        whole = blocks + torch.diag_embed(ridge.flatten(1))
-        whole = whole * free[:, :, None] * free[:, None, :] + torch.diag_embed(1 - free)
+        free = self.free.expand_as(weights).flatten()
+        whole = blocks + torch.diag(ridge.flatten())
+        whole = whole * free[:, None] * free + torch.diag(1 - free)
         if self.response.sets > 1:  # adding one number to all classes' weights of a column changes no probability
-            same = torch.eye(weights.shape[2]).to(whole).repeat(self.response.sets, self.response.sets)
-            whole = whole + same * free[:, :, None] * free[:, None, :]
+            same = torch.eye(weights.shape[1]).to(whole).repeat(self.response.sets, self.response.sets)
+            whole = whole + same * free[:, None] * free
         return whole
 
     def _of_one_set(self, margin: Tensor, mass: Tensor) -> Tensor:
         slope = self.response.slope(margin, self.label, self.own)
         (curve,) = torch.autograd.grad(slope.sum(), margin, retain_graph=True)
-        shifts = torch.autograd.grad(mass.sum(), margin)[0] if mass.requires_grad else None
-        blocks = []
-        for fold in range(self.folds):
-            block = (self.z * curve[:, fold]).T @ self.z / mass[fold].detach()
-            if shifts is not None:  # the mass depends on the weights
-                pull = self.z.T @ slope[:, fold, 0].detach()
-                block = block - torch.outer(pull, self.z.T @ shifts[:, fold, 0]) / mass[fold].detach().square()
-            blocks.append(block)
-        return torch.stack(blocks)
+        block = (self.z * curve).T @ self.z / mass.detach()
+        if mass.requires_grad:  # the mass depends on the weights
+            (shift,) = torch.autograd.grad(mass.sum(), margin)
+            pull = self.z.T @ slope[:, 0].detach()
+            block = block - torch.outer(pull, self.z.T @ shift[:, 0]) / mass.detach().square()
+        return block
 
     def _of_sets(self, margin: Tensor, mass: Tensor) -> Tensor:
-        p, sets, width = margin.softmax(2), self.response.sets, self.z.shape[1]
-        h = self.z.new_empty(self.folds, sets, width, sets, width)
-        for fold in range(self.folds):
-            for k in range(sets):
-                for m in range(k, sets):
-                    curve = p[:, fold, k] * (float(k == m) - p[:, fold, m]) * self.own[:, fold] / mass[fold]
-                    h[fold, k, :, m] = h[fold, m, :, k] = (self.z * curve[:, None]).T @ self.z
-        return h.reshape(self.folds, sets * width, sets * width)
+        p, sets, width = margin.softmax(1), self.response.sets, self.z.shape[1]
+        h = self.z.new_empty(sets, width, sets, width)
+        for k in range(sets):
+            for m in range(k, sets):
+                curve = p[:, k] * (float(k == m) - p[:, m]) * self.own[:, 0] / mass
+                h[k, :, m] = h[m, :, k] = (self.z * curve[:, None]).T @ self.z
+        return h.reshape(sets * width, sets * width)
 
-    def at_once(self, penalties: Sequence[float]) -> list[list[Solution]]:
-        """Spark's models with one penalty for all columns, [penalty][fold]."""
+    def at_once(self, penalties: Sequence[float]) -> list[Solution]:
+        """Spark's models with one penalty for all columns, one for each of these penalties."""
         settings = [replace(self.setting, regParam=penalty) for penalty in penalties]
-        if self.kind == "LinearRegression":
-            return least_squares.solve_linear(self.chunks, settings, self.folds)
-        if self.kind == "LogisticRegression":
-            return classification.solve_logistic(self.chunks, settings, self.folds, self.classes)
-        return solve_generalized(self.chunks, settings, self.folds)
+        return [solution for [solution] in solve(self.kind, self.chunks, settings, 1, self.classes)]
 
     def without(self, groups: Collection[int]) -> "LinearModel | None":
         """The model without the columns of these groups, and with all other columns in one group; None if it can't be
@@ -266,59 +244,42 @@ class LinearModel:
                 yield replace(chunk, x=chunk.x[:, kept])
 
         group = torch.zeros(int(kept.sum()), dtype=torch.long)
-        return linear_model(self.kind, chunks, self.setting, self.folds, group, self.classes) if len(group) else None
+        return linear_model(self.kind, chunks, self.setting, group, self.classes) if len(group) else None
 
-    def weights_of(self, solutions: Sequence[Solution]) -> Tensor:
-        """The weights of the models of all folds, in units of the table."""
-        matrix = torch.stack([s.coefficients.reshape(self.response.sets, -1) for s in solutions])
-        shift = torch.stack([s.intercept.reshape(self.response.sets) for s in solutions])
+    def weights_of(self, solution: Solution) -> Tensor:
+        """The weights of a model, in units of the table."""
+        matrix = solution.coefficients.reshape(self.response.sets, -1)
         if not self.table.intercept:
             return matrix * self.table.scale
-        return torch.cat([matrix * self.table.scale, (shift + matrix @ self.table.centre)[:, :, None]], 2)
-
-    def solutions(self, weights: Tensor) -> list[Solution]:
-        """The folds' models in Spark's form."""
-        d, several = len(self.table.scale), self.response.sets > 1
-        matrix = weights[:, :, :d] / self.table.scale
-        shift = (
-            weights[:, :, -1] - matrix @ self.table.centre
-            if self.table.intercept
-            else matrix.new_zeros(matrix.shape[:2])
-        )
-        shift = shift - shift.mean(1, keepdim=True) if several else shift
-        return [
-            Solution(m if several else m[0], s if several else s[0], torch.nan, True)
-            for m, s in zip(matrix, shift, strict=True)
-        ]
+        shift = solution.intercept.reshape(self.response.sets) + matrix @ self.table.centre
+        return torch.cat([matrix * self.table.scale, shift[:, None]], 1)
 
 
-def linear_model(
-    kind: str, chunks: Chunks, setting: Setting, folds: int, group: Tensor, classes: int = 0
-) -> LinearModel | None:
-    """A model with one penalty for each group of columns; None if the rows cannot be used.
+def linear_model(kind: str, chunks: Chunks, setting: Setting, group: Tensor, classes: int = 0) -> LinearModel | None:
+    """A model with one penalty for each group of columns, fitted without the rows of fold 0; None if the rows cannot be
+    used.
 
     Args:
         kind: the name of Spark's estimator.
-        folds: number of fits, each without the rows of one fold; 1 for one split.
         group: (d,), the group of each column; groups are numbered from 0.
         classes: number of classes of a LogisticRegression.
     """
-    found = moments(chunks, folds, classes)
+    found = moments(chunks, 1, classes)
     if not found.usable or (classes and not bool((found.classes > 0).all())):
         return None
     # Rows stay in memory, as they are read at each step.
-    rows = table(chunks, folds, found, intercept=setting.fitIntercept, memory=2**62)
+    rows = table(chunks, 1, found, intercept=setting.fitIntercept, memory=2**62)
     (block,) = rows.blocks()
     fold = torch.cat([chunk.fold for chunk in chunks()])
     weight = torch.cat([chunk.weight for chunk in chunks()])
-    held = weight[:, None] * (fold[:, None] == torch.arange(folds))
+    held = weight[:, None] * (fold[:, None] == 0)
     response = response_of(kind, setting, classes)
     label = block.label - block.offset if isinstance(response, SquaresResponse) else block.label
     offset = torch.zeros_like(label) if isinstance(response, SquaresResponse) else block.offset
-    unit = torch.zeros(folds, response.sets, rows.width, dtype=torch.float64)
-    unit[:, :, : len(rows.scale)] = units(kind, setting, found, rows, response, label, block.own)[:, None]
-    free = torch.ones(folds, rows.width, dtype=torch.float64)
-    free[:, : len(rows.scale)] = (~found.constant).to(free.dtype)
+    unit = torch.zeros(response.sets, rows.width, dtype=torch.float64)
+    unit[:, : len(rows.scale)] = units(kind, setting, found, rows, response, label, block.own)
+    free = torch.ones(rows.width, dtype=torch.float64)
+    free[: len(rows.scale)] = (~found.constant[0]).to(free.dtype)
     return LinearModel(
         kind,
         setting,
@@ -341,19 +302,18 @@ def linear_model(
 def units(
     kind: str, setting: Setting, found: Moments, rows: RowTable, response: Response, label: Tensor, own: Tensor
 ) -> Tensor:
-    """The factor of ½·θ² in the penalty of each column at regParam 1: (folds, d)."""
-    folds = len(found.weight)
-    unbiased = found.bessel_correction[:, None]
+    """The factor of ½·θ² in the penalty of each column at regParam 1: (d,)."""
+    unbiased = found.bessel_correction
     if kind == "LogisticRegression":
-        problems = [(replace(setting, regParam=1.0, elasticNetParam=0.0), fold) for fold in range(folds)]
-        return classification.penalties(rows, found, problems, 1).ridge[:, : len(rows.scale)]
-    plain = (1 / rows.scale.square()).expand(folds, -1)
+        one = replace(setting, regParam=1.0, elasticNetParam=0.0)
+        return classification.penalties(rows, found, [(one, 0)], 1).ridge[0, : len(rows.scale)]
+    plain = 1 / rows.scale.square()
     if not isinstance(response, SquaresResponse):
         return plain
     normal = kind == "GeneralizedLinearRegression"  # gaussian with identity: like LinearRegression's normal equations
     if normal or least_squares.normal(setting, len(rows.scale)):
         unbiased = torch.ones_like(unbiased)
     mean = (own * label[:, None]).sum(0) / own.sum(0)
-    variance = (own * (label[:, None] - mean).square()).sum(0) / own.sum(0) * unbiased[:, 0]
+    variance = (own * (label[:, None] - mean).square()).sum(0) / own.sum(0) * unbiased
     standard = normal or setting.standardization
-    return (rows.variance * unbiased if standard else plain) / variance.sqrt()[:, None]
+    return (rows.variance[0] * unbiased if standard else plain) / variance.sqrt()

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from sparkdiff.tuning.solvers import quadratic
-from sparkdiff.tuning.solvers.limits import NORMAL_COLUMNS
 from sparkdiff.tuning.solvers.problem import (
     MATRICES,
     Chunks,
@@ -20,6 +19,8 @@ from sparkdiff.tuning.solvers.problem import (
     solve_by_kind,
 )
 
+NORMAL_COLUMNS = 4096
+"""Number of columns above which Spark's solver `auto` is l-bfgs, and `normal` is refused."""
 PIVOT = 1e-10
 """Smallest pivot of a correlation matrix: below it, columns count as linearly dependent, the model as undetermined."""
 

@@ -1,12 +1,30 @@
 """Rules that decide which solver solves a setting, and which settings are left to Spark."""
 
+from sparkdiff.tuning.solvers.classification import MEMORY, solve_logistic
 from sparkdiff.tuning.solvers.families import FAMILIES
-from sparkdiff.tuning.solvers.problem import RowFacts, Setting
+from sparkdiff.tuning.solvers.least_squares import NORMAL_COLUMNS, solve_linear
+from sparkdiff.tuning.solvers.problem import Chunks, RowFacts, Setting, Solution
+from sparkdiff.tuning.solvers.reweighting import solve_generalized
 
 WIDEST = {"LinearRegression": 2000, "LogisticRegression": 2000, "GeneralizedLinearRegression": 1000}
 """Number of coefficients (columns, times classes if multinomial) above which their Hessians cost too much."""
-NORMAL_COLUMNS = 4096
-"""Number of columns above which Spark's solver `auto` of LinearRegression is l-bfgs, and `normal` is refused."""
+
+
+def solve(
+    kind: str, chunks: Chunks, settings: list[Setting], folds: int, classes: int, memory: int = MEMORY
+) -> list[list[Solution]]:
+    """The models of settings of Spark's class `kind` that are not wide, [setting][fold].
+
+    Args:
+        classes: number of classes of a LogisticRegression.
+        memory: number of bytes that rows may take in memory between passes; if they need more, each pass reads `chunks`
+            again.
+    """
+    if kind == "LinearRegression":
+        return solve_linear(chunks, settings, folds)
+    if kind == "LogisticRegression":
+        return solve_logistic(chunks, settings, folds, classes, memory)
+    return solve_generalized(chunks, settings, folds, memory)
 
 
 def coefficients(setting: Setting, facts: RowFacts) -> int:
