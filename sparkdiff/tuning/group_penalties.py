@@ -134,7 +134,7 @@ def model_on(
         InputError: the rows can't be used, or there are too many columns.
     """
     seen = cached_rows.look(cache, kind, [setting], 1, cached_rows.classes_told(rows.schema, label))
-    sets = seen.classes if seen.classes > 2 or setting.family == "multinomial" else 1
+    sets = setting.sets(seen.classes)
     why = seen.problem or solvers.why_left_to_spark(kind, setting, solvers.RowFacts(1, seen.classes))
     if not why and sets * cache.width > MOST:
         why = f"{sets * cache.width:,} coefficients are more than {MOST:,}: make fewer features, or set regParam alone"

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,34 +12,27 @@ from sparkdiff.tuning.solvers.families import FAMILIES, LINKS, Family, LinkFunct
 from sparkdiff.tuning.solvers.problem import Chunk, Chunks, Moments, RowTable, Setting, Solution, moments, table
 
 
-class Response(Protocol):
+class Response:
     """Loss of a linear model, for autograd. Margins are (n, sets), labels (n,), weights (n, 1)."""
 
-    @property
-    def sets(self) -> int:
-        """Number of sets of coefficients: the number of classes for a multinomial model, else 1."""
+    sets: int = 1
+    """Number of sets of coefficients: the number of classes for a multinomial model, else 1."""
 
     def slope(self, margin: Tensor, label: Tensor, weight: Tensor) -> Tensor:
         """The derivative of the fitted loss with respect to the margin, times the weight: (n, sets)."""
+        raise NotImplementedError
 
     def mass(self, margin: Tensor, weight: Tensor) -> Tensor:
-        """The number by which the sum of slopes is divided: (1,)."""
+        """The number by which the sum of slopes is divided, (1,): the sum of the weights, unless a subclass says otherwise."""
+        return weight.sum(0)
 
     def loss(self, margin: Tensor, label: Tensor) -> Tensor:
         """The loss of each row: (n, 1)."""
+        raise NotImplementedError
 
 
-class WeightedMeanResponse:
-    """Responses whose sum of slopes is divided by the sum of the weights."""
-
-    def mass(self, margin: Tensor, weight: Tensor) -> Tensor:
-        return weight.sum(0)
-
-
-class SquaresResponse(WeightedMeanResponse):
+class SquaresResponse(Response):
     """The response of a linear regression: its loss is the squared error."""
-
-    sets = 1
 
     def slope(self, margin: Tensor, label: Tensor, weight: Tensor) -> Tensor:
         return (margin - label[:, None]) * weight
@@ -49,10 +41,8 @@ class SquaresResponse(WeightedMeanResponse):
         return (margin - label[:, None]).square()
 
 
-class BinomialResponse(WeightedMeanResponse):
+class BinomialResponse(Response):
     """The response of a logistic regression with two classes: its loss is the log-loss."""
-
-    sets = 1
 
     def slope(self, margin: Tensor, label: Tensor, weight: Tensor) -> Tensor:
         return (margin.sigmoid() - label[:, None]) * weight
@@ -61,11 +51,11 @@ class BinomialResponse(WeightedMeanResponse):
         return functional.softplus(margin) - label[:, None] * margin
 
 
-@dataclass(frozen=True)
-class MultinomialResponse(WeightedMeanResponse):
+class MultinomialResponse(Response):
     """The response of a logistic regression with several classes: its loss is the log-loss."""
 
-    sets: int
+    def __init__(self, sets: int):
+        self.sets = sets
 
     def slope(self, margin: Tensor, label: Tensor, weight: Tensor) -> Tensor:
         true = functional.one_hot(label.long(), self.sets).to(margin.dtype)
@@ -76,7 +66,7 @@ class MultinomialResponse(WeightedMeanResponse):
 
 
 @dataclass(frozen=True)
-class GeneralizedResponse:
+class GeneralizedResponse(Response):
     """The response of a generalized linear regression: its loss is half the deviance of a family. Spark's iterations end
     where the sum of the slopes, divided by the sum of the *working* weights, and the penalty's slope add up to zero.
     """
@@ -84,7 +74,6 @@ class GeneralizedResponse:
     name: str
     family: Family
     link: LinkFunction
-    sets: int = 1
 
     def mean(self, margin: Tensor) -> Tensor:
         return self.link.mean(margin).clamp(*self.family.bounds)
@@ -115,8 +104,8 @@ def response_of(kind: str, setting: Setting, classes: int) -> Response:
     if kind == "LinearRegression":
         return SquaresResponse()
     if kind == "LogisticRegression":
-        several = setting.family == "multinomial" or (setting.family == "auto" and classes > 2)
-        return MultinomialResponse(classes) if several else BinomialResponse()
+        sets = setting.sets(classes)
+        return MultinomialResponse(sets) if sets > 1 else BinomialResponse()
     link = setting.link or FAMILIES[setting.family].links[0]
     if (setting.family, link) == ("gaussian", "identity"):
         return SquaresResponse()

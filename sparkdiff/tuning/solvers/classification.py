@@ -45,7 +45,7 @@ def solve_logistic(
     fits = [f for f in range(folds) if found.usable and bool((found.classes[f] > 0).all()) and classes > 1]
 
     def of_kind(some: list[Setting]) -> list[list[Solution]]:
-        sets = sets_of(some[0], classes)
+        sets = some[0].sets(classes)
         answers = [dict.fromkeys(range(folds), failed_solution(found, sets)) for _ in some]
         if fits:
             rows = table(chunks, folds, found, intercept=some[0].fitIntercept, memory=memory)
@@ -55,12 +55,7 @@ def solve_logistic(
                 answer.update(zip(fits, own, strict=True))
         return [[*answer.values()] for answer in answers]
 
-    return solve_by_kind(settings, lambda s: (s.fitIntercept, sets_of(s, classes)), of_kind)
-
-
-def sets_of(setting: Setting, classes: int) -> int:
-    """Number of sets of coefficients: the number of classes for a multinomial model, else 1."""
-    return classes if setting.family == "multinomial" or (setting.family == "auto" and classes > 2) else 1
+    return solve_by_kind(settings, lambda s: (s.fitIntercept, s.sets(classes)), of_kind)
 
 
 @dataclass(frozen=True)

@@ -27,16 +27,11 @@ def solve(
     return solve_generalized(chunks, settings, folds, memory)
 
 
-def coefficients(setting: Setting, facts: RowFacts) -> int:
-    """Number of coefficients of a model."""
-    return facts.columns * (facts.classes if facts.classes > 2 or setting.family == "multinomial" else 1)
-
-
 def is_wide(kind: str, setting: Setting, facts: RowFacts, *, sparse: bool) -> bool:
     """True if `solve_wide` solves a setting, on rows in memory and without Hessian matrices."""
     if kind == "GeneralizedLinearRegression" or setting.regParam == 0:
         return False
-    return sparse or coefficients(setting, facts) > WIDEST[kind]
+    return sparse or facts.columns * setting.sets(facts.classes) > WIDEST[kind]
 
 
 def _has_many_optima(setting: Setting, facts: RowFacts) -> bool:
@@ -51,7 +46,7 @@ def why_left_to_spark(kind: str, setting: Setting, facts: RowFacts) -> str:
         return f"{kind} is fitted by Spark"
     if kind == "LogisticRegression" and setting.family == "binomial" and facts.classes > 2:
         return f"family='binomial' has two classes, the rows have {facts.classes}"
-    width = coefficients(setting, facts)
+    width = facts.columns * setting.sets(facts.classes)
     if width > WIDEST[kind] and not is_wide(kind, setting, facts, sparse=False):
         without = " without a penalty" if setting.regParam == 0 else ""
         return f"{width} coefficients{without} are more than {WIDEST[kind]}, so Spark fits {kind}"

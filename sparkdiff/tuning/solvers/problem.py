@@ -50,6 +50,10 @@ class Setting:
     bounded: bool = False
     """True if a LogisticRegression has bounds on its coefficients or intercepts."""
 
+    def sets(self, classes: int) -> int:
+        """Number of sets of coefficients: the number of classes for a multinomial model, else 1."""
+        return classes if self.family == "multinomial" or (self.family == "auto" and classes > 2) else 1
+
 
 @dataclass(frozen=True)
 class RowFacts:

@@ -11,7 +11,6 @@ from torch.nn import functional
 from typing_extensions import Self
 
 from sparkdiff.tuning.solvers import quadratic
-from sparkdiff.tuning.solvers.classification import sets_of
 from sparkdiff.tuning.solvers.descent import TOLERANCE, Minimum
 from sparkdiff.tuning.solvers.least_squares import normal
 from sparkdiff.tuning.solvers.problem import (
@@ -173,14 +172,14 @@ def solve_wide(whole: RowsInMemory, settings: list[Setting], folds: int, classes
 
     def of_intercept(some: list[Setting]) -> list[list[Solution]]:
         rows = wide_rows(whole, folds, intercept=some[0].fitIntercept)
-        return solve_by_kind(some, lambda s: sets_of(s, classes), lambda same: of_sets(rows, same, folds, classes))
+        return solve_by_kind(some, lambda s: s.sets(classes), lambda same: of_sets(rows, same, folds, classes))
 
     return solve_by_kind(settings, lambda s: s.fitIntercept, of_intercept)
 
 
 def of_sets(rows: WideRows, settings: list[Setting], folds: int, classes: int) -> list[list[Solution]]:
     """The models of settings with the same number of sets of coefficients."""
-    sets, n, d = sets_of(settings[0], classes), len(rows.label), len(rows.columns)
+    sets, n, d = settings[0].sets(classes), len(rows.label), len(rows.columns)
     size = max(MATRICES // (8 * sets * (8 * n + 16 * d)), 1)
     return solve_in_batches(settings, range(folds), size, partial(logistic if classes else linear, rows, sets=sets))
 
