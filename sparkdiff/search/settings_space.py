@@ -5,7 +5,7 @@ Each range contains the current setting, so a search can end where it began.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 from pyspark.ml.param import Param
@@ -26,24 +26,7 @@ FIXED = ("MultilayerPerceptronClassifier", "VectorSizeHint", "ElementwiseProduct
 BOUNDS = ("lowerBoundsOnCoefficients", "upperBoundsOnCoefficients")
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A stage whose settings are searched.
-
-    Attributes:
-        stage: its estimator, or the stage itself if nothing is fitted.
-        model: the fitted model, which knows the number of features.
-    """
-
-    stage: Any
-    model: Any
-
-    def now(self, name: str) -> Any:
-        """The current value of the Param `name`; None if it has no value."""
-        return self.stage.getOrDefault(name) if self.stage.isDefined(name) else None
-
-
-Range = Callable[[Stage, Any], "Distribution | None"]
+Range = Callable[[UnfittedStage, Any], "Distribution | None"]
 """(stage, current value of the Param) -> the distribution to search, or None if it is not worth it."""
 
 
@@ -52,7 +35,7 @@ def _logarithmic(low: float, high: float) -> Range:
     among 0 and the powers of ten in this range.
     """
 
-    def of(_stage: Stage, now: float) -> Distribution:
+    def of(_stage: UnfittedStage, now: float) -> Distribution:
         if now > 0:
             return loguniform(min(low, now), max(high, now))
         decades = range(round(math.log10(low)), round(math.log10(high)) + 1)
@@ -79,47 +62,52 @@ def _one_of(*values: Any) -> Range:
     return lambda _stage, now: choice(now, *(v for v in values if v != now))
 
 
-def _unless(left_out: Callable[[Stage], bool], otherwise: Range) -> Range:
+def _current(stage: UnfittedStage, name: str) -> Any:
+    """The current value of the Param `name`; None if it has no value."""
+    return stage.stage.getOrDefault(name) if stage.stage.isDefined(name) else None
+
+
+def _unless(left_out: Callable[[UnfittedStage], bool], otherwise: Range) -> Range:
     return lambda stage, now: None if left_out(stage) else otherwise(stage, now)
 
 
 # Single stages --------------------------------------------------------------------------------------------------------
 
 
-def _more_iterations(_stage: Stage, now: int) -> Distribution | None:
+def _more_iterations(_stage: UnfittedStage, now: int) -> Distribution | None:
     """More iterations for a solver that converges, in case it was stopped early."""
     return choice(now, 100) if now < 100 else None
 
 
-def _has_bounds(stage: Stage) -> bool:
+def _has_bounds(stage: UnfittedStage) -> bool:
     return any(stage.stage.hasParam(name) and stage.stage.isSet(name) for name in BOUNDS)
 
 
-def _no_mixture(stage: Stage) -> bool:
+def _no_mixture(stage: UnfittedStage) -> bool:
     """True if Spark refuses an L1 penalty: with bounds on coefficients, and with Huber's loss."""
-    return _has_bounds(stage) or (stage.stage.hasParam("loss") and stage.now("loss") == "huber")
+    return _has_bounds(stage) or (stage.stage.hasParam("loss") and _current(stage, "loss") == "huber")
 
 
-def _is_wide(stage: Stage) -> bool:
+def _is_wide(stage: UnfittedStage) -> bool:
     sizes = [len(getattr(stage.model, name)) for name in ("mean", "median") if hasattr(stage.model, name)]
     return any(size > DENSE for size in sizes)
 
 
-def _components(stage: Stage, _now: int) -> Distribution:
+def _components(stage: UnfittedStage, _now: int) -> Distribution:
     most = stage.model.pc.numRows
     return integer(1, most, log=most > 32)
 
 
-def _layers(_stage: Stage, now: Sequence[int]) -> Distribution:
+def _layers(_stage: UnfittedStage, now: Sequence[int]) -> Distribution:
     """Other hidden layers, between the same input and output."""
     first, *hidden, last = now
     found = [hidden, [max(2, h // 2) for h in hidden], [2 * h for h in hidden], [8], [32], [32, 16]]
     return choice(*([first, *h, last] for i, h in enumerate(found) if h not in found[:i]))
 
 
-def _features(stage: Stage, now: float) -> Distribution | None:
+def _features(stage: UnfittedStage, now: float) -> Distribution | None:
     """Number of features that a UnivariateFeatureSelector keeps; a share or a p-value in its other modes."""
-    mode = stage.now("selectionMode")
+    mode = _current(stage, "selectionMode")
     if mode == "numTopFeatures":
         return choice(
             now, *(float(n) for n in (1, 2, 5, 10, 20, 50, 100, 200, 500) if now / 4 <= n <= 4 * now and n != now)
@@ -128,7 +116,7 @@ def _features(stage: Stage, now: float) -> Distribution | None:
 
 
 def _if(param: str, value: str, then: Range) -> Range:
-    return _unless(lambda stage: stage.now(param) != value, then)
+    return _unless(lambda stage: _current(stage, param) != value, then)
 
 
 PENALTY = {"regParam": _logarithmic(1e-6, 10.0)}
@@ -177,7 +165,9 @@ RANGES: Mapping[str, Mapping[str, Range]] = {
     "LinearSVC": {**PENALTY, "maxIter": _more_iterations},
     "LogisticRegression": MIXED,
     "MultilayerPerceptronClassifier": {"layers": _layers, "maxIter": _times(0.25, 3, 100)},
-    "NaiveBayes": {"smoothing": _unless(lambda stage: stage.now("modelType") == "gaussian", _logarithmic(1e-3, 10.0))},
+    "NaiveBayes": {
+        "smoothing": _unless(lambda stage: _current(stage, "modelType") == "gaussian", _logarithmic(1e-3, 10.0))
+    },
     "Normalizer": {"p": _one_of(1.0, 2.0)},
     "RandomForestClassifier": {**FOREST, "impurity": _one_of("gini", "entropy")},
     "RandomForestRegressor": FOREST,
@@ -251,20 +241,20 @@ def first_settings(space: SearchSpace) -> list[Configuration]:
     return [now] if freed == now else [now, freed]
 
 
-def _stage_to_search(one: UnfittedStage) -> Stage:
+def _stage_to_search(one: UnfittedStage) -> UnfittedStage:
     """The stage whose settings are searched: the given one; for a OneVsRest, its classifier."""
     if one.role == ESTIMATOR and one.stage.hasParam("classifier"):
-        return Stage(one.stage.getOrDefault("classifier"), one.model.models[0])
-    return Stage(one.stage, one.model)
+        return replace(one, stage=one.stage.getOrDefault("classifier"), model=one.model.models[0])
+    return one
 
 
-def _distributions(stage: Stage, ranges: Mapping[str, Range]) -> Iterator[tuple[Param[Any], Distribution]]:
+def _distributions(stage: UnfittedStage, ranges: Mapping[str, Range]) -> Iterator[tuple[Param[Any], Distribution]]:
     """The distributions with more than one value, of Params that this version of Spark has."""
     for name, range_ in ranges.items():
-        if not stage.stage.hasParam(name) or stage.now(name) is None:
+        if not stage.stage.hasParam(name) or _current(stage, name) is None:
             continue
-        found = range_(stage, stage.now(name))
-        if found is not None and found.listed() != [stage.now(name)]:
+        found = range_(stage, _current(stage, name))
+        if found is not None and found.listed() != [_current(stage, name)]:
             yield stage.stage.getParam(name), found
 
 
@@ -275,8 +265,7 @@ def _feeds_one_width(one: UnfittedStage, later: Sequence[UnfittedStage]) -> bool
         text = " ".join(str(other.model.getOrDefault(n)) for n in ("statement", "formula") if other.model.hasParam(n))
         if not made & {*inputs(other.model)} and not any(name in text for name in made):
             continue
-        takes_bounds = _has_bounds(Stage(other.stage, other.model))
-        if other.role == AS_FITTED or type(other.stage).__name__ in FIXED or takes_bounds:
+        if other.role == AS_FITTED or type(other.stage).__name__ in FIXED or _has_bounds(other):
             return True
         if not other.model.hasParam("predictionCol"):  # otherwise the output width does not depend on the features
             made |= {*outputs(other.model)}
