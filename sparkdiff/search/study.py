@@ -156,15 +156,7 @@ class Study:
 
     def front(self) -> list[Trial]:
         """The trials on the Pareto front: no other trial is as good or better in all metrics, and better in one."""
-        complete = [t for t in self.trials() if t.state == "complete"]
-        signs = [-1.0 if larger else 1.0 for larger in self.plan.larger]
-
-        def beaten(one: Trial) -> bool:
-            mine = [s * v for s, v in zip(signs, one.values, strict=True)]
-            others = ([s * v for s, v in zip(signs, t.values, strict=True)] for t in complete)
-            return any(all(a <= b for a, b in zip(o, mine, strict=True)) and o != mine for o in others)
-
-        return [t for t in complete if not beaten(t)]
+        return [_trial(t) for t in self.study.best_trials]
 
 
 def best_of(trials: Sequence[Trial], larger: bool) -> Trial | None:
