@@ -23,6 +23,7 @@ from sparkdiff.stages.inputs import values_of
 from sparkdiff.tensors.rows import SparseRows, dense, extremes, rows_at, width
 from sparkdiff.tuning.evaluator_metrics import Judge
 from sparkdiff.tuning.solvers import Chunk, RowsInMemory, Setting, gather
+from sparkdiff.tuning.solvers.families import FAMILIES
 
 MEMORY = 2**30
 """Largest number of bytes that rows may take in memory, in any form."""
@@ -253,12 +254,8 @@ def _look(
     if far := _far(cache, folds, labels=kind != "LogisticRegression"):
         return RowFindings(far)
     if kind == "GeneralizedLinearRegression":
-        families = {setting.family for setting in settings}
-        if ("poisson" in families and lowest < 0) or ("gamma" in families and lowest <= 0):
-            return RowFindings("labels lie outside the family's range")
-        return RowFindings(
-            "labels lie outside the family's range" if "binomial" in families and not 0 <= lowest <= tops <= 1 else ""
-        )
+        allowed = all(FAMILIES[setting.family].labels(lowest, tops) for setting in settings)
+        return RowFindings("" if allowed else "labels lie outside the family's range")
     if kind != "LogisticRegression":
         return RowFindings("")
     if not whole or lowest < 0 or tops > 1000:

@@ -71,7 +71,6 @@ class GeneralizedResponse(Response):
     where the sum of the slopes, divided by the sum of the *working* weights, and the penalty's slope add up to zero.
     """
 
-    name: str
     family: Family
     link: LinkFunction
 
@@ -87,16 +86,7 @@ class GeneralizedResponse(Response):
         return (weight / (self.link.derivative(mean).square() * self.family.variance(mean))).sum(0)
 
     def loss(self, margin: Tensor, label: Tensor) -> Tensor:
-        mean, y = self.mean(margin), label[:, None]
-        match self.name:
-            case "poisson":
-                return torch.special.xlogy(y, y) - torch.special.xlogy(y, mean) - (y - mean)
-            case "gamma":
-                return (mean / y).log() + (y - mean) / mean
-            case "binomial":
-                entropy = torch.special.xlogy(y, y) + torch.special.xlogy(1 - y, 1 - y)
-                return entropy - torch.special.xlogy(y, mean) - torch.special.xlogy(1 - y, 1 - mean)
-        return 0.5 * (mean - y).square()
+        return self.family.half_deviance(self.mean(margin), label[:, None])
 
 
 def response_of(kind: str, setting: Setting, classes: int) -> Response:
@@ -109,7 +99,7 @@ def response_of(kind: str, setting: Setting, classes: int) -> Response:
     link = setting.link or FAMILIES[setting.family].links[0]
     if (setting.family, link) == ("gaussian", "identity"):
         return SquaresResponse()
-    return GeneralizedResponse(setting.family, FAMILIES[setting.family], LINKS[link])
+    return GeneralizedResponse(FAMILIES[setting.family], LINKS[link])
 
 
 @dataclass(frozen=True)

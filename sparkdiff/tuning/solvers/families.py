@@ -2,9 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
+
+from sparkdiff.objectives.formulas import half_deviance
 
 TINY = 1e-16
 LARGEST = torch.finfo(torch.float64).max
@@ -29,6 +32,13 @@ class Family:
     """True if the family allows labels between these two numbers."""
     start: Callable[[Tensor, Tensor], Tensor]
     """The rows' means from which the iterations start, from labels and weights."""
+    half_deviance: Callable[[Tensor, Tensor], Tensor]
+    """Half the deviance of each row, from means and labels."""
+
+
+def _binomial(mean: Tensor, y: Tensor) -> Tensor:
+    entropy = torch.special.xlogy(y, y) + torch.special.xlogy(1 - y, 1 - y)
+    return entropy - torch.special.xlogy(y, mean) - torch.special.xlogy(1 - y, 1 - mean)
 
 
 LINKS = {
@@ -48,7 +58,12 @@ LINKS = {
 }
 FAMILIES = {
     "gaussian": Family(
-        ("identity", "log", "inverse"), torch.ones_like, (-LARGEST, LARGEST), lambda _a, _b: True, lambda y, _w: y
+        ("identity", "log", "inverse"),
+        torch.ones_like,
+        (-LARGEST, LARGEST),
+        lambda _a, _b: True,
+        lambda y, _w: y,
+        lambda m, y: 0.5 * (m - y).square(),
     ),
     "binomial": Family(
         ("logit", "probit", "cloglog"),
@@ -56,11 +71,22 @@ FAMILIES = {
         (TINY, 1 - TINY),
         lambda a, b: a >= 0 and b <= 1,
         lambda y, w: (w * y + 0.5) / (w + 1),
+        _binomial,
     ),
     "poisson": Family(
-        ("log", "identity", "sqrt"), lambda m: m, (TINY, LARGEST), lambda a, _b: a >= 0, lambda y, _w: y.clamp_min(0.1)
+        ("log", "identity", "sqrt"),
+        lambda m: m,
+        (TINY, LARGEST),
+        lambda a, _b: a >= 0,
+        lambda y, _w: y.clamp_min(0.1),
+        partial(half_deviance, power=1),
     ),
     "gamma": Family(
-        ("inverse", "identity", "log"), torch.square, (TINY, LARGEST), lambda a, _b: a > 0, lambda y, _w: y
+        ("inverse", "identity", "log"),
+        torch.square,
+        (TINY, LARGEST),
+        lambda a, _b: a > 0,
+        lambda y, _w: y,
+        partial(half_deviance, power=2),
     ),
 }
