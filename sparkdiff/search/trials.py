@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,6 +28,7 @@ from sparkdiff.tuning.cached_rows import RowsStore
 from sparkdiff.tuning.cross_validation import outcomes, why_not_at_once
 from sparkdiff.tuning.fits import GridTask, leaves_of
 from sparkdiff.tuning.folds import Folds
+from sparkdiff.tuning.solvers.problem import solve_by_kind
 
 FAILURES = (
     SparkdiffError,
@@ -85,16 +86,11 @@ class Trials:
             resource: the resource of each trial: a share of the training rows, or the value of a Param; None: the full
                 resource.
         """
-        groups: dict[tuple[Any, ...], list[Trial]] = {}
-        for trial in trials:
-            groups.setdefault(self.space.structure(trial.configuration), []).append(trial)
-        found: dict[int, TrialOutcome] = {}
-        for group in groups.values():
-            found |= self._group(group, resource)
-        return [found[trial.number] for trial in trials]
+        group = partial(self._group, resource=resource)
+        return solve_by_kind(trials, lambda trial: self.space.structure(trial.configuration), group)
 
-    def _group(self, trials: Sequence[Trial], resource: float | None) -> dict[int, TrialOutcome]:
-        """The outcomes of trials with the same stages, by number."""
+    def _group(self, trials: Sequence[Trial], resource: float | None) -> list[TrialOutcome]:
+        """The outcomes of trials with the same stages."""
         start = time.perf_counter()
         settings = [self.space.setting(trial.configuration) for trial in trials]
         try:
@@ -103,10 +99,10 @@ class Trials:
             raise
         except FAILURES as e:
             if len(trials) > 1:  # one of them failed: evaluate each alone
-                return {number: f for trial in trials for number, f in self._group([trial], resource).items()}
-            return {trials[0].number: TrialOutcome(None, jvm.cause(e), time.perf_counter() - start)}
+                return [outcome for trial in trials for outcome in self._group([trial], resource)]
+            return [TrialOutcome(None, jvm.cause(e), time.perf_counter() - start)]
         seconds = (time.perf_counter() - start) / len(trials)
-        return {trial.number: _outcome(m, seconds) for trial, m in zip(trials, metrics, strict=True)}
+        return [_outcome(metric, seconds) for metric in metrics]
 
     def _metrics(self, estimator: Any, maps: Sequence[Mapping[Any, Any]], resource: float | None) -> list[Any]:
         folds = self._folds

@@ -226,22 +226,23 @@ SAMPLE = 2**28
 """Largest number of bytes of sampled rows, which are kept in addition to all rows."""
 
 
+Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 Problem = tuple[Setting, int]
 """A setting, and the fold whose rows its fit lacks."""
 
 
 def solve_by_kind(
-    settings: list[Setting], kind: Callable[[Setting], Any], solve: Callable[[list[Setting]], list[Answer]]
+    items: Sequence[Item], kind: Callable[[Item], Any], solve: Callable[[list[Item]], list[Answer]]
 ) -> list[Answer]:
-    """Solve the settings of each kind together. Return an answer for each setting, in the settings' order."""
+    """Solve the items of each kind together. Return an answer for each item, in the items' order."""
     kinds: dict[Any, list[int]] = {}
-    for i, setting in enumerate(settings):
-        kinds.setdefault(kind(setting), []).append(i)
+    for i, item in enumerate(items):
+        kinds.setdefault(kind(item), []).append(i)
     answers: dict[int, Answer] = {}
     for chosen in kinds.values():
-        answers.update(zip(chosen, solve([settings[i] for i in chosen]), strict=True))
-    return [answers[i] for i in range(len(settings))]
+        answers.update(zip(chosen, solve([items[i] for i in chosen]), strict=True))
+    return [answers[i] for i in range(len(items))]
 
 
 def solve_in_batches(
