@@ -11,10 +11,8 @@ from typing import Any
 import numpy as np
 from pyspark.ml import Estimator, Pipeline, PipelineModel
 from pyspark.ml.classification import GBTClassifier, LogisticRegression
-from pyspark.ml.linalg import VectorUDT
 from pyspark.ml.regression import GBTRegressor
 from pyspark.sql import DataFrame, functions as F
-from pyspark.sql.types import NumericType
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
@@ -25,7 +23,7 @@ from sparkdiff.pipeline.column_names import casefolding, col_by_name
 from sparkdiff.pipeline.column_tensors import fetch_columns
 from sparkdiff.pipeline.schema import width_in
 from sparkdiff.stages.inputs import slots_of, values_of
-from sparkdiff.tuning.cached_rows import classes_told
+from sparkdiff.tuning.cached_rows import InputColumns, cannot_read, classes_told
 from sparkdiff.tuning.solvers.boosted_trees import EPSILON, BoostingParams, boost
 from sparkdiff.tuning.solvers.logistic_steps import LogisticParams, depends_on_order, fit_logistic
 
@@ -116,18 +114,14 @@ def _fetch(stage: Any, rows: DataFrame, n: int, width: int) -> tuple[Array, Arra
     """The features (n, width), the labels and the weights of the rows, in an order that doesn't depend on Spark's; None if a
     column is missing or of a type that isn't supported, or if the rows or their vectors are not as many and as wide as told.
     """
-    weighted = stage.isSet("weightCol") and stage.getWeightCol() != ""
-    names = [stage.getFeaturesCol(), stage.getLabelCol(), *([stage.getWeightCol()] if weighted else [])]
-    kinds = {field.name: field.dataType for field in rows.schema.fields}
-    if not isinstance(kinds.get(names[0]), VectorUDT) or not all(
-        isinstance(kinds.get(n), NumericType) for n in names[1:]
-    ):
+    weight = stage.getWeightCol() if stage.isSet("weightCol") else ""
+    reads = InputColumns(stage.getFeaturesCol(), stage.getLabelCol(), weight, "")
+    if cannot_read(rows.schema, reads):
         return None
-    features, *casts = map(col_by_name, names)
     read = {
-        "x": features,
-        "label": casts[0].cast("double"),
-        "weight": casts[1].cast("double") if weighted else F.lit(1.0),
+        "x": col_by_name(reads.features),
+        "label": col_by_name(reads.label).cast("double"),
+        "weight": col_by_name(weight).cast("double") if weight else F.lit(1.0),
     }
     try:
         found = fetch_columns(rows.select(*(c.alias(name) for name, c in read.items())), [*read])
@@ -135,9 +129,9 @@ def _fetch(stage: Any, rows: DataFrame, n: int, width: int) -> tuple[Array, Arra
         return None
     if not found or found[0].shape != (n, width):
         return None
-    x, label, weight = (column.numpy() for column in found)
-    order = np.lexsort([*x.T, weight, label])  # the last bits of sums depend on it
-    return x[order], label[order], weight[order]
+    x, label, weights = (column.numpy() for column in found)
+    order = np.lexsort([*x.T, weights, label])  # the last bits of sums depend on it
+    return x[order], label[order], weights[order]
 
 
 def _fit_trees(stage: Any, rows: DataFrame) -> Any | None:
