@@ -123,6 +123,12 @@ def objective(
     return float(w @ (np.logaddexp.reduce(margin, 1) - margin[np.arange(len(w)), of.label.astype(int)])) + penalty
 
 
+def objective_at(data: Rows, setting: Setting, solution: Solution, sigma: float | None = None, fold: int = 0) -> float:
+    """`objective` of a model; columns beyond those of the data don't count."""
+    b = np.atleast_2d(solution.coefficients.numpy())[:, : data.x.shape[1]]
+    return objective(data, setting, b, np.atleast_1d(solution.intercept.numpy()), sigma, fold)
+
+
 def deviation(data: Rows, setting: Setting, fold: int = 0) -> float:
     """The label's standard deviation as LinearRegression's solver has it."""
     used = data.training(fold)

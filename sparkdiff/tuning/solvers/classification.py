@@ -198,5 +198,5 @@ def solutions(rows: RowTable, problems: list[Problem], sets: int, minimum: Minim
             if setting.regParam == 0:
                 coefficients = coefficients - coefficients.mean(0)
         taken = (coefficients[0], intercept[0]) if sets == 1 else (coefficients, intercept)
-        answers.append(Solution(*taken, float(minimum.value[i]), bool(minimum.found[i])))
+        answers.append(Solution(*taken, bool(minimum.found[i])))
     return answers

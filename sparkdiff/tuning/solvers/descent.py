@@ -57,8 +57,6 @@ block is the whole Hessian."""
 @dataclass(frozen=True)
 class Minimum:
     at: Tensor
-    value: Tensor
-    """Values, penalties included: (problems,)."""
     found: Tensor
     """True where the minimum was reached: (problems,) bool."""
 
@@ -77,7 +75,7 @@ def minimise(slopes: Slopes, hessians: Hessians, given: ElasticNetPenalties, sta
             break
         if not newton and step in RENEWED:
             state.renew(hessians)
-    return Minimum(state.at, state.value, state.found)
+    return Minimum(state.at, state.found)
 
 
 class DescentState:

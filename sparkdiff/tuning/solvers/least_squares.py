@@ -79,7 +79,7 @@ def of_fold(sums: Tensor, settings: list[Setting], found: Moments, fold: int) ->
     given = products(sums, found, intercept)
     if bool(found.labels[fold, 0] == found.labels[fold, 1]):
         flat = torch.zeros_like(found.centre)
-        return [Solution(flat, found.labels[fold, 0], 0.0, intercept) for _ in settings]
+        return [Solution(flat, found.labels[fold, 0], intercept) for _ in settings]
     unit = torch.where(
         constant, 0.0, given.matrix.diagonal().clamp_min(0).sqrt()
     )  # columns are scaled once more, by this
@@ -97,7 +97,6 @@ def of_fold(sums: Tensor, settings: list[Setting], found: Moments, fold: int) ->
     if not bool(smooth.all()):
         rough = ~smooth
         x[rough], good[rough] = quadratic.minimise(h[None], ridge[rough], b.expand_as(ridge)[rough], lasso[rough])
-    value = 0.5 * (1 - 2 * (x @ b) + (x * (x @ h)).sum(1) + (ridge * x.square()).sum(1)) + (lasso * x.abs()).sum(1)
     solutions = []
     for i, setting in enumerate(settings):
         scaled = x[i] * inverse * given.label.sqrt()
@@ -106,18 +105,12 @@ def of_fold(sums: Tensor, settings: list[Setting], found: Moments, fold: int) ->
         # Without an intercept, rounding in Spark's sums decides whether Spark's normal equations treat a column as
         # constant.
         unclear = not intercept and normal(setting, len(constant)) and bool((constant & (found.low[fold] != 0)).any())
-        objective = value[i] * given.label / label_variance(setting, given, found, fold)
-        solutions.append(Solution(coefficients, offset, float(objective), bool(good[i]) and not unclear))
+        solutions.append(Solution(coefficients, offset, bool(good[i]) and not unclear))
     return solutions
 
 
 def normal(setting: Setting, columns: int) -> bool:
     return setting.solver == "normal" or (setting.solver == "auto" and columns <= NORMAL_COLUMNS)
-
-
-def label_variance(setting: Setting, given: NormalSums, found: Moments, fold: int) -> Tensor:
-    """The label's variance by which Spark divides: the population variance for normal equations, else the sample's."""
-    return given.spread if normal(setting, len(found.centre)) else given.spread * found.bessel_correction[fold]
 
 
 def penalty(setting: Setting, given: NormalSums, found: Moments, fold: int, inverse: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,11 +119,11 @@ def penalty(setting: Setting, given: NormalSums, found: Moments, fold: int, inve
 
     Spark minimises ½·mean squared error / σ² + regParam / σ · ((1 - α) / 2 · Σ b² + α·Σ |b|), where σ is the label's
     standard deviation and b is a coefficient, multiplied by its column's standard deviation (by 1 without
-    standardization) and divided by σ.
+    standardization) and divided by σ. The deviations are the population's for normal equations, else the sample's.
     """
     factor = 1.0 if normal(setting, len(found.centre)) else float(found.bessel_correction[fold])
     deviation = (given.variance * factor).sqrt() if setting.standardization else 1 / found.scale
-    sigma = label_variance(setting, given, found, fold).sqrt() * found.label_scale
+    sigma = (given.spread * factor).sqrt() * found.label_scale
     root = given.label.sqrt()
     unit = deviation * inverse
     ridge = setting.regParam * (1 - setting.elasticNetParam) / sigma * unit.square()

@@ -72,9 +72,6 @@ class Solution:
     """(d,), or (classes, d) for a multinomial model."""
     intercept: Tensor
     """(), or (classes,) for a multinomial model; zero without an intercept."""
-    objective: float
-    """The objective that Spark minimises, penalties included, at this model. For GeneralizedLinearRegression, whose
-    iterations minimise no fixed function (except gaussian with identity), the largest residual of their fixed point."""
     converged: bool
     """False: unusable; Spark has to fit this setting."""
 
@@ -180,9 +177,7 @@ def moments(chunks: Chunks, folds: int, classes: int = 0) -> Moments:
 def failed_solution(found: Moments, sets: int = 1) -> Solution:
     """A placeholder for a model that could not be solved; `sets` is the number of rows of its coefficients."""
     nothing = torch.full((sets, len(found.centre)), torch.nan, dtype=torch.float64)
-    return Solution(
-        nothing[0] if sets == 1 else nothing, nothing[0, 0] if sets == 1 else nothing[:, 0], torch.nan, False
-    )
+    return Solution(nothing[0] if sets == 1 else nothing, nothing[0, 0] if sets == 1 else nothing[:, 0], False)
 
 
 def sums_without_fold(sums: Tensor) -> Tensor:

@@ -79,7 +79,6 @@ def together(
     ridge[:, :d] = strength[:, None] / rows.scale.square()
     free[:, :d] = (~found.constant[fold]).to(free.dtype)
     at = torch.zeros_like(ridge)
-    residual = torch.full_like(ridge, torch.nan)
     done = torch.zeros(m, dtype=torch.bool)
     active = torch.arange(m)
     for step in range(STEPS):
@@ -87,11 +86,11 @@ def together(
         own = free[active]
         matrix = matrix * own[:, :, None] * own[:, None, :] + torch.diag_embed(ridge[active] * own + 1 - own)
         vector = vector * own
-        residual[active] = vector - (matrix @ at[active, :, None])[:, :, 0]
+        residual = vector - (matrix @ at[active, :, None])[:, :, 0]
         factor, wrong = torch.linalg.cholesky_ex(matrix)
         pivots = (factor.diagonal(dim1=1, dim2=2).square() / matrix.diagonal(dim1=1, dim2=2)).amin(1)
         clear = (wrong == 0) & (pivots > PIVOT)
-        still = residual[active].abs().amax(1) <= TOLERANCE * (1 + vector.abs().amax(1))
+        still = residual.abs().amax(1) <= TOLERANCE * (1 + vector.abs().amax(1))
         done[active] = clear & still & (step > 0)
         new = torch.cholesky_solve(vector[:, :, None], factor)[:, :, 0]
         going = clear & ~done[active] & torch.isfinite(new).all(1)
@@ -99,7 +98,7 @@ def together(
         active = active[going]
         if not len(active):
             break
-    return [solution(rows, found, problems[i], at[i], residual[i], bool(done[i])) for i in range(m)]
+    return [solution(rows, found, problems[i], at[i], bool(done[i])) for i in range(m)]
 
 
 def system(
@@ -129,15 +128,13 @@ def system(
     return sums.matrices() / total[:, None, None], vector / total[:, None]
 
 
-def solution(rows: RowTable, found: Moments, problem: Problem, at: Tensor, residual: Tensor, done: bool) -> Solution:
+def solution(rows: RowTable, found: Moments, problem: Problem, at: Tensor, done: bool) -> Solution:
     setting, fold = problem
     d = len(rows.scale)
     coefficients = at[:d] / rows.scale
-    left = residual[:d] * rows.scale
     intercept = at.new_zeros(())
     if setting.fitIntercept:
         intercept = at[d] - coefficients @ rows.centre
-        left = torch.cat([left + rows.centre * residual[d], residual[d:]])
     # Without an intercept, rounding in Spark's sums decides whether its normal equations treat a column as constant.
     unclear = not setting.fitIntercept and bool((found.constant[fold] & (found.low[fold] != 0)).any())
-    return Solution(coefficients, intercept, float(left.abs().max()), done and not unclear)
+    return Solution(coefficients, intercept, done and not unclear)

@@ -74,7 +74,7 @@ def minimise(function: Function, given: Costs, start: Tensor) -> Minimum:
     penalty that would cross zero stops at zero.
     """
     at, m = start.clone(), start.shape[1]
-    value, found = torch.full((m,), torch.nan, dtype=torch.float64), torch.zeros(m, dtype=torch.bool)
+    found = torch.zeros(m, dtype=torch.bool)
     active, first = torch.arange(m), torch.full((m,), torch.nan, dtype=torch.float64)
     own, costs, now = function, given, start
     place = own.look(now)
@@ -87,7 +87,7 @@ def minimise(function: Function, given: Costs, start: Tensor) -> Minimum:
         bound = (1e-9 * first[active]).clamp(1e-13, TOLERANCE)
         done = left <= bound
         found[active[done]] = True
-        value[active], at[:, active] = total, now
+        at[:, active] = now
         going = (~done & torch.isfinite(left)).nonzero()[:, 0]
         if not len(going):
             break
@@ -102,7 +102,7 @@ def minimise(function: Function, given: Costs, start: Tensor) -> Minimum:
                 break
             active, own, costs, now = active[stay], own.of(stay), costs.of(stay), now[:, stay]
             place = own.look(now)
-    return Minimum(at, value, found)
+    return Minimum(at, found)
 
 
 def penalised_loss(loss: Tensor, costs: Costs, at: Tensor) -> Tensor:
@@ -251,8 +251,7 @@ def linear(rows: WideRows, problems: list[Problem], sets: int) -> list[Solution]
         # constant.
         unclear = not intercept and normal(setting, rows.width) and bool(rows.lost[f])
         usable = found.converged and spread > 0 and not unclear
-        objective = found.objective * float(scale) ** 2 / max(spread, 1e-300) ** 2
-        answers.append(Solution(found.coefficients * scale, found.intercept * scale + centre, objective, usable))
+        answers.append(Solution(found.coefficients * scale, found.intercept * scale + centre, usable))
     return answers
 
 
@@ -265,7 +264,7 @@ def solutions(rows: WideRows, problems: list[Problem], minimum: Minimum) -> list
         intercept = at[-1] - rows.centre @ at[:-1] if setting.fitIntercept else at.new_zeros(at.shape[1])
         several = at.shape[1] > 1
         taken = (coefficients, intercept - intercept.mean()) if several else (coefficients[0], intercept[0])
-        answers.append(Solution(*taken, float(minimum.value[i]), bool(minimum.found[i])))
+        answers.append(Solution(*taken, bool(minimum.found[i])))
     return answers
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings as run, strategies as st
 
 from sparkdiff.tuning.solvers import RowFacts, Setting, classification, solve_logistic, why_left_to_spark
 from sparkdiff.tuning.solvers.problem import moments, table
-from tests.support.linear_rows import Rows, kinds, labelled, logistic_slope, seeds
+from tests.support.linear_rows import Rows, kinds, labelled, logistic_slope, objective_at, seeds
 
 
 @run(max_examples=20, deadline=None)
@@ -39,10 +39,12 @@ def test_ways_to_the_optimum(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(classification, "by_newton", lambda *_: False)
         monkeypatch.setattr(classification, "SAMPLED", 10 if classes == 4 else 60)
         for memory in (0, 2**30):
-            for row, expected_row in zip(solve_logistic(data.chunks, grid, 3, classes, memory), expected, strict=True):
-                for one, other in zip(row, expected_row, strict=True):
+            found = solve_logistic(data.chunks, grid, 3, classes, memory)
+            for setting, row, expected_row in zip(grid, found, expected, strict=True):
+                for fold, (one, other) in enumerate(zip(row, expected_row, strict=True)):
                     assert one.converged and other.converged
-                    assert one.objective == pytest.approx(other.objective, rel=1e-12)
+                    value, least = (objective_at(data, setting, s, fold=fold) for s in (one, other))
+                    assert value == pytest.approx(least, rel=1e-12)
                     unit = data.x.std(0)
                     assert one.coefficients.numpy() * unit == pytest.approx(other.coefficients.numpy() * unit, abs=1e-5)
         monkeypatch.undo()
