@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,7 @@ class ArmContext:
         fold: number of the proving fold, 0 for all rows (and for an only fold whose pipelines ship); None while arms
             explore. Used in names of trainings.
         lasting: True if a later run may read the caches of this context.
-        temporary: holders of caches that no later run reads, so that they can be removed.
+        temporary: calls, at the end of the run, that remove caches that no later run reads.
         trainings: training runs of whole pipelines so far.
     """
 
@@ -129,7 +129,7 @@ class ArmContext:
     allTrain: bool = False
     fold: int | None = None
     lasting: bool = True
-    temporary: list[FitResults] = dataclasses.field(default_factory=list)
+    temporary: ExitStack = dataclasses.field(default_factory=ExitStack)
     trainings: list[Training] = dataclasses.field(default_factory=list)
 
     @property
@@ -339,7 +339,7 @@ def refit_on_rows(
     # Caches of all rows are kept, because the original may already have written one that a later run reads.
     lasting = fold == 0 or context.options.runId is not None or jvm.shared_folder(context.options.cacheDir) is not None
     if not lasting:
-        context.temporary.append(shared)
+        context.temporary.callback(shared.remove_caches)
     there = dataclasses.replace(
         context,
         phases=phases,

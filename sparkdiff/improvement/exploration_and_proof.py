@@ -159,7 +159,7 @@ def explore_and_prove(
             f"{context.start.parity}"
         )
     context = dataclasses.replace(context, fit=origin.fit)
-    with _temporary_caches(context), _folder(context, replace=replace) as (folder, log):
+    with context.temporary, _folder(context, replace=replace) as (folder, log):
         context = dataclasses.replace(context, folder=folder.path)
         proof = Proof(context, division, None, log, verb.arms, fit_by_spark=origin.fit_by_spark)
         account.start(division.number, context.folds_side_by_side)
@@ -182,16 +182,6 @@ def explore_and_prove(
     result = origin.given_model if decision.best is None else offers[proving.BEST]
     phases.on_decision(summary)
     return ImprovementOutcome(result, origin.given_model, context.start.task.plan, summary, (folder,), offers)
-
-
-@contextlib.contextmanager
-def _temporary_caches(context: ArmContext) -> Iterator[None]:
-    """Context that removes, at its end, the caches of contexts with other rows that no later run reads."""
-    try:
-        yield
-    finally:
-        for shared in context.temporary:
-            shared.remove_caches()
 
 
 def _rival(proof: Proof, origin: Origin) -> tuple[bool, str]:
