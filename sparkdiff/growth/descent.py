@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sparkdiff.evaluation.input_statistics import column_sums
 from sparkdiff.growth.criterion import Criterion
-from sparkdiff.growth.part import Trainer
+from sparkdiff.growth.part import Item, Trainer
 from sparkdiff.growth.row_tensors import Split, Table
 from sparkdiff.tensors.rows import squared
 from sparkdiff.training import optimizers
@@ -52,17 +52,22 @@ def work(rows: int, parameters: int, epochs: int) -> float:
 
 
 class AdamTrainer(Trainer):
-    """Base class of trainers that use Adam, see the module.
+    """Base class of trainers that use Adam, see the module. All parameters begin at zero, unless a subclass sets them.
 
     Args:
-        parameters: (p,), the initial values.
-        seed: seed of the order of the rows.
+        shapes: shapes of the tensors that the vector of parameters consists of, see `pieces`.
+        rate, decay: see `LearningRateSchedule`; the item's settings may have another rate.
     """
 
-    def __init__(self, parameters: Tensor, pace: LearningRateSchedule, seed: int):
-        self.parameters, self.pace, self.epochs = parameters, pace, 0
-        self.optimizer = optimizers.FirstOrderSteps("adam", parameters, None)
-        self.random = torch.Generator().manual_seed(seed).get_state()
+    def __init__(self, item: Item, table: Table, shapes: Sequence[tuple[int, ...]], rate: float, decay: float):
+        self.name, self.unit, self.classes = item.name, float(item.settings["unit"]), table.classes
+        self.mean, self.inverse = standardisation(table.train)
+        self.shapes = shapes
+        self.parameters = table.train.margin.new_zeros(sum(map(math.prod, shapes)))
+        self.pace = LearningRateSchedule(item.epochs, float(item.settings.get("rate", rate)), decay)
+        self.epochs = 0
+        self.optimizer = optimizers.FirstOrderSteps("adam", self.parameters, None)
+        self.random = torch.Generator().manual_seed(item.seed).get_state()
 
     @abstractmethod
     def part_margin(self, parameters: Tensor, split: Split, rows: Tensor) -> Tensor:

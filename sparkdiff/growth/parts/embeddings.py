@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sparkdiff import jvm
 from sparkdiff.growth.criterion import Criterion
-from sparkdiff.growth.descent import AdamTrainer, LearningRateSchedule, pieces, standardisation, work
+from sparkdiff.growth.descent import AdamTrainer, pieces, standardisation, work
 from sparkdiff.growth.part import Item, Output, Part, PipelinePlace, ServingWork, Stages, Trainer, unused_heading
 from sparkdiff.growth.parts import coding, score_test
 from sparkdiff.growth.row_tensors import Split, Table
@@ -274,20 +274,16 @@ class LowRankTrainer(AdamTrainer):
     """
 
     def __init__(self, item: Item, table: Table):
-        settings = item.settings
-        self.name, self.unit, self.classes = item.name, float(settings["unit"]), table.classes
-        self.values = coding.coding_of(table, settings["place"], 2)
-        r, m, values, d = int(settings["size"]), table.width, self.values.width, width(table.train.features)
-        self.shapes = [(values, r), (r, m), (d, r), *([(r * r, m)] if table.classes else [])]
-        self.mean, self.inverse = standardisation(table.train)
+        self.values = coding.coding_of(table, item.settings["place"], 2)
+        r, m, values, d = int(item.settings["size"]), table.width, self.values.width, width(table.train.features)
+        shapes = [(values, r), (r, m), (d, r), *([(r * r, m)] if table.classes else [])]
+        super().__init__(item, table, shapes, RATE, DECAY)
         index = self.values.index(table.train)[table.train.weight > 0]
         self.known = (torch.bincount(index, minlength=values) > 0).to(self.mean.dtype)[:, None]
-        start = self.mean.new_zeros(sum(a * b for a, b in self.shapes))
         random = torch.Generator().manual_seed(item.seed)
-        points, _, _, *products = pieces(start, self.shapes)
+        points, _, _, *products = pieces(self.parameters, shapes)
         for tensor in (points, *products):
             tensor.normal_(0, 0.3, generator=random)
-        super().__init__(start, LearningRateSchedule(item.epochs, float(settings.get("rate", RATE)), DECAY), item.seed)
 
     def part_margin(self, parameters: Tensor, split: Split, rows: Tensor) -> Tensor:
         assert isinstance(split.features, Tensor)

@@ -7,7 +7,6 @@ outputs are the rawPrediction. The model has at least two outputs; if there is o
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from sparkdiff import jvm
 from sparkdiff.growth.criterion import Criterion
-from sparkdiff.growth.descent import AdamTrainer, LearningRateSchedule, pieces, standardisation, work
+from sparkdiff.growth.descent import AdamTrainer, pieces, work
 from sparkdiff.growth.part import Item, Output, Part, PipelinePlace, ServingWork, Stages
 from sparkdiff.growth.row_tensors import Split, Table
 from sparkdiff.stages.perceptron import MultilayerPerceptron
@@ -109,17 +108,12 @@ class UnitsTrainer(AdamTrainer):
     """
 
     def __init__(self, item: Item, table: Table):
-        settings: Any = item.settings
-        self.name, self.unit, self.classes = item.name, float(settings["unit"]), table.classes
-        self.sizes = [width(table.train.features), *settings["layers"], table.width]
-        self.shapes = [shape for i, o in itertools.pairwise(self.sizes) for shape in ((i, o), (o,))]
-        self.mean, self.inverse = standardisation(table.train)
-        start = table.train.margin.new_zeros(_count(self.sizes))
+        self.sizes = [width(table.train.features), *item.settings["layers"], table.width]
+        shapes = [shape for i, o in itertools.pairwise(self.sizes) for shape in ((i, o), (o,))]
+        super().__init__(item, table, shapes, RATE, float(item.settings["decay"]))
         random = torch.Generator().manual_seed(item.seed)
-        for matrix in pieces(start, self.shapes)[:-2:2]:
+        for matrix in pieces(self.parameters, shapes)[:-2:2]:
             matrix.normal_(0, 2 / math.sqrt(len(matrix)), generator=random)
-        pace = LearningRateSchedule(item.epochs, float(settings.get("rate", RATE)), float(settings["decay"]))
-        super().__init__(start, pace, item.seed)
 
     def part_margin(self, parameters: Tensor, split: Split, rows: Tensor) -> Tensor:
         out = (dense(rows_at(split.features, rows)) - self.mean) * self.inverse
