@@ -43,47 +43,37 @@ class RoundProgress:
         return advance("round", tried[0].round, self.rounds, what)
 
 
-@dataclasses.dataclass(frozen=True)
-class GrowthReport:
-    """Results of the rounds, for the summary.
+def growth_warnings(settings: GrowthSettings, grown: GrowthResult) -> list[str]:
+    """Warnings known before all stages of the grown pipeline are trained together."""
+    stopped = [f"growth stopped early: {grown.stopped}"] if grown.late else []
+    reads_none = (settings.parts == ("units",), "units read no entities, and no other parts are tried")
+    idle = without_effect(settings, {"entityCols": reads_none})
+    return [*idle, *stopped, *of_a_sample(grown.table), *rows_without_entity(grown)]
 
-    Attributes:
+
+def summary_fields(grown: GrowthResult, gone: Sequence[Member], serving: ServingCostModel) -> dict[str, Any]:
+    """Fields of the summary that only growth has. `servingCost` has only its limit so far.
+
+    Args:
         gone: members that were dropped at the end.
-        serving: model of the serving costs.
     """
-
-    settings: GrowthSettings
-    grown: GrowthResult
-    gone: tuple[Member, ...]
-    serving: ServingCostModel
-
-    @property
-    def warnings(self) -> list[str]:
-        """Warnings known before all stages of the grown pipeline are trained together."""
-        stopped = [f"growth stopped early: {self.grown.stopped}"] if self.grown.late else []
-        reads_none = (self.settings.parts == ("units",), "units read no entities, and no other parts are tried")
-        idle = without_effect(self.settings, {"entityCols": reads_none})
-        return [*idle, *stopped, *of_a_sample(self.grown.table), *rows_without_entity(self.grown)]
-
-    def fields(self) -> dict[str, Any]:
-        """Fields of the summary that only growth has. `servingCost` has only its limit so far."""
-        limit = None if math.isinf(self.serving.limit) else self.serving.limit
-        gains = {t.round: t.gain for t in self.grown.tried if not t.why}
-        parts = [
-            {
-                "kind": m.part.kind,
-                "name": m.part.name,
-                "round": m.round,
-                "gain": gains[m.round],
-                "cost": self.serving.share(m.part),
-                "parameters": m.part.parameters,
-                "dropped": m in self.gone,
-                "shown": m.part.learned_table(),
-            }
-            for m in sorted((*self.grown.members, *self.gone), key=lambda m: m.round)
-        ]
-        rounds = [dataclasses.asdict(t) for t in self.grown.tried]
-        return {"rounds": rounds, "parts": parts, "servingCost": {"limit": limit}}
+    limit = None if math.isinf(serving.limit) else serving.limit
+    gains = {t.round: t.gain for t in grown.tried if not t.why}
+    parts = [
+        {
+            "kind": m.part.kind,
+            "name": m.part.name,
+            "round": m.round,
+            "gain": gains[m.round],
+            "cost": serving.share(m.part),
+            "parameters": m.part.parameters,
+            "dropped": m in gone,
+            "shown": m.part.learned_table(),
+        }
+        for m in sorted((*grown.members, *gone), key=lambda m: m.round)
+    ]
+    rounds = [dataclasses.asdict(t) for t in grown.tried]
+    return {"rounds": rounds, "parts": parts, "servingCost": {"limit": limit}}
 
 
 def of_a_sample(table: Table) -> list[str]:
@@ -107,18 +97,22 @@ def rows_without_entity(grown: GrowthResult) -> list[str]:
     ]
 
 
-def why_none(told: GrowthReport, options: Options) -> str:
-    """Reason why no part was added to the pipeline, and advice to the user."""
-    s, grown = told.settings, told.grown
-    if told.gone:
+def why_none(settings: GrowthSettings, grown: GrowthResult, gone: Sequence[Member], options: Options) -> str:
+    """Reason why no part was added to the pipeline, and advice to the user.
+
+    Args:
+        gone: members that were dropped at the end.
+    """
+    if gone:
         return (
-            f"the parts that joined are not missed, so all of them were dropped (maxLoss={s.maxLoss:g}); to keep them, set "
-            "maxLoss=0, which drops none"
+            f"the parts that joined are not missed, so all of them were dropped (maxLoss={settings.maxLoss:g}); to keep them, "
+            "set maxLoss=0, which drops none"
         )
     way = "to propose more, name more kinds in parts, or columns in entityCols"
     if grown.late:
         way = f"to train more parts, raise maxSeconds={options.maxSeconds:g}"
     elif grown.tried:
-        lower = " or ".join(f"{k}={v:g}" for k, v in (("maxLoss", s.maxLoss), ("complexity", s.complexity)) if v > 0)
+        limits = {"maxLoss": settings.maxLoss, "complexity": settings.complexity}
+        lower = " or ".join(f"{name}={limit:g}" for name, limit in limits.items() if limit > 0)
         way = f"{f'to let smaller gains join, lower {lower}; ' if lower else ''}{ways_to_decide(options, folds=False)}"
     return f"no part joined: {grown.stopped}; {way}"

@@ -27,7 +27,7 @@ from sparkdiff.growth.growth_steps import (
 )
 from sparkdiff.growth.part_inputs import linear_head
 from sparkdiff.growth.parts import trees
-from sparkdiff.growth.round_reports import GrowthReport, of_a_sample, rows_without_entity, why_none
+from sparkdiff.growth.round_reports import growth_warnings, of_a_sample, rows_without_entity, summary_fields, why_none
 from sparkdiff.growth.serving_cost import check_room
 from sparkdiff.improvement.arm_context import ArmContext, Measurement, Training, measure, refit_on_rows
 from sparkdiff.improvement.arms import boosting
@@ -118,15 +118,14 @@ def _rounds(
         looks = time.monotonic()
         found, gone = grow_rounds(run, start, settings, serving, clock, replace=True, memory=context.trained)
         looked = time.monotonic() - looks if settings.parts == ("trees",) else 0.0  # afterwards their sizes are known
-    told = GrowthReport(settings, found, gone, serving)
     learned = {
         "rounds": [asdict(t) for t in found.tried],
         "late": found.late,
-        "warnings": told.warnings,
-        "fields": told.fields(),
+        "warnings": growth_warnings(settings, found),
+        "fields": summary_fields(found, gone, serving),
     }
     if not found.members:
-        learned["why"], says = why_none(told, options), f"no part joined: {found.stopped}"
+        learned["why"], says = why_none(settings, found, gone, options), f"no part joined: {found.stopped}"
         return _RoundsResult(start, options, first, None, "", CandidateRecipe(arm), says, learned, looked)
     made = assemble(start, found.members, serving, context.sources[0].df, drop=settings.dropColumns)
     dropped = f", {len(gone)} dropped" if gone else ""

@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 
 from sparkdiff.growth.growth_options import GrowthSettings
-from sparkdiff.growth.round_reports import GrowthReport, why_none
+from sparkdiff.growth.round_reports import why_none
 from sparkdiff.growth.rounds import GrowthResult, ItemReport
-from sparkdiff.growth.serving_cost import ServingCostModel
 from sparkdiff.options import Options
 from tests.support.growth_tables import table_of
 
@@ -16,11 +15,9 @@ TRIED = ItemReport(1, "known", "known", 0.0, 1.0, 3, 0.1, 0.1, 1, "its gain is l
 MORE = "to decide it, set validationFraction=0.3, or pass more rows"
 
 
-def told(*, gone: bool = False, **given: Any) -> GrowthReport:
+def grown(**given: Any) -> GrowthResult:
     table, _ = table_of(rows=60)
-    grown = dataclasses.replace(GrowthResult((), table, (), "it stopped"), **given)
-    lost: Any = ("a member",) if gone else ()
-    return GrowthReport(GrowthSettings(), grown, lost, ServingCostModel(1.0, 2.0, "LinearRegressionModel", 1, 6))
+    return dataclasses.replace(GrowthResult((), table, (), "it stopped"), **given)
 
 
 @pytest.mark.parametrize(
@@ -33,14 +30,17 @@ def told(*, gone: bool = False, **given: Any) -> GrowthReport:
     ids=["no gain", "no time", "nothing to try"],
 )
 def test_where_no_part_joins(given: dict[str, Any], why: str) -> None:
-    found = why_none(told(**given), Options(maxSeconds=3.0, validationFraction=0.2))
+    found = why_none(GrowthSettings(), grown(**given), (), Options(maxSeconds=3.0, validationFraction=0.2))
     assert found == f"no part joined: it stopped; {why}"
 
 
 def test_a_limit_that_is_off_is_not_to_be_lowered() -> None:
-    none = dataclasses.replace(told(tried=(TRIED,)), settings=GrowthSettings(maxLoss=0.0, complexity=0.0))
-    assert why_none(none, Options(validationFraction=0.2)) == f"no part joined: it stopped; {MORE}"
+    off = GrowthSettings(maxLoss=0.0, complexity=0.0)
+    found = why_none(off, grown(tried=(TRIED,)), (), Options(validationFraction=0.2))
+    assert found == f"no part joined: it stopped; {MORE}"
 
 
 def test_where_all_parts_are_dropped() -> None:
-    assert why_none(told(gone=True), Options()).endswith("; to keep them, set maxLoss=0, which drops none")
+    gone: Any = ("a member",)
+    found = why_none(GrowthSettings(), grown(), gone, Options())
+    assert found.endswith("; to keep them, set maxLoss=0, which drops none")
