@@ -84,11 +84,6 @@ def serving_of(model: Any, head: Vertex, limit: float | None, indexers: Sequence
     return ServingCostModel(before, most, type(stage).__name__, max(_classes(stage), 1), entries, indexed)
 
 
-def cost_of(made: Any, head: Vertex, serving: ServingCostModel) -> float:
-    """Microseconds per row of a grown pipeline, computed from its stages."""
-    return cost_table.of_model(made, {head.inputs[0]: serving.features})
-
-
 def unused_mark(model: Any, wanted: str, columns: Sequence[str]) -> str:
     """A prefix that no uid and no column of the pipeline begins with, so that a grown pipeline can be grown again."""
     uids = [stage.uid for _, stage in flatten(model)]

@@ -25,7 +25,7 @@ from sparkdiff.evaluation.units import Units
 from sparkdiff.fine_tuning.phases import open_checkpoints
 from sparkdiff.fine_tuning.task import Run, Task, check_runs, prepare
 from sparkdiff.growth import cost_table, item_runner, rounds
-from sparkdiff.growth.assembly import columns_last, cost_of, grown_pipeline, serving_of, unused_mark, width_of
+from sparkdiff.growth.assembly import columns_last, grown_pipeline, serving_of, unused_mark, width_of
 from sparkdiff.growth.clock import Clock
 from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.growth_options import GAPS, KINDS, GrowthSettings
@@ -69,6 +69,7 @@ class GrowthStart:
         indexers: the fitted StringIndexers of the entities (columns that name users, items or shops).
         known: the columns that parts may read.
         mark: prefix of the uids and the columns of all added stages; no other uid or column begins with it.
+        serving: serving costs of the pipelines that growth may make.
     """
 
     model: Any
@@ -77,6 +78,8 @@ class GrowthStart:
     indexers: tuple[Any, ...]
     known: tuple[UpstreamColumn, ...]
     mark: str
+    settings: GrowthSettings
+    serving: ServingCostModel
 
 
 def check_options(options: Options) -> None:
@@ -137,12 +140,9 @@ def check_entities(names: Sequence[str], task: Task, data: DataFrame) -> None:
 
 
 def prepare_growth(
-    model: Any, options: Options, entities: Sequence[str], sources: Sequence[Source], boundaries: Boundaries | None
+    model: Any, options: Options, settings: GrowthSettings, sources: Sequence[Source], boundaries: Boundaries | None
 ) -> GrowthStart:
     """Analyse the pipeline and the schema of the rows, and fit StringIndexers to the entities, which takes a Spark job.
-
-    Args:
-        entities: names of the columns in entityCols.
 
     Raises:
         InputError: the pipeline doesn't end in a linear stage, or an entityCol can't be used. The message says how to fix it.
@@ -150,9 +150,9 @@ def prepare_growth(
     data = sources[0].df
     plain = prepare(model, options, data)
     head = linear_head(plain.cut.graph)
-    check_entities(entities, plain, data)
+    check_entities(settings.entityCols, plain, data)
     mark = unused_mark(model, f"{head.uid}_grown", data.columns)
-    fitted = _indexers(mark, entities, sources, options, boundaries)
+    fitted = _indexers(mark, settings.entityCols, sources, options, boundaries)
     indexed = {name: (stage.getOutputCol(), (*stage.labels, UNKNOWN)) for name, stage in fitted.items()}
     task = plain
     if fitted:
@@ -160,7 +160,9 @@ def prepare_growth(
         task = prepare(inserted if not isinstance(inserted, list) else PipelineModel(inserted), options, data)
     known = upstream_columns(task.cut.graph, data, indexed)
     task = dataclasses.replace(task, cut=cut_for(task, known))
-    return GrowthStart(model, task, head, tuple(fitted.values()), tuple(known), mark)
+    indexers = tuple(fitted.values())
+    serving = serving_of(model, head, settings.maxServingCost, indexers)
+    return GrowthStart(model, task, head, indexers, tuple(known), mark, settings, serving)
 
 
 def _indexers(
@@ -189,33 +191,22 @@ SHARE = 0.1
 """Largest share of the gain over the original that all dropped parts together may cost."""
 
 
-def assemble(
-    start: GrowthStart, members: Sequence[rounds.Member], serving: ServingCostModel, data: DataFrame, *, drop: bool
-) -> Any:
+def assemble(start: GrowthStart, members: Sequence[rounds.Member], data: DataFrame) -> Any:
     """Assemble the grown pipeline, and check its serving cost; see `grown_pipeline` and `columns_last`.
-
-    Args:
-        drop: True to drop the added columns at the end.
 
     Raises:
         SparkdiffError: the cost of the assembled stages exceeds the limit or differs from the cost counted for the parts, or
             Spark can't run the pipeline.
     """
     made = grown_pipeline(start.model, start.head, members, start.indexers, start.mark)
-    check_cost(serving, [m.part for m in members], cost_of(made, start.head, serving))
+    cost = cost_table.of_model(made, {start.head.inputs[0]: start.serving.features})
+    check_cost(start.serving, [m.part for m in members], cost)
     check_runs(made, data)
-    return columns_last(made, start.mark, data, drop=drop)
+    return columns_last(made, start.mark, data, drop=start.settings.dropColumns)
 
 
 def grow_rounds(
-    run: Run,
-    start: GrowthStart,
-    settings: GrowthSettings,
-    serving: ServingCostModel,
-    clock: Clock,
-    *,
-    replace: bool,
-    memory: item_runner.ItemResultCache | None = None,
+    run: Run, start: GrowthStart, clock: Clock, memory: item_runner.ItemResultCache
 ) -> tuple[rounds.GrowthResult, tuple[rounds.Member, ...]]:
     """Run the rounds, and drop the parts that contribute too little (see `without_needless`).
 
@@ -226,17 +217,17 @@ def grow_rounds(
         The result with the remaining parts, and the dropped parts.
     """
     check_stored(run.network, run.data)  # the training of all stages after the rounds checks this, too
-    o = run.task.options
-    limits = rounds.Limits(settings.parts, settings.rounds, settings.complexity, o.seed, serving, settings.maxLoss)
+    o, settings = run.task.options, start.settings
+    limits = rounds.Limits(
+        settings.parts, settings.rounds, settings.complexity, o.seed, start.serving, settings.maxLoss
+    )
     # The guard's level and the fleet's size affect which parts are dropped.
     beside = {"growth": settings.asdict(), "guard": o.guard, "fleetSize": o.fleetSize}
     with run.phases.phase("grow") as say:
         specification = specification_of(run)
         criterion, forecast = specification.criterion(), RoundProgress(settings.rounds)
         with (
-            open_checkpoints(
-                run, o.runId and name_beside(o.runId, "-rounds"), replace=replace, beside=beside
-            ) as folder,
+            open_checkpoints(run, o.runId and name_beside(o.runId, "-rounds"), replace=True, beside=beside) as folder,
             item_runner.runner(
                 folder,
                 specification,

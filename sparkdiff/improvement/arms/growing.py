@@ -5,7 +5,7 @@ front of the last linear stage or, if the pipeline ends in boosted trees, to the
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -34,7 +34,6 @@ from sparkdiff.improvement.arms import boosting
 from sparkdiff.improvement.arms.fine_tuning import with_tuned, written_back
 from sparkdiff.improvement.budget import Limit
 from sparkdiff.improvement.candidate import Arm, Candidate, CandidateRecipe, Step, shortened
-from sparkdiff.options import Options
 from sparkdiff.proof.division import inner
 from sparkdiff.report import counted, share_of
 
@@ -44,6 +43,8 @@ PASSES = 40
 """Number of passes over the training rows that a round counts as, if the budget is in passes; its items train together."""
 NEXT_ROUND = 0.5
 """Expected gain of all later rounds together, as a share of the first round's gain."""
+TREES = ("trees",)
+"""Kinds of parts that `import` tries."""
 
 
 def _settings(context: ArmContext, parts: tuple[str, ...], rounds: int) -> GrowthSettings:
@@ -53,23 +54,19 @@ def _settings(context: ArmContext, parts: tuple[str, ...], rounds: int) -> Growt
     )
 
 
-def _refusal_function(parts: Callable[[ArmContext], tuple[str, ...]]) -> Callable[[ArmContext], str]:
-    """Function (context -> the reason why none of these kinds of parts can be added; empty if parts can be added)."""
-
-    def refusal(context: ArmContext) -> str:
-        try:
-            check_options(context.options)
-            head = linear_head(context.plan.cut.graph)
-            if head.uid in context.keeps:
-                return f"{head.uid} is to be kept, and what joins changes it"
-            check_room(serving_of(context.model, head, context.settings.maxServingCost), parts(context))
-            if parts(context) == ("trees",):
-                trees.without_trees(_settings(context, ("trees",), 1))
-        except InputError as e:
-            return str(e)
-        return ""
-
-    return refusal
+def _refusal(context: ArmContext, parts: tuple[str, ...]) -> str:
+    """Reason why none of these kinds of parts can be added; empty if parts can be added."""
+    try:
+        check_options(context.options)
+        head = linear_head(context.plan.cut.graph)
+        if head.uid in context.keeps:
+            return f"{head.uid} is to be kept, and what joins changes it"
+        check_room(serving_of(context.model, head, context.settings.maxServingCost), parts)
+        if parts == TREES:
+            trees.require_library()
+    except InputError as e:
+        return str(e)
+    return ""
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,6 @@ class _RoundsResult:
 
     Attributes:
         start: starting point of the growth.
-        options: options of the growth, for the training that follows.
         first: the metric of the pipeline before growth.
         made: the grown pipeline; None if no part joined.
         names: names of the parts that joined.
@@ -89,7 +85,6 @@ class _RoundsResult:
     """
 
     start: GrowthStart
-    options: Options
     first: Score
     made: Any
     names: str
@@ -111,40 +106,38 @@ def _rounds(
         **context.checkpoint_options(arm, str(number)),
         maxEpochs=context.options.maxEpochs if epochs is None else min(context.options.maxEpochs, epochs),
     )
-    start = prepare_growth(context.model, options, settings.entityCols, context.sources, context.boundaries)
-    serving = serving_of(context.model, start.head, settings.maxServingCost, start.indexers)
+    start = prepare_growth(context.model, options, settings, context.sources, context.boundaries)
     with context.open_run(start.task) as run:
         first = verify_original(run).scores[VALIDATION]
         looks = time.monotonic()
-        found, gone = grow_rounds(run, start, settings, serving, clock, replace=True, memory=context.trained)
-        looked = time.monotonic() - looks if settings.parts == ("trees",) else 0.0  # afterwards their sizes are known
+        found, gone = grow_rounds(run, start, clock, context.trained)
+        looked = time.monotonic() - looks if settings.parts == TREES else 0.0  # afterwards their sizes are known
     learned = {
         "rounds": [asdict(t) for t in found.tried],
         "late": found.late,
         "warnings": growth_warnings(settings, found),
-        "fields": summary_fields(found, gone, serving),
+        "fields": summary_fields(found, gone, start.serving),
     }
     if not found.members:
         learned["why"], says = why_none(settings, found, gone, options), f"no part joined: {found.stopped}"
-        return _RoundsResult(start, options, first, None, "", CandidateRecipe(arm), says, learned, looked)
-    made = assemble(start, found.members, serving, context.sources[0].df, drop=settings.dropColumns)
+        return _RoundsResult(start, first, None, "", CandidateRecipe(arm), says, learned, looked)
+    made = assemble(start, found.members, context.sources[0].df)
     dropped = f", {len(gone)} dropped" if gone else ""
     doubts = (*of_a_sample(found.table), *rows_without_entity(found))
     says = "; ".join([f"{counted(found.members[-1].round, 'round')}{dropped}", found.stopped, *doubts])
     rounds = {m.round for m in found.members}
     joined = [t for t in found.tried if not t.why and t.round in rounds]
     most = max(rounds) if found.late else settings.rounds  # if the time was over: the rounds that there was time for
-    known = {"trees": [(t.round, t.name, t.epoch) for t in joined]} if settings.parts == ("trees",) else {}
+    known = {"trees": [(t.round, t.name, t.epoch) for t in joined]} if settings.parts == TREES else {}
     looked = max(looked - sum(t.seconds for t in joined), 0.0)
     names = ", ".join(m.part.name for m in found.members)
-    return _RoundsResult(
-        start, options, first, made, names, CandidateRecipe(arm, {"rounds": most} | known), says, learned, looked
-    )
+    making = CandidateRecipe(arm, {"rounds": most} | known)
+    return _RoundsResult(start, first, made, names, making, says, learned, looked)
 
 
 def _grow(context: ArmContext, number: int, limit: Limit, _steps: Sequence[Step]) -> Step:
     return grow_and_train(
-        context, limit, _settings(context, _parts(context), _number_of_rounds(number, limit)), "grow", number
+        context, limit, _settings(context, context.settings.parts, _number_of_rounds(number, limit)), "grow", number
     )
 
 
@@ -159,7 +152,7 @@ def grow_and_train(context: ArmContext, limit: Limit, settings: GrowthSettings, 
     rounds = _rounds(context, limit, settings, arm, number, clock)
     if rounds.made is None:
         return Step(arm, number, (), 0.0, rounds.says, learned=rounds.learned)
-    options = replace(rounds.options, maxSeconds=clock.seconds_left(limit.seconds))
+    options = replace(rounds.start.task.options, maxSeconds=clock.seconds_left(limit.seconds))
     with context.open_run(replace(context.task(rounds.made), options=options)) as run:
         trains = time.monotonic()
         before = verify_original(run)
@@ -169,7 +162,7 @@ def grow_and_train(context: ArmContext, limit: Limit, settings: GrowthSettings, 
         context.trainings.append(Training(1 if context.fold is None else context.fold, run, fitted))
         measured = written_back(context, run, before, fitted)
     making, looked, ledger = rounds.making, rounds.looked, fitted.found.ledger
-    if settings.parts == ("trees",):
+    if settings.parts == TREES:
         looked += trains
         if ledger.chosen >= 0:
             chosen = ledger.trials[ledger.chosen]
@@ -191,7 +184,7 @@ def _put_in_front(context: ArmContext, number: int, limit: Limit, _steps: Sequen
     together.
     """
     begun, clock = time.monotonic(), Clock.of(limit.seconds)
-    settings = _settings(context, _trees(context), _number_of_rounds(number, limit))
+    settings = _settings(context, TREES, _number_of_rounds(number, limit))
     rounds = _rounds(context, limit, settings, "import", number, clock)
     if rounds.made is None:
         return Step("import", number, (), 0.0, rounds.says, learned=rounds.learned)
@@ -215,17 +208,16 @@ def _model_of(step: Step, context: ArmContext) -> Any:
 
 
 def _grow_again(context: ArmContext, made: Mapping[str, Any]) -> Any:
-    return _model_of(_rounds_again(context, made, _settings(context, _parts(context), made["rounds"])), context)
+    return _model_of(_rounds_again(context, made, _settings(context, context.settings.parts, made["rounds"])), context)
 
 
 def _trees_again(context: ArmContext, made: Mapping[str, Any], settings: GrowthSettings) -> Any:
     """Train the same ensembles again, with the same numbers of trees, and put them in front of the last linear stage."""
     options = replace(context.options, freeze=context.keeps, **context.checkpoint_options("import", "again"))
-    start = prepare_growth(context.model, options, settings.entityCols, context.sources, context.boundaries)
-    serving = serving_of(context.model, start.head, settings.maxServingCost, start.indexers)
+    start = prepare_growth(context.model, options, settings, context.sources, context.boundaries)
     with context.open_run(start.task) as run:
         members = grow_again(run, start, made["trees"])
-    return assemble(start, members, serving, context.sources[0].df, drop=settings.dropColumns)
+    return assemble(start, members, context.sources[0].df)
 
 
 def _hope(before: Score, after: Score, number: int) -> float:
@@ -254,16 +246,8 @@ def with_settings(settings: GrowthSettings, seconds: float | None, learned: dict
     return replace(GROW, steps=1, run=run, make=again, alone=True)
 
 
-def _parts(context: ArmContext) -> tuple[str, ...]:
-    return context.settings.parts
-
-
-def _trees(_context: ArmContext) -> tuple[str, ...]:
-    return ("trees",)
-
-
 def _import_refused(context: ArmContext) -> str:
-    return boosting.refusal(context) if boosting.ends_in_boosted(context) else _refusal_function(_trees)(context)
+    return boosting.refusal(context) if boosting.ends_in_boosted(context) else _refusal(context, TREES)
 
 
 def _import(context: ArmContext, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
@@ -274,8 +258,16 @@ def _import(context: ArmContext, number: int, limit: Limit, steps: Sequence[Step
 def _import_again(context: ArmContext, made: Mapping[str, Any]) -> Any:
     if boosting.ends_in_boosted(context):
         return boosting.make(context, made)
-    return _trees_again(context, made, _settings(context, ("trees",), made["rounds"]))
+    return _trees_again(context, made, _settings(context, TREES, made["rounds"]))
 
 
-GROW = Arm("grow", 2, 2.0, _refusal_function(_parts), _grow, _grow_again, repeats=True)
+GROW = Arm(
+    "grow",
+    2,
+    2.0,
+    lambda context: _refusal(context, context.settings.parts),
+    _grow,
+    _grow_again,
+    repeats=True,
+)
 IMPORT = Arm("import", 2, 1.0, _import_refused, _import, _import_again)

@@ -293,7 +293,7 @@ def test_sparse_rows_take_no_more_than_the_room_that_there_is(rows: DataFrame, s
     ]
     last = LinearRegression(featuresCol="f", labelCol="sales", regParam=0.1, maxIter=2)
     start = prepare_context(Pipeline(stages=[*split, last]).fit(texts), texts, cacheDir=str(shared))
-    there = prepare_growth(start.model, start.options, [], start.sources, None)
+    there = prepare_growth(start.model, start.options, GrowthSettings(), start.sources, None)
     with start.open_run(there.task) as run:
         table = part_inputs.table_of(run, there.known, room)
     held = [
@@ -416,7 +416,8 @@ def test_rows_that_the_pipeline_drops_are_not_grown_on(rows: DataFrame, poisson:
     first = StringIndexer(inputCol="shop", outputCol="some", **skip).fit(rows.where("shop < 's2'"))
     last = VectorAssembler(inputCols=["z"], outputCol="seen", **skip)
     model = PipelineModel([first, *poisson.stages, last])
-    data = prepare_growth(model, Options(), ["kind"], [Source(rows)], None).task.cut.transform(rows)
+    start = prepare_growth(model, Options(), GrowthSettings(entityCols=("kind",)), [Source(rows)], None)
+    data = start.task.cut.transform(rows)
     assert data.count() == model.transform(rows).count() < rows.where("shop < 's2'").count()
 
 
