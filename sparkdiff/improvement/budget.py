@@ -70,9 +70,9 @@ class Limit:
     passes: float | None
     most: float | None = None
 
-    def epochs(self, candidates: int) -> int | None:
-        """Number of epochs that the passes allow if `candidates` candidates train together; None without a limit on passes."""
-        return None if self.passes is None else max(1, int(self.passes / max(candidates, 1)))
+    def epochs(self, candidates: int, most: int) -> int:
+        """Number of epochs, at most `most`, that the passes allow if `candidates` candidates train together."""
+        return most if self.passes is None else min(most, max(1, int(self.passes / max(candidates, 1))))
 
 
 class Account:
@@ -80,7 +80,9 @@ class Account:
 
     Attributes:
         spent: name of an arm (or of another step) -> seconds spent on it.
-        fold: seconds that it takes to fit and measure the pipeline in a fold.
+        fold: seconds that it takes to fit and measure the pipeline, which is done in each fold.
+        best: seconds that it takes to make and measure the best candidate so far that there is time to prove; None before there is
+            one.
         folds: number of proving folds; once the finalists are chosen, reduced to the number that there is time for.
         check: seconds reserved for the comparison of the saved result with the one in memory, after the improvement.
 
@@ -96,7 +98,7 @@ class Account:
         self._granted = 0.0
         self.fold, self.folds, self._lanes = 0.0, 0, 1
         self.check = 0.0
-        self._best: float | None = None
+        self.best: float | None = None
         self._since: float | None = None
 
     def now(self) -> float:
@@ -106,7 +108,7 @@ class Account:
     def balance(self) -> float:
         """Seconds left for arms, after reserving the time to prove the best candidate noted so far; or passes left."""
         if self.budget.seconds is not None:
-            best = FIRST_GUESS * self.fold if self._best is None else self._best
+            best = FIRST_GUESS * self.fold if self.best is None else self.best
             late = self._late() - self._proof(best, min(self.folds, LEAST_FOLDS))
             return min(self.budget.seconds - self.now(), late)
         assert self.budget.passes is not None
@@ -115,10 +117,6 @@ class Account:
     def start(self, folds: int, lanes: int) -> None:
         """Record the number of proving folds, and the number of folds that run at the same time."""
         self.folds, self._lanes = folds, lanes
-
-    def note_fit(self, seconds: float) -> None:
-        """Record the seconds that it takes to fit and measure the pipeline, which is done in each fold."""
-        self.fold = seconds
 
     def note_check(self, seconds: float) -> None:
         """Reserve time to compare what is saved with the pipeline in memory: at most as much as a run may take beyond its budget.
@@ -137,11 +135,7 @@ class Account:
             yield
         finally:
             self._since = None
-        self.note_fit(self._clock() - since)
-
-    def note_best(self, seconds: float) -> None:
-        """Record the seconds that it takes to make and measure the best candidate so far that there is time to prove."""
-        self._best = seconds
+        self.fold = self._clock() - since
 
     def _late(self) -> float:
         """Seconds left until only the time for the check remains of what `LATE` and `LATE_SECONDS` allow beyond the budget."""

@@ -168,7 +168,7 @@ def explore_and_prove(
             started = time.monotonic() - account.fold  # the seconds of `_fit_early`, which are part of a fold
             explores = context if origin.refused else proof.explores()
             check_same_numbers(context, explores.model, "fold 1")
-            account.note_fit(time.monotonic() - started)
+            account.fold = time.monotonic() - started
             account.add("original", time.monotonic() - begun)
             explored = _explore(explores, verb.arms, origin, account, log, phases)
             begun = time.monotonic()

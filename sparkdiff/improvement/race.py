@@ -169,7 +169,7 @@ class Round:
             seconds = self.account.provable_seconds(self.account.folds + 1)
             best = best_of(self.context, [*self.before, *self.found.values()], seconds)
             if best is not None:
-                self.account.note_best(best.seconds)
+                self.account.best = best.seconds
             if state := next((s for s in ("failed", "stopped") if step.learned.get(s)), None):
                 self.ends[arm.name] = (state, step.says)
             elif self.number + 1 == arm.steps:

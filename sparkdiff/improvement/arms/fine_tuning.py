@@ -42,10 +42,12 @@ def fine_tuned(context: ArmContext, base: Candidate, limit: Limit, *, recipe: st
         name: name of the resulting candidate.
     """
     o, arm, begun = context.options, base.arm, time.monotonic()
-    changed: dict[str, Any] = {"recipe": recipe, "maxSeconds": limit.seconds}
-    epochs = limit.epochs(len(recipes_for(replace(o, recipe=recipe), context.rows[VALIDATION])))
-    changed["maxEpochs"] = o.maxEpochs if epochs is None else min(o.maxEpochs, epochs)
-    with context.open_run(context.task(base.model, **changed, **context.checkpoint_options(arm, str(number)))) as run:
+    changed = context.checkpoint_options(arm, str(number)) | {
+        "recipe": recipe,
+        "maxSeconds": limit.seconds,
+        "maxEpochs": limit.epochs(len(recipes_for(replace(o, recipe=recipe), context.rows[VALIDATION])), o.maxEpochs),
+    }
+    with context.open_run(context.task(base.model, **changed)) as run:
         before = verify_original(run)
         trains = time.monotonic()
         fitted = train(run, before, None, replace=True)

@@ -98,13 +98,12 @@ def _rounds(
     context: ArmContext, limit: Limit, settings: GrowthSettings, arm: str, number: int, clock: Clock
 ) -> _RoundsResult:
     """Run rounds of growth on the model of a context, and assemble the grown pipeline."""
-    epochs = limit.epochs(4)
     options = replace(
         context.options,
         freeze=context.keeps,
         maxSeconds=limit.seconds,
         **context.checkpoint_options(arm, str(number)),
-        maxEpochs=context.options.maxEpochs if epochs is None else min(context.options.maxEpochs, epochs),
+        maxEpochs=limit.epochs(4, context.options.maxEpochs),
     )
     start = prepare_growth(context.model, options, settings, context.sources, context.boundaries)
     with context.open_run(start.task) as run:

@@ -38,9 +38,9 @@ def test_an_account_keeps_time_for_the_proof_of_the_best() -> None:
     account = Account(Budget.of("100s"), clock=lambda: 0.0)
     assert account.balance() == pytest.approx(100)
     account.start(4, 1)
-    account.note_fit(5.0)  # before anything was tried, a candidate is taken to be twice as quick
+    account.fold = 5.0  # before anything was tried, a candidate is taken to be twice as quick
     assert account.balance() == pytest.approx(120 - 4 * (5 + 2.5))  # a tenth of the budget and 10 s later it has to end
-    account.note_best(12.0)
+    account.best = 12.0
     assert account.balance() == pytest.approx(120 - 4 * (5 + 12))
     account.start(1, 1)
     assert account.balance() == pytest.approx(120 - 2 * (5 + 12))
@@ -49,7 +49,7 @@ def test_an_account_keeps_time_for_the_proof_of_the_best() -> None:
 def test_two_folds_at_once_take_longer_each_than_one_alone() -> None:
     account = Account(Budget.of("100s"), clock=lambda: 0.0)
     account.start(4, 2)
-    account.note_fit(20.0)
+    account.fold = 20.0
     # Three folds and all rows are four fits of the pipeline, and the candidate is made four times: two at a time.
     assert account.balance() == pytest.approx(120 - 2 * 20 - 2 * 10)
 
@@ -68,7 +68,7 @@ def proven(
     now = [0.0]
     account = Account(Budget.of(budget), clock=lambda: now[0])
     account.start(folds, lanes)
-    account.note_fit(fold)
+    account.fold = fold
     account.note_check(check)
     now[0] = passed
     return [folds for folds, _ in account.buy_folds(seconds, ready)]
@@ -102,7 +102,7 @@ def test_what_is_provable_is_what_gets_folds(ready: int, lanes: int) -> None:
     now = [0.0]
     account = Account(Budget.of("100s"), clock=lambda: now[0])
     account.start(4, lanes)
-    account.note_fit(4.0)
+    account.fold = 4.0
     account.note_check(9.0)
     now[0] = 85.0
     most = account.provable_seconds(ready)
@@ -122,7 +122,7 @@ def test_of_a_fold_that_is_being_fitted_a_part_is_there() -> None:
     now = [0.0]
     account = Account(Budget.of("100s"), clock=lambda: now[0])
     account.start(4, 1)
-    account.note_fit(5.0)
+    account.fold = 5.0
     now[0] = 85.0
     assert account.buy_folds([2.0], 1) == [(3, 0.0)]  # 3 * 5 + 4 * 2: 23 s of 35
     assert account.folds == 3
@@ -147,7 +147,7 @@ def test_a_budget_of_passes_gives_every_finalist_all_folds() -> None:
 def test_a_budget_without_end_limits_nothing() -> None:
     account = Account(Budget.unlimited())
     account.start(4, 1)
-    account.note_fit(1e9)
+    account.fold = 1e9
     assert account.limit(0.1) == Limit(None, None)
     assert account.buy_folds([1e9, 1.0]) == [(4, 0.0), (4, 0.0)]
     assert account.balance() > 1
@@ -174,7 +174,7 @@ def test_what_a_step_makes_can_still_be_proven() -> None:
     now = [0.0]
     account = Account(Budget.of("100s"), clock=lambda: now[0])
     account.start(4, 2)
-    account.note_fit(2.0)
+    account.fold = 2.0
     seconds = account.limit(1.0).seconds
     assert seconds is not None
     now[0] += seconds
@@ -203,8 +203,8 @@ def test_passes_are_shared_whatever_the_clock_says() -> None:
     account.add("refit", 1e9)
     limit = account.limit(0.25)
     assert (limit.seconds, limit.passes) == (None, 100)
-    assert limit.epochs(4) == 25
-    assert limit.epochs(1000) == 1
+    assert limit.epochs(4, 120) == 25
+    assert limit.epochs(1000, 120) == 1
     assert account.limit(0.5).passes == 150  # what was granted is spent
     assert account.balance() == 150
 

@@ -75,7 +75,7 @@ def test_no_time_is_set_aside_for_what_cannot_be_proven() -> None:
     ground: Any = SimpleNamespace(**{**vars(GROUND), "start": start})
     account = Account(Budget.of("60s"), clock=lambda: now[0])
     account.start(4, 1)
-    account.note_fit(1.0)
+    account.fold = 1.0
     found = race(ground, [arm("grow", 0.5, 20.0), arm("import", 0.7, 4.0)], account, StepLog(None), Phases(False))
     assert [(s.arm, s.state) for s in found.standings] == [("grow", "done"), ("import", "done")]
     assert account.balance() == pytest.approx(76 - 24 - 4 * (4 + 1))
@@ -97,7 +97,7 @@ def test_a_step_does_not_begin_if_its_result_cannot_be_proven() -> None:
         ran.clear()
         account = Account(Budget.of(budget), clock=lambda: now[0])
         account.start(4, 1)
-        account.note_fit(2.0)
+        account.fold = 2.0
         found = race(GROUND, [does("import"), does("grow"), does("search")], account, StepLog(None), Phases(False))
         assert ran == steps
         assert all(s.state == ("done" if s.arm in steps else "stopped") for s in found.standings)
