@@ -192,10 +192,18 @@ def steps(coded: Sequence[Coding]) -> list[tuple[str, float]]:
 def as_number(c: Coding, place: PipelinePlace, name: str) -> tuple[str, list[Any]]:
     """Name of a new column with NaN in place of null, and 0 and 1 in place of false and true; and the stages that make it."""
     vector, known = place.name(f"{name}_vector"), place.name(name)
-    assembler = VectorAssembler(inputCols=[c.column.column], outputCol=vector, handleInvalid="keep")
-    identity = jvm.set_uid(LinearRegression(featuresCol=vector, predictionCol=known), known)
-    one = {"coefficients": np.ones(1), "intercept": 0.0, "scale": 1.0}
-    return known, [jvm.set_uid(assembler, vector), jvm.model_with_weights(identity, one)]
+    return known, [assembler([c.column.column], vector), _linear_model(vector, known, np.ones(1))]
+
+
+def assembler(columns: Sequence[str], name: str) -> Any:
+    """A VectorAssembler that keeps NaN; `name` is its uid and its output column."""
+    return jvm.set_uid(VectorAssembler(inputCols=list(columns), outputCol=name, handleInvalid="keep"), name)
+
+
+def _linear_model(features: str, name: str, coefficients: np.ndarray[Any, Any]) -> Any:
+    """A LinearRegressionModel without an intercept; `name` is its uid and its output column."""
+    estimator = jvm.set_uid(LinearRegression(featuresCol=features, predictionCol=name), name)
+    return jvm.model_with_weights(estimator, {"coefficients": coefficients, "intercept": 0.0, "scale": 1.0})
 
 
 def are_finite(features: Rows) -> Tensor:
@@ -213,13 +221,11 @@ def gate(place: PipelinePlace) -> tuple[str, list[Any]]:
     this value into the last bucket, and OneHotEncoder writes no entry for the last bucket.
     """
     zero, past, bucket, column = (place.name(f"finite{what}") for what in ("_sum", "_not", "_bucket", ""))
-    sums = jvm.set_uid(LinearRegression(featuresCol=place.features, predictionCol=zero), zero)
-    nothing = {"coefficients": np.zeros(place.width), "intercept": 0.0, "scale": 1.0}
     curve = jvm.set_uid(IsotonicRegression(featuresCol=zero, predictionCol=past), past)
     bins = Bucketizer(splits=[-math.inf, 0.5, math.inf], inputCol=past, outputCol=bucket)
     encoder = jvm.set_uid(OneHotEncoder(inputCols=[bucket], outputCols=[column]), column)
     return column, [
-        jvm.model_with_weights(sums, nothing),
+        _linear_model(place.features, zero, np.zeros(place.width)),
         mllib.fitted_isotonic(curve, np.array([0.0, 1.0]), np.array([0.0, 1.0]), True),
         jvm.set_uid(bins, bucket),
         jvm.model_with_weights(encoder, {"categorySizes": [2]}),

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pyspark.ml.feature import PCA, Interaction, VectorAssembler
+from pyspark.ml.feature import PCA, Interaction
 from torch import Tensor
 
 from sparkdiff import jvm
@@ -194,8 +194,7 @@ class Embedding(Part):
                 "projection",
             ):  # Interaction needs attributes of the entries, which PCAModel does not write
                 column = place.name(f"{what}_entries")
-                entries = VectorAssembler(inputCols=[place.name(what)], outputCol=column, handleInvalid="keep")
-                stages.append(jvm.set_uid(entries, column))
+                stages.append(coding.assembler([place.name(what)], column))
                 inputs.append(column)
             column = place.name("products")
             stages.append(jvm.set_uid(Interaction(inputCols=[finite, *inputs], outputCol=column), column))

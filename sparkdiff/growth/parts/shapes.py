@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from pyspark.ml.feature import VectorAssembler
 from pyspark.ml.regression import IsotonicRegression
 from torch import Tensor
 
@@ -23,7 +22,7 @@ from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.part import Item, Output, PipelinePlace, ServingWork, Stages, unused_heading
 from sparkdiff.growth.parts import score_test
 from sparkdiff.growth.parts.blocks import EPOCHS, Blocks, PathTrainer
-from sparkdiff.growth.parts.coding import Coding, coding_of, codings
+from sparkdiff.growth.parts.coding import Coding, assembler, coding_of, codings
 from sparkdiff.growth.parts.ridge import Ridge, SparseDesign, beside
 from sparkdiff.growth.row_tensors import Column, Split, Table
 from sparkdiff.jvm import mllib
@@ -113,9 +112,7 @@ class Shapes(Blocks):
             return made
         stages, outputs = list(made.stages), list(made.outputs)
         numbers = place.name("numbers")
-        columns = [knots.column.column for knots in self.curves]
-        assembler = VectorAssembler(inputCols=columns, outputCol=numbers, handleInvalid="keep")
-        stages.append(jvm.set_uid(assembler, numbers))
+        stages.append(assembler([knots.column.column for knots in self.curves], numbers))
         for i, (knots, values) in enumerate(zip(self.curves, self.values, strict=True)):
             for rises, predictions in self._monotone(values):
                 column = place.name(f"{'rise' if rises else 'fall'}{i}")
