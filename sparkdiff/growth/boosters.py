@@ -129,7 +129,7 @@ class LightGBM(Booster):
 
 
 class XGBoost(Booster):
-    """XGBoost, which has no smallest number of rows in a leaf: `Rules.rows` is the smallest curvature of a leaf instead."""
+    """XGBoost, which has no smallest number of rows in a leaf: instead, `TreeConstraints.rows` is a leaf's smallest curvature."""
 
     module = "xgboost"
 

@@ -55,7 +55,7 @@ class ItemReport:
         gain: improvement of the metric on validation rows from the state before the round to the part's best epoch, as a share of
             the original's metric.
         objective: metric plus penalty, by which parts are compared; infinite if the part can't join.
-        cost: serving cost of the part in microseconds per row, see `Serving.share`.
+        cost: serving cost of the part in microseconds per row, see `ServingCostModel.share`.
         seconds: CPU seconds of training.
         epoch: the part's best epoch, counted from 1; 0 if no epoch gained.
         why: the reason why the part did not join; empty for the part that joined.

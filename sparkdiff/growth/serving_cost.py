@@ -2,7 +2,7 @@
 
 The rounds check the limit before any stage of a part is made. So each part declares the work of its stages, and
 `ServingCostModel` adds the costs of joining the parts to the pipeline: indexers, the assembler, and more coefficients of the
-last stage. `costs.of_model` computes the same cost from the stages of the finished pipeline, and `check_cost` compares the two.
+last stage. `cost_table.of_model` computes the same cost from the stages of the finished pipeline; `check_cost` compares the two.
 """
 
 import math

@@ -93,7 +93,7 @@ def summary_of(
     timings: Mapping[str, float],
     _account: Account,
 ) -> FineTuningSummary:
-    """Summary of a fine-tuning by folds; for the arguments see `reporting.summary_of`."""
+    """Summary of a fine-tuning by folds; for the arguments see `summary_contents.summary_of`."""
     best, trainings, (shown, judgement) = decision.best, context.trainings, shown_of(decision)
     after = context.start if best is None or best.found is None else best.found
     parity = {"before": context.start.parity, "after": None if best is None else after.parity}

@@ -163,7 +163,7 @@ class Arm:
     """A way to improve a pipeline.
 
     Attributes:
-        name: a key of `settings.ARMS`.
+        name: a key of `improvement_options.ARMS`.
         steps: number of steps.
         share: share of the budget, relative to the shares of the other arms.
         refusal: context -> the reason why the arm can't be tried on this context; empty if it can be tried.

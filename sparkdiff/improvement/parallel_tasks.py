@@ -105,8 +105,8 @@ def ahead(makes: Sequence[Callable[[], object]], *, wait: bool = False) -> Itera
     """Context in which a background thread calls functions, in order, before their results are needed. Its end stops the thread.
 
     Args:
-        makes: functions that cache their results (see `Shared.once`). An error only ends the thread: the function will fail
-            again when its result is needed.
+        makes: functions that cache their results (see `SharedResults.once`). An error only ends the thread: the function will
+            fail again when its result is needed.
         wait: True to wait for the results at the end of the context, unless the context ends by an error.
     """
     if not makes:
