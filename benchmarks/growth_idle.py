@@ -27,6 +27,7 @@ from torch import Tensor
 from sparkdiff.data.blocks import MAX_BLOCKS
 from sparkdiff.growth import item_runner, rounds
 from sparkdiff.growth.criterion import CriterionSpecification
+from sparkdiff.growth.growth_options import GrowthSettings
 from sparkdiff.growth.part import Item, ItemResult
 from sparkdiff.growth.rounds import Limits, Member, Run
 from sparkdiff.growth.row_tensors import Split, Table
@@ -39,7 +40,8 @@ from sparkdiff.store.checkpoint_folder import CheckpointFolder
 BOUND = 0.05
 WIDTH, PER_PROCESS, SPREAD = 40, 4, 3.0
 F64 = torch.float64
-LIMITS = Limits(("units",), 9, 0.01, 0, ServingCostModel(1.0, math.inf, "LinearRegressionModel", 1, WIDTH))
+SETTINGS = GrowthSettings(parts=("units",), rounds=9, complexity=0.01, maxLoss=0.0)
+LIMITS = Limits(SETTINGS, ServingCostModel(1.0, math.inf, "LinearRegressionModel", 1, WIDTH), 0)
 
 
 def table_of(rows: int) -> tuple[Table, LabelStats]:

@@ -218,9 +218,7 @@ def grow_rounds(
     """
     check_stored(run.network, run.data)  # the training of all stages after the rounds checks this, too
     o, settings = run.task.options, start.settings
-    limits = rounds.Limits(
-        settings.parts, settings.rounds, settings.complexity, o.seed, start.serving, settings.maxLoss
-    )
+    limits = rounds.Limits(settings, start.serving, o.seed)
     # The guard's level and the fleet's size affect which parts are dropped.
     beside = {"growth": settings.asdict(), "guard": o.guard, "fleetSize": o.fleetSize}
     with run.phases.phase("grow") as say:
@@ -240,7 +238,7 @@ def grow_rounds(
             table = table_of(run, start.known, _room(folder))
             grown = rounds.grow(table, criterion, limits, train, lambda tried: say.now(forecast.end_round(tried)))
         with torch_threads(1):  # as in the rounds
-            grown, gone = without_needless(grown, table, criterion, limits, o, settings.maxLoss)
+            grown, gone = without_needless(grown, table, criterion, limits, o)
         names = ", ".join(m.part.name for m in grown.members)
         say(f"{names}; {grown.stopped}" if names else grown.stopped)
         return grown, gone
@@ -309,7 +307,7 @@ def _room(folder: CheckpointFolder) -> int:
 
 
 def without_needless(
-    grown: GrowthResult, start: Table, criterion: Criterion, limits: Limits, options: Options, maxLoss: float
+    grown: GrowthResult, start: Table, criterion: Criterion, limits: Limits, options: Options
 ) -> tuple[GrowthResult, tuple[Member, ...]]:
     """Remove parts that contribute too little, one after another, beginning with the part whose removal costs the least.
 
@@ -327,7 +325,7 @@ def without_needless(
     validation, gone = grown.table.validation, list[Member]()
     original = criterion.score(start.validation.margin, start.validation)
     whole = criterion.score(validation.margin, validation)
-    spared = min(maxLoss * abs(whole.mean), SHARE * (original.mean - whole.mean))
+    spared = min(limits.settings.maxLoss * abs(whole.mean), SHARE * (original.mean - whole.mean))
     while spared > 0 and grown.members and options.timeCol is None:
         tries = []
         for i in range(len(grown.members)):

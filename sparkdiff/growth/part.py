@@ -189,6 +189,11 @@ class ItemResult:
     def is_late(self) -> bool:
         return not len(self.gains)
 
+    @property
+    def parameters(self) -> int:
+        """Number of fitted parameters of the part; 0 without a part."""
+        return self.part.parameters if self.part is not None else 0
+
 
 class ItemTraining:
     """State of one item's training, as it is stored in a checkpoint.

@@ -17,6 +17,7 @@ from torch import Tensor
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.growth import parts
 from sparkdiff.growth.criterion import Criterion
+from sparkdiff.growth.growth_options import GrowthSettings
 from sparkdiff.growth.part import Item, ItemResult, Part
 from sparkdiff.growth.row_tensors import Split, Table
 from sparkdiff.growth.serving_cost import ServingCostModel
@@ -95,19 +96,12 @@ class Limits:
     """Limits on the rounds and on the parts that may join.
 
     Attributes:
-        kinds: kinds of parts, in the order in which they are proposed.
-        rounds: largest number of rounds.
-        complexity: lambda of the penalty; beta is a tenth of it.
         serving: model of the serving cost of a pipeline with parts, with the limit on this cost.
-        maxLoss: the gain, as a share of the original's metric, that a part has to exceed.
     """
 
-    kinds: tuple[str, ...]
-    rounds: int
-    complexity: float
-    seed: int
+    settings: GrowthSettings
     serving: ServingCostModel
-    maxLoss: float = 0.0
+    seed: int
 
 
 def grow(
@@ -122,8 +116,8 @@ def grow(
     """
     original = criterion.score(table.validation.margin, table.validation)
     state = GrowthResult((), table, (), "")
-    for number in range(1, limits.rounds + 1):
-        items = parts.propose(limits.kinds, state.table, criterion, seed_of(limits.seed, number))
+    for number in range(1, limits.settings.rounds + 1):
+        items = parts.propose(limits.settings.parts, state.table, criterion, seed_of(limits.seed, number))
         if not items:
             return dataclasses.replace(state, stopped="there is nothing to propose for these columns")
         found = run(number, items, state.table, original.blocks)
@@ -139,7 +133,7 @@ def grow(
             return dataclasses.replace(
                 state, stopped=f"nothing that round {number} tried gains enough on the validation rows"
             )
-    return dataclasses.replace(state, stopped=f"rounds={limits.rounds}")
+    return dataclasses.replace(state, stopped=f"rounds={limits.settings.rounds}")
 
 
 def seed_of(seed: int, number: int) -> int:
@@ -172,7 +166,7 @@ def _end_round(
             f.item.name,
             share_of(before.mean - f.value, original.mean),
             objective,
-            f.part.parameters if f.part else 0,
+            f.parameters,
             limits.serving.share(f.part) if f.part else 0.0,
             f.seconds,
             f.epoch,
@@ -226,17 +220,13 @@ def simplest(found: Sequence[ItemResult], objectives: Sequence[float], before: f
     if not math.isfinite(objectives[best]):
         return best
 
-    def parameters(i: int) -> int:
-        part = found[i].part
-        return part.parameters if part is not None else 0
-
     def near(i: int) -> bool:
         apart = _gains(found[best]) - _gains(found[i])
         lacks = found[i].value - found[best].value
         return float(apart.sum()) <= float(apart.norm()) or lacks <= LACKS * (before - found[best].value)
 
     close = [i for i, objective in enumerate(objectives) if math.isfinite(objective) and near(i)]
-    return min(close, key=lambda i: (parameters(i), objectives[i]))
+    return min(close, key=lambda i: (found[i].parameters, objectives[i]))
 
 
 def _gains(found: ItemResult) -> Tensor:
@@ -275,8 +265,8 @@ def _judge_part(
     if objective >= before.mean:
         return math.inf, "its gain is less than its penalty"
     gain = before.mean - found.value
-    if gain <= limits.maxLoss * abs(original.mean):
-        return math.inf, f"its gain is no more than maxLoss={limits.maxLoss:g} of the original's metric"
+    if gain <= limits.settings.maxLoss * abs(original.mean):
+        return math.inf, f"its gain is no more than maxLoss={limits.settings.maxLoss:g} of the original's metric"
     if gain <= _error(_gains(found) - (original.blocks - before.blocks), before.weights):
         return math.inf, "its gain is no larger than its standard error"
     return objective, ""
@@ -296,10 +286,12 @@ def _error(gains: Tensor, weights: Tensor) -> float:
 def price(part: Part, train: Split, criterion: Criterion, limits: Limits) -> float:
     """Penalty on a part relative to the scale of the loss: (lambda * r + beta) * w.
 
-    Here w is the standard deviation of the part's output in units of the margin, r = sqrt(log(1 + parameters) / rows), and beta =
-    0.1 * lambda / sqrt(rows).
+    Here lambda is the option `complexity`, w is the standard deviation of the part's output in units of the margin, r =
+    sqrt(log(1 + parameters) / rows), and beta = 0.1 * lambda / sqrt(rows).
     """
-    rate = limits.complexity * (math.sqrt(math.log1p(part.parameters) / len(train)) + 0.1 / math.sqrt(len(train)))
+    rate = limits.settings.complexity * (
+        math.sqrt(math.log1p(part.parameters) / len(train)) + 0.1 / math.sqrt(len(train))
+    )
     return rate * spread(part.output(train), train) / criterion.unit
 
 

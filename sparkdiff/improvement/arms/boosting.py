@@ -243,5 +243,5 @@ def _ensemble_facts(ensemble: _Ensemble, original: float) -> dict[str, Any]:
         "gain": gain,
         "epoch": found.epoch,
         "seconds": found.seconds,
-        "parameters": found.part.parameters if found.part is not None else 0,
+        "parameters": found.parameters,
     }

@@ -3,12 +3,14 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from sparkdiff.growth import cost_table, parts, rounds
+from sparkdiff.growth.growth_options import GrowthSettings
 from sparkdiff.growth.growth_steps import without_needless
 from sparkdiff.growth.part import Item, ItemResult, ItemTraining, Part, PipelinePlace, ServingWork, Stages
 from sparkdiff.growth.parts import units
@@ -42,7 +44,15 @@ class Known(Part):
 
 
 FREE = ServingCostModel(10.0, math.inf, "LinearRegressionModel", 1, 6)
-LIMITS = Limits(("known",), 1, 0.0, 0, FREE)
+
+
+def limits_of(serving: ServingCostModel = FREE, **settings: Any) -> Limits:
+    """Limits on one round without a penalty, unless the settings are others."""
+    given: dict[str, Any] = {"parts": ("known",), "rounds": 1, "complexity": 0.0, "maxLoss": 0.0, **settings}
+    return Limits(GrowthSettings(**given), serving, 0)
+
+
+LIMITS = limits_of()
 
 
 @pytest.mark.parametrize("kind", HEADS)
@@ -83,7 +93,7 @@ def test_a_part_beside_an_overfitted_model_keeps_its_weight() -> None:
     after = criterion.score(known.validation.margin + part.output(known.validation), known.validation)
     gains = (before.blocks - after.blocks)[None]
     one = ItemResult(Item("known", "known", 1, 1.0, 0), part, 1, after.mean, 0.0, gains, 0.0)
-    limits = dataclasses.replace(LIMITS, complexity=0.1)
+    limits = limits_of(complexity=0.1)
     [mixed], _ = rounds.fit_weights([Member(part, 1.0, 1)], known, criterion, limits)
     assert mixed.weight < 0.01
     with pytest.MonkeyPatch.context() as m:
@@ -97,9 +107,7 @@ def test_a_part_beside_an_overfitted_model_keeps_its_weight() -> None:
 def test_a_penalty_makes_weights_smaller() -> None:
     table, criterion = table_of("poisson", 4000, planted=lambda c: 0.6 * c["y"])
     members = [Member(Known(1.0), 1.0, 1)]
-    [free], [priced] = (
-        rounds.fit_weights(members, table, criterion, Limits(("known",), 1, c, 0, FREE))[0] for c in (0.0, 3.0)
-    )
+    [free], [priced] = (rounds.fit_weights(members, table, criterion, limits_of(complexity=c))[0] for c in (0.0, 3.0))
     assert 0 < priced.weight < 0.97 * free.weight
 
 
@@ -159,7 +167,9 @@ def test_a_cross_is_named_before_units_that_learn_it_too(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(units, "SIZES", units.SIZES[1:2])
     with torch_threads(1):
-        grown = rounds.grow(table, criterion, Limits(("units", "crosses"), 1, 0.1, 0, FREE), run, lambda tried: None)
+        grown = rounds.grow(
+            table, criterion, limits_of(parts=("units", "crosses"), complexity=0.1), run, lambda tried: None
+        )
     assert grown.members[0].part.name.startswith("a x b")
     assert criterion.score(grown.table.validation.margin, table.validation).mean < original.mean
 
@@ -171,10 +181,10 @@ def test_a_small_gain_that_is_proven_is_not_dropped() -> None:
     useful, useless = Member(Known(0.02), 1.0, 1), Member(Known(1e-5, 0), 1.0, 2)
     members, mixed = rounds.fit_weights([useful, useless], start, criterion, LIMITS)
     grown = GrowthResult(members, mixed, (), "")
-    kept, gone = without_needless(grown, start, criterion, LIMITS, Options(), 0.005)
+    kept, gone = without_needless(grown, start, criterion, limits_of(maxLoss=0.005), Options())
     assert [m.part for m in kept.members] == [useful.part]
     assert [m.part for m in gone] == [useless.part]
-    timed = without_needless(grown, start, criterion, LIMITS, Options(timeCol="t"), 0.005)
+    timed = without_needless(grown, start, criterion, limits_of(maxLoss=0.005), Options(timeCol="t"))
     assert timed[1] == ()
 
 
@@ -185,7 +195,7 @@ def test_a_limit_holds_for_the_whole_pipeline() -> None:
     one = dataclasses.replace(found([1.0], 3), value=0.1, gains=blocks[None])
 
     def joined(limit: float) -> GrowthResult:
-        limits = dataclasses.replace(LIMITS, rounds=3, serving=dataclasses.replace(FREE, limit=limit))
+        limits = limits_of(dataclasses.replace(FREE, limit=limit), rounds=3)
         with pytest.MonkeyPatch.context() as m:
             m.setattr(parts, "propose", lambda *args: [one.item])
             return rounds.grow(table, criterion, limits, lambda *args: [one], lambda tried: None)
@@ -210,7 +220,7 @@ def test_rounds_end_when_time_is_over_with_what_has_joined() -> None:
         done = iter(each)
         with pytest.MonkeyPatch.context() as m:
             m.setattr(parts, "propose", lambda *args: [one.item] * 2)
-            limits = dataclasses.replace(LIMITS, rounds=3)
+            limits = limits_of(rounds=3)
             return rounds.grow(table, criterion, limits, lambda *args: next(done), lambda tried: None)
 
     half = grown([one, late])
@@ -242,7 +252,7 @@ def test_beside_a_model_that_fits_exactly_nothing_joins() -> None:
         assert one.part is not None and one.value < 0.9 * before.mean
         with pytest.MonkeyPatch.context() as m:
             m.setattr(parts, "propose", lambda *args, one=one: [one.item])
-            limits = dataclasses.replace(LIMITS, complexity=0.1)
+            limits = limits_of(complexity=0.1)
             grown = rounds.grow(table, criterion, limits, lambda *args, one=one: [one], lambda tried: None)
         assert [t.why for t in grown.tried] == ["what it adds is no more than what rounding left"]
         assert not grown.members
@@ -273,7 +283,7 @@ def test_the_penalty_holds_where_the_metric_is_near_zero(metric: str) -> None:
     tiny = dataclasses.replace(found([1.0], 500), value=before.mean - 1e-4, gains=before.blocks[None])
     with pytest.MonkeyPatch.context() as m:
         m.setattr(parts, "propose", lambda *args: [tiny.item])
-        limits = dataclasses.replace(LIMITS, complexity=0.1)
+        limits = limits_of(complexity=0.1)
         grown = rounds.grow(table, criterion, limits, lambda *args: [tiny], lambda tried: None)
     assert [t.why for t in grown.tried] == ["its gain is less than its penalty"]
 
@@ -290,7 +300,7 @@ def one_round(gains: Tensor, value: float, maxLoss: float, rounds_: int = 3) -> 
 
     with pytest.MonkeyPatch.context() as m:
         m.setattr(parts, "propose", lambda *args: [one.item])
-        limits = dataclasses.replace(LIMITS, rounds=rounds_, maxLoss=maxLoss)
+        limits = limits_of(rounds=rounds_, maxLoss=maxLoss)
         return rounds.grow(table, criterion, limits, run, lambda tried: None), begun
 
 
