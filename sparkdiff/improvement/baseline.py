@@ -71,10 +71,12 @@ def name_of(context: ArmContext) -> str:
 
 
 def measure_trees(context: ArmContext, budget: Budget) -> Baseline:
-    """Fit and measure the trees within their share of the budget. Return their results, or the reason why there are none."""
+    """Fit and measure the trees within their share of the budget. Return their results, or the reason why there are none.
+
+    Args:
+        budget: a budget that is large enough for trees, see `limit`.
+    """
     begun, name, most = time.monotonic(), name_of(context), limit(budget)
-    if not most:
-        return Baseline(name, why=f"{SHARE:.0%} of the budget, which they may use, is too little")
     seconds = None if budget.seconds is None else most
     try:
         with jvm.within(seconds):

@@ -226,7 +226,7 @@ def grow_pipeline(
             "options": {**plain.options, **settings.asdict()},
         }
         if best is None and (step is None or not step.candidates):
-            values["reason"] = origin.refused or (plain.reason if step is None else step.learned["why"])
+            values["reason"] = plain.reason if step is None else step.learned["why"]
         values["warnings"] = [*missing, *shown.get("warnings", []), *plain.warnings, *cost_table.unknown(context.model)]
         cost = context.start.cost
         fields = shown.get("fields", {"servingCost": {"limit": None}})

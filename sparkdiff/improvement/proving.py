@@ -440,10 +440,9 @@ class Decision:
 
 def gain_of(proven: FinalistResult) -> float:
     """Gain of a finalist over its rival on the proving rows, as a share of the rival's metric; 0 if it was not tested."""
-    verdict = proven.judgement.verdict
     loss = sum(float(f.rows.original.sum()) for f in proven.folds)
     gains = sum(float((f.rows.original - f.rows.other).sum()) for f in proven.folds)
-    return share_of(gains, loss) if verdict.best >= 0 or proven.folds else 0.0
+    return share_of(gains, loss)
 
 
 def decide(proof: Proof, chosen: Sequence[Finalist], proven: Sequence[FinalistResult]) -> Decision:

@@ -74,12 +74,12 @@ def summary_of(
     best, (shown, judgement) = decision.best, shown_of(decision)
     table, race, arms = _table(context, decision), _race(explores, explored, decision), _standings(explored.raced)
     after = context.start if best is None or best.found is None else best.found
-    parity = {k: m.parity for k, m in (("before", context.start), ("after", after)) if m.parity is not None}
+    parity = {"before": context.start.parity, "after": after.parity}
     return ImprovementSummary(
         decision="kept original" if best is None else "improved",
         reason=reason_of(context, origin, division, decision, shown, judgement),
         records=_history(explored.raced, shown),
-        parity={k: dataclasses.asdict(p) for k, p in parity.items() if p},
+        parity={k: dataclasses.asdict(p) for k, p in parity.items() if p is not None},
         stages={},
         options=shown_options(context.start.task, context.metric, **context.settings.asdict()),
         warnings=_warnings(context, explores, origin, decision, judgement),
