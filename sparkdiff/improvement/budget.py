@@ -81,8 +81,7 @@ class Account:
     Attributes:
         spent: name of an arm (or of another step) -> seconds spent on it.
         fold: seconds that it takes to fit and measure the pipeline, which is done in each fold.
-        best: seconds that it takes to make and measure the best candidate so far that there is time to prove; None before there is
-            one.
+        best: seconds that it takes to make and measure the best candidate so far that there is time to prove; None without one.
         folds: number of proving folds; once the finalists are chosen, reduced to the number that there is time for.
         check: seconds reserved for the comparison of the saved result with the one in memory, after the improvement.
 
