@@ -9,9 +9,9 @@ To add a stage:
 
 1. Copy the most similar class of this room. Register the new one under Spark's full class name, and remove that name from
    `referenced_stages.py` if it is there.
-2. Name the weights as the stage's saved data does, in the order of the Scala constructor. Write the reading and `forward`;
-   write `to_spark` only if the method of the base class does not fit. Read in `jvm/` what pyspark does not show, as
-   `jvm/mllib.py` does.
+2. Name the weights as the stage's saved data does, in the order of the Scala constructor. Write `forward`; write
+   `from_spark` and `to_spark` only if the methods of the base class do not fit. Read in `jvm/` what pyspark does not show,
+   as `jvm/mllib.py` does.
 3. Do not approximate a setting that cannot be computed exactly: list it in `refusals`. The stage then stays in Spark and
    gives the reason.
 4. Training may run `forward` on a GPU and in float32. Its tensors therefore have the device and dtype of its rows
@@ -330,7 +330,7 @@ class ColumnFacts:
 class StageModule(ColumnFacts, Trainable):
     """A lens on a fitted stage: a torch module whose parameters are Spark's own values, in float64.
 
-    A subclass names its `weights`, reads them in `from_spark` and computes in `forward`. `forward` takes the input
+    A subclass names its `weights`, which `from_spark` reads, and computes in `forward`. `forward` takes the input
     columns in the order of `inputs(stage)` and returns the output columns in the order of `outputs(stage)`; a scalar
     column is `(n,)`, a vector column `(n, d)` or SparseRows.
 
@@ -396,8 +396,10 @@ class StageModule(ColumnFacts, Trainable):
 
     @classmethod
     def from_spark(cls, stage: Any) -> "StageModule":
-        """A new module with the weights of a fitted stage."""
-        raise NotImplementedError
+        """A new module with the weights of a fitted stage. By default the constructor takes the weights alone, which are
+        attributes of the stage.
+        """
+        return cls(*(tensor(getattr(stage, name)) for name in cls.weights))
 
     def as_stored(self, out: Rows | tuple[Rows, ...]) -> tuple[Any, ...]:
         """Outputs of `forward`, stored as in Spark where that matters (`exact_beyond`)."""

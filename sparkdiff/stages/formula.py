@@ -25,10 +25,6 @@ class AttributeRewriting(Identity):
 
     outputs = inputs
 
-    @classmethod
-    def from_spark(cls, stage: Any) -> "AttributeRewriting":
-        return cls()
-
     def forward(self, x: Rows) -> Rows:  # (n, d) -> (n, d)
         return x
 
@@ -42,10 +38,6 @@ class ColumnPruning(StageModule):
         return ()
 
     outputs = inputs
-
-    @classmethod
-    def from_spark(cls, stage: Any) -> "ColumnPruning":
-        return cls()
 
     def forward(self) -> tuple[Rows, ...]:
         return ()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.stages.affine import Affine, AffineForm, MatrixProduct, Parameters
-from sparkdiff.stages.base import FeatureStats, LabelStats, parameter, register, tensor
+from sparkdiff.stages.base import FeatureStats, LabelStats, parameter, register
 from sparkdiff.tensors.rows import Rows, dense, known_any, product
 
 
@@ -25,10 +25,6 @@ class PCA(MatrixProduct):
         super().__init__()
         self.pc = parameter(pc)  # (d, k)
         self.register_buffer("explainedVariance", explainedVariance)  # (k,)
-
-    @classmethod
-    def from_spark(cls, stage: Any) -> "PCA":
-        return cls(tensor(stage.pc), tensor(stage.explainedVariance))
 
     def forward(self, x: Rows) -> Tensor:  # (n, d) -> (n, k)
         return product(x, self.pc)

@@ -126,10 +126,6 @@ class MaxAbsScaler(Affine):
         self.maxAbs = parameter(maxAbs)  # (d,)
         self.register_buffer("moves", maxAbs != 0)  # (d,)
 
-    @classmethod
-    def from_spark(cls, stage: Any) -> "MaxAbsScaler":
-        return cls(tensor(stage.maxAbs))
-
     def factor(self, maxAbs: Tensor) -> Tensor:
         return torch.where(self.moves, maxAbs, 1.0).reciprocal()
 

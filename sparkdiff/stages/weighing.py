@@ -106,10 +106,6 @@ class IDF(Factors):
     weights = ("idf",)
     feature_axis = {"idf": 0}
 
-    @classmethod
-    def from_spark(cls, stage: Any) -> "IDF":
-        return cls(tensor(stage.idf))
-
     def constraints(self) -> dict[str, Constraint]:
         return {"idf": PositiveValues()}
 
