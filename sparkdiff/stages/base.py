@@ -90,6 +90,8 @@ class Trainable(nn.Module):
     """The axis that runs over the features, for each parameter with an entry per input feature."""
     positive: ClassVar[frozenset[str]] = frozenset()
     """Parameters whose entries must stay > 0, except entries that never count (`entry_mask`)."""
+    domains: ClassVar[Mapping[str, Constraint]] = {}
+    """Constraints of parameters by name, except those that depend on settings of the stage (`constraints`)."""
     optional: ClassVar[frozenset[str]] = frozenset()
     """Names of the settings that are frozen by default and train only on the user's request. A setting is a parameter,
     or a buffer, which becomes a parameter on request. A value that Spark keeps in a Param of the stage is a buffer, so
@@ -176,7 +178,7 @@ class Trainable(nn.Module):
         constraint is p0 + unit * u, with its fitted value p0 and an unbounded u.
         """
         rounded = {name: Float32Values() for name, _ in self.named_parameters()} if self.float32 else {}
-        return {**rounded, **dict.fromkeys(self.positive, PositiveValues())}
+        return {**rounded, **dict.fromkeys(self.positive, PositiveValues()), **self.domains}
 
     def fitted_width(self) -> int:
         """Number of features that the stage was fitted on; 0 if no parameter shows it."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from sparkdiff.errors import InputError
 from sparkdiff.stages.affine import Affine, AffineForm, MatrixProduct, Parameters
 from sparkdiff.stages.base import SUPPORT, FeatureStats, LabelStats, parameter, register, tensor
-from sparkdiff.stages.constraints import Constraint, LogProbabilities, PositiveValues
+from sparkdiff.stages.constraints import Constraint, LogProbabilities
 from sparkdiff.stages.linear import coefficient_units, product
 from sparkdiff.stages.predictor import ProbabilisticClassifier, softmax
 from sparkdiff.tensors.rows import Rows, SparseRows, dense, known_any, rows_at, sum_in_order
@@ -33,6 +33,7 @@ class NaiveBayes(ProbabilisticClassifier):
     weights = ("pi", "theta", "sigma")
     refusals = ("only one class", "infinite theta (smoothing=0)")
     feature_axis = {"theta": 1}
+    domains = {"pi": LogProbabilities()}
     margin_link = "softmax"
 
     def __init__(
@@ -92,9 +93,6 @@ class NaiveBayes(ProbabilisticClassifier):
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
         return {"theta": coefficient_units(x, 1.0).expand_as(self.theta)}
 
-    def constraints(self) -> dict[str, Constraint]:
-        return {"pi": LogProbabilities()}
-
     def logarithms(self, name: str) -> Tensor:
         """Log-probabilities in the parameter `name`. Training leaves the sum of their exponentials along the last axis
         unchanged.
@@ -144,12 +142,11 @@ class DiscreteNaiveBayes(NaiveBayes):
 class Multinomial(MatrixProduct, DiscreteNaiveBayes):
     """rawPrediction = pi + x @ theta.T; theta holds logarithms of the features' probabilities in each class."""
 
+    domains = {"pi": LogProbabilities(), "theta": LogProbabilities()}
+
     def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # one input column; (n, k)
         self.check(x)
         return product(x, self.theta) + self.pi
-
-    def constraints(self) -> dict[str, Constraint]:
-        return {"pi": LogProbabilities(), "theta": LogProbabilities()}
 
     def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
         def back(gradients: list[Tensor], constant: Tensor, room: Parameters) -> None:
@@ -174,15 +171,13 @@ class Complement(DiscreteNaiveBayes):
     """
 
     negated = True
+    domains = {"theta": NegativeLogProbabilities()}
 
     def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # one input column; (n, k)
         self.check(x)
         scores = product(x, self.theta)
         top = scores.amax(1, keepdim=True)  # in Spark's order of operations, which makes NaN of an infinite score
         return scores - (torch.log(torch.exp(scores - top).sum(1, keepdim=True)) + top)
-
-    def constraints(self) -> dict[str, Constraint]:
-        return {"theta": NegativeLogProbabilities()}
 
 
 class LogOdds(Constraint):
@@ -208,6 +203,7 @@ class Bernoulli(Affine, DiscreteNaiveBayes):
     """rawPrediction = pi + sum of theta for entries x = 1, and of log(1 - exp(theta)) for entries x = 0."""
 
     rule = "0 or 1"
+    domains = {"pi": LogProbabilities(), "theta": LogOdds()}
 
     def good(self, entries: Tensor) -> Tensor:
         return (entries == 0) | (entries == 1)
@@ -216,9 +212,6 @@ class Bernoulli(Affine, DiscreteNaiveBayes):
         self.check(x)
         absent = torch.log1p(-torch.exp(self.theta))
         return product(x, self.theta - absent) + (self.pi + absent.sum(1))
-
-    def constraints(self) -> dict[str, Constraint]:
-        return {"pi": LogProbabilities(), "theta": LogOdds()}
 
     def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
         odds = torch.exp(p["theta"])
@@ -264,9 +257,6 @@ class Gaussian(NaiveBayes):
     def _squares(self, x: Tensor) -> Tensor:  # (n, d) -> (n, k)
         pairs = zip(self.theta, self.sigma, strict=True)
         return torch.stack([sum_in_order((x - mean) ** 2 / variance) for mean, variance in pairs], 1)
-
-    def constraints(self) -> dict[str, Constraint]:
-        return {"pi": LogProbabilities(), "sigma": PositiveValues()}
 
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
         return {"theta": self.sigma.detach().clamp_min(0).sqrt()}

@@ -161,6 +161,7 @@ class GaussianMixture(Clusters):
 
     weights = ("mixture", "mus", "sigmas")
     feature_axis = {"mus": 1}
+    domains = {"mixture": Probabilities(), "sigmas": Covariance()}
     SHOWN = ("predictionCol", "probabilityCol")
     refusals = ("a covariance that is not finite, or whose density depends on rounding",)
 
@@ -264,9 +265,6 @@ class GaussianMixture(Clusters):
             "mus": super().supported(x, y)["mus"] & rows[:, None],
             "sigmas": rows[:, None, None].expand_as(self.sigmas),
         }
-
-    def constraints(self) -> dict[str, Constraint]:
-        return {"mixture": Probabilities(), "sigmas": Covariance()}
 
     def check_domain(self, uid: str) -> None:
         shares, sigmas = self.mixture.detach(), self.sigmas.detach()

@@ -14,7 +14,7 @@ from sparkdiff.errors import InputError
 from sparkdiff.jvm.coefficients import stored_of, with_coefficients
 from sparkdiff.stages.affine import AffineForm, MatrixProduct, Parameters
 from sparkdiff.stages.base import FeatureStats, LabelStats, columns_of, parameter, register, tensor
-from sparkdiff.stages.constraints import Constraint, Odds
+from sparkdiff.stages.constraints import Odds
 from sparkdiff.stages.predictor import LeastSquares, Predictor, ProbabilisticClassifier, logit, softmax
 from sparkdiff.tensors.rows import Rows, SparseRows, on_gpu
 
@@ -265,6 +265,7 @@ class LogisticRegression(MatrixProduct, ProbabilisticClassifier):
     weights = ("coefficientMatrix", "interceptVector", "numClasses", "isMultinomial")
     weight_params = ("threshold",)
     optional = frozenset({"threshold"})
+    domains = {"threshold": Odds()}
     feature_axis = {"coefficientMatrix": 1}
     threshold: Tensor
 
@@ -408,9 +409,6 @@ class LogisticRegression(MatrixProduct, ProbabilisticClassifier):
             seen = y.supported_classes(self.classes)
             out |= {"coefficientMatrix": out["coefficientMatrix"] & seen[:, None], "interceptVector": seen}
         return out
-
-    def constraints(self) -> dict[str, Constraint]:
-        return {"threshold": Odds()}
 
     def on_request(self) -> dict[str, Tensor]:
         return super().on_request() if self.movable else {}

@@ -9,7 +9,7 @@ from torch import Tensor
 from sparkdiff.jvm import mllib
 from sparkdiff.stages.affine import Factors
 from sparkdiff.stages.base import FeatureStats, LabelStats, StageModule, register, tensor
-from sparkdiff.stages.constraints import Constraint, PositiveValues
+from sparkdiff.stages.constraints import PositiveValues
 from sparkdiff.tensors.rows import ORDINARY, Rows, SparseRows
 
 
@@ -105,9 +105,7 @@ class IDF(Factors):
 
     weights = ("idf",)
     feature_axis = {"idf": 0}
-
-    def constraints(self) -> dict[str, Constraint]:
-        return {"idf": PositiveValues()}
+    domains = {"idf": PositiveValues()}
 
     def to_spark(self, stage: Any) -> Any:
         return mllib.idf(stage, self.weight("idf"))
