@@ -55,6 +55,7 @@ class KMeans(Clusters):
     weights = ("clusterCenters",)
     feature_axis = {"clusterCenters": 1}
     differentiable = False
+    fitted_loss = "inertia"
 
     def __init__(self, clusterCenters: Tensor, cosine: bool, uid: str, shown: tuple[str, ...]):
         super().__init__(len(clusterCenters), uid, shown)
@@ -94,9 +95,6 @@ class KMeans(Clusters):
 
     def cost(self, margin: Tensor) -> Tensor:
         return margin.amin(1)
-
-    def own_loss(self) -> tuple[str, dict[str, float]]:
-        return "inertia", {}
 
     def loss_unit(self) -> float:
         """Variance of the centres: how far the clusters are apart. 1 if it is 0, and for the cosine measure."""
@@ -163,6 +161,7 @@ class GaussianMixture(Clusters):
     feature_axis = {"mus": 1}
     domains = {"mixture": Probabilities(), "sigmas": Covariance()}
     SHOWN = ("predictionCol", "probabilityCol")
+    fitted_loss = "logLikelihood"
     refusals = ("a covariance that is not finite, or whose density depends on rounding",)
 
     def __init__(self, mixture: Tensor, mus: Tensor, sigmas: Tensor, uid: str, shown: tuple[str, ...]):
@@ -242,9 +241,6 @@ class GaussianMixture(Clusters):
     def cost(self, margin: Tensor) -> Tensor:
         floor = margin.new_full((), self.classes * EPSILON).log()
         return -torch.logaddexp(margin.clamp_min(-1e6).logsumexp(1), floor)  # no NaN from a weight of 0
-
-    def own_loss(self) -> tuple[str, dict[str, float]]:
-        return "logLikelihood", {}
 
     def loss_unit(self) -> float:
         return float(self.mus.shape[1])

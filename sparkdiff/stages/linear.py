@@ -215,11 +215,11 @@ class GeneralizedLinearRegression(LinearMargin):
         return "identity" if (self.family, self.link) == ("gaussian", "identity") else ""
 
     @property
-    def falling_link(self) -> str:
+    def falling_link(self) -> str:  # type: ignore[override]
         return "" if self.link in RISING else self.link
 
     @property
-    def binomial(self) -> bool:
+    def binomial(self) -> bool:  # type: ignore[override]
         return self.family == "binomial"
 
     def mean(self, margin: Tensor) -> Tensor:
@@ -338,7 +338,7 @@ class LogisticRegression(MatrixProduct, ProbabilisticClassifier):
         return "threshold" in self._parameters
 
     @property
-    def decides_only(self) -> bool:
+    def decides_only(self) -> bool:  # type: ignore[override]
         return self.unfrozen and self.threshold.requires_grad
 
     def log_odds_change(self, threshold: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ class OneVsRest(MatrixProduct, Predictor):
     refusals = ("only one model", "a model that stays in Spark", "models with columns or classes of their own")
     label_cols = ("predictionCol",)
     probable = False
+    fitted_loss = "oneVsRest"
 
     def __init__(self, models: Sequence[Predictor], *, shown: tuple[str, ...], by_array: bool):
         super().__init__()
@@ -119,9 +120,6 @@ class OneVsRest(MatrixProduct, Predictor):
 
     def boundary(self, margin: Tensor) -> Tensor:
         return lead(self.class_scores(margin))
-
-    def own_loss(self) -> tuple[str, dict[str, float]]:
-        return "oneVsRest", {}
 
     def own_rows(self, margin: Tensor, label: Tensor, weight: Tensor) -> Tensor:
         """Sum over the classes of the loss of the class's model (this class against the rest), per row (n,)."""

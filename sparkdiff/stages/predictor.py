@@ -64,14 +64,14 @@ class Predictor(StageModule):
     def forward(self, *columns: Rows) -> tuple[Tensor, ...]:
         return self.columns(self.margin(*columns))
 
-    @property
-    def decides_only(self) -> bool:
-        """True if the margin gives only the predicted class and no probability, because the threshold trains, too."""
-        return False
+    decides_only: bool = False
+    """Whether the margin gives only the predicted class and no probability, because the threshold trains, too."""
+    fitted_loss: str
+    """Name of the loss that the stage was fitted with, if this loss has no parameters."""
 
     def own_loss(self) -> tuple[str, dict[str, float]]:
         """Name of the loss that the stage was fitted with, and the parameters of this loss."""
-        raise NotImplementedError
+        return self.fitted_loss, {}
 
     def own_rows(self, margin: Tensor, label: Tensor, weight: Tensor) -> Tensor:
         """Loss of each row, (n,), unweighted, for a predictor whose own loss exists for no other predictor."""
@@ -113,15 +113,10 @@ class Predictor(StageModule):
     class 1), `softmax` if the probabilities are the margin's softmax, "" for anything else.
     """
 
-    @property
-    def falling_link(self) -> str:
-        """Name of the link if the mean does not increase with the margin; else empty."""
-        return ""
-
-    @property
-    def binomial(self) -> bool:
-        """True if a regression's mean is a probability."""
-        return False
+    falling_link: str = ""
+    """Name of the link if the mean does not increase with the margin; else empty."""
+    binomial: bool = False
+    """Whether a regression's mean is a probability."""
 
     def decision(self, margin: Tensor) -> Tensor:
         """Class that Spark predicts, (n,), for a classifier."""
@@ -151,15 +146,13 @@ class LeastSquares(Predictor):
     """A regression whose margin is the prediction, fitted by least squares."""
 
     margin_link = "identity"
+    fitted_loss = "squared"
 
     def columns(self, margin: Tensor) -> tuple[Tensor, ...]:
         return (margin,)
 
     def mean(self, margin: Tensor) -> Tensor:
         return margin
-
-    def own_loss(self) -> tuple[str, dict[str, float]]:
-        return "squared", {}
 
     def margin_unit(self, y: LabelStats) -> float:
         return y.std or 1.0
@@ -173,6 +166,7 @@ class ProbabilisticClassifier(Predictor):
 
     SHOWN: ClassVar[tuple[str, ...]] = ("rawPredictionCol", "probabilityCol", "predictionCol")
     label_cols: ClassVar[tuple[str, ...]] = ("predictionCol",)
+    fitted_loss = "logLoss"
     cuts: Tensor | None = None
     """The Param `thresholds`, (k,)."""
 
@@ -236,9 +230,6 @@ class ProbabilisticClassifier(Predictor):
         if not self.wide:
             return self.decision_margin(margin).abs() / margin.abs().clamp_min(1)
         return lead(margin if self.cuts is None else torch.softmax(margin, 1) / self.cuts)
-
-    def own_loss(self) -> tuple[str, dict[str, float]]:
-        return "logLoss", {}
 
 
 def first_largest(scores: Tensor) -> Tensor:

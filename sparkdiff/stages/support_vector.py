@@ -21,6 +21,7 @@ class LinearSVC(LinearMargin):
     label_cols = ("predictionCol",)
     classes = 2
     probable = False
+    fitted_loss = "hinge"
 
     def __init__(
         self, coefficients: Tensor, intercept: Tensor, fit_intercept: bool, *, threshold: float, shown: tuple[str, ...]
@@ -49,6 +50,3 @@ class LinearSVC(LinearMargin):
 
     def boundary(self, margin: Tensor) -> Tensor:
         return self.decision_margin(margin).abs() / margin.abs().clamp_min(1)
-
-    def own_loss(self) -> tuple[str, dict[str, float]]:
-        return "hinge", {}

@@ -28,6 +28,7 @@ class AFTSurvivalRegression(LinearMargin):
     SHOWN = ("predictionCol", "quantilesCol")
     margins = 3
     positive_mean = True
+    fitted_loss = "weibull"
 
     def __init__(
         self,
@@ -94,9 +95,6 @@ class AFTSurvivalRegression(LinearMargin):
 
     def mean(self, margin: Tensor) -> Tensor:
         return torch.exp(margin[:, 0])
-
-    def own_loss(self) -> tuple[str, dict[str, float]]:
-        return "weibull", {}
 
     def own_rows(self, margin: Tensor, label: Tensor, weight: Tensor) -> Tensor:
         """Minus the log-likelihood of a Weibull distribution with right censoring, like AFTAggregator."""
