@@ -2,5 +2,5 @@
 them by name.
 
 `objective` and `metric` define the types of losses and metrics, and `objective` adds penalties; `label_checks` checks
-that labels fit the loss and the metric. `loss_params` checks parameters, and `formulas` has the formulas.
+that labels fit the loss and the metric, and `formulas` has the formulas.
 """

@@ -6,7 +6,7 @@ To add a loss:
 1. Write the formula per row as a branch of `_regression` or `_classification`, on `head.mean(margin)` or
    `head.class_scores(margin)`, with a `scale`, so that the loss does not depend on the unit of the label.
 2. Add its name to `REGRESSION` or `CLASSIFICATION`; the option `loss`, its error messages and metrics take the name from there.
-3. Add its parameters and their defaults to `PARAMS`, and check them with `number` (`loss_params.py`).
+3. Add its parameters and their defaults to `PARAMS`, and check them with `number`.
 4. In `tests/unit/objectives/test_losses.py` add its parameters, its scale, wrong parameters, and the values that another library
    computes. Every loss is a metric too: add its parameters and its reference to `test_metrics.py`.
 5. Describe the formula and its unit in docs/objectives.md.
@@ -33,7 +33,6 @@ from sparkdiff.objectives.formulas import (
     pinball,
     rank_score,
 )
-from sparkdiff.objectives.loss_params import cost_matrix, number
 from sparkdiff.objectives.objective import Objective, Rows, class_weighted, weighted_sum, zero_margin
 from sparkdiff.options import callable_name
 from sparkdiff.stages.base import LabelStats
@@ -119,6 +118,42 @@ def resolve(
             part = class_weighted(part, params["classWeights"], head.classes, y)
         parts.append(part)
     return parts[0] if isinstance(loss, str) else weighted_sum(parts, list(weights.values()))
+
+
+# Parameters -----------------------------------------------------------------------------------------------------------
+
+
+def number(name: str, params: Mapping[str, Any], param: str, rule: str, good: Callable[[float], bool]) -> float:
+    """Value of the parameter `param` of a loss, which must be a number for which `good` is True; `rule` describes this
+    in the message.
+
+    Raises:
+        InputError: it is not a number, or `good` is False for it.
+    """
+    value = params.get(param)
+    if not isinstance(value, (int, float)) or not good(value):
+        raise InputError(f"loss={name!r} needs lossParams={{{param!r}: {rule}}}. Got {value!r} instead")
+    return float(value)
+
+
+def cost_matrix(value: Any, classes: int, of: str) -> Tensor:
+    """Matrix of costs (k, k): the entry in row i and column j is the cost of predicting class j if class i is true.
+
+    Raises:
+        InputError: it is missing, has another shape, or contains a negative cost.
+    """
+    rule = f"{of} needs costs, a list of {classes} rows (true class) of {classes} numbers >= 0 (decision)"
+    try:
+        costs = torch.tensor(value, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        costs = torch.empty(0)
+    if tuple(costs.shape) != (classes, classes):
+        raise InputError(f"{rule}. Got {value!r} instead")
+    if not bool((costs >= 0).all()):
+        raise InputError(
+            f"{rule}. Got {float(costs.min())!r} among them; add a constant to the row so that all its costs are >= 0"
+        )
+    return costs
 
 
 # One loss each --------------------------------------------------------------------------------------------------------

@@ -26,12 +26,12 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.objectives.formulas import brier, index, probabilities, rank_score
-from sparkdiff.objectives.loss_params import cost_matrix
 from sparkdiff.objectives.losses import (
     BATCH,
     NAMES as LOSSES,
     PARAMS as LOSS_PARAMS,
     UNLABELLED,
+    cost_matrix,
     resolve as resolve_loss,
 )
 from sparkdiff.objectives.metric import Denominators, Metric, Value

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.objectives.formulas import brier, half_deviance, hinge, log_loss, of_label, pinball
-from sparkdiff.objectives.loss_params import cost_matrix, number
-from sparkdiff.objectives.losses import PARAMS as LOSS_PARAMS
+from sparkdiff.objectives.losses import PARAMS as LOSS_PARAMS, cost_matrix, number
 from sparkdiff.objectives.metric import Metric
 from sparkdiff.objectives.metrics import BINARY, MULTICLASS, REGRESSION
 from sparkdiff.pipeline.column_names import col_by_name
