@@ -318,27 +318,21 @@ class Counts:
         return (self.prediction - self.hits) / torch.where(others > 0, others, torch.nan)
 
 
-ByClass = Callable[[Counts, float], Tensor]
-BY_CLASS: dict[str, ByClass] = {
-    "truePositiveRate": Counts.recall,
-    "falsePositiveRate": Counts.false_positive_rate,
-    "precision": Counts.precision,
-    "recall": Counts.recall,
-    "fMeasure": Counts.f_measure,
+OF_LABEL = Denominators((), lambda _p, y, k: y == k, "of class", by_label=True)
+BY_CLASS: dict[str, tuple[Callable[[Counts, float], Tensor], Denominators]] = {
+    "truePositiveRate": (Counts.recall, OF_LABEL),
+    "falsePositiveRate": (
+        Counts.false_positive_rate,
+        Denominators((), lambda _p, y, k: y != k, "of other classes than"),
+    ),
+    "precision": (Counts.precision, Denominators((), lambda p, _y, k: p == k, "predicted as class")),
+    "recall": (Counts.recall, OF_LABEL),
+    "fMeasure": (
+        Counts.f_measure,
+        Denominators((), lambda p, y, k: (p == k) | (y == k), "of, or predicted as, class"),
+    ),
 }
-
-
-def _denominators(kind: str, classes: tuple[int, ...], *, shares: bool = False) -> Denominators:
-    """Description of the rows in the denominators of a metric of BY_CLASS, for these classes."""
-    if kind == "precision":
-        return Denominators(classes, lambda p, _y, k: p == k, "predicted as class", shares=shares)
-    if kind == "falsePositiveRate":
-        return Denominators(classes, lambda _p, y, k: y != k, "of other classes than", shares=shares)
-    if kind == "fMeasure":
-        return Denominators(classes, lambda p, y, k: (p == k) | (y == k), "of, or predicted as, class", shares=shares)
-    return Denominators(classes, lambda _p, y, k: y == k, "of class", by_label=True, shares=shares)
-
-
+"""Formula of each metric of a class, and the rows that it divides by; the classes are those of the metric that uses it."""
 MULTICLASS = (
     *("f1", "accuracy", "hammingLoss", "weightedPrecision", "weightedRecall", "weightedTruePositiveRate"),
     *("weightedFalsePositiveRate", "weightedFMeasure", "truePositiveRateByLabel", "falsePositiveRateByLabel"),
@@ -384,25 +378,25 @@ def _classes(name: str, params: Mapping[str, Any], head: Predictor) -> Metric:
     if label not in range(k):
         raise InputError(f"metric={name!r} needs metricParams={{'metricLabel': 0 to {k - 1}}}. Got {label!r} instead")
     if name.endswith("ByLabel"):
-        by_class, one = BY_CLASS[name.removesuffix("ByLabel")], int(label)
+        one = int(label)
+        by_class, divisor = BY_CLASS[name.removesuffix("ByLabel")]
 
         def of_label(prediction: Tensor, y: Tensor, w: Tensor) -> Tensor:
             counts = Counts.of(prediction, y, w, k)
             return torch.where(counts.label[one] > 0, by_class(counts, beta)[one], torch.nan)
 
         needs = f"rows of class {one}" + (" and of others" if name.startswith("false") else "")
-        counted = _denominators(name.removesuffix("ByLabel"), (one,))
         return Metric(
             name,
             larger=not name.startswith("false"),
             column=decision,
             value=of_label,
             needs=needs,
-            denominators=counted,
+            denominators=replace(divisor, classes=(one,)),
         )
     kind = {"f1": "weightedFMeasure"}.get(name, name).removeprefix("weighted")
     kind = kind[0].lower() + kind[1:]
-    of_class = BY_CLASS[kind]
+    of_class, divisor = BY_CLASS[kind]
 
     def weighted_mean(prediction: Tensor, y: Tensor, w: Tensor) -> Tensor:
         counts = Counts.of(prediction, y, w, k)
@@ -416,5 +410,5 @@ def _classes(name: str, params: Mapping[str, Any], head: Predictor) -> Metric:
         column=decision,
         value=weighted_mean,
         needs="" if larger else "rows of several classes",
-        denominators=_denominators(kind, tuple(range(k)), shares=True),
+        denominators=replace(divisor, classes=tuple(range(k)), shares=True),
     )
