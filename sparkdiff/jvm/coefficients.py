@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from pyspark.ml.linalg import DenseMatrix, DenseVector, SparseMatrix, Vectors
 
-from sparkdiff.jvm.rebuilding import rebuild_resized
+from sparkdiff.jvm.rebuilding import rebuild
 
 Array = np.ndarray[Any, Any]
 
@@ -67,14 +67,14 @@ def with_coefficients(stage: Any, matrix: Array, intercepts: Array | None = None
             "numClasses": stage.numClasses,
             "isMultinomial": len(matrix) > 1,
         }
-        return rebuild_resized(stage, weights, {"numFeatures": matrix.shape[1]})
+        return rebuild(stage, weights, beside={"numFeatures": matrix.shape[1]})
     vector = matrix[0]
     if sparse:
         places = np.flatnonzero(stored[0])  # type: ignore[index]
         vector = Vectors.sparse(len(vector), places.tolist(), vector[places].tolist())
     # The scale is that of a LinearRegression or of a survival regression.
     scale = {"scale": float(stage.scale)} if hasattr(stage, "scale") else {}
-    return rebuild_resized(stage, {"coefficients": vector, "intercept": float(intercepts[0]), **scale}, {})
+    return rebuild(stage, {"coefficients": vector, "intercept": float(intercepts[0]), **scale})
 
 
 def _sparse_matrix(matrix: Array, stored: Any) -> SparseMatrix:

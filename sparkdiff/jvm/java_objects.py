@@ -1,4 +1,4 @@
-"""Java objects: classes by name, arrays, constructors, and the conversion of Python values to those of the JVM."""
+"""Java objects: classes by name, arrays, and the conversion of Python values to those of the JVM."""
 
 import functools
 import json
@@ -10,7 +10,6 @@ from pyspark.ml.common import _py2java
 from pyspark.ml.linalg import Vectors
 from pyspark.sql.types import StructType
 
-from sparkdiff.errors import SparkdiffError
 from sparkdiff.jvm.sessions import session
 
 JACKSON = "com.fasterxml.jackson"
@@ -119,18 +118,3 @@ def _set_up(_jvm: Any) -> Any:
     for accessor, visibility in (("GETTER", "NONE"), ("IS_GETTER", "NONE"), ("FIELD", "ANY")):
         mapper.setVisibility(constant("PropertyAccessor", accessor), constant("JsonAutoDetect$Visibility", visibility))
     return mapper
-
-
-def constructor(
-    kind: Any, count: int, fits: Callable[[list[str]], bool] | None = None, missing: str = ""
-) -> Callable[..., Any]:
-    """The first constructor of a class that has `count` parameters, of types that fit.
-
-    Raises:
-        SparkdiffError: there is no such constructor; the message is `missing`.
-    """
-    for found in kind.getConstructors():
-        types = found.getParameterTypes()
-        if len(types) == count and (fits is None or fits([t.getName() for t in types])):
-            return lambda *arguments: found.newInstance(array(class_named("java.lang.Object"), arguments))
-    raise SparkdiffError(missing or f"{kind.getName()} has no constructor of {count} arguments")

@@ -10,7 +10,7 @@ from pyspark.mllib.linalg import Matrices as OldMatrices, Vectors as OldVectors
 
 from sparkdiff.jvm.folders import model_at
 from sparkdiff.jvm.java_objects import array, class_named, doubles, in_java, ints, longs, packages
-from sparkdiff.jvm.rebuilding import made_of, model_around, rebuild, rebuild_around, rebuild_with
+from sparkdiff.jvm.rebuilding import made_of, model_with_weights, rebuild, rebuild_with
 from sparkdiff.jvm.stage_files import read_rows, save_temporarily, table_of, write_rows
 
 
@@ -21,30 +21,31 @@ def idf(stage: Any, values: np.ndarray, docFreq: np.ndarray | None = None) -> An
         docFreq: (d,) number of documents with each term; None keeps the counts.
     """
 
-    def inner(java: Any) -> Any:
+    def inner() -> Any:
+        java = stage._java_obj
         counts = java.docFreq() if docFreq is None else longs(docFreq)
         return _packages().feature.IDFModel(_vector(values), counts, java.numDocs())
 
     counts = {} if docFreq is None else {"docFreq": docFreq.tolist()}
-    return rebuild_around(stage, {"idf": values, **counts}, inner)
+    return rebuild(stage, {"idf": values, **counts}, inner=inner)
 
 
 def selector(stage: Any, indices: np.ndarray) -> Any:
     """A model like `stage`, a feature selector, that selects these features (s,)."""
-    return rebuild_around(stage, {"selectedFeatures": indices.tolist()}, lambda _java: ints(indices))
+    return rebuild(stage, {"selectedFeatures": indices.tolist()}, inner=lambda: ints(indices))
 
 
 def isotonic(stage: Any, boundaries: np.ndarray, predictions: np.ndarray, rises: bool) -> Any:
     """An IsotonicRegressionModel like `stage` with these boundaries and predictions (m,)."""
 
     weights = _of_curve(boundaries, predictions, rises)
-    return rebuild_around(stage, weights, lambda _java: _curve(boundaries, predictions, rises))
+    return rebuild(stage, weights, inner=lambda: _curve(boundaries, predictions, rises))
 
 
 def fitted_isotonic(estimator: Any, boundaries: np.ndarray, predictions: np.ndarray, rises: bool) -> Any:
     """The IsotonicRegressionModel that an unfitted IsotonicRegression would return with these boundaries and predictions (m,)."""
     weights = _of_curve(boundaries, predictions, rises)
-    return model_around(estimator, weights, lambda: _curve(boundaries, predictions, rises))
+    return model_with_weights(estimator, weights, inner=lambda: _curve(boundaries, predictions, rises))
 
 
 def _of_curve(boundaries: np.ndarray, predictions: np.ndarray, rises: bool) -> dict[str, Any]:

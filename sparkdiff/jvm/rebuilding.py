@@ -20,32 +20,35 @@ from pyspark.sql.types import ArrayType, BooleanType, DataType, DoubleType, Inte
 from sparkdiff.errors import InputError, SparkdiffError
 from sparkdiff.jvm import sessions
 from sparkdiff.jvm.folders import model_at
-from sparkdiff.jvm.java_objects import constructor, each, in_java, ints, no_params
+from sparkdiff.jvm.java_objects import array, class_named, each, in_java, ints, no_params
 from sparkdiff.jvm.stage_files import _arrow, folder, read_rows, save_temporarily, write_rows, write_text
 
 ROW_MAJOR = SimpleNamespace(isTransposed=True)
 SQL_TYPES = {bool: BooleanType(), int: IntegerType(), float: DoubleType()}
 
 
-def rebuild(stage: Any, weights: Mapping[str, Any]) -> Any:
+def rebuild(
+    stage: Any,
+    weights: Mapping[str, Any],
+    *,
+    beside: Mapping[str, Any] | None = None,
+    inner: Callable[[], Any] | None = None,
+) -> Any:
     """A new fitted stage of the same class, uid and Params (set and default) with these weights.
 
     The names of the weights are those in the stage's saved data, in the order of its Scala constructor. If constructors
     can be called (`has_constructors`), the constructor makes the stage; otherwise the stage is saved, its data are
     changed, and it is loaded again.
 
+    Args:
+        weights: by name; the number of features may differ from that of the stage.
+        beside: further entries of the saved data, such as numFeatures, which the constructor does not take.
+        inner: makes the Java object with these weights, for a class whose constructor takes (String uid, one object),
+            mostly a model of spark.mllib.
+
     Raises:
         InputError: the stage is written in Python, so it has neither a constructor nor saved data of Spark.
         SparkdiffError: no constructor takes these weights, or the saved data lack one.
-    """
-    return rebuild_resized(stage, weights, {})
-
-
-def rebuild_resized(stage: Any, weights: Mapping[str, Any], beside: Mapping[str, Any]) -> Any:
-    """Rebuild a stage like `rebuild`, with weights for another number of features.
-
-    Args:
-        beside: further entries of the saved data, such as numFeatures, which the constructor does not take.
     """
     if not isinstance(stage, JavaParams):
         raise InputError(
@@ -54,6 +57,8 @@ def rebuild_resized(stage: Any, weights: Mapping[str, Any], beside: Mapping[str,
         )
 
     def construct(old: Any) -> Any:
+        if inner is not None:
+            return made_of(old, inner())
         matrices = {
             name: getattr(old, name, None)
             for name, value in weights.items()
@@ -61,7 +66,7 @@ def rebuild_resized(stage: Any, weights: Mapping[str, Any], beside: Mapping[str,
         }
         return _construct_with_weights(old._java_obj, old._java_obj.getClass(), weights, matrices)
 
-    return rebuild_with(stage, construct, lambda old: _rebuild_by_files(old, {**weights, **beside}))
+    return rebuild_with(stage, construct, lambda old: _rebuild_by_files(old, {**weights, **(beside or {})}))
 
 
 def rebuild_with(stage: Any, construct: Callable[[Any], Any], rewrite: Callable[[Any], Any]) -> Any:
@@ -88,18 +93,6 @@ def with_params(stage: Any, values: Mapping[str, Any]) -> Any:
     return stage.copy({stage.getParam(n): v for n, v in new.items() if stage.getOrDefault(n) != v})
 
 
-def rebuild_around(stage: Any, weights: Mapping[str, Any], inner: Callable[[Any], Any]) -> Any:
-    """Rebuild a stage like `rebuild`, for a class of spark.ml whose constructor takes (String uid, one object with the
-    weights), mostly a model of spark.mllib.
-
-    Args:
-        inner: the Java object of the stage -> the object with these weights.
-    """
-    return rebuild_with(
-        stage, lambda old: made_of(old, inner(old._java_obj)), lambda old: _rebuild_by_files(old, weights)
-    )
-
-
 def made_of(old: Any, *arguments: Any) -> Any:
     """A model of the same class, uid and Params, made by the constructor with (String uid, *arguments), all Java
     objects.
@@ -115,10 +108,22 @@ def construct_model(
 ) -> Any:
     """A model of this Java class, made by the constructor with (String uid, *arguments), with the uid and Params of a
     Java stage.
+
+    Args:
+        fits: takes the names of a constructor's types, and returns whether the arguments have these types.
+        wanted: the constructor that is sought, for the message.
+
+    Raises:
+        SparkdiffError: there is no such constructor.
     """
-    uid, wanted = java.uid(), wanted or f"of {len(arguments)} weights"
-    make = constructor(kind, len(arguments) + 1, fits, f"{uid}: {kind.getName()} has no constructor {wanted}")
-    return python_model(java.copyValues(make(uid, *arguments), no_params()))
+    uid = java.uid()
+    for found in kind.getConstructors():
+        types = found.getParameterTypes()
+        if len(types) == len(arguments) + 1 and (fits is None or fits([t.getName() for t in types])):
+            made = found.newInstance(array(class_named("java.lang.Object"), [uid, *arguments]))
+            return python_model(java.copyValues(made, no_params()))
+    wanted = wanted or f"of {len(arguments)} weights"
+    raise SparkdiffError(f"{uid}: {kind.getName()} has no constructor {wanted}")
 
 
 def python_model(java: Any) -> Any:
@@ -180,35 +185,31 @@ def model_class(estimator: Any) -> Any:
     return kind.getClassLoader().loadClass(_model_name(kind.getName()))
 
 
-def model_with_weights(estimator: Any, weights: Mapping[str, Any], beside: Mapping[str, Any] | None = None) -> Any:
+def model_with_weights(
+    estimator: Any,
+    weights: Mapping[str, Any],
+    beside: Mapping[str, Any] | None = None,
+    inner: Callable[[], Any] | None = None,
+) -> Any:
     """The model that an unfitted estimator would return with these weights: with its uid, Params and defaults.
 
     If constructors can be called, the constructor is used; otherwise the model's files are written, and it is loaded.
 
     Args:
-        weights: all weights, as in `rebuild`; a list holds whole numbers.
+        weights: all weights, as in `rebuild`; a list holds whole numbers, with `inner` any numbers.
         beside: entries of the saved data that the constructor does not take, such as the numFeatures of a
             LogisticRegression.
+        inner: as in `rebuild`.
 
     Raises:
         SparkdiffError: no constructor takes these weights.
     """
     if not sessions.has_constructors():
         return _write_and_load(estimator, {**weights, **(beside or {})})
-    row_major = dict.fromkeys(weights, ROW_MAJOR)
-    return _construct_with_weights(estimator._java_obj, model_class(estimator), weights, row_major)
-
-
-def model_around(estimator: Any, weights: Mapping[str, Any], inner: Callable[[], Any]) -> Any:
-    """Make a model like `model_with_weights`, for a class whose constructor takes (String uid, a model of spark.mllib).
-
-    Args:
-        weights: weights as in the saved data; a list holds numbers.
-        inner: makes the mllib model with these weights.
-    """
-    if not sessions.has_constructors():
-        return _write_and_load(estimator, weights)
-    return construct_model(estimator._java_obj, model_class(estimator), [inner()])
+    kind = model_class(estimator)
+    if inner is not None:
+        return construct_model(estimator._java_obj, kind, [inner()])
+    return _construct_with_weights(estimator._java_obj, kind, weights, dict.fromkeys(weights, ROW_MAJOR))
 
 
 def _write_and_load(estimator: Any, weights: Mapping[str, Any]) -> Any:

@@ -282,7 +282,7 @@ class LinearAbsorber:
         """The changed stage, with the same class, uid and Params."""
         if self.intercepts is None:
             weights = {"pc": self.matrix.T.copy(), "explainedVariance": self.stage.explainedVariance.toArray()}
-            return jvm.rebuild_resized(self.stage, weights, {})
+            return jvm.rebuild(self.stage, weights)
         intercepts = np.asarray(self.intercepts + self.constants)
         if isinstance(self.stage, _Layers):
             return self.stage.with_first_layer(self.matrix, intercepts)
