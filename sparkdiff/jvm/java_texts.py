@@ -11,8 +11,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from py4j.protocol import Py4JError
-from pyspark.errors import PySparkException
 
 from sparkdiff.errors import InputError
 from sparkdiff.jvm import sessions
@@ -171,5 +169,5 @@ def hashes_as_spark_2(stage: Any) -> bool:
     """True if a HashingTF was saved by Spark 2 and therefore still uses that version's hash function."""
     try:
         return bool(stage._java_obj.hashFuncVersion() == 1)
-    except (Py4JError, PySparkException, AttributeError, TypeError):
+    except sessions.UNREACHABLE:
         return False

@@ -12,11 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from py4j.protocol import Py4JError
-from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 
 from sparkdiff.jvm.java_objects import each
+from sparkdiff.jvm.sessions import UNREACHABLE, SparkError
 from sparkdiff.machine import secrets
 
 SPARK_FORMATS = re.compile(
@@ -65,7 +64,7 @@ NOT_ROWS = {
 
 def draws(df: DataFrame) -> bool:
     """True if the last column of a projection can differ between two evaluations; False if the JVM is out of reach."""
-    with contextlib.suppress(Py4JError, PySparkException, AttributeError):
+    with contextlib.suppress(*SparkError, AttributeError):
         return not df._jdf.queryExecution().analyzed().expressions().last().deterministic()
     return False
 
@@ -106,7 +105,7 @@ def plan_facts(df: DataFrame, *, after_stages: bool = False) -> dict[str, Any] |
             return None
         roots = [_roots(leaf) for leaf in each(analyzed.collectLeaves())]
         relations = [_relation(spark, leaf) for leaf in each(optimized.collectLeaves())]
-    except (Py4JError, PySparkException, AttributeError):
+    except (*SparkError, AttributeError):
         return None
     if None in roots or None in relations:
         return None
@@ -247,7 +246,7 @@ def table_versions(df: DataFrame) -> list[dict[str, str]]:
     """
     try:
         found = [_version_of(leaf) for leaf in each(df._jdf.queryExecution().analyzed().collectLeaves())]
-    except (Py4JError, PySparkException, AttributeError, TypeError):
+    except UNREACHABLE:
         return []
     return [entry for i, entry in enumerate(found) if entry is not None and entry not in found[:i]]
 
@@ -336,7 +335,7 @@ def _version(jvm: Any, system: Any, path: Any, status: Any) -> str | None:
         lambda: (checksum := system.getFileChecksum(path)) and checksum.toString(),
     ):
         # Each by itself: if a class is missing (EtagSource came with Hadoop 3.3.2), the others may still exist.
-        with contextlib.suppress(Py4JError, PySparkException):
+        with contextlib.suppress(*SparkError):
             if found := probe():
                 return str(found)
     return None
@@ -437,5 +436,5 @@ def _default(spark: SparkSession, key: str) -> str | None:
     """Default of a setting; None if there is none or it is unknown."""
     try:
         return str(spark._jvm.org.apache.spark.sql.internal.SQLConf().getConfString(key))  # type: ignore[union-attr]
-    except (Py4JError, PySparkException, AttributeError, TypeError):
+    except UNREACHABLE:
         return None

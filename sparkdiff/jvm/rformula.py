@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from py4j.protocol import Py4JError
-from pyspark.errors import PySparkException
 from pyspark.ml import Transformer
 from pyspark.ml.param.shared import HasInputCol, HasOutputCol
 from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable, JavaMLWritable
@@ -11,6 +9,7 @@ from pyspark.ml.wrapper import JavaParams, JavaTransformer
 from pyspark.sql import DataFrame, functions as F
 
 from sparkdiff.jvm.selections import quoted
+from sparkdiff.jvm.sessions import UNREACHABLE
 
 
 class FormulaPart(JavaTransformer, JavaMLWritable):
@@ -63,7 +62,7 @@ def parts(formula: Any) -> list[Any] | None:
     try:
         stages = [_stage(java) for java in formula._java_obj.pipelineModel().stages()]
         label = str(formula._java_obj.resolvedFormula().label())
-    except (Py4JError, PySparkException, AttributeError, TypeError):
+    except UNREACHABLE:
         return None
     to = formula.getLabelCol()
     made = any(s.hasParam("outputCol") and s.isSet("outputCol") and s.getOrDefault("outputCol") == to for s in stages)

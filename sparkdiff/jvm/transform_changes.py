@@ -7,11 +7,10 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from py4j.protocol import Py4JError
-from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame
 
 from sparkdiff.jvm.java_objects import each, packages, scala_object
+from sparkdiff.jvm.sessions import SparkError
 
 ALIASES = ("SubqueryAlias", "View")
 PASSING = (*ALIASES, "Project", "Filter", "Sort", "Window", "Join", "ResolvedHint", "Repartition")
@@ -37,7 +36,7 @@ class Changes:
 
 def changes_between(before: DataFrame, after: DataFrame) -> Changes | None:
     """Changes from one DataFrame to another that a transform made of it; None if the plan does not show them."""
-    with contextlib.suppress(Py4JError, PySparkException, AttributeError):
+    with contextlib.suppress(*SparkError, AttributeError):
         start, end = _plan_of(before), _plan_of(after)
         path = _path(end, start)
         if path is not None:
