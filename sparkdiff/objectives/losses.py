@@ -4,7 +4,8 @@ written by users.
 To add a loss:
 
 1. Write the formula per row as a branch of `_regression` or `_classification`, on `head.mean(margin)` or
-   `head.class_scores(margin)`, with a `scale`, so that the loss does not depend on the unit of the label.
+   `head.class_scores(margin)`, with a `scale`, so that the loss does not depend on the unit of the label. If the derivative
+   has a closed form, add it to `derivative`, and pass it as `exact`.
 2. Add its name to `REGRESSION` or `CLASSIFICATION`; the option `loss`, its error messages and metrics take the name from there.
 3. Add its parameters and their defaults to `PARAMS`, and check them with `number`.
 4. In `tests/unit/objectives/test_losses.py` add its parameters, its scale, wrong parameters, and the values that another library
@@ -20,7 +21,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparkdiff.errors import InputError, did_you_mean
-from sparkdiff.objectives.derivatives import derivative
 from sparkdiff.objectives.formulas import (
     calibration_error,
     focal,
@@ -33,7 +33,7 @@ from sparkdiff.objectives.formulas import (
     pinball,
     rank_score,
 )
-from sparkdiff.objectives.objective import Objective, Rows, class_weighted, weighted_sum, zero_margin
+from sparkdiff.objectives.objective import Derivative, Objective, Rows, class_weighted, weighted_sum, zero_margin
 from sparkdiff.options import callable_name
 from sparkdiff.stages.base import LabelStats
 from sparkdiff.stages.predictor import Predictor
@@ -282,6 +282,68 @@ def _classification(name: str, params: Mapping[str, Any], head: Predictor) -> Ob
             calibrated=not head.probable,
         )
     return Objective(name, batch=lambda m, y, w, _groups: calibration_error(m, index(y, k), w))
+
+
+# Closed forms ---------------------------------------------------------------------------------------------------------
+# On the small tensors of a step, autograd's bookkeeping takes several times as long as the arithmetic.
+
+
+def derivative(name: str, power: float | None, head: Predictor) -> Derivative | None:
+    """The closed form of a loss on a predictor, given the name of the loss and, for a deviance, the power of the mean
+    in the variance; None if there is none.
+    """
+    link = head.margin_link
+    if name == "squared" and link == "identity":
+        return _squared_error
+    if power is not None and link == "log":
+        return {1.0: _poisson, 2.0: _gamma}.get(power)
+    if name == "hinge" and head.classes == 2 and not head.wide:
+        return _hinge
+    if name == "logLoss":
+        return {"logit": _sigmoid, "softmax": _softmax}.get(link)
+    return None
+
+
+def _squared_error(margin: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    residual = margin - y
+    return residual * residual, 2 * residual
+
+
+# Half the unit deviances at the mean exp(margin). Spark also keeps the mean away from 0 and infinity, by constants that
+# are far beyond any finite loss.
+
+
+def _poisson(margin: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    mean = margin.exp()
+    return mean - y * margin + (torch.special.xlogy(y, y) - y), mean - y
+
+
+def _gamma(margin: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    ratio = y * torch.exp(-margin)
+    return ratio - 1 + margin - y.log(), 1 - ratio
+
+
+def _sigmoid(margin: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    return F.softplus(margin) - y * margin, torch.sigmoid(margin) - y
+
+
+def _hinge(margin: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    sign = 2 * y - 1
+    loss = (1 - sign * margin).clamp_min(0)
+    return loss, torch.where(sign * margin <= 1, -sign, 0.0)
+
+
+def _softmax(margin: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    log = torch.log_softmax(margin, 2)
+    if on_gpu(margin):  # where gather and scatter_add_ are faster on the CPU, see `formulas.of_label`
+        own = y[:, None] == torch.arange(margin.shape[2], dtype=y.dtype, device=y.device)
+        return -torch.where(own, log, 0.0).sum(2), log.exp() - own.to(log.dtype)
+    place = y.long().expand(len(margin), -1)[:, :, None]
+    loss = -log.gather(2, place)[:, :, 0]
+    return loss, log.exp_().scatter_add_(2, place, torch.full_like(place, -1, dtype=log.dtype))
+
+
+# Functions of users ---------------------------------------------------------------------------------------------------
 
 
 def function_objective(

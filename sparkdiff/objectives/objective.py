@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.objectives.derivatives import Derivative
 from sparkdiff.objectives.formulas import between_groups, index, probabilities
 from sparkdiff.stages.base import LabelStats
 from sparkdiff.stages.predictor import Predictor
@@ -18,6 +17,10 @@ from sparkdiff.tensors.device import DeviceCopies
 
 Rows = Callable[[Tensor, Tensor, Tensor], Tensor]
 Batch = Callable[[Tensor, Tensor, Tensor, Mapping[str, Tensor]], Tensor]
+Derivative = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(margin (K, n) or (K, n, k), label (n,)) -> loss (K, n) and its derivative with respect to the margin, shaped like
+the margin; for K candidates.
+"""
 
 
 @dataclass(frozen=True)
