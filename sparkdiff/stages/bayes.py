@@ -1,7 +1,7 @@
 """NaiveBayes of four types: multinomial, complement, bernoulli and gaussian."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -93,26 +93,18 @@ class NaiveBayes(ProbabilisticClassifier):
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
         return {"theta": coefficient_units(x, 1.0).expand_as(self.theta)}
 
-    def logarithms(self, name: str) -> Tensor:
-        """Log-probabilities in the parameter `name`. Training leaves the sum of their exponentials along the last axis
-        unchanged.
-        """
-        out: Tensor = getattr(self, name)
-        return -out if name == "theta" and self.negated else out
-
-    negated: ClassVar[bool] = False
-    """Whether theta holds minus the logarithms."""
-
     def check_domain(self, uid: str) -> None:
         super().check_domain(uid)
         for name, constraint in self.constraints().items():
             if isinstance(constraint, LogProbabilities):
-                wrong = self.logarithms(name).detach()
-                if not bool((wrong <= DRIFT).all()):
+                own: Tensor = getattr(self, name).detach()
+                minus = isinstance(constraint, NegativeLogProbabilities)
+                logarithms = -own if minus else own
+                if not bool((logarithms <= DRIFT).all()):
                     raise InputError(
-                        f"{uid}: {name} must hold {'minus ' * (name == 'theta' and self.negated)}logarithms of probabilities, "
-                        f"but an entry is {getattr(self, name).flatten()[int(wrong.argmax())].item()!r}; subtract their "
-                        "logsumexp along the last axis before writing back"
+                        f"{uid}: {name} must hold {'minus ' * minus}logarithms of probabilities, but an entry is "
+                        f"{own.flatten()[int(logarithms.argmax())].item()!r}; subtract their logsumexp along the last axis "
+                        "before writing back"
                     )
 
 
@@ -170,7 +162,6 @@ class Complement(DiscreteNaiveBayes):
     probabilities of the other classes.
     """
 
-    negated = True
     domains = {"theta": NegativeLogProbabilities()}
 
     def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # one input column; (n, k)
