@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparkdiff.stages.linear import product
 from sparkdiff.tensors.light_torch import LBFGS
-from sparkdiff.tensors.rows import Rows, SparseRows, matrix, rows_at, width
+from sparkdiff.tensors.rows import Rows, SparseRows, matrix, product, rows_at, width
 
 FAR, NEXT = 30.0, 5.0  # an isolated outlier: multiples of the others' root mean square, and of the next value
 FARTHEST = 1000.0  # an outlier whatever its neighbours are: a multiple of the others' root mean square

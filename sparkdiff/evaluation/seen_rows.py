@@ -32,10 +32,10 @@ from torch import Tensor
 
 from sparkdiff.evaluation import guard
 from sparkdiff.evaluation.input_statistics import column_sums
-from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegression, LogisticRegression, product
+from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegression, LogisticRegression
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.support_vector import LinearSVC
-from sparkdiff.tensors.rows import Rows, squared
+from sparkdiff.tensors.rows import Rows, product, squared
 
 LEVEL = 0.01
 SAME = 1e-5
@@ -243,7 +243,7 @@ def p_of_equations(head: Predictor, batches: Callable[[], Iterator[LinearRows]],
         slope, curvature = _slopes(head, rows)
         terms = _pulls(head, rows, curvature, b, penalty, columns, combined)
         for i, each in enumerate(combined):
-            terms = terms + slope[:, [i]] * product(rows.features, each.T)
+            terms = terms + slope[:, [i]] * product(rows.features, each)
         terms = torch.cat([slope[:, fitted], terms], 1) * rows.weight[:, None]
         total, products = total + terms.sum(0), products + terms.T @ terms
     distance, free = _hotelling(total, products, columns.rows)
@@ -354,7 +354,7 @@ def _pulls(
         return together(ridge + lasso) + of_label
     std, mean = torch.where(columns.std > 0, columns.std, 1.0), columns.mean[:, None]
     by_square = torch.einsum("kp,kpc->pc", ridge + lasso / (2 * std), combined)
-    centred = product(squared(rows.features), by_square.T) - 2 * product(rows.features, (mean * by_square).T)
+    centred = product(squared(rows.features), by_square) - 2 * product(rows.features, mean * by_square)
     return centred + (mean.square() * by_square).sum(0) + together(lasso * std / 2) + of_label
 
 

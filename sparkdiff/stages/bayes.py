@@ -11,9 +11,9 @@ from sparkdiff.errors import InputError
 from sparkdiff.stages.affine import Affine, AffineForm, MatrixProduct, Parameters
 from sparkdiff.stages.base import SUPPORT, FeatureStats, LabelStats, parameter, register, tensor
 from sparkdiff.stages.constraints import Constraint, LogProbabilities
-from sparkdiff.stages.linear import coefficient_units, product
+from sparkdiff.stages.linear import coefficient_units
 from sparkdiff.stages.predictor import ProbabilisticClassifier, softmax
-from sparkdiff.tensors.rows import Rows, SparseRows, dense, known_any, rows_at, sum_in_order
+from sparkdiff.tensors.rows import Rows, SparseRows, dense, known_any, product, rows_at, sum_in_order
 
 ENTRIES = 1 << 22
 """Largest number of entries of a block of sparse rows that is made dense (32 MiB of doubles)."""
@@ -138,7 +138,7 @@ class Multinomial(MatrixProduct, DiscreteNaiveBayes):
 
     def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # one input column; (n, k)
         self.check(x)
-        return product(x, self.theta) + self.pi
+        return product(x, self.theta.T) + self.pi
 
     def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
         def back(gradients: list[Tensor], constant: Tensor, room: Parameters) -> None:
@@ -166,7 +166,7 @@ class Complement(DiscreteNaiveBayes):
 
     def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # one input column; (n, k)
         self.check(x)
-        scores = product(x, self.theta)
+        scores = product(x, self.theta.T)
         top = scores.amax(1, keepdim=True)  # in Spark's order of operations, which makes NaN of an infinite score
         return scores - (torch.log(torch.exp(scores - top).sum(1, keepdim=True)) + top)
 
@@ -202,7 +202,7 @@ class Bernoulli(Affine, DiscreteNaiveBayes):
     def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # one input column; (n, k)
         self.check(x)
         absent = torch.log1p(-torch.exp(self.theta))
-        return product(x, self.theta - absent) + (self.pi + absent.sum(1))
+        return product(x, (self.theta - absent).T) + (self.pi + absent.sum(1))
 
     def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
         odds = torch.exp(p["theta"])

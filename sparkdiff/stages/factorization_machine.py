@@ -7,9 +7,9 @@ from torch import Tensor
 from typing_extensions import Self
 
 from sparkdiff.stages.base import FeatureStats, LabelStats, parameter, register, tensor
-from sparkdiff.stages.linear import coefficient_units, product
+from sparkdiff.stages.linear import coefficient_units
 from sparkdiff.stages.predictor import LeastSquares, Predictor, ProbabilisticClassifier
-from sparkdiff.tensors.rows import Rows, SparseRows, on_gpu, squared, sum_in_order
+from sparkdiff.tensors.rows import Rows, SparseRows, on_gpu, product, squared, sum_in_order
 
 
 class FactorizationMachine(Predictor):
@@ -35,7 +35,7 @@ class FactorizationMachine(Predictor):
     def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # (n, d) -> (n,)
         out = self.intercept + product(x, self.linear)
         if torch.is_grad_enabled() or on_gpu(out):  # a GPU sums in its own order anyway
-            total, squares = product(x, self.factors.T), product(squared(x), (self.factors * self.factors).T)
+            total, squares = product(x, self.factors), product(squared(x), self.factors * self.factors)
             return out + 0.5 * (total * total - squares).sum(1)
         # The difference of two large squares depends on each rounding, so this follows Spark's order, factor by factor.
         for factor in self.factors.T:

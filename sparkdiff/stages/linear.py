@@ -16,17 +16,10 @@ from sparkdiff.stages.affine import AffineForm, MatrixProduct, Parameters
 from sparkdiff.stages.base import FeatureStats, LabelStats, columns_of, parameter, register, tensor
 from sparkdiff.stages.constraints import Odds
 from sparkdiff.stages.predictor import LeastSquares, Predictor, ProbabilisticClassifier, logit, softmax
-from sparkdiff.tensors.rows import Rows, SparseRows, on_gpu
+from sparkdiff.tensors.rows import Rows, SparseRows, on_gpu, product
 
 LARGEST = sys.float_info.max
 EPSILON = 1e-16  # GeneralizedLinearRegression.epsilon
-
-
-def product(x: Rows, weight: Tensor) -> Tensor:
-    """Matrix product: (n, d), (d,) -> (n,) or (n, d), (k, d) -> (n, k)."""
-    if isinstance(x, SparseRows):
-        return x.matmul(weight[:, None])[:, 0] if weight.ndim == 1 else x.matmul(weight.T)
-    return x @ (weight if weight.ndim == 1 else weight.T)
 
 
 def without(x: Rows, which: Tensor) -> Rows:
@@ -325,7 +318,7 @@ class LogisticRegression(MatrixProduct, ProbabilisticClassifier):
         (n, k).
         """
         weight, intercept = self.coefficientMatrix, self.interceptVector
-        out = product(x, weight) + intercept if self.isMultinomial else product(x, weight[0]) + intercept[0]
+        out = product(x, weight.T) + intercept if self.isMultinomial else product(x, weight[0]) + intercept[0]
         skipped = self.unstored_mask()
         if skipped is None or not (on_gpu(out) or bool((~out.isfinite()).any())):
             return out

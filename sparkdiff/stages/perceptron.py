@@ -10,9 +10,9 @@ from torch import Tensor
 
 from sparkdiff import jvm
 from sparkdiff.stages.base import FeatureStats, LabelStats, parameter, register, tensor
-from sparkdiff.stages.linear import coefficient_units, product
+from sparkdiff.stages.linear import coefficient_units
 from sparkdiff.stages.predictor import ProbabilisticClassifier, first_largest
-from sparkdiff.tensors.rows import Rows
+from sparkdiff.tensors.rows import Rows, product
 
 
 @register("pyspark.ml.classification.MultilayerPerceptronClassificationModel")
@@ -50,7 +50,7 @@ class MultilayerPerceptron(ProbabilisticClassifier):
     def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # one input column; (n, k)
         for i in range(self.depth):
             matrix, bias = self.layer(i)
-            out = product(x, matrix) + bias
+            out = product(x, matrix.T) + bias
             x = torch.sigmoid(out)
         return out
 

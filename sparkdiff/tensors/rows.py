@@ -316,9 +316,11 @@ def rows_at(x: Rows, rows: Tensor) -> Rows:
     return x.take(rows) if isinstance(x, SparseRows) else x.index_select(0, rows)
 
 
-def product(x: Rows, matrix: Tensor) -> Tensor:
-    """The product (n, d), (d, k) -> (n, k)."""
-    return x.matmul(matrix) if isinstance(x, SparseRows) else x @ matrix
+def product(x: Rows, weight: Tensor) -> Tensor:
+    """The product (n, d), (d,) -> (n,) or (n, d), (d, k) -> (n, k)."""
+    if isinstance(x, SparseRows):
+        return x.matmul(weight[:, None])[:, 0] if weight.ndim == 1 else x.matmul(weight)
+    return x @ weight
 
 
 def extremes(x: Rows) -> tuple[Tensor, Tensor]:

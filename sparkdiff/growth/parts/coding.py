@@ -22,8 +22,7 @@ from sparkdiff.growth import cost_table
 from sparkdiff.growth.part import PipelinePlace
 from sparkdiff.growth.row_tensors import Column, Split, Table
 from sparkdiff.jvm import mllib
-from sparkdiff.stages.linear import product
-from sparkdiff.tensors.rows import Rows, width
+from sparkdiff.tensors.rows import Rows, product, width
 
 FEW, ROWS = 32, 100
 """Largest number of distinct values that get a bucket each although they are more than `bins`, and the average number of rows per
@@ -208,7 +207,7 @@ def _linear_model(features: str, name: str, coefficients: np.ndarray[Any, Any]) 
 
 def are_finite(features: Rows) -> Tensor:
     """True for each row of the features (n, d) whose numbers are all finite, (n,). Computed as a product, as 0 * inf is NaN."""
-    return product(features, torch.zeros(1, width(features), dtype=torch.float64))[:, 0].isfinite()
+    return product(features, torch.zeros(width(features), dtype=torch.float64)).isfinite()
 
 
 def gate(place: PipelinePlace) -> tuple[str, list[Any]]:

@@ -24,8 +24,7 @@ from sparkdiff.growth.descent import AdamTrainer, pieces, standardisation, work
 from sparkdiff.growth.part import Item, Output, Part, PipelinePlace, ServingWork, Stages, Trainer, unused_heading
 from sparkdiff.growth.parts import coding, score_test
 from sparkdiff.growth.row_tensors import Split, Table
-from sparkdiff.stages.linear import product
-from sparkdiff.tensors.rows import Rows, width
+from sparkdiff.tensors.rows import Rows, product, width
 
 MAIN, PRODUCTS = 3, 2
 """Largest number of columns for which a main effect is proposed, and for which low-rank embeddings are proposed."""
@@ -128,7 +127,7 @@ class Products:
 
     def of(self, points: Tensor, features: Rows) -> Tensor:
         """Margin that this term adds, from each row's point (n, r) and features (n, d); (n, m)."""
-        projected = product(features, self.projection.T)
+        projected = product(features, self.projection)
         projected = torch.where(coding.are_finite(features)[:, None], projected, 0.0)
         return (points[:, :, None] * projected[:, None, :]).flatten(1) @ self.coefficients
 
