@@ -95,10 +95,8 @@ class TreeArrays:
                 whole number in 0..65535.
         """
         grown = self._with_nan_splits()
-        source, order = grown.source, grown.order
-        ask, copy = grown.ask[order], grown.copy[order]
-        source = source[order]
-        inner = grown.left[order] >= 0
+        source, ask, copy = grown.source, grown.ask, grown.copy
+        inner = grown.leftChild >= 0
         categorical = np.isin(source, np.fromiter(self.sets, np.int64, len(self.sets))) & inner & ~ask
         values = np.where(ask, np.inf, self.threshold[source])
         lists, numCategories = {}, np.full(len(source), -1, np.int32)
@@ -113,7 +111,6 @@ class TreeArrays:
             flat[ends[j] - len(listed) : ends[j]] = listed
         count, value = self.count[source], self.value[source]
         stats = self.stats[source] if self.stats is not None else _moments(count, value, self.impurity[source])
-        place = grown.place
         return Nodes(
             offsets=grown.offsets,
             prediction=value,
@@ -121,8 +118,8 @@ class TreeArrays:
             gain=np.where(ask | copy | ~inner, 0.0, self.gain[source]),
             impurityStats=stats,
             rawCount=np.where(copy, 0, np.rint(count)).astype(np.int64),
-            leftChild=_within(place, grown.left[order], grown.roots),
-            rightChild=_within(place, grown.right[order], grown.roots),
+            leftChild=grown.leftChild,
+            rightChild=grown.rightChild,
             featureIndex=np.where(inner, self.feature[source], -1).astype(np.int32),
             numCategories=numCategories,
             values=flat,
@@ -161,7 +158,7 @@ class TreeArrays:
         wants = inner & (self.nanLeft != self.without_missing().nanLeft)
         rank, ranks = self._ranks(base, wants)
         wants, known = wants & (rank >= 0), rank >= 0
-        item, tree = self.offsets[:-1].astype(np.int64), np.arange(self.trees)
+        item = self.offsets[:-1].astype(np.int64)
         present, absent = np.zeros((self.trees, ranks), bool), np.zeros((self.trees, ranks), bool)
         levels: list[tuple[Array, ...]] = []
         total = 0
@@ -176,7 +173,7 @@ class TreeArrays:
             first = total + len(item)
             children = np.full((2, len(item)), -1)
             children[:, split] = first + np.arange(2 * len(split)).reshape(2, -1)
-            levels.append((item, ask, absent.any(1), *children, tree))
+            levels.append((item, ask, absent.any(1), *children))
             total = first
             if total > GROWTH * len(self.left):
                 raise InputError(
@@ -193,7 +190,6 @@ class TreeArrays:
             side = np.where(self.nanLeft[source], left[source], right[source])
             item = np.concatenate([np.where(asked, source, left[source]), np.where(asked, side, right[source])])
             present, absent = np.concatenate([seenLeft, seen]), np.concatenate([unseen, unseenRight])
-            tree = np.concatenate([tree[split]] * 2)
         return _NanSplitTrees.of(levels, self.trees)
 
     def _ranks(self, base: Array, wants: Array) -> tuple[Array, int]:
@@ -216,31 +212,27 @@ class TreeArrays:
 
 @dataclasses.dataclass(frozen=True)
 class _NanSplitTrees:
-    """The M nodes of trees with inserted splits for NaN, level by level.
+    """The M nodes of trees with inserted splits for NaN, in Spark's order.
 
     Attributes:
         source: the node of TreeArrays from which each node was made.
         ask: whether a node is an inserted split for NaN.
         copy: whether a node is in a copied subtree that only NaN reaches.
-        left, right: children, as indices of these nodes; -1 at leaves.
-        place: index of each node in Spark's order.
-        order: indices of these nodes in Spark's order.
-        offsets: index, in Spark's order, of the first node of each tree, and M.
+        leftChild, rightChild: children, counted from the first node of the tree; -1 at leaves.
+        offsets: index of the first node of each tree, and M.
     """
 
     source: Array
     ask: Array
     copy: Array
-    left: Array
-    right: Array
-    place: Array
-    order: Array
+    leftChild: Array
+    rightChild: Array
     offsets: Array
-    roots: Array  # (M,) in Spark's order: the first node of each node's tree
 
     @staticmethod
     def of(levels: list[tuple[Array, ...]], trees: int) -> "_NanSplitTrees":
-        source, ask, copy, left, right, _ = (np.concatenate(column) for column in zip(*levels, strict=True))
+        """The trees of these levels, whose nodes name their children by their number, counted level by level."""
+        source, ask, copy, left, right = (np.concatenate(column) for column in zip(*levels, strict=True))
         edges = np.cumsum([0, *(len(level[0]) for level in levels)])
         size, place = np.ones(len(source), np.int64), np.zeros(len(source), np.int64)
         for first, last in zip(edges[-2::-1], edges[:0:-1], strict=True):
@@ -252,12 +244,11 @@ class _NanSplitTrees:
             has = first + np.flatnonzero(left[first:last] >= 0)
             place[left[has]] = place[has] + 1
             place[right[has]] = place[has] + 1 + size[left[has]]
-        roots = np.repeat(offsets[:-1], np.diff(offsets))
-        return _NanSplitTrees(source, ask, copy, left, right, place, np.argsort(place), offsets, roots)
-
-
-def _within(place: Array, child: Array, roots: Array) -> Array:
-    return np.where(child >= 0, place[child] - roots, -1).astype(np.int32)
+        order, roots = np.argsort(place), np.repeat(offsets[:-1], np.diff(offsets))
+        leftChild, rightChild = (
+            np.where(side[order] >= 0, place[side[order]] - roots, -1).astype(np.int32) for side in (left, right)
+        )
+        return _NanSplitTrees(source[order], ask[order], copy[order], leftChild, rightChild, offsets)
 
 
 def _moments(count: Array, value: Array, impurity: Array) -> Array:
