@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, SparkdiffError, did_you_mean
+from sparkdiff.objectives.objective import zero_margin
 from sparkdiff.pipeline.column_names import casefolding, col_by_name
 from sparkdiff.pipeline.column_tensors import read_plain, write_plain
 from sparkdiff.pipeline.parity import SINGLE, TOLERANCE, differences
@@ -370,6 +371,9 @@ def _compare(
         raise LawBroken(
             trial.law, stage, "forward", len(out), f"returns {len(out)} columns; Spark writes {', '.join(names)}"
         )
+    if isinstance(module, Predictor) and len(of_margin := module.columns(zero_margin(module, 2))) != len(names):
+        what = f"returns {len(of_margin)} columns; Spark writes {', '.join(names)}"
+        raise LawBroken(trial.law, stage, "columns", len(of_margin), what)
     labels = type(module).labels(stage)
     tolerance = max(tolerance, SINGLE) if module.float32 else tolerance
     for name, column, null, returned in zip(names, *found, out, strict=True):

@@ -33,11 +33,14 @@ class Clusters(Predictor):
 
     labelled = False
     label_cols = ("predictionCol",)
-    wide = True
 
     def __init__(self, clusters: int, uid: str, shown: tuple[str, ...]):
         super().__init__()
         self.classes, self.uid, self.shown = clusters, uid, shown
+
+    @property
+    def margins(self) -> int:
+        return self.classes
 
     def training_sums(self, x: Rows) -> dict[str, Tensor]:  # type: ignore[override]
         return {"rows": torch.bincount(self.decision(self.margin(x)).long(), minlength=self.classes)}

@@ -27,10 +27,12 @@ class RegressionTrees(Affine, Trees, LeastSquares):
     """Trees whose leaves are numbers."""
 
     def columns(self, margin: Tensor) -> tuple[Tensor, ...]:
-        return (margin,) if "predictionCol" in self.shown else ()
+        # A loss does not use the leaves, but expects a column at each place.
+        return self.only_shown(margin, *[torch.full_like(margin, torch.nan)] * (len(self.SHOWN) - 1))
 
     def shows(self, total: Tensor, leaves: Tensor | None) -> tuple[Tensor, ...]:
-        return (*self.columns(self.margin_from_sums(total)), *self.more(leaves))
+        prediction = (self.margin_from_sums(total),) if "predictionCol" in self.shown else ()
+        return (*prediction, *self.more(leaves))
 
     def more(self, leaves: Tensor | None) -> tuple[Tensor, ...]:
         return () if leaves is None or "leafCol" not in self.shown else (self.leaf_column(leaves),)
