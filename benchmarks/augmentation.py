@@ -31,7 +31,8 @@ from strengths import Features, Policy, Search, Strengths, changed
 from torch import Tensor
 
 from sparkdiff.data.fingerprint import SHARDS
-from sparkdiff.data.stream import BatchColumn, CachedFile, Manifest, Stream
+from sparkdiff.data.stream.batches import Stream
+from sparkdiff.data.stream.manifest import BatchColumn, CachedFile, Manifest
 from sparkdiff.evaluation.scores import score
 from sparkdiff.evaluation.split_batches import Data
 from sparkdiff.objectives.objective import Objective

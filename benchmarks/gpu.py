@@ -48,7 +48,7 @@ from hummingbird_arm import FEATURES, forest
 from torch import Tensor
 from tree_forward import nodes_of
 
-from sparkdiff.data.stream import Stream
+from sparkdiff.data.stream.batches import Stream
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.scores import Score, score
 from sparkdiff.evaluation.split_batches import Data, rows_at_once

@@ -25,7 +25,7 @@ from common import exit_code, folder_of, markdown, parse, parser, write
 from processes import pipeline, trained
 from torch import Tensor
 
-from sparkdiff.data.stream import Stream
+from sparkdiff.data.stream.batches import Stream
 from sparkdiff.tensors.team import Team
 from sparkdiff.training.distributed.worker import Assignment, work
 from sparkdiff.training.training_run import Training

@@ -229,7 +229,7 @@ def against_a_loop_by_hand(assignment: Any) -> float:
     import torch
     import torch.nn.functional as F
 
-    from sparkdiff.data.stream import Stream
+    from sparkdiff.data.stream.batches import Stream
     from sparkdiff.evaluation.split_batches import Data, rows_at_once
     from sparkdiff.stages.weighing import IDF
     from sparkdiff.training.loop import train

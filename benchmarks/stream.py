@@ -23,7 +23,8 @@ import pyarrow.parquet as pq
 import torch
 from common import exit_code, markdown, parse, parser, write
 
-from sparkdiff.data.stream import Stream, petastorm
+from sparkdiff.data.stream import petastorm
+from sparkdiff.data.stream.batches import Stream
 from sparkdiff.data.stream.manifest import FORMAT
 
 VIRTUAL_SHARDS, PIECES, SCALARS = 8, 2, ("label", "weight")

@@ -26,8 +26,8 @@ from sparkdiff.data.fingerprint import SHARDS, Request, fingerprint
 from sparkdiff.data.frames import TransformedRows, check_request, failure_of, rows_after_stages
 from sparkdiff.data.label_stats import label_stats, weight_range
 from sparkdiff.data.layout import NO_ROWS, OWN, columns_of, holds_true, names_of, shards_in, write_files
-from sparkdiff.data.stream import DamagedCacheError, Manifest, arrow, usage
-from sparkdiff.data.stream.manifest import FORMAT
+from sparkdiff.data.stream import arrow, usage
+from sparkdiff.data.stream.manifest import FORMAT, DamagedCacheError, Manifest
 from sparkdiff.errors import FullDiskError, InputError, warn
 from sparkdiff.jvm import stores
 from sparkdiff.machine import atomic_files, processes, resources

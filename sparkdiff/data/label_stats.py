@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from sparkdiff.data.fingerprint import Request
 from sparkdiff.data.layout import USUAL, tables
-from sparkdiff.data.stream import NEGLIGIBLE
+from sparkdiff.data.stream.order import NEGLIGIBLE
 from sparkdiff.errors import InputError
 
 NO_TIME = "null or NaN or an infinite value"

@@ -23,7 +23,8 @@ from sparkdiff.data.frames import check_request, failure_of, transformed_frames
 from sparkdiff.data.label_stats import stats_of
 from sparkdiff.data.layout import columns_of, names_of, rows_by_shard, rows_with_hash, sparse_fields
 from sparkdiff.data.splits import SPLITS, find_boundaries
-from sparkdiff.data.stream import Batch, BatchColumn, CachedFile, Manifest, Stream
+from sparkdiff.data.stream.batches import Stream
+from sparkdiff.data.stream.manifest import Batch, BatchColumn, CachedFile, Manifest
 from sparkdiff.errors import InputError
 from sparkdiff.jvm.query_plans import plan_facts
 from sparkdiff.jvm.sessions import VERSION

@@ -117,7 +117,7 @@ def judge(
     if verdict.best < 0:
         return Judgement(verdict, worse)
     how: dict[str, Any] = {"unit": unit_of(o), "level": worse or 0.025, "joined": verdict.joined, "seed": o.seed}
-    columns = list(data.stream.slices.values())
+    columns = list(data.stream.manifest.slices.values())
     further = None
     if worse is not None:
         gain = float((rows.original - rows.other).sum())

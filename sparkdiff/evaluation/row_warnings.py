@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparkdiff.data.stream import Batch
+from sparkdiff.data.stream.manifest import Batch
 from sparkdiff.evaluation.feature_names import FeatureNames, entering
 from sparkdiff.evaluation.guard import Verdict, total_gain
 from sparkdiff.evaluation.row_evidence import FARTHEST, RowHashes, Spread, drift, farness, leaks_class, leaks_number

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.data.blocks import MAX_BLOCKS
-from sparkdiff.data.stream import Batch
+from sparkdiff.data.stream.manifest import Batch
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.row_margins import MarginModel
 from sparkdiff.evaluation.split_batches import Data

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.data import blocks
-from sparkdiff.data.stream import BatchColumn
+from sparkdiff.data.stream.manifest import BatchColumn
 from sparkdiff.evaluation import guard
 from sparkdiff.evaluation.row_margins import MarginModel
 from sparkdiff.evaluation.split_batches import Data, scalar

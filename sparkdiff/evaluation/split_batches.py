@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from sparkdiff.data.blocks import MAX_BLOCKS
-from sparkdiff.data.stream import Batch, Preparation, Stream
+from sparkdiff.data.stream.batches import Preparation, Stream
+from sparkdiff.data.stream.manifest import Batch
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network, fixed_versions, routed_versions
 from sparkdiff.tensors.device import Place
@@ -33,11 +34,11 @@ def rows_at_once(network: Network, stream: Stream) -> int:
     """Number of rows to measure at a time: EVAL_ROWS, or fewer for sparse rows and if a stage makes wide rows dense;
     more on a GPU.
     """
-    most = SPARSE_ROWS if any(column.kind == "sparse" for column in stream.columns) else EVAL_ROWS
+    most = SPARSE_ROWS if any(column.kind == "sparse" for column in stream.manifest.columns) else EVAL_ROWS
     fitting = max(16, min(most, DENSE_ENTRIES // max(1, network.made_dense())))
     if stream.place.on_cpu:
         return fitting
-    narrow = GPU_BYTES // sum(column.row_bytes for column in stream.columns)
+    narrow = GPU_BYTES // sum(column.row_bytes for column in stream.manifest.columns)
     return max(min(fitting, FEWEST), min(GPU_ROWS * fitting, narrow))
 
 

@@ -13,7 +13,8 @@ from sparkdiff import jvm
 from sparkdiff.data import cache as caches
 from sparkdiff.data.fingerprint import SHARDS, Request, versions_of
 from sparkdiff.data.splits import REFERENCE, TRAIN, VALIDATION, Boundaries, Source
-from sparkdiff.data.stream import Stream, copies
+from sparkdiff.data.stream.batches import Stream
+from sparkdiff.data.stream.order import copies
 from sparkdiff.evaluation import cached_parity, paired_rows, row_warnings as datachecks
 from sparkdiff.evaluation.acceptance import check_options, judge, unit_of, ways_to_decide
 from sparkdiff.evaluation.feature_names import FeatureNames

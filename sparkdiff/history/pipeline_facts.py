@@ -236,7 +236,7 @@ def _of_plan(task: Task, rows: int, sample: Sample, start: Start) -> Facts:
         "candidates": float(len(start.recipes)),
         "stages": float(len(stages)),
         "trainedStages": float(len(trains)),
-        "width": float(sum(c.width for c in sample.stream.columns)),
+        "width": float(sum(c.width for c in sample.stream.manifest.columns)),
         "entries": sample.entries,
         "trainedBeforeHead": float(len(trains) > 1),
         "regParam": float(strength),

@@ -164,7 +164,7 @@ def compare(
     unit, networks = unit_of(options), (rival, finalist)
     rows = read(*networks, data, TEST, metric, unit)
     cost = read(*networks, data, TRAIN, metric, unit, rows).costs() if training and options.guard < 1 else None
-    columns = list(data.stream.slices.values())
+    columns = list(data.stream.manifest.slices.values())
     return FoldComparison(
         rows,
         cost,

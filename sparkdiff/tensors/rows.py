@@ -157,6 +157,11 @@ class SparseRows:
 Rows = Tensor | SparseRows
 
 
+def tensors_of(x: Rows) -> list[Tensor]:
+    """The tensors that hold a column: the indices, values and offsets of sparse rows, or the dense tensor."""
+    return [x.indices, x.values, x.offsets] if isinstance(x, SparseRows) else [x]
+
+
 def offsets_of(lengths: Tensor) -> Tensor:
     """Offsets (n + 1,) int64 of the first entry of each row, and of the end of the last row, from entries per row (n,)."""
     return F.pad(lengths.cumsum(0), (1, 0))

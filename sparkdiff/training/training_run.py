@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparkdiff.data.stream import Batch, Share
+from sparkdiff.data.stream.manifest import Batch
+from sparkdiff.data.stream.order import Share
 from sparkdiff.errors import InputError, SparkdiffError
 from sparkdiff.evaluation.guard import Ledger, LedgerTrial
 from sparkdiff.evaluation.input_statistics import widths
@@ -375,7 +376,7 @@ class Training(Results):
         draw = Draw((), (o.seed, self.epoch, self.step), self.here.stats)
         groups = {}
         if objective.batch is not None:
-            groups = {name: scalar(batch, c.name) for name, c in data.stream.slices.items()}
+            groups = {name: scalar(batch, c.name) for name, c in data.stream.manifest.slices.items()}
         values, label, weight = data.values(batch), scalar(batch, "label"), scalar(batch, "weight")
         if candidates.augments:
             shares = data.stream.shares("train", o.batchSize, self.step, team.rank, team.world)

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 
-from sparkdiff.data.stream import Stream
+from sparkdiff.data.stream.batches import Stream
 from sparkdiff.evaluation.scores import score
 from sparkdiff.evaluation.split_batches import Data
 from sparkdiff.options import Options

@@ -13,17 +13,17 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from sparkdiff.data.stream.files import Files
+from sparkdiff.data.stream.files import Files, ahead
 from sparkdiff.data.stream.manifest import Batch, CachedFile
 from sparkdiff.machine import resources
-from sparkdiff.tensors.rows import SparseRows
+from sparkdiff.tensors.rows import SparseRows, tensors_of
 
 SHARE = 0.5
 """Fraction of the free disk space that the decoded rows of a cache may take."""
@@ -185,8 +185,23 @@ class DecodedPieces:
         """True if reads of the decoded pieces bypass the page cache."""
         return self._file is not None and self._file.direct
 
-    def has(self, pieces: Sequence[CachedFile]) -> bool:
-        return all(piece.path in self._places for piece in pieces)
+    def readers(
+        self, opened: ExitStack, shards: Sequence[Sequence[CachedFile]], *, again: bool
+    ) -> list[Iterator[Batch]]:
+        """An iterator over the pieces of each shard, in this order. The next piece of each shard is read ahead: by the
+        system into its page cache if the rows are decoded and don't bypass that cache, else by a thread. Petastorm
+        reads in the caller's thread, because it needs changes to Python's warning filters, which all threads share.
+
+        Args:
+            again: see `read`.
+        """
+        readers: list[Iterator[Batch]] = [
+            opened.enter_context(closing(self.read(pieces, again=again))) for pieces in shards
+        ]
+        decoded = all(piece.path in self._places for pieces in shards for piece in pieces)
+        if self.direct if decoded else self.files.backend == "arrow":
+            return ahead(opened, list(zip(readers, map(len, shards), strict=True)))
+        return readers
 
     def read(self, pieces: Sequence[CachedFile], *, again: bool) -> Generator[Batch]:
         """Yield the pieces one by one.
@@ -253,13 +268,14 @@ class DecodedPieces:
         with self._lock:
             try:
                 file = self._file = self._file or self._begin()
-                size = sum(part.nbytes + ALIGNED for x in batch.values() for part in parts_of(x))
+                size = sum(part.nbytes + ALIGNED for x in batch.values() for part in tensors_of(x))
                 if file.end + PAGE + size > self._room:
                     self.enabled = False  # rows take more space than expected: the others are read from the files
                     return
                 start = file.align(PAGE)
                 columns = {
-                    name: [_write_array(file, part.numpy(), start) for part in parts_of(x)] for name, x in batch.items()
+                    name: [_write_array(file, part.numpy(), start) for part in tensors_of(x)]
+                    for name, x in batch.items()
                 }
                 self._places[piece.path] = PiecePlace(start, file.end, columns)
             except OSError:  # a full disk, or a folder that cannot be written: the files are read as before
@@ -283,7 +299,3 @@ def _write_array(file: ScratchFile, array: np.ndarray[Any, Any], piece: int) -> 
     start = file.align(ALIGNED)
     file.write(array)
     return start - piece, file.end - start, array.dtype, array.shape
-
-
-def parts_of(x: torch.Tensor | SparseRows) -> list[torch.Tensor]:
-    return [x.indices, x.values, x.offsets] if isinstance(x, SparseRows) else [x]

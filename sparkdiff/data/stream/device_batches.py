@@ -11,7 +11,7 @@ from torch import Tensor
 from sparkdiff.data.stream.manifest import Batch
 from sparkdiff.data.stream.order import Rows
 from sparkdiff.tensors.device import Place, module_of
-from sparkdiff.tensors.rows import SparseRows, rows_at
+from sparkdiff.tensors.rows import SparseRows, rows_at, tensors_of
 
 DOUBLES = ("label", "weight")
 """Columns that stay doubles whatever the dtype of the other columns, because they are summed."""
@@ -39,12 +39,7 @@ def bytes_of(batch: Batch, place: Place) -> int:
         narrower = x.is_floating_point() and name not in DOUBLES
         return x.numel() * (min(x.itemsize, place.dtype.itemsize) if narrower else x.itemsize)
 
-    parts = [
-        (n, t)
-        for n, x in batch.items()
-        for t in ((x.indices, x.values, x.offsets) if isinstance(x, SparseRows) else (x,))
-    ]
-    return sum(size(name, x) for name, x in parts)
+    return sum(size(name, part) for name, x in batch.items() for part in tensors_of(x))
 
 
 class StagingBuffers:
@@ -127,5 +122,5 @@ def wait_for_copy(batch: Batch, buffers: StagingBuffers) -> None:
     now = module_of(buffers.place.device).current_stream(buffers.place.device)
     now.wait_stream(buffers.side)
     for x in batch.values():
-        for t in (x.indices, x.values, x.offsets) if isinstance(x, SparseRows) else (x,):
-            t.record_stream(now)
+        for part in tensors_of(x):
+            part.record_stream(now)

@@ -1,8 +1,12 @@
-"""The files of a cache: read piece by piece, each checked against the manifest, or all at once as one table."""
+"""The files of a cache: read piece by piece, each checked against the manifest, or all at once as one table; and
+iterators whose next item a thread reads ahead.
+"""
 
-from collections.abc import Generator, Iterator
-from contextlib import closing
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from pyarrow import ArrowException
@@ -10,6 +14,7 @@ from torch import Tensor
 
 from sparkdiff.data.stream import arrow, petastorm
 from sparkdiff.data.stream.manifest import Batch, CachedFile, DamagedCacheError, Manifest
+from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.tensors.rows import SparseRows
 
 BACKENDS = {"petastorm": petastorm.read, "arrow": arrow.read}
@@ -17,6 +22,25 @@ _READ_ERRORS = (
     *(OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, StopIteration),
     ArrowException,
 )
+T = TypeVar("T")
+
+
+def choose_backend(backend: str, manifest: Manifest) -> str:
+    """The back end that an option names; for "auto", Petastorm if it can read the cache here.
+
+    Raises:
+        InputError: there is no such back end, or it cannot read the cache.
+    """
+    if backend not in ("auto", *BACKENDS):
+        raise InputError(f"There is no stream {backend!r}. {did_you_mean(backend, ('auto', *BACKENDS))}")
+    if backend == "arrow":
+        return backend
+    refusal = petastorm.refusal(manifest.folder, manifest.columns)
+    if backend == "petastorm" and refusal:
+        raise InputError(
+            f"stream='petastorm' cannot be used: {refusal}; or use stream='arrow', which reads the same rows."
+        )
+    return "arrow" if refusal else "petastorm"
 
 
 @dataclass(frozen=True)
@@ -81,3 +105,34 @@ class Files:
             if problem := column.problem(batch[column.name], pieces[0].rows):
                 raise DamagedCacheError(self.manifest.folder, pieces[0].path, problem)
         return batch
+
+
+class _ReadAhead(Generic[T], Iterator[T]):
+    """The first `number` items of an iterator. It holds the next item, which a thread makes, and none that it has
+    yielded.
+    """
+
+    def __init__(self, pool: ThreadPoolExecutor, items: Iterator[T], number: int):
+        self.pool, self.items, self.left = pool, items, number
+        self.coming: Future[T] | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self.coming = self.pool.submit(next, self.items) if self.left else None
+
+    def __next__(self) -> T:
+        if self.coming is None:
+            raise StopIteration
+        item = self.coming.result()  # raises what the thread has raised
+        self.left -= 1
+        self._begin()
+        return item
+
+
+def ahead(opened: ExitStack, iterators: Sequence[tuple[Iterator[T], int]]) -> list[Iterator[T]]:
+    """The same iterators, each limited to its number of items; one thread reads ahead for all of them. Closing `opened`
+    waits only for the item that the thread is reading at that time.
+    """
+    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sparkdiff-reads-ahead")
+    opened.callback(pool.shutdown, cancel_futures=True)
+    return [_ReadAhead(pool, items, number) for items, number in iterators]

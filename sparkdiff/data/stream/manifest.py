@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparkdiff.errors import SparkdiffError
+from sparkdiff.errors import InputError, SparkdiffError, did_you_mean
 from sparkdiff.tensors.rows import SparseRows
 
 FORMAT = 1
@@ -139,6 +139,25 @@ class Manifest:
     def pieces(self) -> dict[str, CachedFile]:
         """Every file of the splits by its path; a file may be in several splits."""
         return {piece.path: piece for shards in self.splits.values() for shard in shards for piece in shard}
+
+    @property
+    def slices(self) -> dict[str, BatchColumn]:
+        """The cached columns of slice codes, (n,) int64 in a batch, by the column of `guardCols` that they encode."""
+        return {column.column: column for column in self.columns if column.values}
+
+    def shards(self, split: str) -> list[list[CachedFile]]:
+        """The files with rows of each virtual shard of a split.
+
+        Raises:
+            InputError: there is no such split.
+        """
+        if split not in self.splits:
+            raise InputError(f"The cache has no split {split!r}. {did_you_mean(split, self.splits)}")
+        return [[piece for piece in shard if piece.rows] for shard in self.splits[split]]
+
+    def empty_batch(self) -> Batch:
+        """A batch of no rows."""
+        return {column.name: column.empty(0) for column in self.columns}
 
     def file(self, piece: CachedFile) -> Path:
         """Path of a piece's file. Raises DamagedCacheError if it lies outside the folder, has another size than in the

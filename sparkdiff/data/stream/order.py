@@ -6,14 +6,15 @@ the cores (a gather of 8 MB then took 13 times the CPU time).
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sparkdiff.data.stream.manifest import Batch
+from sparkdiff.data.stream.manifest import Batch, CachedFile, Manifest
+from sparkdiff.errors import InputError
 from sparkdiff.tensors.device import home
 from sparkdiff.tensors.rows import SparseRows
 
@@ -74,6 +75,67 @@ def parts_of(shards: int, rank: int, world: int) -> list[ShardPart]:
     begin, end = (shards * r // world * world if world <= shards else shards * r for r in (rank, rank + 1))
     touched = range(begin // world, -(-end // world))
     return [ShardPart(i, max(begin - i * world, 0), min(end - i * world, world), world) for i in touched]
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of a virtual shard's rows in one step that belongs to one rank: of `rows` rows, those from `first` to
+    before `last`.
+    """
+
+    shard: int
+    rows: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class RankShards:
+    """The shards of a split that a rank serves.
+
+    Attributes:
+        pieces: the files of each shard.
+        parts: the part of each shard's rows that the rank serves.
+    """
+
+    pieces: list[list[CachedFile]]
+    parts: list[ShardPart]
+
+    @staticmethod
+    def of(manifest: Manifest, split: str, rank: int, world: int) -> "RankShards":
+        """The shards of this rank.
+
+        Raises:
+            InputError: there is no such rank or split.
+        """
+        if not 0 <= rank < world:
+            raise InputError(f"There is no rank {rank} of {world}: ranks go from 0 to {world} - 1.")
+        every, parts = manifest.shards(split), parts_of(manifest.virtualShards, rank, world)
+        return RankShards([every[part.shard] for part in parts], parts)
+
+    def with_whole_steps(self) -> "RankShards":
+        """The same shards, with all of their rows in a step, also those that other ranks serve."""
+        return replace(self, parts=[replace(part, first=0, last=part.world) for part in self.parts])
+
+    @property
+    def sizes(self) -> list[list[int]]:
+        """Number of rows of each piece of each shard."""
+        return [[piece.rows for piece in shard] for shard in self.pieces]
+
+    def bounds(self, steps: int, first: int = 0, last: int | None = None) -> Rows:
+        """See `step_bounds`."""
+        return step_bounds([sum(shard) for shard in self.sizes], steps, first, last)
+
+    def shares(self, steps: int, step: int) -> list[Share]:
+        """The parts of the shards that the rank serves in one of an epoch's steps, in the order of the rows in its batch."""
+        counts = np.diff(self.bounds(steps, step, step + 1))
+        numbers = np.concatenate([counts, *own_rows(counts, self.parts)], axis=1).tolist()
+        return [Share(part.shard, *found) for part, found in zip(self.parts, numbers, strict=True)]
+
+    def orders(self, seed: int, epoch: int | None) -> list[Order]:
+        """Order of the rows of each shard in an epoch; without an epoch the stored order."""
+        keys = [None if epoch is None else (seed % 2**64, epoch, part.shard) for part in self.parts]
+        return [shard_order(shard, key) for shard, key in zip(self.sizes, keys, strict=True)]
 
 
 def copies(shards: int, world: int) -> float:

@@ -24,7 +24,7 @@ from pyspark.ml.torch.distributor import TorchDistributor
 from pyspark.sql import SparkSession
 
 from sparkdiff import jvm
-from sparkdiff.data.stream import Manifest
+from sparkdiff.data.stream.manifest import Manifest
 from sparkdiff.errors import FullDiskError, InputError, SparkdiffError, WriteError
 from sparkdiff.machine.line_files import LineReader
 from sparkdiff.training.distributed.remote import DriverConnections, train as train_remotely

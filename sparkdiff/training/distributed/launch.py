@@ -9,7 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 from sparkdiff import jvm
-from sparkdiff.data.stream import Manifest, Stream
+from sparkdiff.data.stream.batches import Stream
+from sparkdiff.data.stream.manifest import Manifest
 from sparkdiff.report import RemainingTime, advance, change
 from sparkdiff.store import files
 from sparkdiff.store.checkpoint_folder import CheckpointFolder

@@ -26,7 +26,7 @@ from pyspark import cloudpickle
 from pyspark.sql import DataFrame, SparkSession, functions as F
 
 from sparkdiff import jvm
-from sparkdiff.data.stream import Manifest
+from sparkdiff.data.stream.manifest import Manifest
 from sparkdiff.data.stream.order import parts_of
 from sparkdiff.errors import InputError, SparkdiffError
 from sparkdiff.store import files

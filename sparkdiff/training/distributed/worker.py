@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from sparkdiff.data.stream import Stream
+from sparkdiff.data.stream.batches import Stream
 from sparkdiff.errors import SparkdiffError, WriteError
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.evaluation.split_batches import Data, rows_at_once

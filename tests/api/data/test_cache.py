@@ -45,7 +45,7 @@ from sparkdiff.data.cache import Cache, DamagedCache
 from sparkdiff.data.fingerprint import Request, source_facts
 from sparkdiff.data.frames import TransformedRows
 from sparkdiff.data.splits import Source
-from sparkdiff.data.stream import Stream
+from sparkdiff.data.stream.batches import Stream
 from sparkdiff.options import Options
 from sparkdiff.pipeline.schema import width_in
 from sparkdiff.tensors.rows import SparseRows

@@ -20,7 +20,7 @@ from sklearn.metrics import roc_auc_score
 
 from sparkdiff import FineTuner, FineTunerModel, InputError, write_back
 from sparkdiff.data.splits import REFERENCE, Source
-from sparkdiff.data.stream import Stream
+from sparkdiff.data.stream.batches import Stream
 from sparkdiff.evaluation.compatibility import compare
 from sparkdiff.evaluation.split_batches import Data
 from sparkdiff.fine_tuning.task import prepare
@@ -109,15 +109,18 @@ def test_the_cache_holds_the_slices_as_codes(regional: DataFrame, numeric: Pipel
     few = regional.withColumn("user", F.col("user") % 7)
     cache = cached(numeric, few, folder, guardCols=names)
     with Stream(cache.folder, backend="arrow") as stream:
-        assert {k: v.name for k, v in stream.slices.items()} == {n: f"slice{i}" for i, n in enumerate(names)}
-        assert stream.slices["region"].values == ("islands", "north", "south", "west", None)
-        assert stream.slices["Zone"].values == (0.0, 0.5, 1.0, None)  # NaN is null
-        assert stream.slices["rainy"].values == (False, True, None)
-        assert stream.slices["user"].values == (0, 1, 2, 3, 4, 5, 6)
+        assert {k: v.name for k, v in stream.manifest.slices.items()} == {n: f"slice{i}" for i, n in enumerate(names)}
+        assert stream.manifest.slices["region"].values == ("islands", "north", "south", "west", None)
+        assert stream.manifest.slices["Zone"].values == (0.0, 0.5, 1.0, None)  # NaN is null
+        assert stream.manifest.slices["rainy"].values == (False, True, None)
+        assert stream.manifest.slices["user"].values == (0, 1, 2, 3, 4, 5, 6)
         found: list[Any] = []
         for split in ("train", "validation"):
             for batch in stream.batches(split, batchSize=10_000):
-                codes = [[stream.slices[n].values[k] for k in batch[f"slice{i}"].tolist()] for i, n in enumerate(names)]
+                codes = [
+                    [stream.manifest.slices[n].values[k] for k in batch[f"slice{i}"].tolist()]
+                    for i, n in enumerate(names)
+                ]
                 found += list(zip(batch["label"].tolist(), *codes, strict=True))
     rows = few.select("riders", *names).toPandas().astype(object)
     expected = list(rows.where(rows.notna(), None).itertuples(index=False, name=None))

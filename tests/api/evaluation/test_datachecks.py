@@ -12,7 +12,7 @@ from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
 from pyspark.sql import DataFrame, functions as F
 
 from sparkdiff.data.splits import Source
-from sparkdiff.data.stream import Stream
+from sparkdiff.data.stream.batches import Stream
 from sparkdiff.evaluation.row_checks import training_labels
 from sparkdiff.evaluation.row_warnings import check
 from sparkdiff.evaluation.split_batches import Data

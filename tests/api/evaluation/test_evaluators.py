@@ -15,7 +15,7 @@ from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
 from pyspark.sql import DataFrame, functions as F
 
 from sparkdiff import InputError
-from sparkdiff.data.stream import Stream
+from sparkdiff.data.stream.batches import Stream
 from sparkdiff.evaluation import paired_rows
 from sparkdiff.evaluation.scores import score
 from sparkdiff.evaluation.split_batches import Data

@@ -17,7 +17,8 @@ from pyspark.sql import DataFrame
 import sparkdiff
 from sparkdiff import FineTunerModel, InputError
 from sparkdiff.cli.app import main
-from sparkdiff.data.stream import Stream, usage
+from sparkdiff.data.stream import usage
+from sparkdiff.data.stream.batches import Stream
 from sparkdiff.errors import DONE, WRONG_INPUT
 from sparkdiff.history import caches, run_store, run_table
 from tests.support.small_data import tune

@@ -24,7 +24,7 @@ from sparkdiff.cli.config import load_config
 from sparkdiff.cli.output import is_unfinished, summary_of
 from sparkdiff.cli.output_writing import write_run_folder
 from sparkdiff.data.cache import DamagedCache
-from sparkdiff.data.stream import Stream
+from sparkdiff.data.stream.batches import Stream
 from sparkdiff.errors import StoreError, WriteError
 from sparkdiff.jvm import stores
 from sparkdiff.machine import processes

@@ -19,7 +19,7 @@ import sparkdiff
 from sparkdiff.data import cache as caches
 from sparkdiff.data.fingerprint import Request
 from sparkdiff.data.splits import Source
-from sparkdiff.data.stream import Stream
+from sparkdiff.data.stream.batches import Stream
 from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.jvm import sessions
 from sparkdiff.options import Options

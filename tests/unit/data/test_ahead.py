@@ -9,8 +9,10 @@ from weakref import ref
 
 import pytest
 
-import sparkdiff.data.stream as streams
-from sparkdiff.data.stream import Stream, ahead
+import sparkdiff.data.stream.batches as streams
+from sparkdiff.data.stream import files as readers
+from sparkdiff.data.stream.batches import Stream
+from sparkdiff.data.stream.files import ahead
 from tests.support.cache_on_disk import Cache
 
 LONG = 60  # seconds; what is waited for comes at once
@@ -73,7 +75,7 @@ def test_closing_waits_only_for_the_item_being_made() -> None:
 def test_of_every_shard_two_pieces_are_held_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = Cache(tmp_path / "cache", splits={"train": [[30] * 5] * 8})
     held: list[Any] = []
-    read, lock = streams.BACKENDS["arrow"], threading.Lock()
+    read, lock = readers.BACKENDS["arrow"], threading.Lock()
 
     def noted(paths: list[Path], columns: Any) -> Iterator[Any]:
         files = read(paths, columns)
@@ -85,7 +87,7 @@ def test_of_every_shard_two_pieces_are_held_at_most(tmp_path: Path, monkeypatch:
             yield batch
             del batch
 
-    monkeypatch.setitem(streams.BACKENDS, "arrow", noted)
+    monkeypatch.setitem(readers.BACKENDS, "arrow", noted)
     monkeypatch.setattr(streams, "_CHUNK_BYTES", 3000)
     with Stream(cache.folder, backend="arrow", inMemory=False) as stream:
         for i, _ in enumerate(stream.batches("train", batchSize=16, epoch=0)):

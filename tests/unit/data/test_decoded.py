@@ -14,7 +14,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from sparkdiff.data.stream import Stream, decoded_rows
+from sparkdiff.data.stream import decoded_rows
+from sparkdiff.data.stream.batches import Stream
 from sparkdiff.data.stream.files import Files
 from sparkdiff.tensors.rows import SparseRows
 from tests.support.cache_on_disk import Cache

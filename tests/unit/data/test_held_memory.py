@@ -12,7 +12,7 @@ EPOCHS = """
 import gc, os, sys, tracemalloc
 from pathlib import Path
 import pyarrow
-from sparkdiff.data.stream import Stream
+from sparkdiff.data.stream.batches import Stream
 
 def used():
     gc.collect()

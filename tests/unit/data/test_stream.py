@@ -19,8 +19,10 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-import sparkdiff.data.stream as streams
-from sparkdiff.data.stream import DamagedCacheError, Stream
+import sparkdiff.data.stream.batches as streams
+from sparkdiff.data.stream import files as readers
+from sparkdiff.data.stream.batches import Stream
+from sparkdiff.data.stream.manifest import DamagedCacheError, Manifest
 from sparkdiff.data.stream.order import scaled_weights, step_bounds
 from sparkdiff.errors import InputError
 from sparkdiff.tensors.rows import SparseRows
@@ -216,13 +218,13 @@ def test_chunks_do_not_show(stream: Stream, size: int, monkeypatch: pytest.Monke
 def test_from_memory_a_file_is_read_once(cache: Cache, stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
     stream.decoded.enabled = False  # test_decoded has the rows that are kept beside the cache
     opened: list[str] = []
-    read = streams.BACKENDS[stream.backend]
+    read = readers.BACKENDS[stream.backend]
 
     def noted(paths: list[Path], columns: Any) -> Any:
         opened.extend(map(str, paths))
         return read(paths, columns)
 
-    monkeypatch.setitem(streams.BACKENDS, stream.backend, noted)
+    monkeypatch.setitem(readers.BACKENDS, stream.backend, noted)
     for epoch in range(3):
         assert len(flat(serve(stream, "train", batchSize=16, epoch=epoch))) == stream.rows("train")
     files = [str(cache.folder / p["path"]) for shard in cache.splits["train"] for p in shard if p["rows"]]
@@ -463,7 +465,7 @@ def test_damaged_files_are_named(cache: Cache, stream: Stream, damage: str) -> N
         cache.splits["train"][0][1].update(bytes=4, sha256=hashlib.sha256(b"junk").hexdigest())
         file.write_bytes(b"junk")  # as the manifest has it
         cache.save()
-        stream.manifest = streams.Manifest.load(cache.folder)
+        stream.manifest = Manifest.load(cache.folder)
     for _ in range(2):
         with pytest.raises(DamagedCacheError, match=path):
             list(serve(stream, "train", batchSize=16, epoch=0))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparkdiff.data.stream import Batch
+from sparkdiff.data.stream.manifest import Batch
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.row_checks import check_finite, check_repeats
 from sparkdiff.evaluation.scores import score

@@ -16,7 +16,8 @@ from pyspark.errors import PySparkException
 import sparkdiff
 from sparkdiff.cli.app import main
 from sparkdiff.cli.output import check_replaceable, summary_of
-from sparkdiff.data.stream import Manifest, usage
+from sparkdiff.data.stream import usage
+from sparkdiff.data.stream.manifest import Manifest
 from sparkdiff.errors import WRONG_INPUT, InputError, SparkdiffError
 from sparkdiff.growth.clock import Clock
 from sparkdiff.growth.part_inputs import room_of

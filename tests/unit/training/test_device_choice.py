@@ -17,7 +17,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from sparkdiff.data.stream import Stream
+from sparkdiff.data.stream.batches import Stream
 from sparkdiff.errors import InputError
 from sparkdiff.options import Options
 from sparkdiff.store.checkpoint_folder import CheckpointFolder

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparkdiff.data.stream import Stream, device_batches
+from sparkdiff.data.stream import device_batches
+from sparkdiff.data.stream.batches import Stream
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.split_batches import Data, rows_at_once
 from sparkdiff.stages.clustering import GaussianMixture, KMeans

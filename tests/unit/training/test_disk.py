@@ -10,7 +10,7 @@ import pytest
 import torch
 from py4j.protocol import Py4JError
 
-from sparkdiff.data.stream import Stream
+from sparkdiff.data.stream.batches import Stream
 from sparkdiff.errors import FullDiskError, InputError, StoreError, WriteError
 from sparkdiff.machine.line_files import LineReader
 from sparkdiff.store import files

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sparkdiff.data.stream import Stream
+from sparkdiff.data.stream.batches import Stream
 from sparkdiff.errors import InputError
 from sparkdiff.options import Options
 from sparkdiff.tensors.device import home

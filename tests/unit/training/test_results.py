@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from sparkdiff.data.stream import Stream
+from sparkdiff.data.stream.batches import Stream
 from sparkdiff.tensors.team import ALONE
 from sparkdiff.training.distributed.worker import work
 from sparkdiff.training.recipes import Recipe
