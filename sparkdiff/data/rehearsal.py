@@ -11,11 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import torch
 from pyspark.ml import Model, PipelineModel
 from pyspark.ml.tree import _TreeEnsembleModel
 from pyspark.sql import DataFrame
-from torch import Tensor
 
 from sparkdiff import jvm
 from sparkdiff.data.fingerprint import SHARDS, Request, content, deciding_stages
@@ -23,6 +21,7 @@ from sparkdiff.data.frames import check_request, failure_of, transformed_frames
 from sparkdiff.data.label_stats import stats_of
 from sparkdiff.data.layout import columns_of, names_of, rows_by_shard, rows_with_hash, sparse_fields
 from sparkdiff.data.splits import SPLITS, find_boundaries
+from sparkdiff.data.stream import arrow
 from sparkdiff.data.stream.batches import Stream
 from sparkdiff.data.stream.manifest import Batch, BatchColumn, CachedFile, Manifest
 from sparkdiff.errors import InputError
@@ -30,7 +29,6 @@ from sparkdiff.jvm.query_plans import plan_facts
 from sparkdiff.jvm.sessions import VERSION
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.schema import is_plain
-from sparkdiff.tensors.rows import SparseRows, offsets_of
 
 SAMPLE, TIMED = 2_000, 40_000
 """Largest number of rows of each source that are collected, and of rows of each source on which Spark is timed."""
@@ -280,21 +278,5 @@ def _stream(table: pa.Table, columns: list[dict[str, Any]], seed: int) -> Stream
         own = _of(table, split).sort_by("shard")
         counts = [own["shard"].to_pylist().count(shard) for shard in range(SHARDS)]
         pieces[split] = tuple((CachedFile(f"{split}-{i}", n, 0, ""),) for i, n in enumerate(counts))
-        held[split] = {c.name: _tensor(own, c) for c in kinds}
+        held[split] = {c.name: arrow.column_of(own, c) for c in kinds}
     return Stream.of_tables(Manifest(Path(), "", SHARDS, kinds, pieces), held, seed=seed)
-
-
-def _tensor(table: pa.Table, column: BatchColumn) -> Tensor | SparseRows:
-    first, *entries = (table[name].combine_chunks() for name in column.fields)
-    if column.kind == "sparse":
-        lengths = torch.from_numpy(pc.list_value_length(first).to_numpy().astype("int64"))
-        indices = torch.from_numpy(first.flatten().to_numpy().copy())
-        return SparseRows(indices, _without_nulls(entries[0].flatten(), column), offsets_of(lengths), column.width)
-    values = _without_nulls(first.flatten() if column.kind == "dense" else first, column)
-    return values.reshape((-1, column.width) if column.kind == "dense" else (-1,))
-
-
-def _without_nulls(values: pa.Array, column: BatchColumn) -> Tensor:
-    """Values with NaN, or 0 for integers, in place of nulls."""
-    nothing = pa.scalar(float("nan") if column.dtype == torch.float64 else 0).cast(values.type)
-    return torch.tensor(pc.fill_null(values, nothing).to_numpy(zero_copy_only=False), dtype=column.dtype)

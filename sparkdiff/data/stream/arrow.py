@@ -38,12 +38,13 @@ def _batch(path: Path, columns: Sequence[BatchColumn]) -> Batch:
         # Sparse columns in one thread: per thread, Arrow's allocator keeps as much freed memory as the column takes.
         table = file.read(columns=[c.name for c in rest]) if rest else None
         return {
-            c.name: _column(file.read(columns=list(c.fields), use_threads=False) if c.kind == "sparse" else table, c)
+            c.name: column_of(file.read(columns=list(c.fields), use_threads=False) if c.kind == "sparse" else table, c)
             for c in columns
         }
 
 
-def _column(table: pa.Table, column: BatchColumn) -> Tensor | SparseRows:
+def column_of(table: pa.Table, column: BatchColumn) -> Tensor | SparseRows:
+    """A column of a batch, from a table with the columns of the files."""
     if column.kind == "sparse":
         return _sparse(table, column)
     if column.kind == "scalar":
