@@ -221,9 +221,8 @@ def sample_of(network: Network, data: Data, most: int = PARITY_ROWS) -> dict[Ver
     """
     most = max(100, min(most, DENSE_ENTRIES // max(1, network.made_dense())))
     parts: list[dict[Version, Rows]] = []
-    rows, stored = 0, data.stream.manifest.splits
-    # If all rows train, the validation rows are the same ones.
-    quotas = {TRAIN: most} if stored[TRAIN] == stored[VALIDATION] else {TRAIN: most // 2, VALIDATION: most}
+    rows = 0
+    quotas = {TRAIN: most} if data.stream.manifest.all_train else {TRAIN: most // 2, VALIDATION: most}
     for split, quota in quotas.items():
         for batch in data.stream.batches(split, batchSize=min(1000, most // 2)):
             if rows >= quota:

@@ -207,8 +207,8 @@ def starting_point(
 
 def record_rows(run: Run, network: Network) -> RecordedMargins:
     """The network's margins on the held-out rows (HELD_OUT), and on the training rows if there are at most TRAINING_ROWS."""
-    known = run.cache.manifest["splits"]
-    splits = [s for s in HELD_OUT if s in run.cache.splits and known[s] != known[TRAIN]]
+    all_train = run.data.stream.manifest.all_train
+    splits = [s for s in HELD_OUT if s in run.cache.splits and not (all_train and s == VALIDATION)]
     splits += [TRAIN] if run.cache.rows(TRAIN) <= TRAINING_ROWS else []
     return record_margins(network, run.data, tuple(splits))
 

@@ -189,9 +189,7 @@ def verify_original(run: Run, *, decides: bool = True) -> PipelineScores:
     task, cache, network, data = run.task, run.cache, run.network, run.data
     own = callable(task.options.loss) and task.options.metric is None
     with run.phases.phase("verify") as say:
-        shards = cache.manifest["splits"]
-        # If no row is held out (`ArmContext.allTrain`), these are the training rows.
-        same = VALIDATION in shards and shards[VALIDATION] == shards.get(TRAIN)
+        same = data.stream.manifest.all_train
         scores = {s: score(network, data, s, run.goal.metric) for s in cache.splits if s != VALIDATION or not same}
         scores |= {VALIDATION: scores[TRAIN]} if same else {}
         resources.trim_memory()

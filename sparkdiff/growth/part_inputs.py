@@ -241,22 +241,16 @@ def table_of(run: Run, known: Sequence[UpstreamColumn], room: int, *, dense: boo
     """
     head = run.task.cut.graph.head
     train, unknown = _split(run, TRAIN, head.reads[0], known, _share(run, room, dense=dense))
-    validation = train if _all_train(run) else _split(run, VALIDATION, head.reads[0], known, 1.0)[0]
+    validation = train if run.data.stream.manifest.all_train else _split(run, VALIDATION, head.reads[0], known, 1.0)[0]
     columns, rows = tuple(k.column for k in known), run.cache.rows(TRAIN)
     return Table(head.inputs[0], columns, train, validation, run.network.head.margins, rows, unknown).aligned()
-
-
-def _all_train(run: Run) -> bool:
-    """True if no rows are held out: then the split "validation" holds the training rows."""
-    shards = run.cache.manifest["splits"]
-    return bool(shards.get(TRAIN) == shards.get(VALIDATION))
 
 
 def _share(run: Run, room: int, *, dense: bool) -> float:
     """Share of the training rows that fits into `room` together with all validation rows."""
     cut = run.task.cut
     train, validation = (run.cache.size(split, of=cut, dense=dense) for split in (TRAIN, VALIDATION))
-    validation *= not _all_train(run)
+    validation *= not run.data.stream.manifest.all_train
     if validation > HELD_OUT * room:
         raise InputError(
             f"{run.cache.rows(VALIDATION):,} validation rows take {validation / 2**30:.2g} GiB of memory, more than the "

@@ -145,6 +145,11 @@ class Manifest:
         """The cached columns of slice codes, (n,) int64 in a batch, by the column of `guardCols` that they encode."""
         return {column.column: column for column in self.columns if column.values}
 
+    @property
+    def all_train(self) -> bool:
+        """True if no row is held out: then the split `validation` holds the training rows."""
+        return "validation" in self.splits and self.splits["validation"] == self.splits.get("train")
+
     def shards(self, split: str) -> list[list[CachedFile]]:
         """The files with rows of each virtual shard of a split.
 
