@@ -4,7 +4,7 @@ jobs. The rows stay in memory, and nothing is written.
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,18 +89,28 @@ def cache_sample(request: Request) -> Sample:
     """
     check_request(request)
     try:
-        columns, found = _collect_rows(request, told=True)
+        columns, found = _collect_rows(request, request, rows_with_hash, told=True)
     except InputError:  # if the metadata are wrong, the rows show the widths; else the same error is raised again
-        columns, found = _collect_rows(request, told=False)
+        columns, found = _collect_rows(request, request, rows_with_hash)
     found.sort(key=lambda row: row["hash"])  # makes them independent of the order from Spark
     return _sample(_table(found, columns, [row["hash"] % SHARDS for row in found]), columns, request)
 
 
-def _collect_rows(request: Request, *, told: bool) -> tuple[list[dict[str, Any]], list[Any]]:
-    """The columns of the cache of these rows (see `columns_of`), and the rows before they are assigned to shards."""
-    frames, columns = _frames(request, request, told=told)
+def _collect_rows(
+    sample: Request, request: Request, assign: Callable[..., DataFrame], *, told: bool = False
+) -> tuple[list[dict[str, Any]], list[Any]]:
+    """The columns of the cache of a sample, and its rows, collected.
+
+    Args:
+        assign: makes the rows of the files from the rows after the stages in Spark: `rows_by_shard`, or
+            `rows_with_hash` for rows before they are assigned to shards.
+        told: see `columns_of`.
+    """
+    boundaries = request.boundaries or find_boundaries(sample.sources, sample.options)
+    frames, values = transformed_frames(dataclasses.replace(sample, boundaries=boundaries))
     with jvm.as_input_error(failure_of(request)):
-        return columns, rows_with_hash(request, frames, columns).collect()
+        columns = columns_of(sample, frames[0], values, told=told)
+        return columns, assign(sample, frames, columns).collect()
 
 
 def _sample(table: pa.Table, columns: list[dict[str, Any]], request: Request) -> Sample:
@@ -159,17 +169,7 @@ def _rehearse_steps(sample: Request, request: Request) -> tuple[list[dict[str, A
             content(few.df)
     if request.cut.stages and not all(is_plain(stage) for stage in deciding_stages(request.cut)):
         content(request.cut.transform(sample.sources[0].df))
-    frames, columns = _frames(sample, request, told=False)
-    with jvm.as_input_error(failure_of(request)):
-        return columns, rows_by_shard(sample, frames, columns).collect()
-
-
-def _frames(sample: Request, request: Request, *, told: bool) -> tuple[list[DataFrame], list[dict[str, Any]]]:
-    """The rows of a sample after the stages in Spark, and the columns of their cache; see `columns_of`."""
-    boundaries = request.boundaries or find_boundaries(sample.sources, sample.options)
-    frames, values = transformed_frames(dataclasses.replace(sample, boundaries=boundaries))
-    with jvm.as_input_error(failure_of(request)):
-        return frames, columns_of(sample, frames[0], values, told=told)
+    return _collect_rows(sample, request, rows_by_shard)
 
 
 def _with_saving(jobs: int, request: Request) -> Range:
