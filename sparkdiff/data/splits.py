@@ -325,13 +325,15 @@ def find_boundaries(sources: Sequence[Source], options: Options) -> Boundaries:
         df = df.where(col_by_name(options.validationIndicatorCol))
     elif not held_out:
         start = 1 - options.validationFraction
-    reference = [_boundaries(s.df, options.timeCol, 0.0) for s in sources if s.split == REFERENCE]
-    return Boundaries(_boundaries(df, options.timeCol, start), *reference)
+    reference = [time_quantiles(s.df, options.timeCol, block_shares()) for s in sources if s.split == REFERENCE]
+    return Boundaries(time_quantiles(df, options.timeCol, block_shares(start)), *reference)
 
 
-def _boundaries(df: DataFrame, column: str, start: float) -> tuple[float, ...]:
-    """The starts of the TIME_BLOCKS contiguous blocks of these rows without their earliest fraction `start`."""
-    return time_quantiles(df, column, [start + (1 - start) * k / TIME_BLOCKS for k in range(TIME_BLOCKS)])
+def block_shares(start: float = 0.0, number: int = TIME_BLOCKS) -> list[float]:
+    """The shares of the rows, in the order of time, at which contiguous blocks of the rows without their earliest
+    fraction `start` begin.
+    """
+    return [start + (1 - start) * k / number for k in range(number)]
 
 
 def time_quantiles(df: DataFrame, column: str, shares: Sequence[float]) -> tuple[float, ...]:

@@ -19,6 +19,7 @@ from sparkdiff.data.splits import (
     Boundaries,
     Source,
     below,
+    block_shares,
     check_columns,
     number_equal_rows,
     seconds,
@@ -92,7 +93,7 @@ def divide(sources: Sequence[Source], options: Options) -> Division:
     explores, proves = found.boundaries
     for source in sources:
         if source.split == REFERENCE and options.timeCol:
-            times = time_quantiles(source.df, options.timeCol, _blocks(0.0, 1.0, TIME_BLOCKS))
+            times = time_quantiles(source.df, options.timeCol, block_shares())
             proves = replace(proves, reference=times)
     return replace(found, boundaries=(explores, proves))
 
@@ -250,18 +251,27 @@ def _check_sides(source: Source, options: Options) -> None:
             )
 
 
-def _blocks(start: float, end: float, number: int) -> list[float]:
-    """The shares of the rows at which each of `number` blocks of time begins."""
-    return [start + (end - start) * k / number for k in range(number)]
+def _latest_times(
+    df: DataFrame, column: str, start: float, parts: int, blocks: int, words: str
+) -> tuple[tuple[float, ...], list[float]]:
+    """The times at which the blocks of the latest rows begin, those after the earliest fraction `start`; and the times
+    that bound each of the parts that these rows are divided into.
 
+    Args:
+        blocks: the number of blocks in a part.
+        words: the parts, for the message.
 
-def _check_times(bounds: Sequence[float], options: Options, parts: str) -> None:
-    """Raise InputError unless the bounds increase strictly."""
+    Raises:
+        InputError: the bounds don't increase strictly; see `time_quantiles`.
+    """
+    *starts, last = time_quantiles(df, column, [*block_shares(start, parts * blocks), 1.0])
+    bounds = [*starts[::blocks], last]
     if any(not a < b for a, b in itertools.pairwise(bounds)):
         raise InputError(
-            f"timeCol={options.timeCol!r} has too few different values to divide the last rows into {parts}: use a time of finer "
+            f"timeCol={column!r} has too few different values to divide the last rows into {words}: use a time of finer "
             "steps, or pass rows of more of them"
         )
+    return tuple(starts), bounds
 
 
 def _parts(df: DataFrame, **splits: Column) -> tuple[Source, ...]:
@@ -289,12 +299,11 @@ def _in_halves(df: DataFrame, options: Options) -> Division:
     """The division in which arms explore on one half of the held-out rows and are proven on the other, by time the later half."""
     name, boundaries = "half of the held-out rows proves", (Boundaries(), Boundaries())
     if options.timeCol:
-        shares = [*_blocks(1 - options.validationFraction, 1.0, 2 * TIME_BLOCKS), 1.0]
-        *starts, last = time_quantiles(df, options.timeCol, shares)
-        _check_times([starts[0], starts[TIME_BLOCKS], last], options, "two halves")
+        start = 1 - options.validationFraction
+        starts, bounds = _latest_times(df, options.timeCol, start, 2, TIME_BLOCKS, "two halves")
         time = seconds(df, options.timeCol)
-        boundaries = Boundaries(tuple(starts[:TIME_BLOCKS])), Boundaries(tuple(starts[TIME_BLOCKS:]))
-        train, proves = time <= starts[0], time > starts[TIME_BLOCKS]
+        boundaries = Boundaries(starts[:TIME_BLOCKS]), Boundaries(starts[TIME_BLOCKS:])
+        train, proves = time <= bounds[0], time > bounds[1]
         explores = ~train & ~proves
     else:
         unit = unit_and_block(df, options)[0]
@@ -308,11 +317,11 @@ def _proven_by(proves: Source, df: DataFrame, options: Options, name: str) -> Di
     """The division in which a share of the training rows explores (by time the latest), and the rows `proves` prove."""
     explores, boundaries = below(unit_and_block(df, options)[0], EXPLORES, "explores"), (Boundaries(), Boundaries())
     if options.timeCol:
-        *starts, last = time_quantiles(df, options.timeCol, [*_blocks(1 - EXPLORES, 1.0, TIME_BLOCKS), 1.0])
-        _check_times([starts[0], last], options, "those that train and those that explore")
-        explores = seconds(df, options.timeCol) > starts[0]
-        own = time_quantiles(proves.df, options.timeCol, _blocks(0.0, 1.0, TIME_BLOCKS))
-        boundaries = Boundaries(tuple(starts)), Boundaries(own)
+        words = "those that train and those that explore"
+        starts, bounds = _latest_times(df, options.timeCol, 1 - EXPLORES, 1, TIME_BLOCKS, words)
+        explores = seconds(df, options.timeCol) > bounds[0]
+        own = time_quantiles(proves.df, options.timeCol, block_shares())
+        boundaries = Boundaries(starts), Boundaries(own)
     train = Source(df, TRAIN, numbered=True)
     return Division(
         name, _parts(df, **{TRAIN: ~explores, VALIDATION: explores}), ((train, proves),), boundaries=boundaries
@@ -324,9 +333,8 @@ def _in_stretches(df: DataFrame, options: Options) -> Division:
     all rows before it.
     """
     column = options.timeCol or ""
-    *starts, last = time_quantiles(df, column, [*_blocks(FIRST, 1.0, STRETCHES * BLOCKS), 1.0])
-    time, bounds = seconds(df, column), [*starts[::BLOCKS], last]
-    _check_times(bounds, options, f"{STRETCHES} stretches")
+    starts, bounds = _latest_times(df, column, FIRST, STRETCHES, BLOCKS, f"{STRETCHES} stretches")
+    time = seconds(df, column)
 
     def parts(k: int, split: str) -> tuple[Source, ...]:
         return _parts(df, **{TRAIN: time <= bounds[k], split: (time > bounds[k]) & (time <= bounds[k + 1])})
@@ -336,7 +344,7 @@ def _in_stretches(df: DataFrame, options: Options) -> Division:
         parts(0, VALIDATION),
         tuple(parts(k, TEST) for k in range(1, STRETCHES)),
         (Source(df, TRAIN, numbered=True),),
-        (Boundaries(tuple(starts[:BLOCKS])), Boundaries(tuple(starts[BLOCKS:]))),
+        (Boundaries(starts[:BLOCKS]), Boundaries(starts[BLOCKS:])),
         STRETCHES_FACTOR,
     )
 
