@@ -20,7 +20,7 @@ from sparkdiff.data.splits import TRAIN
 from sparkdiff.errors import InputError
 from sparkdiff.estimators.fine_tuner import FineTuner
 from sparkdiff.estimators.search import Search
-from sparkdiff.evaluation.prediction_differences import check_saved
+from sparkdiff.evaluation.model_saving import check_saved
 from sparkdiff.jvm import stores
 from sparkdiff.machine import atomic_files, secrets
 from sparkdiff.options import Options

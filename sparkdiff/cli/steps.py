@@ -39,7 +39,7 @@ from sparkdiff.data.splits import (
 from sparkdiff.data.stream import usage
 from sparkdiff.errors import DamagedFileError, InputError, as_read_error, warn
 from sparkdiff.estimators.fine_tuner import open_run_store
-from sparkdiff.evaluation.prediction_differences import check_saved, not_compared
+from sparkdiff.evaluation.model_saving import check_saved, not_compared
 from sparkdiff.fine_tuning.fine_tuning_run import fine_tune, starting_point
 from sparkdiff.fine_tuning.task import Outcome, prepare
 from sparkdiff.growth.growth_summary import GrowthSummary

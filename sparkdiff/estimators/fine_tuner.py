@@ -19,7 +19,7 @@ from sparkdiff.data.splits import REFERENCE, Source, find_boundaries, fit_on_tra
 from sparkdiff.errors import InputError, check_dataframe, did_you_mean, kind_of
 from sparkdiff.estimators.option_params import CheckedParams, convert_options, tuple_as_list, with_params
 from sparkdiff.estimators.option_types import TunerGetters, TunerMembers, TunerOptions
-from sparkdiff.evaluation.prediction_differences import check_what_is_saved
+from sparkdiff.evaluation.model_saving import check_what_is_saved
 from sparkdiff.fine_tuning.costs import Cost, cost_of
 from sparkdiff.fine_tuning.fine_tuning_run import fine_tune, starting_point
 from sparkdiff.fine_tuning.task import FitResults, Outcome, prepare

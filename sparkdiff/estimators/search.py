@@ -16,7 +16,7 @@ from sparkdiff import jvm
 from sparkdiff.errors import InputError, kind_of
 from sparkdiff.estimators.option_params import CheckedParams, with_params
 from sparkdiff.estimators.option_types import SearchMembers, SearchOptions
-from sparkdiff.evaluation.prediction_differences import check_what_is_saved
+from sparkdiff.evaluation.model_saving import check_what_is_saved
 from sparkdiff.history.run_records import keeping
 from sparkdiff.pipeline.column_names import check_rows
 from sparkdiff.pipeline.nesting import Holder, flatten

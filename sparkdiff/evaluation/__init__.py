@@ -11,5 +11,6 @@ whether a pipeline was fitted on these rows. `cached_parity` compares with Spark
 
 Reasons to doubt a result: `row_warnings.check` returns warnings about the data (from the figures of `row_evidence`),
 `pipeline_warnings` has warnings about the tuned pipeline; `model_differences.between` compares two models, and
-`prediction_differences.predictions` their predictions. `model_saving` writes a model that was checked so.
+`prediction_differences.predictions` their predictions. `model_saving` writes a model, and checks that what was saved is
+what was tested.
 """

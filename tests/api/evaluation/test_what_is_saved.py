@@ -19,7 +19,8 @@ from pyspark.sql import DataFrame, functions as F
 from sparkdiff import FineTuner, Search
 from sparkdiff.cli.app import main
 from sparkdiff.errors import DONE, FAILED
-from sparkdiff.evaluation.prediction_differences import check_saved, compare_outputs, not_compared
+from sparkdiff.evaluation.model_saving import check_saved, not_compared
+from sparkdiff.evaluation.prediction_differences import compare_outputs
 from tests.support.small_data import QUICK, tune, unfitted
 
 
