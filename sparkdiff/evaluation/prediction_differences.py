@@ -210,7 +210,11 @@ def compare_outputs(
 def compare_loaded(
     old: Any, load: Callable[[], Any], df: DataFrame, only: Collection[str] | None = None
 ) -> tuple[dict[str, str], dict[str, Any]]:
-    """Compare all outputs as `compare_outputs` does; `load` returns the new pipeline, and is called once the old one has run."""
+    """Compare all outputs as `compare_outputs` does.
+
+    Args:
+        load: function that returns the new pipeline; called once the old one has run.
+    """
     key = unused_prefix("__sparkdiff_key", df.columns)
     rows = df.limit(FIRST).withColumn(key, F.monotonically_increasing_id())
     for missing in (True, False):

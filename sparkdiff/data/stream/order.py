@@ -127,7 +127,7 @@ class RankShards:
         return step_bounds([sum(shard) for shard in self.sizes], steps, first, last)
 
     def shares(self, steps: int, step: int) -> list[Share]:
-        """The parts of the shards that the rank serves in one of an epoch's steps, in the order of the rows in its batch."""
+        """The parts of the shards that the rank serves in one step of an epoch, in the order of the rows in its batch."""
         counts = np.diff(self.bounds(steps, step, step + 1))
         numbers = np.concatenate([counts, *own_rows(counts, self.parts)], axis=1).tolist()
         return [Share(part.shard, *found) for part, found in zip(self.parts, numbers, strict=True)]
