@@ -15,7 +15,7 @@ import hashlib
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,42 +58,6 @@ class TransformedRows:
     values: Slices
     read: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
-
-
-@contextlib.contextmanager
-def reuse_frames(
-    request: Request, where: Path, divided: Callable[[], tuple[Frames, Slices]]
-) -> Iterator[TransformedRows]:
-    """Yield the rows after all stages in Spark, made from kept rows if there are any. No process removes the kept rows
-    within this context.
-
-    Args:
-        where: the folder of the caches.
-        divided: makes the rows before the first stage, divided into splits and slices.
-    """
-    stages = request.cut.in_spark()
-    keys = keys_of(request, where)
-    uids = [stage.uid for stage in stages]
-    with contextlib.ExitStack() as held:
-        read, found = _longest(where, keys, held)
-        if found is None:
-            frames, values = divided()
-        else:
-            usage.record_use(found.folder)
-            frames, values = found.frames(request), found.values
-        through = next((k for k in range(len(keys), read, -1) if _was_needed(where, keys[k - 1])), read)
-        frames = _through(frames, stages[read:through])
-        new = (
-            _keep(where, keys[through - 1], frames, values, stages[:through], request.options.runId)
-            if through > read
-            else None
-        )
-        if new is not None:
-            held.callback(usage.Lock(new.folder).close)
-            frames = new.frames(request)
-        frames = _through(frames, stages[through:])
-        yield TransformedRows(frames, values, tuple(uids[:read]), tuple(uids[: through if new else 0]))
-        _note(where, keys)
 
 
 def _longest(where: Path, keys: Sequence[str], held: contextlib.ExitStack) -> tuple[int, "_KeptRows | None"]:
@@ -177,9 +141,7 @@ class _KeptRows:
         """
         folder = where / f"{PREFIX}{key}"
         with contextlib.suppress(DamagedFileError), as_read_error(stores.path_or_url(folder)):
-            if stores.url_of(folder) is not None:
-                stores.fetch(folder / usage.MANIFEST)
-            told = read_object(folder / usage.MANIFEST)
+            told = read_object(stores.fetch(folder / usage.MANIFEST))
             rows = folder / told["rows"]
             if stores.exists(rows) and stores.size(rows) == told["bytes"]:
                 return _KeptRows(folder, rows, {name: tuple(values) for name, values in told["slices"].items()})
@@ -318,17 +280,38 @@ def _numbered(request: Request) -> list[splits.Source]:
 
 @contextlib.contextmanager
 def rows_after_stages(request: Request, where: Path) -> Iterator[TransformedRows]:
-    """Yield the result of `transformed_frames`; with `reuseStages`, made from rows that an earlier run has kept, if there are
-    any.
+    """Yield the result of `transformed_frames`; with `reuseStages`, made from rows that an earlier run has kept, if
+    there are any. No process removes the kept rows within this context.
+
+    Args:
+        where: the folder of the caches.
     """
     if not request.options.reuseStages:
         yield TransformedRows(*transformed_frames(request))
         return
-    with (
-        jvm.as_input_error(failure_of(request)),
-        reuse_frames(request, where, lambda: _split_rows(request)) as made,
-    ):
-        yield made
+    with jvm.as_input_error(failure_of(request)), contextlib.ExitStack() as held:
+        stages = request.cut.in_spark()
+        keys = keys_of(request, where)
+        uids = [stage.uid for stage in stages]
+        read, found = _longest(where, keys, held)
+        if found is None:
+            frames, values = _split_rows(request)
+        else:
+            usage.record_use(found.folder)
+            frames, values = found.frames(request), found.values
+        through = next((k for k in range(len(keys), read, -1) if _was_needed(where, keys[k - 1])), read)
+        frames = _through(frames, stages[read:through])
+        new = (
+            _keep(where, keys[through - 1], frames, values, stages[:through], request.options.runId)
+            if through > read
+            else None
+        )
+        if new is not None:
+            held.callback(usage.Lock(new.folder).close)
+            frames = new.frames(request)
+        frames = _through(frames, stages[through:])
+        yield TransformedRows(frames, values, tuple(uids[:read]), tuple(uids[: through if new else 0]))
+        _note(where, keys)
 
 
 def failure_of(request: Request) -> str:
