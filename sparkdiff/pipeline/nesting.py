@@ -19,6 +19,8 @@ Path = tuple[int, ...]
 """Position of a leaf stage in the nested pipelines. The model of a search has one `bestModel`, so it adds nothing to
 the path.
 """
+SEARCHES = (CrossValidatorModel, TrainValidationSplitModel)
+"""Classes of the models of searches."""
 
 
 class Holder:
@@ -36,8 +38,13 @@ class Holder:
         return self.pipelineModel.transform(dataset)
 
 
-def flatten(model: Any, path: Path = ()) -> list[tuple[Path, Any]]:
+def flatten(model: Any, path: Path = (), *, formulas: bool = True) -> list[tuple[Path, Any]]:
     """Leaf stages of a fitted pipeline with their positions in the nested pipelines.
+
+    Args:
+        model: a fitted pipeline or stage.
+        path: its own position, in front of those of its stages.
+        formulas: whether the parts of an RFormulaModel are leaf stages; if not, the RFormulaModel itself is one.
 
     Raises:
         InputError: a stage is not fitted; the message names it.
@@ -50,15 +57,20 @@ def flatten(model: Any, path: Path = ()) -> list[tuple[Path, Any]]:
         )
     if not isinstance(model, Transformer):
         raise InputError(f"expected a fitted PipelineModel or stage, got {kind_of(model)}{_way_in(model)}")
-    if isinstance(model, PipelineModel):
-        return [leaf for i, stage in enumerate(model.stages) for leaf in flatten(stage, (*path, i))]
-    if isinstance(model, (CrossValidatorModel, TrainValidationSplitModel)):
-        return flatten(model.bestModel, path)
-    if isinstance(model, Holder):
-        return flatten(model.pipelineModel, path)
-    if type(model) is RFormulaModel and (inside := parts(model)) is not None:
+    if (held := _held_stages(model, path)) is not None:
+        return [leaf for place, stage in held for leaf in flatten(stage, place, formulas=formulas)]
+    if formulas and type(model) is RFormulaModel and (inside := parts(model)) is not None:
         return [((*path, i), stage) for i, stage in enumerate(inside)]
     return [(path, model)]
+
+
+def _held_stages(model: Any, path: Path) -> list[tuple[Path, Any]] | None:
+    """Stages directly inside a pipeline, a search or a `Holder` at `path`, with the path of each; None for other stages."""
+    if isinstance(model, PipelineModel):
+        return [((*path, i), stage) for i, stage in enumerate(model.stages)]
+    if isinstance(model, SEARCHES):
+        return [(path, model.bestModel)]
+    return [(path, model.pipelineModel)] if isinstance(model, Holder) else None
 
 
 def last_stage(given: Any) -> Any:
@@ -83,12 +95,8 @@ def _way_in(given: Any) -> str:
 
 def holders(model: Any, path: Path = ()) -> list[tuple[Path, Any]]:
     """Stages that contain the leaf stages (pipelines, searches, formulas), with the common path of their leaves."""
-    if isinstance(model, PipelineModel):
-        return [(path, model), *(h for i, stage in enumerate(model.stages) for h in holders(stage, (*path, i)))]
-    if isinstance(model, (CrossValidatorModel, TrainValidationSplitModel)):
-        return [(path, model), *holders(model.bestModel, path)]
-    if isinstance(model, Holder):
-        return [(path, model), *holders(model.pipelineModel, path)]
+    if (held := _held_stages(model, path)) is not None:
+        return [(path, model), *(holder for place, stage in held for holder in holders(stage, place))]
     return [(path, model)] if type(model) is RFormulaModel else []
 
 
@@ -137,7 +145,7 @@ def with_leaves(model: Any, new: Mapping[Path, Any], path: Path = ()) -> Any:
             return model
         stages = [s for one in made for s in (one if isinstance(one, list) else [one])]
         return jvm.with_uid(PipelineModel(stages), model)
-    if isinstance(model, (CrossValidatorModel, TrainValidationSplitModel)):
+    if isinstance(model, SEARCHES):
         found = with_leaves(model.bestModel, new, path)
         best = PipelineModel(found) if isinstance(found, list) else found
         return model if best is model.bestModel else with_best(model, best, model.subModels)
@@ -176,7 +184,7 @@ def plain(model: Any) -> Any:
         >>> sparkdiff.plain(search.bestModel).write().overwrite().save(f"{folder}/churn-tuned")
     """
     new = with_leaves(model, {})
-    if isinstance(new, (CrossValidatorModel, TrainValidationSplitModel)) and new.subModels is not None:
+    if isinstance(new, SEARCHES) and new.subModels is not None:
         models: list[Any] = [[plain(m) for m in f] if isinstance(f, list) else plain(f) for f in new.subModels]
         return new if models == new.subModels else with_best(new, new.bestModel, models)
     return new

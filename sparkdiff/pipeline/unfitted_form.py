@@ -8,7 +8,7 @@ Params; `UnfittedForm.stages` has the reason.
 
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from pyspark.ml import Estimator, Model, Pipeline, PipelineModel, Transformer
 from pyspark.ml.param import Param
-from pyspark.ml.tuning import CrossValidatorModel, TrainValidationSplitModel
 from pyspark.ml.wrapper import JavaParams
 from pyspark.sql import DataFrame
 
@@ -24,7 +23,7 @@ from sparkdiff import jvm
 from sparkdiff.errors import InputError
 from sparkdiff.jvm import trees
 from sparkdiff.jvm.nodes import Nodes
-from sparkdiff.pipeline.nesting import flatten, holders, plain, stages_within, with_best
+from sparkdiff.pipeline.nesting import SEARCHES, flatten, holders, plain, stages_within, with_best
 
 MODULES = tuple(
     f"pyspark.ml.{m}" for m in ("feature", "classification", "regression", "clustering", "recommendation", "fpm")
@@ -149,11 +148,10 @@ def unfitted_form(model: Any, keep: Mapping[str, str] = MappingProxyType({})) ->
     """
     flatten(model)  # refuses what isn't fitted
     model = plain(model)
-    uids = [stage.uid for stage in _leaves(model)]
-    found = {stage.uid: _unfitted_stage(stage, uids, keep) for stage in _leaves(model)}
-    searches = tuple(
-        m.uid for _, m in holders(model) if isinstance(m, (CrossValidatorModel, TrainValidationSplitModel))
-    )
+    leaves = [stage for _, stage in flatten(model, formulas=False)]  # a formula is fitted as a whole
+    uids = [stage.uid for stage in leaves]
+    found = {stage.uid: _unfitted_stage(stage, uids, keep) for stage in leaves}
+    searches = tuple(m.uid for _, m in holders(model) if isinstance(m, SEARCHES))
     return UnfittedForm(model, _form(model, found), tuple(found.values()), searches)
 
 
@@ -178,7 +176,7 @@ def with_uids_of(old: Any, new: Any) -> Any:
     Pipeline.fit gives a PipelineModel a new uid each time. The model of a search is built again around its new best
     model.
     """
-    if isinstance(old, (CrossValidatorModel, TrainValidationSplitModel)):
+    if isinstance(old, SEARCHES):
         return with_best(old, with_uids_of(old.bestModel, new), None)
     if isinstance(old, PipelineModel):
         stages = [with_uids_of(before, after) for before, after in zip(old.stages, new.stages, strict=True)]
@@ -189,21 +187,11 @@ def with_uids_of(old: Any, new: Any) -> Any:
 # The parts ------------------------------------------------------------------------------------------------------------
 
 
-def _leaves(model: Any) -> Iterator[Any]:
-    if isinstance(model, PipelineModel):
-        for stage in model.stages:
-            yield from _leaves(stage)
-    elif isinstance(model, (CrossValidatorModel, TrainValidationSplitModel)):
-        yield from _leaves(model.bestModel)
-    else:
-        yield model
-
-
 def _form(model: Any, found: dict[str, UnfittedStage]) -> Any:
     """The same nesting as a Pipeline of the unfitted leaf stages; `found` has these by uid."""
     if isinstance(model, PipelineModel):
         return Pipeline()._resetUid(model.uid).setStages([_form(stage, found) for stage in model.stages])
-    if isinstance(model, (CrossValidatorModel, TrainValidationSplitModel)):
+    if isinstance(model, SEARCHES):
         return _form(model.bestModel, found)
     return found[model.uid].stage
 

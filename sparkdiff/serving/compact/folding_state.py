@@ -10,12 +10,11 @@ from typing import Any, TypeVar
 from pyspark.ml import PipelineModel
 from pyspark.ml.feature import RFormulaModel
 from pyspark.ml.linalg import VectorUDT
-from pyspark.ml.tuning import CrossValidatorModel, TrainValidationSplitModel
 from pyspark.sql.types import BooleanType, NumericType, StructField, StructType
 
 from sparkdiff import jvm
 from sparkdiff.pipeline.graph import Graph, Version, Vertex
-from sparkdiff.pipeline.nesting import Path, holders
+from sparkdiff.pipeline.nesting import SEARCHES, Path, holders
 from sparkdiff.pipeline.schema import fields_by_name, known_fields, width_in
 from sparkdiff.pipeline.translation import field_of
 from sparkdiff.serving.compact.affine_maps import Absorber, Map, RefusedError, absorber_of, map_of
@@ -74,8 +73,7 @@ def selection_replacements(
 
 def left_out(model: Any, path: Path) -> Any:
     """Replacement of a removed stage for `nesting.with_leaves`: no stages, or an empty pipeline for a search's model."""
-    searches = (CrossValidatorModel, TrainValidationSplitModel)
-    alone = any(place == path and isinstance(holder, searches) for place, holder in holders(model))
+    alone = any(place == path and isinstance(holder, SEARCHES) for place, holder in holders(model))
     return PipelineModel([]) if alone else []
 
 
