@@ -185,6 +185,10 @@ class Graph:
             out.append(vertex.declaredParents.union(*(out[p] for p in vertex.declaredParents)))
         return out
 
+    def versions(self, i: int) -> tuple[Version, ...]:
+        """Versions that stage i writes, in the order of its outputs."""
+        return tuple((self.casefold(c), i) for c in self.vertices[i].outputs)
+
     def writes(self, i: int, names: Iterable[str]) -> bool:
         """True if stage i declares an output with one of these casefolded names."""
         return not set(names).isdisjoint(map(self.casefold, self.vertices[i].outputs))

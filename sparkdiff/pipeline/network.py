@@ -50,7 +50,7 @@ class Network(nn.Module):
         self.flags = [null_of(v) for v in graph.nulls_read(positions)]
         self.writes: dict[str, Version] = {}  # casefolded name -> its last version
         for i in positions:
-            self.writes.update({graph.casefold(c): (graph.casefold(c), i) for c in graph.vertices[i].outputs})
+            self.writes.update({v[0]: v for v in graph.versions(i)})
         self.inputCols = tuple(dict.fromkeys(graph.name(v) for v in self.reads))
         self.outputCols = tuple(graph.name(v) for v in self.writes.values())
 
@@ -207,8 +207,7 @@ class Network(nn.Module):
         return column.isnan() if self.module(v[1]).writes_null else torch.zeros_like(column, dtype=torch.bool)
 
     def _store_outputs(self, i: int, out: Any, values: dict[Version, Rows]) -> None:
-        names = ((self.graph.casefold(c), i) for c in self.graph.vertices[i].outputs)
-        values.update(zip(names, self.module(i).as_stored(out), strict=True))
+        values.update(zip(self.graph.versions(i), self.module(i).as_stored(out), strict=True))
 
     def route(self, values: dict[Version, Rows], wanted: Iterable[Version]) -> None:
         """Compute the leaf indices of these versions (LEAVES, position) and everything that they depend on, into
@@ -403,7 +402,7 @@ def note_readers(graph: Graph, positions: Collection[int], later: Collection[int
     refusing: dict[Version, str] = {}  # the uid of the first stage that refuses null
     for i in sorted(graph.modules.keys() & positions, reverse=True):
         module, vertex = graph.modules[i], graph.vertices[i]
-        versions = [(graph.casefold(c), i) for c in vertex.outputs]
+        versions = graph.versions(i)
         if isinstance(module, OneHotEncoder):
             module.refusing = {n: refusing[v] for n, v in zip(module.names, versions, strict=True) if refusing.get(v)}
         module.exact_beyond = min((exact.get(v, NEVER) for v in versions), default=NEVER)

@@ -191,8 +191,7 @@ def run_in_spark(
 
 def outputs_of(network: Network) -> list[Version]:
     """Columns that the translated stages write."""
-    graph = network.graph
-    return [(graph.casefold(c), i) for i in network.positions for c in graph.vertices[i].outputs]
+    return [v for i in network.positions for v in network.graph.versions(i)]
 
 
 def compare(network: Network, where: Path, held: Sequence[Version]) -> Parity:

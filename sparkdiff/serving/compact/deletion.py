@@ -135,7 +135,7 @@ def _without(model: Any, state: State, i: int) -> Deletion:
 
 
 def _same_width(state: State, i: int, read: ReadColumn) -> bool:
-    widths = state.facts.width(read.version), state.facts.width(state.versions(i)[0])
+    widths = state.facts.width(read.version), state.facts.width(state.graph.versions(i)[0])
     return type(state.vertex(i).stage).__name__ == "DCT" or (None not in widths and widths[0] == widths[1])
 
 
@@ -146,7 +146,7 @@ def _width_replacements(state: State, i: int, read: ReadColumn, new: Mapping[Pat
         RefusedError: a Param of BY_ENTRY is set; `layers` or a PCA depends on a width that is unknown; or a PCA would have
             more components than its vectors have entries.
     """
-    was, now = state.facts.width(state.versions(i)[0]), state.facts.width(read.version)
+    was, now = state.facts.width(state.graph.versions(i)[0]), state.facts.width(read.version)
     out: dict[Path, Any] = {}
     for j in _behind(state, i, only_assemblers=True):
         stage = new.get(state.vertex(j).path, state.vertex(j).stage)

@@ -54,7 +54,7 @@ def without(state: State, i: int) -> State:
         raise RefusedError("it may read and write any column")
     if vertex.drops_rows:
         raise RefusedError("it drops rows")
-    kept = [c for c, v in zip(vertex.outputs, state.versions(i), strict=True) if v in state.keep]
+    kept = [c for c, v in zip(vertex.outputs, state.graph.versions(i), strict=True) if v in state.keep]
     if kept:
         raise RefusedError(f"{', '.join(kept)} {'is' if len(kept) == 1 else 'are'} kept")
     if before := state.overwritten(i):
@@ -113,7 +113,7 @@ def _check_names(state: State, j: int) -> None:
             stage = state.vertex(k).stage
             if stage.hasParam("names") and stage.getOrDefault("names"):
                 raise RefusedError(f"{stage.uid} selects entries by their names, which would change")
-            if type(stage).__name__ in NAMING and any(v in state.keep for v in state.versions(k)):
+            if type(stage).__name__ in NAMING and any(v in state.keep for v in state.graph.versions(k)):
                 raise RefusedError(f"{', '.join(state.vertex(k).outputs)} is kept, with the names of its entries")
 
 
@@ -171,7 +171,7 @@ def _targets(state: State, i: int, j: int, change: Map) -> Iterator[Target]:
         spelled = state.reads[i][0].spelled
         if state.vertex(j).stage.hasParam("featuresCol") and "." in spelled:
             raise RefusedError(f"{state.vertex(j).uid} cannot read a column of the name {spelled}")
-        width_out = state.width(state.versions(i)[0]) if change.width_out is None else change.width_out
+        width_out = state.width(state.graph.versions(i)[0]) if change.width_out is None else change.width_out
         if absorber.checks_width and width_out not in (None, absorber.width):
             raise RefusedError(f"{state.vertex(j).uid} reads {absorber.width} entries, and it writes {width_out}")
         yield Target(j, 0)
@@ -197,7 +197,7 @@ def _behind(state: State, j: int, i: int, change: Map) -> Iterator[Target]:
     assembler = state.vertex(j)
     if j in state.pinned:
         raise RefusedError(f"{assembler.uid} reads its vector, and {state.pinned[j]}")
-    if any(v in state.keep for v in state.versions(j)):
+    if any(v in state.keep for v in state.graph.versions(j)):
         raise RefusedError(f"{', '.join(assembler.outputs)}, which contains its vector, is kept")
     places = [k for k, read in enumerate(state.reads[j]) if read.version[1] == i]
     if len(places) != 1:

@@ -131,8 +131,7 @@ class StageFacts:
         if writer < 0:
             found = _width_in_data(self.fields.get(name))
         else:
-            written = [(self.graph.casefold(c), writer) for c in self.graph.vertices[writer].outputs]
-            found = dict(zip(written, self._once(_widths, writer), strict=True)).get(version)
+            found = dict(zip(self.graph.versions(writer), self._once(_widths, writer), strict=True)).get(version)
         return self._width_read(version) if found is None else found
 
     def _width_read(self, version: Version) -> int | None:
@@ -192,10 +191,6 @@ class State:
     def vertex(self, i: int) -> Vertex:
         return self.graph.vertices[i]
 
-    def versions(self, i: int) -> tuple[Version, ...]:
-        """Versions that a stage writes."""
-        return tuple((self.graph.casefold(c), i) for c in self.vertex(i).outputs)
-
     def readers(self, i: int) -> list[int]:
         """Stages that read an output of stage i.
 
@@ -210,7 +205,7 @@ class State:
     def overwritten(self, i: int) -> list[str]:
         """Outputs of stage i that overwrite existing columns, which without stage i would have their old values."""
         there = {(name, -1) for name in self.facts.fields}.union(
-            *(v.sources for v in self.graph.vertices), *map(self.versions, self.reads)
+            *(v.sources for v in self.graph.vertices), *map(self.graph.versions, self.reads)
         )
         before = {name for name, writer in there if writer < i and writer not in self.gone}
         return [c for c in self.vertex(i).outputs if self.graph.casefold(c) in before]

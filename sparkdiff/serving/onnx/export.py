@@ -297,10 +297,9 @@ class OnnxGraph:
                 f"{vertex.uid} ({vertex.stageClass}) cannot be exported: {e}. Export what does not need {columns} "
                 "(outputCols), or predict with Spark"
             ) from e
-        names = ((self.network.graph.casefold(c), i) for c in vertex.outputs)
         if module.storage and module.exact_beyond < float("inf"):
             out = tuple(x if x.scalar else x.stored_as(module.storage) for x in out)
-        self.values.update(zip(names, out, strict=True))
+        self.values.update(zip(self.network.graph.versions(i), out, strict=True))
 
     def _read(self, version: Version) -> Value:
         if version in self.indexers and version not in self.values:

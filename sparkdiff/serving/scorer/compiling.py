@@ -172,7 +172,7 @@ class _Compiler:
 
     def compile(self, wanted: Sequence[Version], dropping: Sequence[Vertex] = ()) -> Schedule:
         """Schedule of the `wanted` columns, and of all that the `dropping` stages need to decide which rows they drop."""
-        told = [(self.graph.casefold(c), v.position) for v in dropping for c in v.outputs]
+        told = [version for v in dropping for version in self.graph.versions(v.position)]
         units = self._needed_units([*wanted, *told])
         self.exact = note_readers(self.graph, dict.fromkeys(unit.vertex.position for unit in units))
         self._check_types({unit.vertex.position for unit in units})
@@ -227,7 +227,7 @@ class _Compiler:
         return sorted(unique, key=lambda u: (u.vertex.position, u.writes[0][1] >= 0, u.reads))
 
     def _units(self, vertex: Vertex) -> list[Unit]:
-        writes = tuple((self.graph.casefold(c), vertex.position) for c in vertex.outputs)
+        writes = self.graph.versions(vertex.position)
         if isinstance(vertex.module, PreparedStage):
             if not isinstance(vertex.module, Word2Vec):
                 raise refusal_error(vertex, f"Spark prepares its input ({vertex.module.preparation_note})")
