@@ -127,7 +127,7 @@ def _without(model: Any, state: State, i: int) -> Deletion:
             check_input(state, i)
         now = tuple(read.spelled if r.version[1] == i else r.spelled for r in state.reads[j])
         new[state.vertex(j).path] = reading(state.vertex(j).stage, state.vertex(j), now)
-    behind = tuple(state.vertex(j).uid for j in _behind(state, i) if isinstance(state.vertex(j).stage, Model))
+    behind = tuple(state.vertex(j).uid for j in state.behind(i) if isinstance(state.vertex(j).stage, Model))
     must = () if KINDS[kind] in SAME_WIDTH or _same_width(state, i, read) else behind
     if must:
         new |= _width_replacements(state, i, read, new)
@@ -148,7 +148,7 @@ def _width_replacements(state: State, i: int, read: ReadColumn, new: Mapping[Pat
     """
     was, now = state.facts.width(state.graph.versions(i)[0]), state.facts.width(read.version)
     out: dict[Path, Any] = {}
-    for j in _behind(state, i, only_assemblers=True):
+    for j in state.behind(i, only_assemblers=True):
         stage = new.get(state.vertex(j).path, state.vertex(j).stage)
         if any(stage.hasParam(name) and stage.isSet(name) for name in BY_ENTRY):
             raise RefusedError(f"{stage.uid} has a setting for each entry")
@@ -161,16 +161,3 @@ def _width_replacements(state: State, i: int, read: ReadColumn, new: Mapping[Pat
             elif stage.getK() > stage.pc.numRows - was + now:
                 raise RefusedError(f"{stage.uid} would make more components than its vectors have entries")
     return out
-
-
-def _behind(state: State, i: int, *, only_assemblers: bool = False) -> list[int]:
-    """Stages that depend on stage i's output; with `only_assemblers`, those that read it directly or through
-    assemblers.
-    """
-    reached, passes = [], {i}
-    for j in sorted(state.reads):
-        if any(read.version[1] in passes for read in state.reads[j]):
-            reached.append(j)
-            if not only_assemblers or is_assembler(state.vertex(j).stage):
-                passes.add(j)
-    return reached

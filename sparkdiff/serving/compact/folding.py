@@ -106,15 +106,12 @@ def _check_names(state: State, j: int) -> None:
     """Raise RefusedError if a later stage selects entries of assembler j's vector by name, or if a kept column shows their
     names in its metadata: the names change with the assembler's inputs.
     """
-    behind: list[int] = []
-    for k in sorted(state.reads):
-        if k == j or any(read.version[1] in behind for read in state.reads[k]):
-            behind.append(k)
-            stage = state.vertex(k).stage
-            if stage.hasParam("names") and stage.getOrDefault("names"):
-                raise RefusedError(f"{stage.uid} selects entries by their names, which would change")
-            if type(stage).__name__ in NAMING and any(v in state.keep for v in state.graph.versions(k)):
-                raise RefusedError(f"{', '.join(state.vertex(k).outputs)} is kept, with the names of its entries")
+    for k in (j, *state.behind(j)):
+        stage = state.vertex(k).stage
+        if stage.hasParam("names") and stage.getOrDefault("names"):
+            raise RefusedError(f"{stage.uid} selects entries by their names, which would change")
+        if type(stage).__name__ in NAMING and any(v in state.keep for v in state.graph.versions(k)):
+            raise RefusedError(f"{', '.join(state.vertex(k).outputs)} is kept, with the names of its entries")
 
 
 # Affine stages ----------------------------------------------------------------------------------------------------------
@@ -177,7 +174,7 @@ def _targets(state: State, i: int, j: int, change: Map) -> Iterator[Target]:
         yield Target(j, 0)
         return
     check_input(state, i)
-    yield from _behind(state, j, i, change)
+    yield from _targets_behind(state, j, i, change)
 
 
 def check_input(state: State, i: int) -> None:
@@ -192,7 +189,7 @@ def check_input(state: State, i: int) -> None:
         )
 
 
-def _behind(state: State, j: int, i: int, change: Map) -> Iterator[Target]:
+def _targets_behind(state: State, j: int, i: int, change: Map) -> Iterator[Target]:
     """Targets behind assembler j, which reads the output of stage i."""
     assembler = state.vertex(j)
     if j in state.pinned:
@@ -208,7 +205,7 @@ def _behind(state: State, j: int, i: int, change: Map) -> Iterator[Target]:
     for k in readers:
         if is_assembler(state.vertex(k).stage):
             inner = state.block(j, places[0], None)
-            for target in _behind(state, k, j, change):
+            for target in _targets_behind(state, k, j, change):
                 yield dataclasses.replace(target, start=target.start + inner, through=(j, *target.through))
             continue
         absorber = state.absorber(k)

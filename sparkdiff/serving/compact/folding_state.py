@@ -202,6 +202,18 @@ class State:
                 raise RefusedError(f"{self.vertex(j).uid} behind it may read any column")
         return [j for j in self.reads if any(read.version[1] == i for read in self.reads[j])]
 
+    def behind(self, i: int, *, only_assemblers: bool = False) -> list[int]:
+        """Stages that depend on stage i's output; with `only_assemblers`, those that read it directly or through
+        assemblers.
+        """
+        reached, passes = [], {i}
+        for j in sorted(self.reads):
+            if any(read.version[1] in passes for read in self.reads[j]):
+                reached.append(j)
+                if not only_assemblers or is_assembler(self.vertex(j).stage):
+                    passes.add(j)
+        return reached
+
     def overwritten(self, i: int) -> list[str]:
         """Outputs of stage i that overwrite existing columns, which without stage i would have their old values."""
         there = {(name, -1) for name in self.facts.fields}.union(
