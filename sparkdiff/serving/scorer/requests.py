@@ -126,7 +126,7 @@ DECIMAL = "decimal(38,18)"
 
 def objects(column: "Column", source: InputColumn) -> list[Any]:
     """Values of a column as Python objects, null as None."""
-    values = column.values if isinstance(column, ListColumn) else column.to_list()
+    values = column.to_list()
     kind = source.kind
     if not kind or kind.startswith("vector"):
         found = [v if type(v) is str else plain(v) for v in values]
@@ -139,26 +139,6 @@ def objects(column: "Column", source: InputColumn) -> list[Any]:
 
 
 # Numbers ----------------------------------------------------------------------------------------------------------------
-
-
-def numbers(column: "Column", source: InputColumn) -> tuple[Rows, Tensor]:
-    """A column as a tensor or sparse rows, and flags (n,) bool of its null rows, which are NaN in the tensor."""
-    if isinstance(column, ListColumn):
-        return listed_numbers(column.values, source)
-    return column.numbers(source)
-
-
-def listed_numbers(values: Sequence[Any], source: InputColumn) -> tuple[Rows, Tensor]:
-    if source.vectors:
-        return _vectors(values, source), torch.zeros(len(values), dtype=torch.bool)
-    v = next((v for v in values if v is not None and not isinstance(v, (float, int))), None)
-    if v is None:
-        return _scalars(values, source)
-    if isinstance(v, (np.generic, Decimal)) or plain(v) is None:
-        return _scalars([float(x) if isinstance(x, Decimal) else plain(x) for x in values], source)
-    if isinstance(v, (list, tuple, np.ndarray, DenseVector, SparseVector, Mapping)):
-        return _vectors(values, source), torch.zeros(len(values), dtype=torch.bool)
-    raise source.bad(v, f"which is no number but {kind_of(v)}")
 
 
 def _scalars(values: Sequence[Any], source: InputColumn) -> tuple[Rows, Tensor]:
@@ -251,6 +231,20 @@ class ListColumn:
 
     values: Sequence[Any]
 
+    def to_list(self) -> Sequence[Any]:
+        return self.values
+
+    def numbers(self, source: InputColumn) -> tuple[Rows, Tensor]:
+        values = self.values
+        v = next((v for v in values if v is not None and not isinstance(v, (float, int))), None)
+        if source.vectors or isinstance(v, (list, tuple, np.ndarray, DenseVector, SparseVector, Mapping)):
+            return _vectors(values, source), torch.zeros(len(values), dtype=torch.bool)
+        if v is None:
+            return _scalars(values, source)
+        if isinstance(v, (np.generic, Decimal)) or plain(v) is None:
+            return _scalars([float(x) if isinstance(x, Decimal) else plain(x) for x in values], source)
+        raise source.bad(v, f"which is no number but {kind_of(v)}")
+
 
 @dataclass(frozen=True)
 class NumpyColumn:
@@ -263,7 +257,7 @@ class NumpyColumn:
 
     def numbers(self, source: InputColumn) -> tuple[Rows, Tensor]:
         if source.vectors:
-            return listed_numbers(self.to_list(), source)
+            return ListColumn(self.to_list()).numbers(source)
         out = torch.from_numpy(self.array.astype(np.float64))
         return _of_type(out, torch.zeros(len(out), dtype=torch.bool), source)
 
@@ -314,6 +308,9 @@ _NARROW: dict[Any, Callable[[Any], Any]] = {
 }
 """Numpy types of the values of Arrow types, where Spark's text or hash differs from that of Python's own numbers."""
 Column = ListColumn | NumpyColumn | ArrowColumn
+"""A column of a request: `to_list` returns its values as Python objects, and `numbers` a tensor or sparse rows, with flags
+(n,) bool of its null rows, which are NaN in the tensor.
+"""
 
 
 def _element(kind: pa.DataType) -> pa.DataType:
@@ -346,8 +343,7 @@ class RequestTable:
                 place = names.index(spelling_of(field, names, casefold))
                 column = _arrow(column.array.flatten()[place])
                 continue
-            values = column.values if isinstance(column, ListColumn) else column.to_list()
-            column = ListColumn([None if v is None else field_of(v, field, source, casefold) for v in values])
+            column = ListColumn([None if v is None else field_of(v, field, source, casefold) for v in column.to_list()])
         return column
 
 

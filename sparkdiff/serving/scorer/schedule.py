@@ -19,7 +19,6 @@ from sparkdiff.serving.scorer.requests import (
     RequestTable,
     as_type,
     is_twofold,
-    numbers,
     objects,
     short_repr,
     spelling_of,
@@ -50,7 +49,7 @@ class InputPlaces:
 
     def put(self, column: Any, values: Values) -> None:
         if self.numbers != NOWHERE:
-            values[self.numbers], null = numbers(column, self.source)
+            values[self.numbers], null = column.numbers(self.source)
             if self.null != NOWHERE:
                 values[self.null] = null
         if self.objects != NOWHERE:

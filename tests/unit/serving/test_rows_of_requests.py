@@ -20,7 +20,6 @@ from sparkdiff.serving.scorer.requests import (
     Column,
     InputColumn,
     ListColumn,
-    numbers,
     objects,
     table_of,
     table_of_arrow,
@@ -39,7 +38,7 @@ def of_kind(kind: str) -> InputColumn:
 @pytest.mark.parametrize("value", [None, 1.0, "a", np.array(3.0), ["1", "2"], [1.0, b"2"]])
 def test_a_column_of_vectors_takes_vectors_only(value: Any) -> None:
     with pytest.raises(InputError, match="column 'x' holds"):
-        numbers(ListColumn([value]), of_kind("vector"))
+        ListColumn([value]).numbers(of_kind("vector"))
 
 
 @pytest.mark.parametrize(
@@ -47,7 +46,7 @@ def test_a_column_of_vectors_takes_vectors_only(value: Any) -> None:
 )
 def test_what_is_no_number_is_refused(column: Column) -> None:
     with pytest.raises(InputError, match="column 'x' holds"):
-        numbers(column, of_kind(""))
+        column.numbers(of_kind(""))
 
 
 def test_a_type_of_the_schema_is_kept() -> None:
@@ -73,39 +72,39 @@ def test_single_precision_is_kept(dtype: str) -> None:
 
 def test_lists_and_large_numbers_of_arrow() -> None:
     for kind in (pa.list_(pa.int64()), pa.large_list(pa.int64()), pa.list_(pa.int64(), 2)):
-        found, _ = numbers(ArrowColumn(pa.array([[1, 2**53 + 1]], kind)), of_kind(""))
+        found, _ = ArrowColumn(pa.array([[1, 2**53 + 1]], kind)).numbers(of_kind(""))
         assert found.tolist() == [[1.0, 2.0**53]]  # type: ignore[union-attr]
         with pytest.raises(InputError, match="an array with null"):
-            numbers(ArrowColumn(pa.array([[1, None]], kind)), of_kind(""))
-    found, null = numbers(ArrowColumn(pa.array([2**53 + 1, None])), of_kind("bigint"))
+            ArrowColumn(pa.array([[1, None]], kind)).numbers(of_kind(""))
+    found, null = ArrowColumn(pa.array([2**53 + 1, None])).numbers(of_kind("bigint"))
     assert found[0] == 2.0**53  # type: ignore[index]
     assert null.tolist() == [False, True]
     with pytest.raises(InputError, match="reads numbers"):
-        numbers(ArrowColumn(pa.array([["1"]])), of_kind(""))
+        ArrowColumn(pa.array([["1"]])).numbers(of_kind(""))
 
 
 def test_decimals_of_arrow_become_the_nearest_doubles() -> None:
     values = [Decimal(i).scaleb(-7) for i in random.Random(0).choices(range(10**17), k=999)]
     column = pa.array([*values, None], pa.decimal128(20, 7))
-    found, null = numbers(ArrowColumn(column), of_kind(""))
+    found, null = ArrowColumn(column).numbers(of_kind(""))
     assert dense(found)[:-1].tolist() == list(map(float, values))
     assert null.nonzero().tolist() == [[999]]
-    lists, _ = numbers(ArrowColumn(pa.array([[v] for v in values], pa.list_(column.type))), of_kind(""))
+    lists, _ = ArrowColumn(pa.array([[v] for v in values], pa.list_(column.type))).numbers(of_kind(""))
     assert dense(lists).flatten().tolist() == list(map(float, values))
 
 
 def test_half_precision_of_arrow() -> None:
     half = np.float16(0.1)
-    found, null = numbers(ArrowColumn(pa.array([half, None])), of_kind(""))
+    found, null = ArrowColumn(pa.array([half, None])).numbers(of_kind(""))
     assert dense(found)[0] == float(half)
     assert null.tolist() == [False, True]
-    assert dense(numbers(ArrowColumn(pa.array([[half]])), of_kind(""))[0]).tolist() == [[float(half)]]
+    assert dense(ArrowColumn(pa.array([[half]])).numbers(of_kind(""))[0]).tolist() == [[float(half)]]
 
 
 @pytest.mark.parametrize("dtype", ["Float64", "double[pyarrow]", "Sparse[float64]"])
 def test_nan_in_floats_of_pandas_is_no_null(dtype: str) -> None:
     ones = pd.Series([1.0, 0.0] if "Sparse" in dtype else [1.0, 0.0, None]).astype(dtype)
-    found, null = numbers(table_of_pandas(pd.DataFrame({"x": ones / ones})).column("x"), of_kind(""))
+    found, null = table_of_pandas(pd.DataFrame({"x": ones / ones})).column("x").numbers(of_kind(""))
     assert str(dense(found).tolist()) == str([1.0, *[float("nan")] * (len(ones) - 1)])
     assert null.tolist() == [False, False, True][: len(ones)]
 
@@ -120,8 +119,8 @@ def test_nan_is_null_where_the_type_has_none(kind: str) -> None:
         ListColumn([np.float32(1), np.nan]),
         ArrowColumn(pa.array([1.0, np.nan])),
     ):
-        assert numbers(column, of_kind(kind))[1].tolist() == [False, True]
-        assert numbers(column, of_kind("double"))[1].tolist() == [False, False]
+        assert column.numbers(of_kind(kind))[1].tolist() == [False, True]
+        assert column.numbers(of_kind("double"))[1].tolist() == [False, False]
         if kind != "boolean":
             assert objects(column, of_kind(kind)) == [1, None]
     row = Schedule((InputPlaces(of_kind(kind), 0, 1, 2),), (), (), 3, False, ())
@@ -133,16 +132,16 @@ def test_a_number_that_is_none_of_the_integers_of_the_schema(kind: str, value: A
     source, pandas = of_kind(kind), table_of_pandas(pd.DataFrame({"x": [1, None, value]})).column("x")
     row = Schedule((InputPlaces(source, 0, 1),), (), (), 2, False, ())
     for read in (
-        lambda: numbers(ListColumn([None, value]), source),
+        lambda: ListColumn([None, value]).numbers(source),
         lambda: objects(ListColumn([None, value]), source),
-        lambda: numbers(ArrowColumn(pa.array([None, value])), source),
-        lambda: numbers(pandas, source),
+        lambda: ArrowColumn(pa.array([None, value])).numbers(source),
+        lambda: pandas.numbers(source),
         lambda: row.of_row({"x": value}, ()),
     ):
         with pytest.raises(InputError, match=rf"column 'x' holds {value}, but the schema has {kind}$"):
             read()
     for v in (-WHOLE[kind] - 1, WHOLE[kind]):
-        assert numbers(ListColumn([v]), source)[0].tolist() == [float(v)] and objects(ListColumn([v]), source) == [v]
+        assert ListColumn([v]).numbers(source)[0].tolist() == [float(v)] and objects(ListColumn([v]), source) == [v]
 
 
 def test_a_row_with_two_spellings_of_a_column_is_refused() -> None:
@@ -165,7 +164,7 @@ def test_a_row_with_two_spellings_of_a_column_is_refused() -> None:
 def test_an_array_of_single_precision_is_rounded() -> None:
     wished = [[float(np.float32(0.1))]]
     for column in (ListColumn([[0.1]]), ListColumn([np.array([0.1])]), ArrowColumn(pa.array([[0.1]]))):
-        assert dense(numbers(column, of_kind("array<float>"))[0]).tolist() == wished
+        assert dense(column.numbers(of_kind("array<float>"))[0]).tolist() == wished
 
 
 def test_types_of_arrow_are_kept_in_pandas_and_in_structs() -> None:
@@ -190,7 +189,7 @@ def test_types_of_arrow_are_kept_in_pandas_and_in_structs() -> None:
 def test_a_time_of_numpy_is_no_number(value: Any) -> None:
     for given in (value, [value], np.array([value])):
         with pytest.raises(InputError, match=r"column 'x' holds .* no (number|vector)"):
-            numbers(ListColumn([given]), of_kind(""))
+            ListColumn([given]).numbers(of_kind(""))
     with pytest.raises(InputError, match="but the schema has double"):
         objects(ListColumn([value]), of_kind("double"))
     assert objects(ListColumn([type(value)("NaT")]), of_kind("")) == [None]
