@@ -151,7 +151,7 @@ def _start(model: Any, keepCols: Sequence[str] | None, schema: StructType | None
         check_type("schema", schema, StructType, "a StructType such as df.schema")
     graph = graph_of(model)
     keep = _unread(graph) if keepCols is None else _versions_of(graph, keepCols)
-    return State(StageFacts(graph, schema), keep, unchangeable_stages(model, graph), reads_of(graph))
+    return State(StageFacts(graph, schema), keep, unchangeable_stages(graph), reads_of(graph))
 
 
 def _unread(graph: Graph) -> frozenset[Version]:

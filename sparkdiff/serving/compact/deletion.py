@@ -92,7 +92,7 @@ def deletions(model: Any, schema: StructType | None = None) -> tuple[Deletion, .
     """
     model = plain(model)
     graph = graph_of(model)
-    state = State(StageFacts(graph, schema), frozenset(), unchangeable_stages(model, graph), reads_of(graph))
+    state = State(StageFacts(graph, schema), frozenset(), unchangeable_stages(graph), reads_of(graph))
     found = []
     for i in range(len(graph.vertices)):
         try:

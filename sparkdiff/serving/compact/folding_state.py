@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 from pyspark.ml import PipelineModel
-from pyspark.ml.feature import RFormulaModel
 from pyspark.ml.linalg import VectorUDT
 from pyspark.sql.types import BooleanType, NumericType, StructField, StructType
 
@@ -39,15 +38,14 @@ def reads_of(graph: Graph) -> dict[int, tuple[ReadColumn, ...]]:
     return {v.position: tuple(map(ReadColumn, v.spelled, v.sources)) for v in graph.vertices}
 
 
-def unchangeable_stages(model: Any, graph: Graph) -> dict[int, str]:
+def unchangeable_stages(graph: Graph) -> dict[int, str]:
     """The stages of a pipeline that cannot change, with the reason."""
-    out: dict[int, str] = {}
-    for path, holder in holders(model):
-        for vertex in graph.vertices:
-            if type(holder) is RFormulaModel and vertex.path[: len(path)] == path:
-                out[vertex.position] = f"it is a part of {holder.uid}, which cannot change"
-    selections = (v for v in graph.vertices if jvm.selection_of(v.stage) is not None)
-    return out | {v.position: "it drops columns or puts them last" for v in selections}
+    formulas = {v.position: uid for v in graph.vertices if (uid := graph.formula_of(v)) is not None}
+    selections = (v.position for v in graph.vertices if jvm.selection_of(v.stage) is not None)
+    return {
+        **{i: f"it is a part of {uid}, which cannot change" for i, uid in formulas.items()},
+        **dict.fromkeys(selections, "it drops columns or puts them last"),
+    }
 
 
 def selection_replacements(
