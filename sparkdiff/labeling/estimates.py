@@ -41,7 +41,7 @@ FEWEST, WORK = 60, 500_000_000
 """Limits of EM from each start: FEWEST steps, or the number of steps that process WORK votes times classes if it is larger."""
 STEPS, RISE = 300, 0.02
 """EM stops if STEPS steps raise the log-likelihood by less than RISE, which is about a hundredth of the difference that
-chance explains (`WITHIN` in estimator.py). Otherwise, uninformative votes could make the likelihood so flat that the
+chance explains (`WITHIN` in label_model.py). Otherwise, uninformative votes could make the likelihood so flat that the
 maximum is thousands of steps away."""
 
 

@@ -1,7 +1,7 @@
 """Steps that fold a pipeline into fewer stages.
 
 Each step removes one stage and leaves the values of every kept column unchanged: the stage's readers absorb its map
-(see `maps`), an assembler is merged into the assemblers that read it, or a stage that nobody reads is deleted.
+(see `affine_maps`), an assembler is merged into the assemblers that read it, or a stage that nobody reads is deleted.
 """
 
 import dataclasses

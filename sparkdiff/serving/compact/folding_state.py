@@ -116,7 +116,7 @@ class StageFacts:
         return found  # type: ignore[no-any-return]
 
     def map_of(self, i: int) -> Map:
-        """Map of stage i. Raises RefusedError like `maps.map_of`."""
+        """Map of stage i. Raises RefusedError like `affine_maps.map_of`."""
         return self._once(_map_of, i)
 
     def absorber(self, i: int) -> Absorber:
