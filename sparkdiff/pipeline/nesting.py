@@ -65,7 +65,7 @@ def flatten(model: Any, path: Path = (), *, formulas: bool = True) -> list[tuple
 
 
 def _held_stages(model: Any, path: Path) -> list[tuple[Path, Any]] | None:
-    """Stages directly inside a pipeline, a search or a `Holder` at `path`, with the path of each; None for other stages."""
+    """Stages directly inside a pipeline, a search or a `Holder` at `path`, with their paths; None for other stages."""
     if isinstance(model, PipelineModel):
         return [((*path, i), stage) for i, stage in enumerate(model.stages)]
     if isinstance(model, SEARCHES):

@@ -308,8 +308,8 @@ _NARROW: dict[Any, Callable[[Any], Any]] = {
 }
 """Numpy types of the values of Arrow types, where Spark's text or hash differs from that of Python's own numbers."""
 Column = ListColumn | NumpyColumn | ArrowColumn
-"""A column of a request: `to_list` returns its values as Python objects, and `numbers` a tensor or sparse rows, with flags
-(n,) bool of its null rows, which are NaN in the tensor.
+"""A column of a request: `to_list` returns its values as Python objects, and `numbers` a tensor or sparse rows, with
+flags (n,) bool of its null rows, which are NaN in the tensor.
 """
 
 
