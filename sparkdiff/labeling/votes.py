@@ -10,7 +10,8 @@ from pyspark.sql import DataFrame, functions as F
 from pyspark.sql.types import BooleanType, NullType, NumericType
 
 from sparkdiff import jvm
-from sparkdiff.errors import InputError, did_you_mean
+from sparkdiff.data.splits import field
+from sparkdiff.errors import InputError
 from sparkdiff.jvm.query_plans import draws
 from sparkdiff.labeling.estimates import ABSTAINS, Floats, Ints
 from sparkdiff.labeling.posterior_stages import as_number
@@ -144,12 +145,10 @@ def check_columns(df: DataFrame, votes: Mapping[str, str], labelCol: str | None,
     for option, column in (("labelCol", labelCol), ("weightCol", weightCol)):
         if column is None:
             continue
-        field = next((f for f in df.schema.fields if f.name.lower() == column.lower()), None)
-        if field is None:
-            raise InputError(f"{option}={column!r} is not a column of the data. {did_you_mean(column, df.columns)}")
-        if not isinstance(field.dataType, NumericType):
+        kind = field(df, column, option).dataType
+        if not isinstance(kind, NumericType):
             raise InputError(
-                f"{option}={column!r} holds {field.dataType.simpleString()}, not numbers of classes or weights: cast it"
+                f"{option}={column!r} holds {kind.simpleString()}, not numbers of classes or weights: cast it"
             )
     for name, told in votes.items():
         _check_vote(df, name, told)

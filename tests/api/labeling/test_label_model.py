@@ -378,3 +378,19 @@ def test_a_param_of_the_fit_stays(rows: DataFrame, model: LabelModelModel) -> No
             InputError, match=r"LabelModelModel_\w+ was fitted with its (probabilityCol|votes): set this on the"
         ):
             model.transform(few, change)
+
+
+def test_the_label_is_found_by_sparks_rule(rows: DataFrame) -> None:
+    """`spark.sql.caseSensitive` decides which columns match; of several that match none is taken."""
+    spark = rows.sparkSession
+    spark.conf.set("spark.sql.caseSensitive", "true")
+    try:
+        both = rows.withColumn("Label", F.lit("text"))
+        with pytest.raises(InputError, match="labelCol='Label' holds string"):
+            LabelModel(VOTES, labelCol="Label").fit(both)
+        with pytest.raises(InputError, match="labelCol='LABEL' is not a column of the data"):
+            LabelModel(VOTES, labelCol="LABEL").fit(both)
+    finally:
+        spark.conf.unset("spark.sql.caseSensitive")
+    with pytest.raises(InputError, match="labelCol='LABEL' matches 2 columns, 'label', 'Label'"):
+        LabelModel(VOTES, labelCol="LABEL").fit(both)
