@@ -1,9 +1,7 @@
 """A check that the torch translation of a stage is correct (it obeys four laws), for the tests of your own StageModule."""
 
 import dataclasses
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -314,11 +312,11 @@ def _outputs(trials: Sequence[_Trial], df: DataFrame, tolerance: float) -> None:
             carried |= {name: F.col(name) for name in wished}
         for trial, schema in zip(trials, schemas, strict=True):
             _same_schema(trial, schema, schemas[next(k for k, t in enumerate(trials) if t.stage is trial.original)])
-        with tempfile.TemporaryDirectory(prefix="sparkdiff-check-") as folder:
+        with jvm.temporary("sparkdiff-check-", None) as folder:
             names = [name for name in carried if name not in kept_in]
-            write_plain(rows, names, Path(folder) / "rows")
+            write_plain(rows, names, folder / "rows")
             seen = 0
-            for batch in read_plain(Path(folder) / "rows", ROWS_AT_ONCE, -1.0):
+            for batch in read_plain(folder / "rows", ROWS_AT_ONCE, -1.0):
                 values = {name: batch[f"v{i}"] for i, name in enumerate(names)}
                 nulls = {
                     name: cast(Tensor, batch[f"v{i}{NULL}"]) for i, name in enumerate(names) if f"v{i}{NULL}" in batch

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -92,9 +91,9 @@ def fetch_columns(df: DataFrame, names: Sequence[str]) -> list[torch.Tensor]:
     Raises:
         InputError: the vectors or arrays of a column differ in size.
     """
-    with TemporaryDirectory(prefix=".rows-", dir=jvm.scratch_folder()) as folder:
-        write_plain(df, names, Path(folder) / "rows")
-        parts = [*read_plain(Path(folder) / "rows", PIECE)]
+    with jvm.temporary(".rows-", jvm.scratch_folder()) as folder:
+        write_plain(df, names, folder / "rows")
+        parts = [*read_plain(folder / "rows", PIECE)]
     found = [[dense(part[f"v{i}"]) for part in parts] for i in range(len(names))]
     for name, pieces in zip(names, found, strict=True):
         if len(sizes := {piece.shape[1:] for piece in pieces}) > 1:

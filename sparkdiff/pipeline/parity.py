@@ -114,10 +114,10 @@ def verify(model: Any, df: DataFrame, network: Network | None = None) -> Parity:
     try:
         with (
             room("the rows to compare", disk, "make room"),
-            tempfile.TemporaryDirectory(prefix="sparkdiff-verify-") as name,
+            jvm.temporary("sparkdiff-verify-", None) as folder,
         ):
-            held = run_in_spark(df, {i: stages[i] for i in range(last + 1)}, network, Path(name) / "rows")
-            parity = compare(network, Path(name) / "rows", held)
+            held = run_in_spark(df, {i: stages[i] for i in range(last + 1)}, network, folder / "rows")
+            parity = compare(network, folder / "rows", held)
     except InputError as e:
         if notes := _notes(network.graph, df):
             raise InputError("\n".join((str(e), *notes))) from e

@@ -145,7 +145,7 @@ class Trials:
     @cached_property
     def scratch(self) -> TemporaryDirectory[str]:
         """Folder of the written rows that reach linear last stages, kept while trials run."""
-        return TemporaryDirectory(prefix=".search-", dir=jvm.scratch_folder())
+        return TemporaryDirectory(prefix=".search-", dir=jvm.scratch_folder(), ignore_cleanup_errors=True)
 
     def _share(self, share: float) -> Folds:
         """The folds with a share of the training rows, by a hash: a larger share contains all rows of a smaller one."""

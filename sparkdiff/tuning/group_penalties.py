@@ -8,8 +8,6 @@ last stage with `standardization=False`. Its Params contain everything that its 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -87,9 +85,9 @@ def group_penalties(
     parts = [fitted.transform(rows) for rows in (train, validation)]
     if why := cached_rows.cannot_read(parts[0].schema, asked.reads):
         raise InputError(f"method='hypergradient': {plain(why)}")
-    with TemporaryDirectory(prefix=".search-", dir=jvm.scratch_folder()) as folder:
+    with jvm.temporary(".search-", jvm.scratch_folder()) as folder:
         rows = [(parts[0], F.lit(-1)), (parts[1], F.lit(0))]
-        cache = cached_rows.write_rows(rows, asked.reads, None, Path(folder) / "rows")
+        cache = cached_rows.write_rows(rows, asked.reads, None, folder / "rows")
         chosen = groups_of(groups, asked.reads.features, fitted.stages, parts[0], cache.width)
         model = model_on(cache, type(last).__name__, asked.setting, chosen, parts[0], asked.reads.label)
         found = tune_penalties(model, singles, steps)

@@ -5,8 +5,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -186,9 +184,9 @@ def solve(
         if _too_wide(kind, [wanted[fit].setting for fit in group], parts[0][0], reads.features):
             continue
         own = judge if judge and _column_exists(schema, judge) else None
-        with TemporaryDirectory(prefix=".search-", dir=jvm.scratch_folder()) as name:
+        with jvm.temporary(".search-", jvm.scratch_folder()) as folder:
             if kept is None:
-                cache = cached_rows.write_rows(parts, reads, own, Path(name) / "rows")
+                cache = cached_rows.write_rows(parts, reads, own, folder / "rows")
             else:
                 columns = (reads, own and (own.label, own.weight))
                 cache = kept.once((*way, columns), partial(cached_rows.write_rows, parts, reads, own))

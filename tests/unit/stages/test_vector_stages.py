@@ -176,7 +176,8 @@ def test_units() -> None:
 @pytest.mark.parametrize(("width", "rows"), [(10, 16 * 8192), (500, 67_108), (50_000, 671), (500_000, 256)])
 def test_a_gpu_measures_fewer_wide_rows_at_a_time(width: int, rows: int) -> None:
     """256 MiB of them, unless that would be very few."""
-    stream: Any = SimpleNamespace(columns=[BatchColumn("x", "x", "dense", width, F64)], place=GPU)
+    manifest = SimpleNamespace(columns=[BatchColumn("x", "x", "dense", width, F64)])
+    stream: Any = SimpleNamespace(manifest=manifest, place=GPU)
     assert rows_at_once(network((logistic(width), ["x"], "p")), stream) == rows
 
 
@@ -195,7 +196,7 @@ def test_fewer_wide_rows_are_dense_at_a_time(with_mean: bool, width: int, kind: 
 
     stream: Any = SimpleNamespace(
         batches=batches,
-        columns=[BatchColumn("x", "x", kind, width, F64)],
+        manifest=SimpleNamespace(columns=[BatchColumn("x", "x", kind, width, F64)]),
         together=lambda rows, world: rows * world,
         place=CPU,
     )
